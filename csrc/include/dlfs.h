@@ -1,0 +1,538 @@
+/* dlfs.h: the whole contract between TypeScript and the native libraries libdlfs_cuda.so and libdlfs_cpu.so, which
+ * export exactly these symbols. lib/native/symbols.generated.ts is generated from this file.
+ *
+ * Rules that hold for every function, unless its comment says otherwise
+ * - Result: a dlfs_status. 0 is done, > 0 informative, < 0 an error that dlfs_last_error() describes. Results go
+ *   through out-parameters, written only on success. No function prints, exits, aborts or lets an exception escape.
+ * - Argument order: context, stream or object; outputs; inputs; workspace; sizes; scalars.
+ * - Pointers marked DLFS_HOST are host memory read or written before the function returns (TypeScript passes a view).
+ *   All other pointers are device addresses (of the backend's memory, host memory on the CPU backend) that must stay
+ *   allocated until the stream has passed the call. "Nullable" says where NULL is allowed.
+ * - Functions taking a stream are enqueued on it in order and return at once, with their scalar and DLFS_HOST
+ *   arguments already copied, except functions named ..._sync. They may be captured in a graph, except ..._sync ones.
+ *   An error that happens while a stream runs is sticky: the next synchronize or query of it reports it.
+ * - Handles are integers carrying kind, slot and generation: a destroyed or foreign handle is DLFS_ERROR_HANDLE. A
+ *   destroy call on work in flight waits for it. 0 is never a valid handle.
+ * - Thread safety: every function may be called from any thread; calls on one stream must not overlap in time.
+ * - Activations are NHWC, packed. Weights are KRSC: (out channels, kernel height, kernel width, in channels / groups).
+ *   Shapes in comments are row-major, (N, H, W, C). Boxes are x1, y1, x2, y2 in pixels, with no +1.
+ * - dtype arguments take dlfs_dtype. Parameters, statistics, losses and boxes are fp32 whatever the activations are.
+ * - Workspaces are device memory, 256-byte aligned, of at least the size that the matching ..._workspace function
+ *   gives; NULL is allowed where that is 0. Their content need not survive the call.
+ */
+#ifndef DLFS_H
+#define DLFS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define DLFS_API __attribute__((visibility("default")))
+#else
+#define DLFS_API
+#endif
+
+/* Marks a pointer to host memory that is used during the call only. */
+#define DLFS_HOST
+
+#define DLFS_ABI_VERSION 1
+
+typedef int32_t dlfs_status;
+#define DLFS_OK 0
+#define DLFS_NOT_READY 1          /* the work asked about has not finished */
+#define DLFS_ERROR_ARGUMENT -100  /* a value out of range, a NULL that is not allowed */
+#define DLFS_ERROR_SHAPE -101     /* sizes that do not fit together */
+#define DLFS_ERROR_DTYPE -102     /* a dtype that the operation does not take */
+#define DLFS_ERROR_HANDLE -103    /* a handle of another kind, or one already destroyed */
+#define DLFS_ERROR_UNSUPPORTED -104 /* this backend or device cannot do it; see dlfs_supports */
+#define DLFS_ERROR_MEMORY -200    /* device memory ran out */
+#define DLFS_ERROR_HOST_MEMORY -201 /* host memory ran out */
+#define DLFS_ERROR_IO -300
+#define DLFS_ERROR_IMAGE -301     /* bytes that are not a JPEG, or a damaged one */
+#define DLFS_ERROR_CUDA -400      /* a CUDA error that leaves the process usable */
+#define DLFS_ERROR_CUDA_FATAL -401 /* a CUDA error after which the process must end (illegal address, ...) */
+#define DLFS_ERROR_CUDNN -500
+#define DLFS_ERROR_CUBLAS -501
+#define DLFS_ERROR_NVJPEG -502
+#define DLFS_ERROR_ONEDNN -503
+#define DLFS_ERROR_INTERNAL -900
+
+typedef int32_t dlfs_dtype;
+#define DLFS_F32 0
+#define DLFS_BF16 1
+#define DLFS_F16 2
+#define DLFS_I32 3
+#define DLFS_U8 4
+#define DLFS_I64 5
+
+typedef int32_t dlfs_activation;
+#define DLFS_ACT_NONE 0
+#define DLFS_ACT_RELU 1    /* max(x, 0) */
+#define DLFS_ACT_SIGMOID 2 /* 1 / (1 + exp(-x)) */
+#define DLFS_ACT_SILU 3    /* x * sigmoid(x) */
+
+typedef int64_t dlfs_context; /* one device: its memory, its default options */
+typedef int64_t dlfs_stream;  /* an ordered queue of work on a context's device */
+typedef int64_t dlfs_event;   /* a point in a stream */
+typedef int64_t dlfs_graph;   /* a captured sequence of calls */
+typedef int64_t dlfs_conv;    /* a planned convolution */
+typedef int64_t dlfs_sgd;     /* the tensor lists of an optimizer */
+typedef int64_t dlfs_decoder; /* JPEG decoding threads with their own streams */
+typedef int64_t dlfs_job;     /* one batch being decoded */
+
+/* ---- library ------------------------------------------------------------------------------------------------- */
+
+/* DLFS_ABI_VERSION of the library. Not a status. */
+DLFS_API int32_t dlfs_abi_version(void);
+
+/* The last error message of the calling thread, UTF-8, NUL-terminated, valid until its next failing call; it names
+ * the operation, the sizes, what was expected and what came, and the underlying library's own text. Empty string
+ * before the first error. Not a status. */
+DLFS_API const char *dlfs_last_error(void);
+
+/* Writes "key=value" lines: backend (cuda, cpu), header (first 16 hex digits of this file's SHA-256 at build time),
+ * and one line per library in use with its version. Truncated to capacity bytes, always NUL-terminated. */
+DLFS_API dlfs_status dlfs_build_info(DLFS_HOST char *out, int64_t capacity);
+
+/* How many devices this backend can use; the CPU backend has one. 0 where the driver is missing. */
+DLFS_API dlfs_status dlfs_device_count(DLFS_HOST int32_t *out);
+
+/* Name of a device (NUL-terminated, truncated) and values[0..3]: memory in bytes, multiprocessors (or CPU threads
+ * used for compute), compute capability as 10 * major + minor (0 on the CPU), L2 cache in bytes (0 where unknown). */
+DLFS_API dlfs_status dlfs_device_info(DLFS_HOST char *name, int64_t capacity, DLFS_HOST int64_t *values, int32_t device);
+
+/* ---- contexts ------------------------------------------------------------------------------------------------ */
+
+/* Opens a device. */
+DLFS_API dlfs_status dlfs_context_create(DLFS_HOST dlfs_context *out, int32_t device);
+
+/* Closes a context; its streams, plans and memory must have been released (an error otherwise names what is left). */
+DLFS_API dlfs_status dlfs_context_destroy(dlfs_context ctx);
+
+/* Sets an option for what is created or enqueued afterwards: "deterministic" (0/1: only algorithms that give the same
+ * bytes each run), "tf32" (0/1: fp32 convolutions may round inputs to TF32; default 0), "threads" (CPU: compute
+ * threads, 0 = all cores). An unknown name is DLFS_ERROR_ARGUMENT; an option without meaning here is accepted. */
+DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char *name, int64_t value);
+
+/* Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
+ * "conv.epilogue" (bias, residual and activation fused into the convolution), "graph" (capture and launch), "jpeg.decode",
+ * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0. */
+DLFS_API dlfs_status dlfs_supports(dlfs_context ctx, DLFS_HOST int32_t *out, DLFS_HOST const char *feature);
+
+/* ---- memory -------------------------------------------------------------------------------------------------- */
+
+/* Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */
+DLFS_API dlfs_status dlfs_malloc(dlfs_context ctx, DLFS_HOST void **out, int64_t bytes);
+
+/* Frees what dlfs_malloc gave; any other address is DLFS_ERROR_ARGUMENT. Waits for the device. */
+DLFS_API dlfs_status dlfs_free(dlfs_context ctx, void *address);
+
+/* Allocates pinned host memory, 64-byte aligned, zeroed, which asynchronous copies and decoders can use. */
+DLFS_API dlfs_status dlfs_host_malloc(dlfs_context ctx, DLFS_HOST void **out, int64_t bytes);
+
+/* Frees what dlfs_host_malloc gave. The caller has made sure that no stream or job uses it any more. */
+DLFS_API dlfs_status dlfs_host_free(dlfs_context ctx, void *address);
+
+/* values[0..3]: bytes free on the device, bytes in total, bytes allocated through this context now, and at the peak. */
+DLFS_API dlfs_status dlfs_memory_info(dlfs_context ctx, DLFS_HOST int64_t *values);
+
+/* Copies bytes from pinned host memory to the device. */
+DLFS_API dlfs_status dlfs_copy_to_device(dlfs_stream stream, void *dst, const void *pinned_src, int64_t bytes);
+
+/* Copies bytes from the device to pinned host memory. */
+DLFS_API dlfs_status dlfs_copy_to_host(dlfs_stream stream, void *pinned_dst, const void *src, int64_t bytes);
+
+/* Copies bytes on the device; the ranges must not overlap. */
+DLFS_API dlfs_status dlfs_copy(dlfs_stream stream, void *dst, const void *src, int64_t bytes);
+
+/* Copies rows of row_bytes from a buffer with src_pitch bytes between row starts to one with dst_pitch. */
+DLFS_API dlfs_status dlfs_copy_2d(dlfs_stream stream, void *dst, const void *src, int64_t rows, int64_t row_bytes,
+                                  int64_t dst_pitch, int64_t src_pitch);
+
+/* Sets bytes to the low 8 bits of value. */
+DLFS_API dlfs_status dlfs_memset(dlfs_stream stream, void *dst, int64_t bytes, int32_t value);
+
+/* Copies any host memory to the device in stream order and waits until that is done. */
+DLFS_API dlfs_status dlfs_upload_sync(dlfs_stream stream, void *dst, DLFS_HOST const void *src, int64_t bytes);
+
+/* Copies device memory to any host memory in stream order and waits until that is done. */
+DLFS_API dlfs_status dlfs_download_sync(dlfs_stream stream, DLFS_HOST void *dst, const void *src, int64_t bytes);
+
+/* ---- streams, events, graphs --------------------------------------------------------------------------------- */
+
+DLFS_API dlfs_status dlfs_stream_create(dlfs_context ctx, DLFS_HOST dlfs_stream *out); /* A new, empty stream. */
+DLFS_API dlfs_status dlfs_stream_destroy(dlfs_stream stream); /* Waits for its work, then releases it. */
+DLFS_API dlfs_status dlfs_stream_synchronize(dlfs_stream stream); /* Waits until all enqueued work is done. */
+DLFS_API dlfs_status dlfs_stream_query(dlfs_stream stream); /* DLFS_OK when all is done, else DLFS_NOT_READY. */
+
+DLFS_API dlfs_status dlfs_event_create(dlfs_context ctx, DLFS_HOST dlfs_event *out); /* An event not yet recorded. */
+DLFS_API dlfs_status dlfs_event_destroy(dlfs_event event); /* Releases an event. */
+DLFS_API dlfs_status dlfs_event_record(dlfs_stream stream, dlfs_event event); /* Marks the stream's present end. */
+DLFS_API dlfs_status dlfs_event_query(dlfs_event event); /* DLFS_OK when passed or never recorded; DLFS_NOT_READY. */
+DLFS_API dlfs_status dlfs_event_synchronize(dlfs_event event); /* Waits until the event has been passed. */
+DLFS_API dlfs_status dlfs_stream_wait_event(dlfs_stream stream, dlfs_event event); /* Later work waits for it. */
+
+/* Milliseconds between two passed events. */
+DLFS_API dlfs_status dlfs_event_elapsed(DLFS_HOST double *out_ms, dlfs_event start, dlfs_event end);
+
+/* Starts capture: calls on this stream are recorded instead of run. Work on other streams is not affected, nor
+ * captured, unless joined by events recorded in and waited for by the capturing stream. */
+DLFS_API dlfs_status dlfs_graph_begin(dlfs_stream stream);
+
+/* Ends capture. After a failed call during capture this reports an error and the capture is discarded. */
+DLFS_API dlfs_status dlfs_graph_end(dlfs_stream stream, DLFS_HOST dlfs_graph *out);
+
+/* Runs all captured calls, in one launch, on a stream of the same context, with the addresses they were captured with. */
+DLFS_API dlfs_status dlfs_graph_launch(dlfs_stream stream, dlfs_graph graph);
+DLFS_API dlfs_status dlfs_graph_destroy(dlfs_graph graph); /* Waits for launches in flight, then releases it. */
+
+/* ---- elementwise --------------------------------------------------------------------------------------------- */
+
+/* dst[i] = value; F32, BF16, F16, I32. */
+DLFS_API dlfs_status dlfs_fill(dlfs_stream stream, void *dst, int64_t n, dlfs_dtype dtype, double value);
+
+/* dst[i] = src[i] converted, round to nearest even; between F32, BF16, F16, I32, U8. */
+DLFS_API dlfs_status dlfs_cast(dlfs_stream stream, void *dst, const void *src, int64_t n, dlfs_dtype dst_dtype,
+                               dlfs_dtype src_dtype);
+
+/* dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. */
+DLFS_API dlfs_status dlfs_add(dlfs_stream stream, void *dst, const void *a, const void *b, int64_t n, dlfs_dtype dtype,
+                              dlfs_activation activation);
+
+/* dst[i] = src[i] * factor * (device_factor ? *device_factor : 1); dst may be src. device_factor: fp32, nullable. */
+DLFS_API dlfs_status dlfs_scale(dlfs_stream stream, void *dst, const void *src, const float *device_factor, int64_t n,
+                                dlfs_dtype dtype, double factor);
+
+/* y[i] = activation(x[i]), computed in fp32; y may be x. */
+DLFS_API dlfs_status dlfs_activation_forward(dlfs_stream stream, void *y, const void *x, int64_t n, dlfs_dtype dtype,
+                                             dlfs_activation activation);
+
+/* dx[i] = dy[i] * activation'(.). RELU and SIGMOID read y (x nullable), SILU reads x (y nullable). dx may be dy. */
+DLFS_API dlfs_status dlfs_activation_backward(dlfs_stream stream, void *dx, const void *dy, const void *x, const void *y,
+                                              int64_t n, dlfs_dtype dtype, dlfs_activation activation);
+
+/* Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
+DLFS_API dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t *flag, const void *x, int64_t n, dlfs_dtype dtype);
+
+/* dst[i] uniform in [low, high), fp32. Philox4x32-10 (Salmon et al. 2011): element i takes word i % 4 of the block with
+ * key = seed (64 bits) and counter = (i / 4, offset); the same seed and offset give the same bits on every backend. */
+DLFS_API dlfs_status dlfs_init_uniform(dlfs_stream stream, float *dst, int64_t n, int64_t seed, int64_t offset,
+                                       double low, double high);
+
+/* dst[i] normal with the mean and standard deviation, fp32: Box-Muller on the words of dlfs_init_uniform's blocks, pairs
+ * (0, 1) and (2, 3); equal across backends to a few units in the last place. */
+DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n, int64_t seed, int64_t offset,
+                                      double mean, double std);
+
+/* ---- convolution --------------------------------------------------------------------------------------------- */
+
+#define DLFS_CONV_FORWARD 0
+#define DLFS_CONV_BACKWARD_DATA 1
+#define DLFS_CONV_BACKWARD_WEIGHT 2
+#define DLFS_CONV_BIAS 1     /* flag: adds a bias (K), fp32 */
+#define DLFS_CONV_RESIDUAL 2 /* flag: adds a tensor of y's shape and dtype, before the activation */
+
+/* Plans one direction of y = activation(conv(x, w) + bias + residual).
+ * x (N, H, W, C), w (K, R, S, C / groups), y (N, P, Q, K); P = (H + 2 pad_h - dilation_h (R - 1) - 1) / stride_h + 1,
+ * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); weight gradients are always fp32; sums are fp32.
+ * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
+ * "deterministic" option, repeated runs give the same bytes.
+ * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
+ * versions; one that does not fit is DLFS_ERROR_ARGUMENT. */
+DLFS_API dlfs_status dlfs_conv_create(dlfs_context ctx, DLFS_HOST dlfs_conv *out, DLFS_HOST const char *pick,
+                                      int32_t direction, dlfs_dtype dtype, int32_t n, int32_t h, int32_t w, int32_t c,
+                                      int32_t k, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
+                                      int32_t pad_h, int32_t pad_w, int32_t dilation_h, int32_t dilation_w,
+                                      int32_t groups, int32_t flags, dlfs_activation activation);
+DLFS_API dlfs_status dlfs_conv_destroy(dlfs_conv conv); /* Releases a plan; captured graphs that use it stay valid. */
+
+/* Times the candidate algorithms on scratch memory of its own, for about budget_ms, and keeps the fastest; the workspace
+ * size may change. */
+DLFS_API dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budget_ms);
+
+/* Bytes of workspace that executing the plan needs. */
+DLFS_API dlfs_status dlfs_conv_workspace(dlfs_conv conv, DLFS_HOST int64_t *out);
+
+/* The algorithm in use as a short text for dlfs_conv_create and for people; NUL-terminated, needs 256 bytes. */
+DLFS_API dlfs_status dlfs_conv_pick(dlfs_conv conv, DLFS_HOST char *out, int64_t capacity);
+
+/* Runs a DLFS_CONV_FORWARD plan. bias and residual are NULL exactly where the plan lacks the flag. */
+DLFS_API dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void *y, const void *x, const void *w,
+                                       const float *bias, const void *residual, void *workspace);
+
+/* Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. */
+DLFS_API dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void *dx, const void *dy, const void *w,
+                                             void *workspace);
+
+/* Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
+DLFS_API dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float *dw, const void *x,
+                                               const void *dy, void *workspace);
+
+/* Bytes of workspace for dlfs_channel_sum. */
+DLFS_API dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int64_t rows, int32_t c,
+                                                dlfs_dtype dtype);
+
+/* out[j] = sum over rows of x[row, j], x (rows, C): the gradient of a bias. fp32, the same order of sums each run. */
+DLFS_API dlfs_status dlfs_channel_sum(dlfs_stream stream, float *out, const void *x, void *workspace, int64_t rows,
+                                      int32_t c, dlfs_dtype dtype);
+
+/* ---- normalisation ------------------------------------------------------------------------------------------- */
+
+/* Bytes of workspace for dlfs_batch_norm_train and dlfs_batch_norm_backward. */
+DLFS_API dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int64_t rows, int32_t c,
+                                               dlfs_dtype dtype);
+
+/* Batch normalization with the batch's statistics (Ioffe and Szegedy 2015, as torch.nn.BatchNorm2d):
+ *   y = activation((x - mean) * invstd * weight + bias + residual), activation NONE or RELU,
+ * x, y, residual (rows, C) with rows = N H W; invstd = 1 / sqrt(biased variance + eps). save_mean and save_invstd (C)
+ * are for the backward pass. running = (1 - momentum) running + momentum * batch, with the unbiased variance; running
+ * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32. */
+DLFS_API dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void *y, float *save_mean, float *save_invstd,
+                                           float *running_mean, float *running_var, const void *x, const void *residual,
+                                           const float *weight, const float *bias, void *workspace, int64_t rows,
+                                           int32_t c, dlfs_dtype dtype, double eps, double momentum,
+                                           dlfs_activation activation);
+
+/* The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
+DLFS_API dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void *y, const void *x, const void *residual,
+                                           const float *weight, const float *bias, const float *mean, const float *var,
+                                           int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
+                                           dlfs_activation activation);
+
+/* Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0 (y is read then, else nullable). dresidual,
+ * nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy. */
+DLFS_API dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void *dx, void *dresidual, float *dweight,
+                                              float *dbias, const void *dy, const void *x, const void *y,
+                                              const float *weight, const float *save_mean, const float *save_invstd,
+                                              void *workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
+                                              dlfs_activation activation);
+
+/* Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
+ * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable. */
+DLFS_API dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void *folded_w, float *folded_bias, const float *w,
+                                          const float *conv_bias, const float *weight, const float *bias,
+                                          const float *mean, const float *var, int32_t k, int64_t per_channel,
+                                          dlfs_dtype dtype, double eps);
+
+/* ---- pooling, resampling ------------------------------------------------------------------------------------- */
+
+/* Maximum over windows, padding never wins: x (N, H, W, C), y and index (N, P, Q, C); P, Q as for convolutions with
+ * dilation 1. index: uint8, the winner's position in its window (r * S + s; the first of equals; NaN wins), nullable.
+ * R * S <= 255, padding <= half the window. */
+DLFS_API dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void *y, void *index, const void *x, int32_t n, int32_t h,
+                                           int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
+                                           int32_t pad_h, int32_t pad_w, dlfs_dtype dtype);
+
+/* dx (N, H, W, C): each dy goes to its window's winner; overlapping windows add. Overwrites dx; deterministic. */
+DLFS_API dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void *dx, const void *dy, const void *index, int32_t n,
+                                            int32_t h, int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
+                                            int32_t stride_w, int32_t pad_h, int32_t pad_w, dlfs_dtype dtype);
+
+/* Mean over windows; count_include_pad 1 divides by R * S, 0 by the pixels inside the image. A window of the whole image
+ * is global average pooling. */
+DLFS_API dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void *y, const void *x, int32_t n, int32_t h, int32_t w,
+                                           int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
+                                           int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype);
+
+/* dx of dlfs_avg_pool_forward; overwrites dx. */
+DLFS_API dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void *dx, const void *dy, int32_t n, int32_t h, int32_t w,
+                                            int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
+                                            int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype);
+
+/* y (N, P, Q, C) from x (N, H, W, C): y[p, q] = x[floor(p H / P), floor(q W / Q)] (torch "nearest"), in integers. */
+DLFS_API dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void *y, const void *x, int32_t n, int32_t h,
+                                                   int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype);
+
+/* dx of dlfs_upsample_nearest_forward, summed in fp32; overwrites dx. */
+DLFS_API dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void *dx, const void *dy, int32_t n, int32_t h,
+                                                    int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype);
+
+/* ---- optimizer ----------------------------------------------------------------------------------------------- */
+
+/* Lists the tensors that one dlfs_sgd_step updates: count tensors, each with the addresses of its fp32 parameter,
+ * gradient and momentum buffer, of a low-precision copy in cast_dtype that follows it (0 for none), its number of
+ * elements, its weight decay and a factor on the learning rate. The lists are copied. */
+DLFS_API dlfs_status dlfs_sgd_create(dlfs_context ctx, DLFS_HOST dlfs_sgd *out, DLFS_HOST const int64_t *parameters,
+                                     DLFS_HOST const int64_t *gradients, DLFS_HOST const int64_t *momenta,
+                                     DLFS_HOST const int64_t *casts, DLFS_HOST const int64_t *elements,
+                                     DLFS_HOST const float *weight_decays, DLFS_HOST const float *lr_factors,
+                                     int32_t count, dlfs_dtype cast_dtype);
+DLFS_API dlfs_status dlfs_sgd_destroy(dlfs_sgd sgd); /* Releases the lists. */
+
+/* One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
+ * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
+ * *skip != 0 nothing changes. grad_factor multiplies gradients first. All tensors in one launch. */
+DLFS_API dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float *lr, const int32_t *skip,
+                                   double momentum, int32_t nesterov, double grad_factor);
+
+/* Refreshes the low-precision copies from the parameters (after loading weights). */
+DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
+
+/* *lr = table[min(*step, length - 1)]; *step += 1. table: length fp32 values on the device, one per iteration, so that any
+ * learning-rate strategy runs inside a captured step. step: int32 on the device. */
+DLFS_API dlfs_status dlfs_schedule_step(dlfs_stream stream, float *lr, int32_t *step, const float *table, int64_t length);
+
+/* ---- detection ----------------------------------------------------------------------------------------------- */
+
+/* Anchors of one pyramid level, (feature_h * feature_w * A, 4), ordered row, column, cell anchor: cell_anchors (A, 4) fp32,
+ * centred on 0, moved to (column * stride_w, row * stride_h), as torchvision's AnchorGenerator. */
+DLFS_API dlfs_status dlfs_anchor_grid(dlfs_stream stream, float *out, const float *cell_anchors, int32_t feature_h,
+                                      int32_t feature_w, int32_t anchors_per_cell, double stride_h, double stride_w);
+
+/* out (A, B) = intersection over union of every box of a (A, 4) with every box of b (B, 4), as torchvision.ops.box_iou;
+ * 0 where the union is 0. */
+DLFS_API dlfs_status dlfs_box_iou(dlfs_stream stream, float *out, const float *a, const float *b, int32_t count_a,
+                                  int32_t count_b);
+
+/* deltas (count, 4) = torchvision's BoxCoder.encode of boxes against anchors: wx (gx - ax) / aw, wy (gy - ay) / ah,
+ * ww log(gw / aw), wh log(gh / ah), with centres and sizes. */
+DLFS_API dlfs_status dlfs_box_encode(dlfs_stream stream, float *deltas, const float *boxes, const float *anchors,
+                                     int64_t count, double wx, double wy, double ww, double wh);
+
+/* boxes (count, 4) = torchvision's BoxCoder.decode of deltas (fp32); dw, dh are clipped at log(1000 / 16). */
+DLFS_API dlfs_status dlfs_box_decode(dlfs_stream stream, float *boxes, const float *deltas, const float *anchors,
+                                     int64_t count, double wx, double wy, double ww, double wh);
+
+/* Bytes of workspace for dlfs_match_anchors. */
+DLFS_API dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
+                                                  int32_t max_boxes);
+
+/* torchvision's Matcher for a batch: matches (N, A) int32 = the index of the box with the largest IoU (the lowest index
+ * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. With allow_low_quality, every
+ * anchor whose IoU equals the largest that some box reaches keeps its best box's index. foreground (N) int32 = matches
+ * >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed: all background). */
+DLFS_API dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t *matches, int32_t *foreground, const float *anchors,
+                                        const float *boxes, const int32_t *counts, void *workspace, int32_t n,
+                                        int32_t anchors_count, int32_t max_boxes, double high, double low,
+                                        int32_t allow_low_quality);
+
+/* Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
+DLFS_API dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
+                                                   int32_t classes);
+
+/* Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = 1/N sum over images of (sum over anchors that are
+ * not ignored and classes of alpha_t (1 - p_t)^gamma BCE) / max(1, foreground). logits (N, A, K) of dtype; matches from
+ * dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha. dlogits (N, A, K), nullable, dtype of
+ * logits: the gradient of *loss times grad_factor; ignored anchors get 0. One pass over logits; loss fp32, the same order
+ * of sums each run. */
+DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
+                                     const int32_t *matches, const int32_t *labels, const int32_t *foreground,
+                                     void *workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
+                                     dlfs_dtype dtype, double alpha, double gamma, double grad_factor);
+
+/* Smooth L1 on encoded boxes: *loss = 1/N sum over images of (sum over foreground anchors and coordinates of
+ * (d < beta ? d^2 / (2 beta) : d - beta / 2)) / max(1, foreground), d = |deltas - encode(box, anchor)|; beta 0 is L1.
+ * deltas (N, A, 4) of dtype, ddeltas the same, nullable, times grad_factor, 0 outside the foreground. */
+DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, void *ddeltas, const void *deltas,
+                                   const float *anchors, const int32_t *matches, const float *boxes,
+                                   const int32_t *foreground, void *workspace, int32_t n, int32_t anchors_count,
+                                   int32_t max_boxes, dlfs_dtype dtype, double wx, double wy, double ww, double wh,
+                                   double beta, double grad_factor);
+
+/* Bytes of workspace for dlfs_topk. */
+DLFS_API dlfs_status dlfs_topk_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int64_t m, int32_t k);
+
+/* Per image the k largest sigmoid(logits) > threshold (strictly), largest first, the lower index first among equals.
+ * logits (N, M) of dtype; rows start logits_stride elements apart, result rows row_stride elements apart (so that the
+ * levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0) past the last. */
+DLFS_API dlfs_status dlfs_topk(dlfs_stream stream, float *scores, int32_t *index, const void *logits, void *workspace,
+                               int32_t n, int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride,
+                               dlfs_dtype dtype, double threshold);
+
+/* Boxes and labels of dlfs_topk's results for one level: index i of row is anchor i / classes, class i % classes. boxes
+ * (N, row_stride, 4) and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1).
+ * deltas (N, A, 4) of dtype, rows deltas_stride elements apart; anchors (A, 4). Boxes are clipped to image_sizes (N, 2) fp32:
+ * height, width. */
+DLFS_API dlfs_status dlfs_decode_candidates(dlfs_stream stream, float *boxes, int32_t *labels, const int32_t *index,
+                                            const void *deltas, const float *anchors, const float *image_sizes,
+                                            int32_t n, int32_t k, int64_t row_stride, int64_t deltas_stride,
+                                            int32_t classes, dlfs_dtype dtype, double wx, double wy, double ww,
+                                            double wh);
+
+/* Bytes of workspace for dlfs_nms. */
+DLFS_API dlfs_status dlfs_nms_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t k);
+
+/* Greedy non-maximum suppression of a batch (torchvision.ops.batched_nms): candidates boxes (N, K, 4), scores (N, K),
+ * labels (N, K), those with label < 0 left out; sorted by score (stable), a box is dropped when its IoU with a kept one (of
+ * the same label when class_aware) is > iou_threshold. keep (N, max_out) int32: candidate indices, best first, -1 past
+ * the last; keep_counts (N) int32. */
+DLFS_API dlfs_status dlfs_nms(dlfs_stream stream, int32_t *keep, int32_t *keep_counts, const float *boxes,
+                              const float *scores, const int32_t *labels, void *workspace, int32_t n, int32_t k,
+                              int32_t max_out, double iou_threshold, int32_t class_aware);
+
+/* detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. */
+DLFS_API dlfs_status dlfs_gather_detections(dlfs_stream stream, float *detections, const float *boxes,
+                                            const float *scores, const int32_t *labels, const int32_t *keep, int32_t n,
+                                            int32_t k, int32_t max_out);
+
+/* ---- images -------------------------------------------------------------------------------------------------- */
+
+/* Reads a JPEG's header: values[0..5] = width, height, components, bits per sample, process (0 baseline or extended
+ * sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), Adobe transform (-1 none). No pixels are decoded, nothing is
+ * allocated. DLFS_ERROR_IMAGE says what is wrong (not a JPEG, no frame before the end, size 0, ...). */
+DLFS_API dlfs_status dlfs_jpeg_info_sync(DLFS_HOST int32_t *values, DLFS_HOST const void *bytes, int64_t length);
+
+/* Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
+ * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
+ * DLFS_ERROR_IMAGE; one over 2^28 pixels is refused before anything is allocated. */
+DLFS_API dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void *dst, DLFS_HOST const void *bytes, int64_t length,
+                                           int32_t width, int32_t height);
+
+/* Encodes pixels (height, width, 3) uint8 RGB on the device as a baseline JPEG, 4:2:0, quality 1 to 100; waits. *length
+ * receives the size; a capacity too small is DLFS_ERROR_ARGUMENT naming the size needed. */
+DLFS_API dlfs_status dlfs_jpeg_encode_sync(dlfs_stream stream, DLFS_HOST void *out, DLFS_HOST int64_t *length,
+                                           const void *pixels, int64_t capacity, int32_t width, int32_t height,
+                                           int32_t quality);
+
+#define DLFS_TRANSFORM_FLOATS 12
+#define DLFS_PREPROCESS_ANTIALIAS 1 /* flag: triangle filter over the footprint when shrinking (Pillow's bilinear) */
+#define DLFS_PREPROCESS_BGR 2       /* flag: the output's channel order is B, G, R */
+
+/* Crops, resizes, flips, normalises and casts n images into dst (n, out_h, out_w, out_c), out_c >= 3, further channels 0.
+ * Image i: uint8 RGB at device address sources[i], sizes[2 i] high and sizes[2 i + 1] wide. transforms (n,
+ * DLFS_TRANSFORM_FLOATS) per image: crop x, y, width, height in source pixels (may be fractional and reach outside the
+ * image); target x, y, width, height in output pixels; flip_x, flip_y (0 or 1, mirroring the target); 2 unused (0).
+ * Output pixel (u, v) inside the target samples crop coordinate ((u + 0.5 - target_x) * crop_w / target_w - 0.5) + crop_x,
+ * bilinear, coordinates clamped to the image (torch's interpolate, align_corners false); outside the target, or where
+ * the sampled point lies outside the image by more than half a pixel, it is the fill colour. Value written for channel c:
+ * (pixel / 255 - mean[c]) / std[c] with normalisation = {mean[3], std[3], fill[3]} (fill in 0..255, RGB); for U8 output the
+ * pixel itself, rounded. The triangle filter with ANTIALIAS follows torch's antialias=True. */
+DLFS_API dlfs_status dlfs_preprocess(dlfs_stream stream, void *dst, DLFS_HOST const int64_t *sources,
+                                     DLFS_HOST const int32_t *sizes, DLFS_HOST const float *transforms,
+                                     DLFS_HOST const float *normalisation, int32_t n, int32_t out_h, int32_t out_w,
+                                     int32_t out_c, dlfs_dtype dtype, int32_t flags);
+
+/* Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
+DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads);
+DLFS_API dlfs_status dlfs_decoder_destroy(dlfs_decoder decoder); /* Waits for its jobs, then ends the threads. */
+
+/* Decodes n JPEGs and preprocesses each into its slot of dst, as dlfs_jpeg_decode_sync and dlfs_preprocess do; returns at
+ * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
+ * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
+ * the fill colour; the others are not affected. */
+DLFS_API dlfs_status dlfs_decoder_submit(dlfs_decoder decoder, DLFS_HOST dlfs_job *out, void *dst,
+                                         DLFS_HOST const int64_t *sources, DLFS_HOST const int64_t *lengths,
+                                         DLFS_HOST const float *transforms, DLFS_HOST const float *normalisation,
+                                         int32_t n, int32_t out_h, int32_t out_w, int32_t out_c, dlfs_dtype dtype,
+                                         int32_t flags);
+
+/* DLFS_OK when all images of the job are written (visible to any stream from then on), else DLFS_NOT_READY. */
+DLFS_API dlfs_status dlfs_job_query(dlfs_job job);
+
+/* Waits until dlfs_job_query would be DLFS_OK. */
+DLFS_API dlfs_status dlfs_job_wait_sync(dlfs_job job);
+
+/* status of each image of a finished job, n values: DLFS_OK or a negative status. */
+DLFS_API dlfs_status dlfs_job_results(dlfs_job job, DLFS_HOST int32_t *status);
+
+/* The error message of image i of a finished job, NUL-terminated, truncated; empty where it succeeded. */
+DLFS_API dlfs_status dlfs_job_message(dlfs_job job, DLFS_HOST char *out, int64_t capacity, int32_t i);
+DLFS_API dlfs_status dlfs_job_destroy(dlfs_job job); /* Waits for the job, then releases it. */
+
+#ifdef __cplusplus
+}
+#endif
+#endif
