@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Builds the native libraries: build/libdlfs_cpu.so and build/libdlfs_cuda.so.
+#
+#   scripts/build.sh [cpu|cuda|all] [--release]
+#
+# Without a name: whatever can be built on this machine. With one: that library, or an error that says what is missing.
+# --release: for other machines; a portable CPU baseline, and CUDA code for compute capabilities 75, 80, 86, 89 and 90
+# plus PTX. Otherwise for this machine: its processor, and its cards (90 where there is none).
+# Environment: DLFS_CUDA_ARCHS, such as "80 90a", replaces the CUDA architectures; CUDA_HOME and others say where CUDA
+# is (see find-cuda.sh); DLFS_WERROR=1 makes compiler warnings errors; DLFS_JOBS is the number of parallel compilers.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$root/scripts/find-cuda.sh"
+
+usage() { sed -n '2,/^set -e/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+
+which=auto
+release=OFF
+for argument in "$@"; do
+  case "$argument" in
+    cpu | cuda | all) which="$argument" ;;
+    --release) release=ON ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *)
+      usage >&2
+      die "build.sh: unknown argument '$argument'"
+      ;;
+  esac
+done
+
+cd "$root"
+cxx="${CXX:-c++}"
+generator=()
+if command -v ninja >/dev/null; then
+  generator=(-G Ninja)
+elif ! command -v make >/dev/null; then
+  die "neither ninja nor make was found. Debian and Ubuntu: apt-get install ninja-build"
+fi
+command -v cmake >/dev/null || die "CMake was not found. Debian and Ubuntu: apt-get install cmake"
+command -v "$cxx" >/dev/null || die "no C++ compiler was found. Debian and Ubuntu: apt-get install g++"
+
+# Prints one line per header that the CPU library needs and the compiler does not find.
+missing_for_cpu() {
+  local header package
+  while read -r header package; do
+    if [ "$(printf '#if __has_include(<%s>)\nfound\n#endif\n' "$header" |
+      "$cxx" -E -P -x c++ ${DNNLROOT:+-I"$DNNLROOT/include"} - 2>/dev/null | tr -d '[:space:]')" != found ]; then
+      echo "$header (Debian and Ubuntu: $package)"
+    fi
+  done <<<"oneapi/dnnl/dnnl.hpp libdnnl-dev
+jpeglib.h libjpeg-dev"
+}
+
+# Joins lines with a comma.
+joined() { paste -sd, | sed 's/,/, /g'; }
+
+# Joins arguments with semicolons: a CMake list.
+cmake_list() {
+  local IFS=";"
+  echo "$*"
+}
+
+# Configures and builds one library. Arguments: its name, CMake's arguments...
+build() {
+  local name="$1" tree="build/$1" log
+  shift
+  # A tree configured by another generator or compiler cannot be reused.
+  local identity="${generator[*]} $cxx ${cuda_nvcc:-} $root"
+  if [ -f "$tree/identity" ] && [ "$(cat "$tree/identity")" != "$identity" ]; then
+    rm -rf "$tree"
+  fi
+  mkdir -p "$tree"
+  echo "$identity" >"$tree/identity"
+  log="$tree/configure.log"
+  if ! cmake -S . -B "$tree" "${generator[@]}" -DDLFS_BACKEND="$name" -DDLFS_RELEASE="$release" \
+    -DDLFS_WERROR="${DLFS_WERROR:-OFF}" -DCMAKE_CXX_COMPILER="$cxx" "$@" >"$log" 2>&1; then
+    cat "$log" >&2
+    die "configuring the $name library failed"
+  fi
+  sed -n 's/^-- dlfs: //p' "$log" | while read -r line; do say "$line"; done
+  cmake --build "$tree" --parallel "${DLFS_JOBS:-$(getconf _NPROCESSORS_ONLN)}" || die "building the $name library failed"
+}
+
+build_cpu() {
+  build cpu
+}
+
+build_cuda() {
+  local archs ptx=""
+  if [ -n "${DLFS_CUDA_ARCHS:-}" ]; then
+    archs="${DLFS_CUDA_ARCHS//[;,]/ }"
+  elif [ "$release" = ON ]; then
+    archs="75 80 86 89 90" ptx=90
+  else
+    archs=$(cuda_card_capabilities)
+    archs="${archs:-90}"
+  fi
+  # 90a is 90 with Hopper's own instructions, and runs on every card of capability 9.0.
+  archs=$(printf ' %s ' "$archs" | sed 's/ 90 / 90a /')
+  # shellcheck disable=SC2086  # one word per architecture
+  build cuda -DCMAKE_CUDA_COMPILER="$cuda_nvcc" -DCMAKE_CUDA_HOST_COMPILER="$(command -v "$cxx")" \
+    -DDLFS_CUDA_INCLUDE_DIRS="$(cmake_list "${cuda_includes[@]}")" \
+    -DDLFS_CUDA_LIBRARIES="$(cmake_list "${cuda_libraries[@]}")" \
+    -DDLFS_CUDA_PRELOADS="$(cmake_list "${cuda_preloads[@]}")" \
+    -DDLFS_CUDA_RPATH="$(cmake_list "${cuda_rpaths[@]}")" \
+    -DDLFS_CUDA_ARCHS="$(cmake_list $archs)" -DDLFS_CUDA_PTX="$ptx"
+}
+
+cpu_missing=""
+[ "$which" = cuda ] || cpu_missing=$(missing_for_cpu)
+have_cuda=no
+if [ "$which" != cpu ] && find_cuda "$root"; then have_cuda=yes; fi
+cuda_hint="install NVIDIA's CUDA toolkit and cuDNN 9 and set CUDA_HOME, or: bash scripts/cuda-wheels.sh"
+
+case "$which" in
+  cpu | all)
+    [ -z "$cpu_missing" ] || die "the CPU library cannot be built; missing: $(joined <<<"$cpu_missing")"
+    ;;&
+  cuda | all)
+    [ $have_cuda = yes ] ||
+      die "the CUDA library cannot be built; missing: $(printf '%s\n' "${cuda_missing[@]}" | joined)." \
+        "Searched: $(printf '%s\n' "${cuda_tried[@]}" | joined). To get it: $cuda_hint"
+    ;;
+  auto)
+    if [ -n "$cpu_missing" ] && [ $have_cuda = no ]; then
+      die "no library can be built. For the CPU library, missing: $(joined <<<"$cpu_missing")." \
+        "For the CUDA library, missing: $(printf '%s\n' "${cuda_missing[@]}" | joined); $cuda_hint"
+    fi
+    [ -z "$cpu_missing" ] || say "the CPU library is left out; missing: $(joined <<<"$cpu_missing")"
+    ;;
+esac
+
+if [ "$which" != cuda ] && [ -z "$cpu_missing" ]; then build_cpu; fi
+if [ "$which" != cpu ] && [ $have_cuda = yes ]; then build_cuda; fi

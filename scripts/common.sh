@@ -1,0 +1,33 @@
+# Sourced by the scripts: where the project is, how messages look, and where Bun is.
+
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # set for the script that sources this one
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+bun_version=1.4.5 # the oldest that dlfs runs on, and the one that setup.sh installs
+
+say() { printf 'dlfs: %s\n' "$*"; }
+warn() { printf 'dlfs: %s\n' "$*" >&2; }
+die() {
+  warn "$@"
+  exit 1
+}
+
+# Is version $1 at least version $2? (x.y.z)
+version_at_least() {
+  [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# Sets `bun` to a Bun that is new enough: the one on PATH, else the one that setup.sh installed in node_modules.
+find_bun() {
+  local candidate version
+  for candidate in "$(command -v bun || true)" "$root"/node_modules/@oven/bun-*/bin/bun; do
+    [ -n "$candidate" ] && [ -x "$candidate" ] || continue
+    version=$("$candidate" --version 2>/dev/null) || continue
+    if version_at_least "${version%%-*}" "$bun_version"; then
+      bun="$candidate"
+      return 0
+    fi
+  done
+  bun=""
+  return 1
+}
