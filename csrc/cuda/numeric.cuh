@@ -1,0 +1,157 @@
+// Element types on the device: conversions to and from fp32, 16-byte vectors, and the switch from dlfs_dtype to a type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <initializer_list>
+
+#include "common/status.hpp"
+
+namespace dlfs {
+
+using bf16 = __nv_bfloat16;
+using f16 = __half;
+
+// A value as fp32; exact.
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
+
+// Rounds to nearest even.
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ f16 from_float<f16>(float x) {
+  return __float2half_rn(x);
+}
+
+// N values that are loaded and stored at once; the address must be a multiple of its size (at most 16 bytes).
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0, "a vector access has 1, 2, 4, 8 or 16 bytes");
+  T value[N];
+};
+
+// How many values a 16-byte access moves.
+template <class T>
+inline constexpr int vector_width = 16 / static_cast<int>(sizeof(T));
+
+// out[0..N) = p[0..N) as fp32.
+template <int N, class T>
+__device__ __forceinline__ void load(float (&out)[N], const T* p) {
+  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = to_float(pack.value[i]);
+}
+
+// p[0..N) = in[0..N), rounded to nearest even.
+template <int N, class T>
+__device__ __forceinline__ void store(T* p, const float (&in)[N]) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.value[i] = from_float<T>(in[i]);
+  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+}
+
+// True where every pointer (NULL included) is a multiple of 16 bytes.
+inline bool aligned16(std::initializer_list<const void*> pointers) {
+  uintptr_t bits = 0;
+  for (const void* pointer : pointers) bits |= reinterpret_cast<uintptr_t>(pointer);
+  return bits % 16 == 0;
+}
+
+// Names a type for a generic lambda: [&](auto tag) { using T = typename decltype(tag)::type; ... }.
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls body(TypeTag<T>) with the element type of an activation dtype.
+template <class Body>
+decltype(auto) dispatch_float(dlfs_dtype dtype, Body&& body) {
+  switch (dtype) {
+    case DLFS_F32: return body(TypeTag<float>{});
+    case DLFS_BF16: return body(TypeTag<bf16>{});
+    case DLFS_F16: return body(TypeTag<f16>{});
+  }
+  throw Error(DLFS_ERROR_DTYPE, format("expected dtype f32, bf16 or f16, got %s (%d)", dtype_name(dtype), dtype));
+}
+
+// As dispatch_float, with the number of values per access as a compile-time constant:
+// [&](auto tag, auto width) { constexpr int V = decltype(width)::value; ... }; 16-byte accesses where `vector`, else 1.
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+template <class Body>
+void dispatch_vector(dlfs_dtype dtype, bool vector, Body&& body) {
+  dispatch_float(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (vector) {
+      body(tag, Width<vector_width<T>>{});
+    } else {
+      body(tag, Width<1>{});
+    }
+  });
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// activation(x) in fp32. ReLU keeps NaN, as torch does.
+template <dlfs_activation activation>
+__device__ __forceinline__ float activate(float x) {
+  if constexpr (activation == DLFS_ACT_RELU) {
+    return x < 0.0f ? 0.0f : x;
+  } else if constexpr (activation == DLFS_ACT_SIGMOID) {
+    return sigmoid(x);
+  } else if constexpr (activation == DLFS_ACT_SILU) {
+    return x / (1.0f + expf(-x));
+  } else {
+    return x;
+  }
+}
+
+__device__ __forceinline__ float activate(dlfs_activation activation, float x) {
+  switch (activation) {
+    case DLFS_ACT_RELU: return activate<DLFS_ACT_RELU>(x);
+    case DLFS_ACT_SIGMOID: return activate<DLFS_ACT_SIGMOID>(x);
+    case DLFS_ACT_SILU: return activate<DLFS_ACT_SILU>(x);
+    default: return x;
+  }
+}
+
+// Calls body(Activation<a>) with the activation as a compile-time constant.
+template <dlfs_activation a>
+struct Activation {
+  static constexpr dlfs_activation value = a;
+};
+
+template <class Body>
+void dispatch_activation(dlfs_activation activation, Body&& body) {
+  switch (activation) {
+    case DLFS_ACT_NONE: return body(Activation<DLFS_ACT_NONE>{});
+    case DLFS_ACT_RELU: return body(Activation<DLFS_ACT_RELU>{});
+    case DLFS_ACT_SIGMOID: return body(Activation<DLFS_ACT_SIGMOID>{});
+    case DLFS_ACT_SILU: return body(Activation<DLFS_ACT_SILU>{});
+  }
+  throw Error(DLFS_ERROR_ARGUMENT, format("unknown activation %d", activation));
+}
+
+// Sum over the 32 lanes of a full warp, in every lane; a fixed order.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+}  // namespace dlfs
