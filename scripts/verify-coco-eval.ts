@@ -40,7 +40,9 @@ if (folder === undefined) {
 function load<T>(pattern: RegExp): T {
   const names = readdirSync(folder!).filter((name) => pattern.test(name));
   if (names.length !== 1) {
-    console.error(`${folder}: expected one file that matches ${pattern}, found ${names.length ? names.join(", ") : "none"}`);
+    console.error(
+      `${folder}: expected one file that matches ${pattern}, found ${names.length ? names.join(", ") : "none"}`,
+    );
     process.exit(2);
   }
   return JSON.parse(readFileSync(join(folder!, names[0]!), "utf8")) as T;
@@ -95,5 +97,7 @@ console.log(
   `${evaluator.groundTruthCount} objects, ${evaluator.detectionCount} detections, ` +
     `${instances.images.length} images in ${elapsed.toFixed(0)} ms`,
 );
-console.log(`${exact} of ${compared} figures equal in every digit; largest difference ${largest}${largestAt && ` (${largestAt})`}`);
+console.log(
+  `${exact} of ${compared} figures equal in every digit; largest difference ${largest}${largestAt && ` (${largestAt})`}`,
+);
 process.exit(largest <= LIMIT ? 0 : 1);

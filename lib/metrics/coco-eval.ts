@@ -4,14 +4,14 @@
  * `coco-match.ts`, curves in `coco-accumulate.ts`, means in `coco-summary.ts`.
  */
 import { check } from "../native/error";
-import { createCurves, CurveAccumulator } from "./coco-accumulate";
 import type { CocoCurves } from "./coco-accumulate";
-import { GroupMatcher, MatchTable } from "./coco-match";
+import { CurveAccumulator, createCurves } from "./coco-accumulate";
 import type { GroundTruthColumns } from "./coco-match";
-import { resolveCocoParams } from "./coco-params";
+import { GroupMatcher, MatchTable } from "./coco-match";
 import type { CocoDetection, CocoGroundTruth, CocoParams } from "./coco-params";
-import { computeCategoryStats, computeStats, formatSummary } from "./coco-summary";
+import { resolveCocoParams } from "./coco-params";
 import type { CocoCategoryStats, CocoStats } from "./coco-summary";
+import { computeCategoryStats, computeStats, formatSummary } from "./coco-summary";
 import { Float64Column, groupByBucket, stableSortDescending } from "./numeric";
 
 export interface CocoEvaluatorOptions extends Partial<CocoParams> {
@@ -47,7 +47,7 @@ export interface CocoResult extends CocoCurves {
 /** The place in the sorted id list of each value of `ids`; -1 for an id that is not listed. */
 function placesOf(ids: Float64Array, sortedIds: readonly number[]): Int32Array {
   const places = new Map<number, number>();
-  sortedIds.forEach((id, place) => places.set(id, place));
+  for (const [place, id] of sortedIds.entries()) places.set(id, place);
   const out = new Int32Array(ids.length);
   for (let i = 0; i < ids.length; i++) out[i] = places.get(ids[i]!) ?? -1;
   return out;
@@ -225,7 +225,14 @@ export class CocoEvaluator {
     const { params } = this;
     const stats = computeStats(params, curves);
     const perCategory = new Map(categories.map((id, k) => [id, computeCategoryStats(params, curves, k)]));
-    return { ...curves, stats, perCategory, params, categoryIds: categories, summarize: () => formatSummary(params, stats) };
+    return {
+      ...curves,
+      stats,
+      perCategory,
+      params,
+      categoryIds: categories,
+      summarize: () => formatSummary(params, stats),
+    };
   }
 }
 

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { CocoEvaluator, defaultCocoParams, evaluateCoco } from "../../lib/metrics/index";
 import type { CocoDetection, CocoGroundTruth, CocoResult } from "../../lib/metrics/index";
+import { CocoEvaluator, defaultCocoParams, evaluateCoco } from "../../lib/metrics/index";
 import { formatFixed3, groupByBucket, pairwiseSum, stableSortDescending } from "../../lib/metrics/numeric";
 
 interface GoldenCase {
@@ -28,9 +28,7 @@ interface Golden {
 }
 
 /** pycocotools' own figures: see record.py beside the file. */
-const golden = JSON.parse(
-  readFileSync(join(import.meta.dir, "../golden/coco-eval/golden.json"), "utf8"),
-) as Golden;
+const golden = JSON.parse(readFileSync(join(import.meta.dir, "../golden/coco-eval/golden.json"), "utf8")) as Golden;
 
 const truthOf = (row: number[]): CocoGroundTruth => ({
   imageId: row[0]!,
@@ -49,7 +47,9 @@ const detectionOf = (row: number[]): CocoDetection => ({
 });
 
 const digest = (values: Float64Array) =>
-  new Bun.CryptoHasher("sha256").update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength)).digest("hex");
+  new Bun.CryptoHasher("sha256")
+    .update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
+    .digest("hex");
 
 function expectEqual(result: CocoResult, expected: GoldenCase["expected"]): void {
   // toBe and toEqual compare doubles bit by bit, so this is equality in all digits.
@@ -85,7 +85,7 @@ describe("equal to pycocotools in every digit", () => {
 });
 
 describe("CocoEvaluator", () => {
-  const { images, categories, groundTruth, detections, expected } = golden.cases["crowds"]!;
+  const { images, categories, groundTruth, detections, expected } = golden.cases.crowds!;
 
   test("takes its input in parts, in any order of images, and again after clearDetections", () => {
     const evaluator = new CocoEvaluator({ images: [...images].reverse(), categories: [...categories].reverse() });
@@ -96,7 +96,7 @@ describe("CocoEvaluator", () => {
     evaluator.addDetections(found.slice(0, 10));
     evaluator.addGroundTruth(truth.slice(0, 20));
     evaluator.addGroundTruth(truth.slice(20));
-    expect(evaluator.evaluate().stats.AP).not.toBe(expected.stats["AP"]!);
+    expect(evaluator.evaluate().stats.AP).not.toBe(expected.stats.AP!);
     evaluator.clearDetections();
     expect(evaluator.detectionCount).toBe(0);
     expect(evaluator.groundTruthCount).toBe(groundTruth.length);
@@ -161,7 +161,9 @@ describe("CocoEvaluator", () => {
   test("32 thresholds use every bit of a match", () => {
     const object = { imageId: 1, categoryId: 1, bbox: [0, 0, 10, 10] };
     const iouThresholds = Float64Array.from({ length: 32 }, (_, i) => 0.3 + 0.02 * i);
-    const { recall, counts } = evaluateCoco([object], [{ ...object, bbox: [0, 0, 10, 6.05], score: 1 }], { iouThresholds });
+    const { recall, counts } = evaluateCoco([object], [{ ...object, bbox: [0, 0, 10, 6.05], score: 1 }], {
+      iouThresholds,
+    });
     const stride = counts.A * counts.M;
     const found = Array.from({ length: 32 }, (_, t) => recall[(t + 1) * stride - stride + counts.M - 1]!);
     expect(found).toEqual(Array.from(iouThresholds, (threshold) => (threshold <= 0.605 ? 1 : 0)));
@@ -169,7 +171,10 @@ describe("CocoEvaluator", () => {
 
   test.each([
     [{ imageId: 1.5, categoryId: 1, bbox: [0, 0, 1, 1], score: 1 }, "detection 0: imageId must be an integer, got 1.5"],
-    [{ imageId: 1, categoryId: NaN, bbox: [0, 0, 1, 1], score: 1 }, "detection 0: categoryId must be an integer, got NaN"],
+    [
+      { imageId: 1, categoryId: NaN, bbox: [0, 0, 1, 1], score: 1 },
+      "detection 0: categoryId must be an integer, got NaN",
+    ],
     [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1], score: 1 }, "got [0, 0, 1, undefined]"],
     [{ imageId: 1, categoryId: 1, bbox: [0, NaN, 1, 1], score: 1 }, "got [0, NaN, 1, 1]"],
     [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1], score: NaN }, "detection 0: score must be finite, got NaN"],
@@ -201,12 +206,18 @@ describe("CocoEvaluator", () => {
 describe("numeric", () => {
   test("stableSortDescending keeps the order of equals, in any part of the array", () => {
     let state = 1;
-    const random = () => (state = (state * 48271) % 2147483647) / 2147483647;
+    const random = () => {
+      state = (state * 48271) % 2147483647;
+      return state / 2147483647;
+    };
     for (const n of [0, 1, 2, 11, 12, 13, 24, 25, 100, 1000]) {
       const keys = Float64Array.from({ length: n }, () => Math.floor(random() * 20));
       const order = Int32Array.from({ length: n }, (_, i) => i);
       const start = Math.min(3, n);
-      const expected = [...order.subarray(0, start), ...[...order.subarray(start)].sort((a, b) => keys[b]! - keys[a]! || a - b)];
+      const expected = [
+        ...order.subarray(0, start),
+        ...[...order.subarray(start)].sort((a, b) => keys[b]! - keys[a]! || a - b),
+      ];
       stableSortDescending(order, keys, start, n, new Int32Array(n));
       expect([...order]).toEqual(expected);
     }
