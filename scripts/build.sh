@@ -34,25 +34,9 @@ done
 cd "$root"
 cxx="${CXX:-c++}"
 generator=()
-if command -v ninja >/dev/null; then
-  generator=(-G Ninja)
-elif ! command -v make >/dev/null; then
-  die "neither ninja nor make was found. Debian and Ubuntu: apt-get install ninja-build"
-fi
-command -v cmake >/dev/null || die "CMake was not found. Debian and Ubuntu: apt-get install cmake"
-command -v "$cxx" >/dev/null || die "no C++ compiler was found. Debian and Ubuntu: apt-get install g++"
-
-# Prints one line per header that the CPU library needs and the compiler does not find.
-missing_for_cpu() {
-  local header package
-  while read -r header package; do
-    if [ "$(printf '#if __has_include(<%s>)\nfound\n#endif\n' "$header" |
-      "$cxx" -E -P -x c++ ${DNNLROOT:+-I"$DNNLROOT/include"} - 2>/dev/null | tr -d '[:space:]')" != found ]; then
-      echo "$header (Debian and Ubuntu: $package)"
-    fi
-  done <<<"oneapi/dnnl/dnnl.hpp libdnnl-dev
-jpeglib.h libjpeg-dev"
-}
+tools=$(missing_tools | paste -sd ' ' -)
+[ -z "$tools" ] || die "no library can be built without: $tools (the names of Debian's and Ubuntu's packages)"
+if command -v ninja >/dev/null; then generator=(-G Ninja); fi
 
 # Joins lines with a comma.
 joined() { paste -sd, | sed 's/,/, /g'; }
@@ -67,8 +51,9 @@ cmake_list() {
 build() {
   local name="$1" tree="build/$1" log
   shift
-  # A tree configured by another generator or compiler cannot be reused.
-  local identity="${generator[*]} $cxx ${cuda_nvcc:-} $root"
+  # A tree configured for another folder, by another generator or compilers cannot be reused.
+  local identity="$root ${generator[*]} $cxx"
+  [ "$name" = cpu ] || identity="$identity $cuda_nvcc"
   if [ -f "$tree/identity" ] && [ "$(cat "$tree/identity")" != "$identity" ]; then
     rm -rf "$tree"
   fi
@@ -110,14 +95,17 @@ build_cuda() {
 }
 
 cpu_missing=""
-[ "$which" = cuda ] || cpu_missing=$(missing_for_cpu)
+if [ "$which" != cuda ]; then
+  cpu_missing=$(missing_cpu_packages | joined)
+  [ -z "$cpu_missing" ] || cpu_missing="$cpu_missing (the names of Debian's and Ubuntu's packages)"
+fi
 have_cuda=no
 if [ "$which" != cpu ] && find_cuda "$root"; then have_cuda=yes; fi
 cuda_hint="install NVIDIA's CUDA toolkit and cuDNN 9 and set CUDA_HOME, or: bash scripts/cuda-wheels.sh"
 
 case "$which" in
   cpu | all)
-    [ -z "$cpu_missing" ] || die "the CPU library cannot be built; missing: $(joined <<<"$cpu_missing")"
+    [ -z "$cpu_missing" ] || die "the CPU library cannot be built; missing: $cpu_missing"
     ;;&
   cuda | all)
     [ $have_cuda = yes ] ||
@@ -126,10 +114,10 @@ case "$which" in
     ;;
   auto)
     if [ -n "$cpu_missing" ] && [ $have_cuda = no ]; then
-      die "no library can be built. For the CPU library, missing: $(joined <<<"$cpu_missing")." \
+      die "no library can be built. For the CPU library, missing: $cpu_missing." \
         "For the CUDA library, missing: $(printf '%s\n' "${cuda_missing[@]}" | joined); $cuda_hint"
     fi
-    [ -z "$cpu_missing" ] || say "the CPU library is left out; missing: $(joined <<<"$cpu_missing")"
+    [ -z "$cpu_missing" ] || say "the CPU library is left out; missing: $cpu_missing"
     ;;
 esac
 

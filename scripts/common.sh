@@ -31,3 +31,19 @@ find_bun() {
   bun=""
   return 1
 }
+
+# Prints the Debian packages of missing build tools, one a line.
+missing_tools() {
+  command -v "${CXX:-c++}" >/dev/null || echo g++
+  command -v cmake >/dev/null || echo cmake
+  command -v ninja >/dev/null || command -v make >/dev/null || echo ninja-build
+}
+
+# Prints the Debian packages of the libraries that the CPU library needs and the compiler does not find, one a line.
+missing_cpu_packages() {
+  local found
+  found=$(printf '#if __has_include(<%s>)\n%s\n#endif\n' oneapi/dnnl/dnnl.hpp libdnnl-dev jpeglib.h libjpeg-dev |
+    "${CXX:-c++}" -E -P -x c++ ${DNNLROOT:+-I"$DNNLROOT/include"} - 2>/dev/null || true)
+  grep -q libdnnl-dev <<<"$found" || echo libdnnl-dev
+  grep -q libjpeg-dev <<<"$found" || echo libjpeg-dev
+}

@@ -112,7 +112,7 @@ find_cuda() {
     path_nvcc=$(dirname "$(dirname "$(readlink -f "$path_nvcc")")")
   fi
   # Newest first; sort -V knows that 12.10 is above 12.9.
-  mapfile -t prefixes < <(ls -d /usr/local/cuda-* 2>/dev/null | sort -rV)
+  mapfile -t prefixes < <(printf '%s\n' /usr/local/cuda-* | sort -rV)
   [ ${#sites[@]} -eq 0 ] || mapfile -t wheels < <(printf '%s/cu13\n' "${sites[@]}")
   mapfile -t cuda_roots < <(
     cuda_existing_dirs ${DLFS_CUDA_WHEELS:+"$DLFS_CUDA_WHEELS/nvidia/cu13"} "${CUDA_HOME:-}" "${CUDA_PATH:-}" \
