@@ -12,6 +12,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -34,6 +35,13 @@ namespace dlfs {
 // Throws Error for a cuDNN status (an int here so that not every file includes cudnn.h); DLFS_ERROR_CUDA_FATAL where a
 // CUDA error that poisons the process is behind it.
 [[noreturn]] void throw_cudnn(int status, const char* call);
+
+// Throws DLFS_ERROR_UNSUPPORTED where this library holds no code for the current device.
+void check_device_code(int device, int compute_capability);
+
+// Counts captures underway on a device, so that nothing waits for the whole device meanwhile.
+void begin_capture_on(int device, cudaStream_t stream);
+void end_capture_on(int device);
 
 // True for CUDA errors after which every further call of the process fails.
 bool cuda_error_is_fatal(cudaError_t error) noexcept;
@@ -132,6 +140,18 @@ class DeviceBuffer {
   int64_t bytes_ = 0;
 };
 
+class Stream;
+
+// A capture underway, shared by the streams that take part in it.
+struct Capture {
+  const Stream* origin = nullptr;  // where it was begun and must be ended
+  std::atomic<bool> open{true};
+  std::mutex mutex;  // guards the rest
+  dlfs_status failure = DLFS_OK;
+  std::string message;
+  std::vector<std::shared_ptr<void>> retained;
+};
+
 // An ordered queue of work. Calls on one stream do not overlap in time, so it needs no lock of its own.
 class Stream {
  public:
@@ -150,21 +170,26 @@ class Stream {
   // State of the image library for this stream, opaque here, dropped before the CUDA stream is destroyed.
   std::shared_ptr<void> images;
 
-  bool capturing() const { return capturing_; }
+  // True on the stream that dlfs_graph_begin was called for and on those that an event has joined to it.
+  bool capturing() const { return capture_ && capture_->open; }
+
+  // The capture that this stream takes part in, or null.
+  std::shared_ptr<Capture> capture() const { return capturing() ? capture_ : nullptr; }
+
+  // Makes this stream a part of another stream's capture.
+  void join(std::shared_ptr<Capture> capture);
 
   // Throws where the stream is capturing: for ..._sync functions and queries.
   void require_not_capturing(const char* what) const;
 
   // Keeps an object alive for as long as the graph being captured; nothing outside a capture.
-  void retain(std::shared_ptr<void> object) {
-    if (capturing_) retained_.push_back(std::move(object));
-  }
+  void retain(std::shared_ptr<void> object);
 
   // Waits for everything enqueued; reports errors of earlier work.
   void synchronize();
 
-  // Called by stream_call for a call that failed.
-  void note_failure(const std::string& message) noexcept;
+  // Called by stream_call for a call that failed: while capturing, the first failure is what dlfs_graph_end reports.
+  void note_failure(dlfs_status code, const char* op, const char* message) noexcept;
 
   void begin_capture();
   // Ends the capture; throws, with the capture discarded, if a call during it failed. Hands out what was retained.
@@ -172,10 +197,7 @@ class Stream {
 
  private:
   std::shared_ptr<cudnnContext> cudnn_;
-  bool capturing_ = false;
-  bool capture_failed_ = false;
-  std::string capture_failure_;
-  std::vector<std::shared_ptr<void>> retained_;
+  std::shared_ptr<Capture> capture_;
 };
 
 using ContextTable = HandleTable<Context, HandleKind::context>;
@@ -217,8 +239,11 @@ dlfs_status stream_call(const char* op, dlfs_stream handle, Body&& body) noexcep
     try {
       stream->context->use();
       return body(*stream);
+    } catch (const Error& e) {
+      stream->note_failure(e.code, op, e.what());
+      throw;
     } catch (const std::exception& e) {
-      stream->note_failure(std::string(op) + ": " + e.what());
+      stream->note_failure(DLFS_ERROR_INTERNAL, op, e.what());
       throw;
     }
   });
