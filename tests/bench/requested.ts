@@ -27,7 +27,7 @@ function commandLine(): string[] {
  * (for systems without /proc).
  */
 export const benchRequested: boolean =
-  process.env.DLFS_BENCH === "1" || commandLine().some((argument) => /(^|\/)bench(\/|$|\b)/.test(argument));
+  process.env.DLFS_BENCH === "1" || commandLine().some((argument) => /^(?!-)(.*\/)?bench\b/.test(argument));
 
 /** `describe` where the benches were asked for; elsewhere nothing is registered. */
 export function describeBench(name: string, body: () => void): void {
