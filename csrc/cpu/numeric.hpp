@@ -1,0 +1,108 @@
+// Element types of the CPU backend's kernels and their conversions, written so that compilers vectorise them. A kernel is a
+// template over the element type (float or Bf16) that reads through load() and writes through store().
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "common/status.hpp"
+
+namespace dlfs::cpu {
+
+// bfloat16: the upper half of an fp32.
+struct Bf16 {
+  uint16_t bits;
+};
+
+// IEEE half precision, for storage and conversion only.
+struct F16 {
+  uint16_t bits;
+};
+
+inline uint32_t float_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(Bf16 value) { return bits_float(static_cast<uint32_t>(value.bits) << 16); }
+
+// Subnormal halves are normal floats: they are scaled up by 2^112 in the exponent through a multiplication.
+inline float to_float(F16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
+  const float scaled = bits_float(magnitude) * 5.192296858534828e+33f;  // 2^112
+  const uint32_t special = magnitude | 0x7f800000u;                     // infinity and NaN keep their payload
+  return bits_float(((value.bits & 0x7c00u) == 0x7c00u ? special : float_bits(scaled)) | sign);
+}
+
+// Conversions from float round to nearest, ties to even; NaN stays NaN (quiet), overflow becomes infinity.
+template <class T>
+T from_float(float value);
+
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+
+template <>
+inline Bf16 from_float<Bf16>(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const uint32_t nan = bits >> 16 | 0x40u;
+  return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+}
+
+template <>
+inline F16 from_float<F16>(float value) {
+  const uint32_t bits = float_bits(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+  } else if (magnitude >= 0x477ff000u) {  // 65520 and above round to infinity
+    half = 0x7c00u;
+  } else if (magnitude >= 0x38800000u) {  // normal halves: 2^-14 and above
+    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+  } else {  // subnormal halves: adding 0.5 leaves the mantissa's unit at 2^-24 and rounds to even
+    half = float_bits(bits_float(magnitude) + 0.5f) - 0x3f000000u;
+  }
+  return {static_cast<uint16_t>(half | sign)};
+}
+
+template <class T>
+inline float load(const T* p) {
+  return to_float(*p);
+}
+
+template <class T>
+inline void store(T* p, float value) {
+  *p = from_float<T>(value);
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls body(Type<float>{}) or body(Type<Bf16>{}). F16 activations are not supported on the CPU.
+template <class Body>
+auto dispatch_float(dlfs_dtype dtype, Body&& body) {
+  switch (dtype) {
+    case DLFS_F32: return body(Type<float>{});
+    case DLFS_BF16: return body(Type<Bf16>{});
+    case DLFS_F16: throw Error(DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
+    default: throw Error(DLFS_ERROR_DTYPE, format("expected dtype to be one of f32, bf16, f16, got %s (%d)", dtype_name(dtype), dtype));
+  }
+}
+
+}  // namespace dlfs::cpu

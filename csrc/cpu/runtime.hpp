@@ -1,0 +1,234 @@
+// The CPU backend's runtime: contexts, streams, events, graphs, and the compute pool.
+//
+// A stream is a native thread that drains a queue of tasks; enqueuing copies the arguments (a closure) and returns. Tasks
+// that compute take the one compute lock, so that two streams do not share the cores between them, and use the OpenMP
+// threads of their context. An entry point that takes a stream is written as
+//
+//   extern "C" dlfs_status dlfs_fill(dlfs_stream stream, ...) {
+//     return on_stream("dlfs_fill", stream, [&](Stream& s) {
+//       check...;                                                    // on the caller's thread: errors are immediate
+//       s.enqueue([=] { parallel_for(n, 4096, [=](int64_t begin, int64_t end) { ... }); });  // on the stream's thread
+//     });
+//   }
+//
+// The closure may run many times (a captured graph), so it must not consume what it captured.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "common/arguments.hpp"
+#include "common/handles.hpp"
+
+namespace dlfs::cpu {
+
+class Stream;
+struct Capture;
+
+// ---- contexts and memory ----------------------------------------------------------------------------------------
+
+// The machine's processor and its memory, with the options and the allocations of one user of it.
+class Context {
+ public:
+  Context();
+  ~Context();
+
+  // Compute threads for what is enqueued from now on, at least 1.
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+  // 0 stands for all cores that this process may use.
+  void set_threads(int64_t threads);
+
+  // 256-byte aligned memory (64 and zeroed for `host`). Throws DLFS_ERROR_MEMORY (or HOST_MEMORY) naming the sizes.
+  void* allocate(int64_t bytes, bool host);
+  // Throws unless allocate(.., host) of this context gave the address. Waits for the streams, except for host memory.
+  void release(void* address, bool host);
+  int64_t allocated_bytes() const;
+  int64_t peak_bytes() const;
+
+  // Waits until every stream has run what is enqueued now; reports no errors.
+  void drain();
+  void add_stream(const std::shared_ptr<Stream>& stream);
+
+  // "2 streams, 1 conv, 3 allocations (1024 bytes)" or empty when nothing is left.
+  std::string leftovers() const;
+
+  // Live handles by HandleKind.
+  std::array<std::atomic<int64_t>, 9> live{};
+
+ private:
+  struct Block {
+    int64_t bytes;
+    bool mapped;
+  };
+  mutable std::mutex mutex_;
+  std::unordered_map<void*, Block> blocks_[2];  // device, host
+  int64_t allocated_ = 0;
+  int64_t peak_ = 0;
+  std::vector<std::weak_ptr<Stream>> streams_;
+  std::atomic<int> threads_;
+};
+
+// Memory of the machine (or of its control group) in bytes: what can still be allocated, and all of it.
+struct MachineMemory {
+  int64_t available;
+  int64_t total;
+};
+MachineMemory machine_memory();
+
+// Cores that this process may use: its affinity mask, limited by its control group's CPU quota.
+int available_cores();
+
+// ---- handles ----------------------------------------------------------------------------------------------------
+
+// A HandleTable whose objects have a member `context` (shared_ptr<Context>) and are counted there while they have a handle.
+template <class T, HandleKind kind>
+class ObjectTable {
+ public:
+  int64_t add(std::shared_ptr<T> object) {
+    std::shared_ptr<Context> context = object->context;
+    const int64_t handle = table_.add(std::move(object));
+    ++context->live[static_cast<size_t>(kind)];
+    return handle;
+  }
+  std::shared_ptr<T> find(int64_t handle) const { return table_.find(handle); }
+  std::shared_ptr<T> remove(int64_t handle) {
+    std::shared_ptr<T> object = table_.remove(handle);
+    --object->context->live[static_cast<size_t>(kind)];
+    return object;
+  }
+
+ private:
+  HandleTable<T, kind> table_;
+};
+
+std::shared_ptr<Context> require_context(dlfs_context handle);
+std::shared_ptr<Stream> require_stream(dlfs_stream handle);
+
+// ---- streams ----------------------------------------------------------------------------------------------------
+
+enum class Lane {
+  compute,  // under the compute lock, with the context's threads
+  copy,     // without the lock: short or bound by memory
+  signal,   // events: run even after an error, and hold no lock
+};
+
+struct Task {
+  std::function<void()> run;
+  Lane lane;
+  int threads;
+};
+
+class Stream : public std::enable_shared_from_this<Stream> {
+ public:
+  explicit Stream(std::shared_ptr<Context> context);
+  ~Stream();
+
+  // Appends a task, or records it while the stream captures. threads: 0 for the context's number.
+  void enqueue(std::function<void()> run, Lane lane = Lane::compute, int threads = 0);
+
+  // Appends a task, waits for it, and throws what it threw. Refused during capture.
+  void run_sync(std::function<void()> run, Lane lane = Lane::compute);
+
+  // Waits until the queue is empty and throws the stream's error, if any, once.
+  void synchronize();
+  // Whether the queue is empty; throws the stream's error, if any, once.
+  bool query();
+  // Waits until the queue is empty; leaves the error for later.
+  void drain();
+
+  // Throws when the stream captures: for calls that cannot be recorded.
+  void refuse_capture(const char* what) const;
+  std::shared_ptr<Capture> capture() const;
+  void set_capture(std::shared_ptr<Capture> capture);
+  // Marks the capture in progress, if any, as failed.
+  void fail_capture(const char* reason) const;
+
+  // For tasks of the stream, on its own thread: its pending error, which skips all tasks that are not signals.
+  std::shared_ptr<const Error> error() const;
+  void set_error(std::shared_ptr<const Error> error);
+
+  const std::shared_ptr<Context> context;
+
+ private:
+  void work();
+  void run_task(const Task& task);
+  void throw_error(std::unique_lock<std::mutex>& lock);
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  std::deque<Task> queue_;
+  bool busy_ = false;
+  bool stop_ = false;
+  std::shared_ptr<const Error> error_;
+  std::shared_ptr<Capture> capture_;
+  std::thread thread_;
+};
+
+// Runs a task of any lane on the calling thread: takes the compute lock and sets the number of threads as it says.
+void run_in_lane(const Task& task);
+
+// The body of an entry point that takes a stream: body(Stream&). A failure spoils the capture in progress, as the
+// contract says of dlfs_graph_end.
+template <class Body>
+dlfs_status on_stream(const char* op, dlfs_stream handle, Body&& body) noexcept {
+  return guard(op, [&] {
+    std::shared_ptr<Stream> stream = require_stream(handle);
+    try {
+      return body(*stream);
+    } catch (const std::exception& e) {
+      stream->fail_capture(format("%s: %s", op, e.what()).c_str());
+      throw;
+    }
+  });
+}
+
+// ---- the compute pool -------------------------------------------------------------------------------------------
+
+// Threads that parallel_for may use here: the task's number inside a task of Lane::compute, else 1 (decoding threads run
+// the same kernels, each alone).
+int compute_threads();
+
+namespace detail {
+void parallel_run(int64_t chunks, void (*run)(void*, int64_t), void* state);
+}
+
+// Calls body(begin, end) for contiguous parts of [0, n), in parallel, each at least `grain` long unless n is shorter. The
+// parts depend on n, grain and the number of threads only. What body throws is thrown here after all parts have ended.
+template <class Body>
+void parallel_for(int64_t n, int64_t grain, const Body& body) {
+  if (n <= 0) return;
+  const int64_t most = n / (grain > 0 ? grain : 1);
+  const int64_t threads = compute_threads();
+  const int64_t chunks = most < threads ? (most > 0 ? most : 1) : threads;
+  if (chunks == 1) {
+    body(int64_t{0}, n);
+    return;
+  }
+  struct State {
+    const Body& body;
+    int64_t n, chunks;
+  } state{body, n, chunks};
+  detail::parallel_run(
+      chunks,
+      [](void* data, int64_t chunk) {
+        const State& s = *static_cast<State*>(data);
+        s.body(s.n / s.chunks * chunk + std::min(chunk, s.n % s.chunks),
+               s.n / s.chunks * (chunk + 1) + std::min(chunk + 1, s.n % s.chunks));
+      },
+      &state);
+}
+
+}  // namespace dlfs::cpu
