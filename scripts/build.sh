@@ -101,7 +101,6 @@ if [ "$which" != cuda ]; then
 fi
 have_cuda=no
 if [ "$which" != cpu ] && find_cuda "$root"; then have_cuda=yes; fi
-cuda_hint="install NVIDIA's CUDA toolkit and cuDNN 9 and set CUDA_HOME, or: bash scripts/cuda-wheels.sh"
 
 case "$which" in
   cpu | all)

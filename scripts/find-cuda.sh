@@ -16,9 +16,12 @@
 # cuda_found         one line per part: NAME PATH
 # cuda_missing       one line per part that was not found
 # cuda_tried         folders that were searched
+# cuda_hint          how to get what is missing
 
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # set for the script that sources this one
+
+cuda_hint="install NVIDIA's CUDA toolkit and cuDNN 9 and set CUDA_HOME, or run: bash scripts/cuda-wheels.sh"
 
 # Prints the folders that may hold Python wheels, one a line.
 cuda_python_sites() {
@@ -175,6 +178,9 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   for line in "${cuda_found[@]}"; do echo "found: $line"; done
   for line in "${cuda_missing[@]}"; do echo "missing: $line"; done
   [ -z "$cuda_version" ] || echo "CUDA $cuda_version, cards: $(cuda_card_capabilities)"
-  [ $status -eq 0 ] || printf 'searched: %s\n' "${cuda_tried[@]}"
+  if [ $status -ne 0 ]; then
+    printf 'searched: %s\n' "${cuda_tried[@]}"
+    echo "to get it: $cuda_hint"
+  fi
   exit $status
 fi

@@ -1,0 +1,84 @@
+#!/usr/bin/env bun
+/**
+ * The `dlfs` command: finds the verb, loads its file and runs it. A verb is one file of this folder that exports a
+ * `Verb`; it parses its arguments and calls the library, and has no logic of its own. Exit statuses: 0 done, 1 failed,
+ * 2 called wrongly.
+ */
+import packageJson from "../../package.json";
+import { DlfsError } from "../native/error";
+
+/** What a verb's file exports as `verb`. */
+export interface Verb {
+  /** Printed by `dlfs VERB --help`. */
+  readonly help: string;
+  /** Runs the verb with the arguments that follow it; the result is the exit status. */
+  run(args: string[]): number | Promise<number>;
+}
+
+interface VerbEntry {
+  readonly summary: string;
+  /** Verbs are imported when they are called, so that `dlfs --help` loads none of them. */
+  readonly load: () => Promise<{ verb: Verb }>;
+}
+
+const verbs: Readonly<Record<string, VerbEntry>> = {
+  doctor: {
+    summary: "print what was found here: Bun, the native libraries, devices, the backend that is used",
+    load: () => import("./doctor"),
+  },
+};
+
+function help(): string {
+  const width = Math.max(...Object.keys(verbs).map((name) => name.length));
+  return [
+    `dlfs ${packageJson.version}: ${packageJson.description}`,
+    "",
+    "Usage: dlfs VERB [options]",
+    "",
+    ...Object.entries(verbs).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`),
+    "",
+    "dlfs VERB --help   the options of a verb",
+    "dlfs --version     the version",
+  ].join("\n");
+}
+
+/** Errors of Node's `parseArgs`: an unknown option, a missing value. */
+function isUsageError(error: unknown): error is Error {
+  return error instanceof Error && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
+}
+
+/** Runs the command with its arguments (without program and script); the result is the exit status. */
+export async function main(args: string[]): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === "--help" || name === "-h" || name === "help") {
+    console.log(help());
+    return 0;
+  }
+  if (name === "--version") {
+    console.log(packageJson.version);
+    return 0;
+  }
+  const entry = name !== undefined && Object.hasOwn(verbs, name) ? verbs[name] : undefined;
+  if (!entry) {
+    console.error(name === undefined ? help() : `dlfs: unknown verb "${name}"; \`dlfs --help\` lists them`);
+    return 2;
+  }
+  try {
+    const { verb } = await entry.load();
+    if (rest.includes("--help") || rest.includes("-h")) {
+      console.log(verb.help);
+      return 0;
+    }
+    return await verb.run(rest);
+  } catch (error) {
+    if (isUsageError(error)) {
+      console.error(`dlfs ${name}: ${error.message}`);
+      return 2;
+    }
+    // Messages of DlfsError say all that a user needs; anything else is a defect, and its stack says where.
+    console.error(`dlfs ${name}: ${error instanceof DlfsError ? error.message : Bun.inspect(error)}`);
+    return 1;
+  }
+}
+
+if (import.meta.main) process.exitCode = await main(process.argv.slice(2));
