@@ -21,10 +21,10 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 target_link_libraries(dlfs PRIVATE OpenMP::OpenMP_CXX)
 
 # By header and library: the CMake package of Debian's libdnnl-dev demands OpenCL's headers.
-find_path(DLFS_DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp HINTS "$ENV{DNNLROOT}/include")
+find_path(DLFS_DNNL_INCLUDE_DIR dnnl.hpp HINTS "$ENV{DNNLROOT}/include")
 find_library(DLFS_DNNL_LIBRARY dnnl HINTS "$ENV{DNNLROOT}/lib")
 if(NOT DLFS_DNNL_INCLUDE_DIR OR NOT DLFS_DNNL_LIBRARY)
-  message(FATAL_ERROR "oneDNN was not found (oneapi/dnnl/dnnl.hpp, libdnnl.so). Debian and Ubuntu: libdnnl-dev. "
+  message(FATAL_ERROR "oneDNN was not found (dnnl.hpp, libdnnl.so). Debian and Ubuntu: libdnnl-dev. "
     "Elsewhere: set DNNLROOT to its prefix.")
 endif()
 target_include_directories(dlfs SYSTEM PRIVATE "${DLFS_DNNL_INCLUDE_DIR}")

@@ -42,7 +42,7 @@ missing_tools() {
 # Prints the Debian packages of the libraries that the CPU library needs and the compiler does not find, one a line.
 missing_cpu_packages() {
   local found
-  found=$(printf '#if __has_include(<%s>)\n%s\n#endif\n' oneapi/dnnl/dnnl.hpp libdnnl-dev jpeglib.h libjpeg-dev |
+  found=$(printf '#if __has_include(<%s>)\n%s\n#endif\n' dnnl.hpp libdnnl-dev jpeglib.h libjpeg-dev |
     "${CXX:-c++}" -E -P -x c++ ${DNNLROOT:+-I"$DNNLROOT/include"} - 2>/dev/null || true)
   grep -q libdnnl-dev <<<"$found" || echo libdnnl-dev
   grep -q libjpeg-dev <<<"$found" || echo libjpeg-dev
