@@ -34,7 +34,7 @@ function parseArgument(text: string): Argument {
   const match = /^(DLFS_HOST )?(const )?(\w+) (\*)?(const \*)?(\w+)$/.exec(text.replace(/\*\*/g, "*").replace(/\s+/g, " ").trim());
   if (!match) throw new Error(`generate-symbols: cannot parse the argument "${text}"`);
   const [, host, , type, pointer, , name] = match as unknown as [string, string?, string?, string?, string?, string?, string?];
-  const argument = (ffi: Argument["ffi"]): Argument => ({ name: camelCase(name as string), ffi });
+  const argument = (ffi: Argument["ffi"]): Argument => ({ name: name === "var" ? "variance" : camelCase(name as string), ffi });
   if (pointer) return argument(host ? "buffer" : "ptr");
   if (int32Types.includes(type as string)) return argument("i32");
   if (type === "int64_t" || handles.includes(type as string)) return argument("i64");

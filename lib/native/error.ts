@@ -1,21 +1,23 @@
+import { constants } from "./symbols.generated";
+
 /** Error codes of the native ABI (csrc/include/dlfs.h); TypeScript code reuses the same ranges for its own checks. */
 export const ErrorCode = {
-  argument: -100,
-  shape: -101,
-  dtype: -102,
-  handle: -103,
-  unsupported: -104,
-  memory: -200,
-  hostMemory: -201,
-  io: -300,
-  image: -301,
-  cuda: -400,
-  cudaFatal: -401,
-  cudnn: -500,
-  cublas: -501,
-  nvjpeg: -502,
-  onednn: -503,
-  internal: -900,
+  argument: constants.ERROR_ARGUMENT,
+  shape: constants.ERROR_SHAPE,
+  dtype: constants.ERROR_DTYPE,
+  handle: constants.ERROR_HANDLE,
+  unsupported: constants.ERROR_UNSUPPORTED,
+  memory: constants.ERROR_MEMORY,
+  hostMemory: constants.ERROR_HOST_MEMORY,
+  io: constants.ERROR_IO,
+  image: constants.ERROR_IMAGE,
+  cuda: constants.ERROR_CUDA,
+  cudaFatal: constants.ERROR_CUDA_FATAL,
+  cudnn: constants.ERROR_CUDNN,
+  cublas: constants.ERROR_CUBLAS,
+  nvjpeg: constants.ERROR_NVJPEG,
+  onednn: constants.ERROR_ONEDNN,
+  internal: constants.ERROR_INTERNAL,
 } as const;
 
 /** The one error class of the library: `code` as in dlfs.h, `op` the operation, file or layer path that failed. */
@@ -32,6 +34,11 @@ export class DlfsError extends Error {
 }
 
 /** Throws an argument error unless `condition` holds; the message is only built when it does not. */
-export function check(condition: boolean, op: string, message: () => string, code: number = ErrorCode.argument): asserts condition {
+export function check(
+  condition: boolean,
+  op: string,
+  message: () => string,
+  code: number = ErrorCode.argument,
+): asserts condition {
   if (!condition) throw new DlfsError(code, op, message());
 }

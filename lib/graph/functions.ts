@@ -1,0 +1,122 @@
+/**
+ * Operations as functions of symbolic tensors, for use inside forward(), in the spirit of torch.nn.functional. Image batches
+ * are (N, H, W, C); weights (out channels, kernel height, kernel width, in channels / groups).
+ */
+import type { DType } from "../tensor";
+import { type ConvGeometry, conv2d as conv2dOp } from "./ops/conv";
+import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
+import { batchNormInfer, batchNormTrain } from "./ops/norm";
+import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
+import { concat as concatOp, reshape as reshapeOp, slice as sliceOp } from "./ops/shape";
+import { applyOp } from "./trace";
+import type { Value } from "./value";
+
+/** A size for both axes, or [height, width]. */
+export type Size2 = number | readonly [number, number];
+
+export function pair(size: Size2): [number, number] {
+  return typeof size === "number" ? [size, size] : [size[0], size[1]];
+}
+
+const only = (values: Value[]): Value => values[0] as Value;
+
+export interface ConvOptions {
+  stride?: Size2;
+  padding?: Size2;
+  dilation?: Size2;
+  groups?: number;
+}
+
+export function convGeometry({ stride = 1, padding = 0, dilation = 1, groups = 1 }: ConvOptions): ConvGeometry {
+  return { stride: pair(stride), padding: pair(padding), dilation: pair(dilation), groups };
+}
+
+/** 2-D convolution (cross-correlation) of x (N, H, W, C) with w (K, R, S, C / groups) and an fp32 bias (K), or null. */
+export function conv2d(x: Value, w: Value, bias: Value | null, options: ConvOptions = {}): Value {
+  const attrs = { ...convGeometry(options), bias: bias !== null, residual: false, activation: "none" as const };
+  return only(applyOp(conv2dOp, bias ? [x, w, bias] : [x, w], attrs));
+}
+
+/**
+ * Batch normalization over N, H, W (Ioffe and Szegedy 2015; torch.nn.functional.batch_norm): with the batch's statistics when
+ * training, updating the running ones; with the running ones else.
+ */
+export function batchNorm(
+  x: Value,
+  weight: Value,
+  bias: Value,
+  runningMean: Value,
+  runningVar: Value,
+  { training, eps = 1e-5, momentum = 0.1 }: { training: boolean; eps?: number; momentum?: number },
+): Value {
+  const op = training ? batchNormTrain : batchNormInfer;
+  const attrs = { eps, momentum, residual: false, activation: "none" as const };
+  return only(applyOp(op, [x, weight, bias, runningMean, runningVar], attrs));
+}
+
+export function relu(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "relu" }));
+}
+
+/** x * sigmoid(x) (Elfwing et al. 2018). */
+export function silu(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "silu" }));
+}
+
+export function sigmoid(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "sigmoid" }));
+}
+
+/** a + b, of one shape and dtype. */
+export function add(a: Value, b: Value): Value {
+  return only(applyOp(addOp, [a, b], { activation: "none" }));
+}
+
+/** factor * x. */
+export function scale(x: Value, factor: number): Value {
+  return only(applyOp(scaleOp, [x], { factor }));
+}
+
+export function cast(x: Value, dtype: DType): Value {
+  return x.dtype === dtype ? x : only(applyOp(castOp, [x], { dtype }));
+}
+
+export function reshape(x: Value, shape: readonly number[]): Value {
+  return only(applyOp(reshapeOp, [x], { shape }));
+}
+
+/** Joins tensors along an axis; by default the channels of image batches. */
+export function concat(inputs: readonly Value[], axis = 3): Value {
+  return only(applyOp(concatOp, inputs, { axis }));
+}
+
+/** `length` steps along an axis from `start`. */
+export function slice(x: Value, axis: number, start: number, length: number): Value {
+  return only(applyOp(sliceOp, [x], { axis, start, length }));
+}
+
+function window(kernel: Size2, stride: Size2 | undefined, padding: Size2): Window {
+  return { kernel: pair(kernel), stride: pair(stride ?? kernel), padding: pair(padding) };
+}
+
+/** Maximum over windows; stride defaults to the kernel's size. */
+export function maxPool2d(x: Value, kernel: Size2, options: { stride?: Size2; padding?: Size2 } = {}): Value {
+  return only(applyOp(maxPoolOp, [x], window(kernel, options.stride, options.padding ?? 0)));
+}
+
+/** Mean over windows; stride defaults to the kernel's size. */
+export function avgPool2d(
+  x: Value,
+  kernel: Size2,
+  options: { stride?: Size2; padding?: Size2; countIncludePad?: boolean } = {},
+): Value {
+  const attrs = { ...window(kernel, options.stride, options.padding ?? 0), countIncludePad: options.countIncludePad ?? true };
+  return only(applyOp(avgPoolOp, [x], attrs));
+}
+
+/** Nearest-neighbour upsampling by a factor, or to a size [height, width]. */
+export function upsample(x: Value, to: { scale: number } | { size: readonly [number, number] }): Value {
+  const size: [number, number] =
+    "size" in to ? [to.size[0], to.size[1]] : [Math.floor(x.shape[1]! * to.scale), Math.floor(x.shape[2]! * to.scale)];
+  return only(applyOp(upsampleNearest, [x], { size }));
+}

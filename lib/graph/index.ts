@@ -1,0 +1,20 @@
+export { convPicks, disposeConvPlans, restoreConvPicks, tuneConvolutions } from "./conv-plans";
+export type { MemoryPlan } from "./memory-plan";
+export {
+  type Emitter,
+  expectActivation,
+  expectShape,
+  type Gradient,
+  type GradientBuilder,
+  type Node,
+  nhwc,
+  type Op,
+  type Preparation,
+  ShapeError,
+} from "./node";
+export * from "./functions";
+export type { Activation } from "./ops/elementwise";
+export { type Init, Parameter } from "./parameter";
+export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
+export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";
+export { type Leaf, type Spec, sameShape, Value } from "./value";

@@ -1,0 +1,177 @@
+import { constants } from "../../native";
+import { type Device, dtypeCode, elementCount } from "../../tensor";
+import { type ConvPlan, convPlan } from "../conv-plans";
+import { type Emitter, expectActivation, expectShape, type Node, nhwc, type Op, type Preparation } from "../node";
+import type { Spec } from "../value";
+import { type Activation, activateBackward, activationCode } from "./elementwise";
+
+/** Geometry of a convolution; pairs are (height, width). */
+export interface ConvGeometry {
+  readonly stride: readonly [number, number];
+  readonly padding: readonly [number, number];
+  readonly dilation: readonly [number, number];
+  readonly groups: number;
+}
+
+export interface ConvAttrs extends ConvGeometry {
+  readonly bias: boolean;
+  readonly residual: boolean;
+  readonly activation: Activation;
+}
+
+interface BackwardAttrs extends ConvGeometry {
+  /** Shapes of x (N, H, W, C) and w (K, R, S, C / groups). */
+  readonly x: readonly number[];
+  readonly w: readonly number[];
+}
+
+function outputShape(x: Spec, w: Spec, g: ConvGeometry): number[] {
+  const [n, h, width, c] = nhwc(x);
+  expectActivation(x, "an image batch");
+  const [k, r, s, perGroup] = nhwc(w, "a weight");
+  expectShape(c === perGroup * g.groups, () => `expected ${perGroup * g.groups} channels, got ${c}`);
+  expectShape(k % g.groups === 0, () => `expected out channels divisible by ${g.groups} groups, got ${k}`);
+  expectShape(x.dtype === w.dtype, () => `expected a weight of dtype ${x.dtype}, got ${w.dtype}`);
+  const size = (input: number, kernel: number, d: 0 | 1) =>
+    Math.floor((input + 2 * g.padding[d] - g.dilation[d] * (kernel - 1) - 1) / g.stride[d]) + 1;
+  const [p, q] = [size(h, r, 0), size(width, s, 1)];
+  expectShape(
+    p > 0 && q > 0,
+    () => `the ${r}x${s} kernel (dilation ${g.dilation.join("x")}, padding ${g.padding.join("x")}) is larger than the image, ${h}x${width}`,
+  );
+  return [n, p, q, k];
+}
+
+function plan(
+  device: Device,
+  direction: number,
+  x: readonly number[],
+  w: readonly number[],
+  dtype: Spec["dtype"],
+  g: ConvGeometry,
+  flags = 0,
+  activation: Activation = "none",
+): Preparation<ConvPlan> {
+  const [k, r, s] = w as [number, number, number, number];
+  const state = convPlan(device, [
+    direction,
+    dtypeCode(dtype),
+    ...(x as [number, number, number, number]),
+    k,
+    r,
+    s,
+    ...g.stride,
+    ...g.padding,
+    ...g.dilation,
+    g.groups,
+    flags,
+    activationCode(activation),
+  ]);
+  return { workspace: state.workspace, state };
+}
+
+const handleOf = (e: Emitter) => (e.state as ConvPlan).handle;
+
+/** y = activation(conv(x, w) + bias + residual). Inputs x, w, then the bias and the residual where attrs say so. */
+export const conv2d: Op<ConvAttrs> = {
+  kind: "conv2d",
+  infer(inputs, attrs) {
+    const [x, w] = inputs as [Spec, Spec];
+    const shape = outputShape(x, w, attrs);
+    const { bias, residual } = operands(inputs, attrs);
+    if (bias) {
+      expectShape(
+        bias.dtype === "f32" && bias.shape.length === 1 && bias.shape[0] === shape[3],
+        () => `expected an f32 bias of shape (${shape[3]}), got ${bias.dtype} (${bias.shape.join(", ")})`,
+      );
+    }
+    if (residual) {
+      expectShape(
+        residual.dtype === x.dtype && residual.shape.join() === shape.join(),
+        () => `expected a residual ${x.dtype} (${shape.join(", ")}), got ${residual.dtype} (${residual.shape.join(", ")})`,
+      );
+    }
+    return [{ shape, dtype: x.dtype }];
+  },
+  gradient(builder, node, [dy]) {
+    const [x, w] = node.inputs;
+    const [y] = node.outputs;
+    const { bias, residual } = operands(node.inputs, node.attrs);
+    let upstream = builder.value(dy!, y!);
+    const { activation } = node.attrs;
+    if (activation !== "none") upstream = builder.apply(activateBackward, [upstream, y!], { activation })[0]!;
+    const attrs: BackwardAttrs = { ...geometry(node.attrs), x: x!.shape, w: w!.shape };
+    const gradients = [
+      builder.needed(x!) ? builder.apply(convBackwardData, [upstream, w!], attrs)[0]! : null,
+      builder.needed(w!) ? builder.apply(convBackwardWeight, [x!, upstream], attrs)[0]! : null,
+    ];
+    if (bias) gradients.push(builder.needed(bias) ? builder.apply(channelSum, [upstream], {})[0]! : null);
+    if (residual) gradients.push(upstream);
+    return gradients;
+  },
+  prepare(device, { inputs: [x, w], attrs }) {
+    const flags = (attrs.bias ? constants.CONV_BIAS : 0) | (attrs.residual ? constants.CONV_RESIDUAL : 0);
+    return plan(device, constants.CONV_FORWARD, x!.shape, w!.shape, x!.dtype, attrs, flags, attrs.activation);
+  },
+  emit(e, node) {
+    const { bias, residual } = operands(node.inputs, node.attrs);
+    const [y, x, w] = [e.address(node.outputs[0]!), e.address(node.inputs[0]!), e.address(node.inputs[1]!)];
+    const [b, z, conv, workspace] = [e.optional(bias), e.optional(residual), handleOf(e), e.workspace];
+    e.call(() => e.native.convForward(e.stream, conv, y, x, w, b, z, workspace));
+  },
+};
+
+function geometry({ stride, padding, dilation, groups }: ConvGeometry): ConvGeometry {
+  return { stride, padding, dilation, groups };
+}
+
+/** The optional operands of a conv2d node by name. */
+export function operands<T>(inputs: readonly T[], attrs: ConvAttrs): { bias: T | undefined; residual: T | undefined } {
+  return {
+    bias: attrs.bias ? inputs[2] : undefined,
+    residual: attrs.residual ? inputs[attrs.bias ? 3 : 2] : undefined,
+  };
+}
+
+export const convBackwardData: Op<BackwardAttrs> = {
+  kind: "conv2d_backward_data",
+  infer: ([dy], { x }) => [{ shape: x, dtype: dy!.dtype }],
+  prepare: (device, { inputs: [dy], attrs }) =>
+    plan(device, constants.CONV_BACKWARD_DATA, attrs.x, attrs.w, dy!.dtype, attrs),
+  emit(e, { inputs: [dy, w], outputs: [dx] }) {
+    const [dst, upstream, weight, conv, workspace] = [e.address(dx!), e.address(dy!), e.address(w!), handleOf(e), e.workspace];
+    e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, workspace));
+  },
+};
+
+export const convBackwardWeight: Op<BackwardAttrs> = {
+  kind: "conv2d_backward_weight",
+  infer: (_, { w }) => [{ shape: w, dtype: "f32" }],
+  prepare: (device, { inputs: [x], attrs }) =>
+    plan(device, constants.CONV_BACKWARD_WEIGHT, attrs.x, attrs.w, x!.dtype, attrs),
+  emit(e, { inputs: [x, dy], outputs: [dw] }) {
+    const [dst, src, upstream, conv, workspace] = [e.address(dw!), e.address(x!), e.address(dy!), handleOf(e), e.workspace];
+    e.call(() => e.native.convBackwardWeight(e.stream, conv, dst, src, upstream, workspace));
+  },
+};
+
+function rowsAndChannels(shape: readonly number[]): [number, number] {
+  const channels = shape.at(-1)!;
+  return [elementCount(shape) / channels, channels];
+}
+
+/** Sums over all but the last axis, fp32: the gradient of a bias. */
+export const channelSum: Op<object> = {
+  kind: "channel_sum",
+  infer: ([x]) => [{ shape: [x!.shape.at(-1)!], dtype: "f32" }],
+  prepare(device, { inputs: [x] }: Node<object>) {
+    const out = new BigInt64Array(1);
+    device.native.channelSumWorkspace(device.handle, out, ...rowsAndChannels(x!.shape), dtypeCode(x!.dtype));
+    return { workspace: Number(out[0]) };
+  },
+  emit(e, { inputs: [x], outputs: [y] }) {
+    const [dst, src, workspace, dtype] = [e.address(y!), e.address(x!), e.workspace, dtypeCode(x!.dtype)];
+    const [rows, channels] = rowsAndChannels(x!.shape);
+    e.call(() => e.native.channelSum(e.stream, dst, src, workspace, rows, channels, dtype));
+  },
+};

@@ -1,0 +1,128 @@
+import { constants } from "../../native";
+import { type DType, dtypeCode, elementCount } from "../../tensor";
+import { expectActivation, expectShape, type Op } from "../node";
+import { sameShape } from "../value";
+
+export type Activation = "none" | "relu" | "sigmoid" | "silu";
+
+const activationCodes: Record<Activation, number> = {
+  none: constants.ACT_NONE,
+  relu: constants.ACT_RELU,
+  sigmoid: constants.ACT_SIGMOID,
+  silu: constants.ACT_SILU,
+};
+
+/** The dlfs_activation of dlfs.h. */
+export function activationCode(activation: Activation): number {
+  return activationCodes[activation];
+}
+
+/** y = activation(x). */
+export const activate: Op<{ activation: Activation }> = {
+  kind: "activation",
+  inplace: [0],
+  infer([x]) {
+    expectActivation(x!, "a tensor");
+    return [x!];
+  },
+  gradient(builder, node, [dy]) {
+    const [x] = node.inputs;
+    const [y] = node.outputs;
+    // ReLU and sigmoid are differentiated from their output, so that their input need not be kept.
+    const kept = node.attrs.activation === "silu" ? x! : y!;
+    return builder.apply(activateBackward, [builder.value(dy!, y!), kept], node.attrs);
+  },
+  emit(e, { inputs: [x], outputs: [y], attrs }) {
+    const [dst, src, n] = [e.address(y!), e.address(x!), elementCount(x!.shape)];
+    const [dtype, activation] = [dtypeCode(x!.dtype), activationCode(attrs.activation)];
+    e.call(() => e.native.activationForward(e.stream, dst, src, n, dtype, activation));
+  },
+};
+
+/** dx from dy and the kept tensor: the activation's output, or its input for SiLU. */
+export const activateBackward: Op<{ activation: Activation }> = {
+  kind: "activation_backward",
+  inplace: [0],
+  infer: ([dy]) => [dy!],
+  emit(e, { inputs: [dy, kept], outputs: [dx], attrs }) {
+    const [dst, upstream, memory, n] = [e.address(dx!), e.address(dy!), e.address(kept!), elementCount(dy!.shape)];
+    const [dtype, activation] = [dtypeCode(dy!.dtype), activationCode(attrs.activation)];
+    const [x, y] = attrs.activation === "silu" ? [memory, null] : [null, memory];
+    e.call(() => e.native.activationBackward(e.stream, dst, upstream, x, y, n, dtype, activation));
+  },
+};
+
+/** y = activation(a + b). */
+export const add: Op<{ activation: Activation }> = {
+  kind: "add",
+  inplace: [0, 1],
+  infer([a, b]) {
+    expectActivation(a!, "a tensor");
+    expectShape(
+      sameShape(a!.shape, b!.shape) && a!.dtype === b!.dtype,
+      () => `expected two tensors of one shape and dtype, got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
+    );
+    return [a!];
+  },
+  gradient(builder, node, [dy]) {
+    const { activation } = node.attrs;
+    if (activation === "none") return [dy!, dy!];
+    const dx = builder.apply(activateBackward, [builder.value(dy!, node.outputs[0]!), node.outputs[0]!], { activation })[0]!;
+    return [dx, dx];
+  },
+  emit(e, { inputs: [a, b], outputs: [y], attrs }) {
+    const [dst, left, right, n] = [e.address(y!), e.address(a!), e.address(b!), elementCount(a!.shape)];
+    const [dtype, activation] = [dtypeCode(a!.dtype), activationCode(attrs.activation)];
+    e.call(() => e.native.add(e.stream, dst, left, right, n, dtype, activation));
+  },
+};
+
+/** y = factor * x, or factor * x * s with a scalar s as second input. */
+export const scale: Op<{ factor: number }> = {
+  kind: "scale",
+  inplace: [0],
+  infer([x, s]) {
+    expectActivation(x!, "a tensor");
+    if (s) {
+      expectShape(
+        s.dtype === "f32" && elementCount(s.shape) === 1,
+        () => `expected an f32 scalar as factor, got ${s.dtype} (${s.shape.join(", ")})`,
+      );
+    }
+    return [x!];
+  },
+  gradient(builder, node, [dy]) {
+    const { factor } = node.attrs;
+    const [x, s] = node.inputs;
+    if (!s) return [typeof dy === "number" ? dy * factor : builder.apply(scale, [dy!], { factor })[0]!];
+    return [builder.apply(scale, [builder.value(dy!, x!), s], { factor })[0]!, null];
+  },
+  emit(e, { inputs: [x, s], outputs: [y], attrs }) {
+    const [dst, src, n, dtype] = [e.address(y!), e.address(x!), elementCount(x!.shape), dtypeCode(x!.dtype)];
+    const factor = e.optional(s);
+    e.call(() => e.native.scale(e.stream, dst, src, factor, n, dtype, attrs.factor));
+  },
+};
+
+/** A tensor of one value. */
+export const fill: Op<{ shape: readonly number[]; dtype: DType; value: number }> = {
+  kind: "fill",
+  infer: (_, { shape, dtype }) => [{ shape, dtype }],
+  emit(e, { outputs: [y], attrs }) {
+    const [dst, n, dtype] = [e.address(y!), elementCount(attrs.shape), dtypeCode(attrs.dtype)];
+    e.call(() => e.native.fill(e.stream, dst, n, dtype, attrs.value));
+  },
+};
+
+/** Conversion to another dtype. */
+export const cast: Op<{ dtype: DType }> = {
+  kind: "cast",
+  infer: ([x], { dtype }) => [{ shape: x!.shape, dtype }],
+  gradient: (builder, { inputs: [x], outputs: [y] }, [dy]) =>
+    builder.apply(cast, [builder.value(dy!, y!)], { dtype: x!.dtype }),
+  emit(e, { inputs: [x], outputs: [y] }) {
+    const [dst, src, n] = [e.address(y!), e.address(x!), elementCount(x!.shape)];
+    const [to, from] = [dtypeCode(y!.dtype), dtypeCode(x!.dtype)];
+    e.call(() => e.native.cast(e.stream, dst, src, n, to, from));
+  },
+};

@@ -1,0 +1,138 @@
+import { type Device, dtypeCode, elementCount } from "../../tensor";
+import { expectActivation, expectShape, type Node, nhwc, type Op, type Preparation } from "../node";
+import type { Spec } from "../value";
+import { type Activation, activationCode } from "./elementwise";
+
+export interface BatchNormAttrs {
+  readonly eps: number;
+  /** Weight of the batch's statistics in the running ones, as in PyTorch. */
+  readonly momentum: number;
+  /** A last input is added before the activation. */
+  readonly residual: boolean;
+  readonly activation: Extract<Activation, "none" | "relu">;
+}
+
+function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {
+  const x = inputs[0]!;
+  const c = nhwc(x)[3];
+  expectActivation(x, "an image batch");
+  const names = ["weight", "bias", "running_mean", "running_var"];
+  for (const [i, name] of names.entries()) {
+    const operand = inputs[i + 1]!;
+    expectShape(
+      operand.dtype === "f32" && operand.shape.length === 1 && operand.shape[0] === c,
+      () => `expected ${operand.shape[0]} channels (${name}), got ${c}`,
+    );
+  }
+  if (attrs.residual) {
+    const z = inputs[5]!;
+    expectShape(
+      z.dtype === x.dtype && z.shape.join() === x.shape.join(),
+      () => `expected a residual ${x.dtype} (${x.shape.join(", ")}), got ${z.dtype} (${z.shape.join(", ")})`,
+    );
+  }
+  return x;
+}
+
+function rowsAndChannels(shape: readonly number[]): [number, number] {
+  const channels = shape.at(-1)!;
+  return [elementCount(shape) / channels, channels];
+}
+
+function workspace(device: Device, { inputs: [x] }: Node): Preparation {
+  const out = new BigInt64Array(1);
+  device.native.batchNormWorkspace(device.handle, out, ...rowsAndChannels(x!.shape), dtypeCode(x!.dtype));
+  return { workspace: Number(out[0]) };
+}
+
+/**
+ * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
+ * `residual`, a tensor added before the activation. Outputs y, and mean and 1 / std for the backward pass.
+ */
+export const batchNormTrain: Op<BatchNormAttrs> = {
+  kind: "batch_norm",
+  effect: true,
+  infer(inputs, attrs) {
+    const x = checkOperands(inputs, attrs);
+    const [rows, channels] = rowsAndChannels(x.shape);
+    expectShape(rows > 1, () => `expected more than one value per channel when training, got (${x.shape.join(", ")})`);
+    const statistics: Spec = { shape: [channels], dtype: "f32" };
+    return [x, statistics, statistics];
+  },
+  gradient(builder, node, [dy]) {
+    const [x, weight] = node.inputs;
+    const [y, mean, invstd] = node.outputs;
+    const { residual, activation } = node.attrs;
+    const inputs = [builder.value(dy!, y!), x!, weight!, mean!, invstd!];
+    if (activation === "relu") inputs.push(y!);
+    const [dx, dweight, dbias, dresidual] = builder.apply(batchNormBackward, inputs, { residual, activation });
+    return [dx!, dweight!, dbias!, null, null, ...(residual ? [dresidual!] : [])];
+  },
+  prepare: workspace,
+  emit(e, { inputs, outputs, attrs }) {
+    const [x, weight, bias, runningMean, runningVar] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
+    const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
+    const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+    const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+    e.call(() =>
+      e.native.batchNormTrain(e.stream, y, mean, invstd, runningMean, runningVar, x, residual, weight, bias, scratch, rows, channels, dtype, attrs.eps, attrs.momentum, activation),
+    );
+  },
+};
+
+const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
+  kind: "batch_norm_backward",
+  inplace: [0],
+  optionalOutputs: [3],
+  infer([dy, , weight], { residual }) {
+    const statistics: Spec = { shape: weight!.shape, dtype: "f32" };
+    return residual ? [dy!, statistics, statistics, dy!] : [dy!, statistics, statistics];
+  },
+  prepare: workspace,
+  emit(e, { inputs, outputs, attrs }) {
+    const [dy, x, weight, mean, invstd] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
+    const [y, dresidual, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
+    const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+    const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+    e.call(() =>
+      e.native.batchNormBackward(e.stream, dx, dresidual, dweight, dbias, dy, x, y, weight, mean, invstd, scratch, rows, channels, dtype, activation),
+    );
+  },
+};
+
+/** Batch normalization with the running statistics; inputs as batchNormTrain. Not differentiated: training uses the batch's. */
+export const batchNormInfer: Op<BatchNormAttrs> = {
+  kind: "batch_norm_infer",
+  inplace: [0],
+  infer: (inputs, attrs) => [checkOperands(inputs, attrs)],
+  emit(e, { inputs, outputs, attrs }) {
+    const [x, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [y, residual] = [e.address(outputs[0]!), e.optional(inputs[5])];
+    const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+    const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+    e.call(() => e.native.batchNormInfer(e.stream, y, x, residual, weight, bias, mean, variance, rows, channels, dtype, attrs.eps, activation));
+  },
+};
+
+/**
+ * Folds running statistics into a convolution. Inputs w (fp32), weight, bias, mean, variance and, where the convolution has
+ * one, its bias; outputs the folded weight in `dtype` and the folded bias.
+ */
+export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
+  kind: "batch_norm_fold",
+  hoist: true,
+  infer: ([w], { dtype }) => [
+    { shape: w!.shape, dtype },
+    { shape: [w!.shape[0]!], dtype: "f32" },
+  ],
+  emit(e, { inputs, outputs, attrs }) {
+    const [w, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [foldedW, foldedBias] = outputs.map((value) => e.address(value)) as [number, number];
+    const convBias = e.optional(inputs[5]);
+    const k = inputs[0]!.shape[0]!;
+    const [perChannel, dtype] = [elementCount(inputs[0]!.shape) / k, dtypeCode(attrs.dtype)];
+    e.call(() => e.native.batchNormFold(e.stream, foldedW, foldedBias, w, convBias, weight, bias, mean, variance, k, perChannel, dtype, attrs.eps));
+  },
+};

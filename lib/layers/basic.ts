@@ -1,0 +1,216 @@
+/** The layers of the library, one short class each; semantics and defaults are torch.nn's, on (N, H, W, C) batches. */
+import {
+  add,
+  batchNorm,
+  type ConvOptions,
+  concat,
+  conv2d,
+  maxPool2d,
+  Parameter,
+  pair,
+  relu,
+  type Size2,
+  sigmoid,
+  silu,
+  upsample,
+  useParameter,
+  type Value,
+} from "../graph";
+import { check, ErrorCode } from "../native";
+import { Layer } from "./layer";
+
+/** Checks the channels and, where given, the size of a model's input: (N, height, width, channels). */
+export class InputLayer extends Layer {
+  constructor(
+    readonly channels: number,
+    readonly size?: readonly [height: number, width: number],
+  ) {
+    super();
+  }
+
+  forward(x: Value): Value {
+    const [, h, w, c] = x.shape;
+    const expected = ["N", this.size?.[0] ?? "any", this.size?.[1] ?? "any", this.channels];
+    check(
+      x.shape.length === 4 && c === this.channels && (!this.size || (h === this.size[0] && w === this.size[1])),
+      "input",
+      () => `expected (${expected.join(", ")}), got (${x.shape.join(", ")})`,
+      ErrorCode.shape,
+    );
+    return x;
+  }
+}
+
+export interface Conv2dOptions extends ConvOptions {
+  /** Default true. */
+  bias?: boolean;
+}
+
+/**
+ * 2-D convolution, weight (out, kernel height, kernel width, in / groups). Initialised as torch.nn.Conv2d: weight and bias
+ * uniform within 1 / sqrt(fan in).
+ */
+export class Conv2d extends Layer {
+  readonly weight: Parameter;
+  readonly bias: Parameter | null;
+
+  constructor(
+    readonly inChannels: number,
+    readonly outChannels: number,
+    kernel: Size2,
+    readonly options: Conv2dOptions = {},
+  ) {
+    super();
+    const [r, s] = pair(kernel);
+    const groups = options.groups ?? 1;
+    check(
+      inChannels % groups === 0 && outChannels % groups === 0,
+      "Conv2d",
+      () => `expected channels divisible by ${groups} groups, got ${inChannels} in and ${outChannels} out`,
+      ErrorCode.shape,
+    );
+    const perGroup = inChannels / groups;
+    const bound = 1 / Math.sqrt(perGroup * r * s);
+    const init = { kind: "uniform", low: -bound, high: bound } as const;
+    this.weight = new Parameter([outChannels, r, s, perGroup], init);
+    this.bias = (options.bias ?? true) ? new Parameter([outChannels], init) : null;
+  }
+
+  forward(x: Value): Value {
+    const bias = this.bias && useParameter(this.bias);
+    return conv2d(x, useParameter(this.weight, x.dtype), bias, this.options);
+  }
+}
+
+/** A depthwise convolution followed by a 1x1 one (Howard et al. 2017); options shape the depthwise part. */
+export class SeparableConv2d extends Layer {
+  readonly depthwise: Conv2d;
+  readonly pointwise: Conv2d;
+
+  constructor(inChannels: number, outChannels: number, kernel: Size2, options: Omit<Conv2dOptions, "groups"> = {}) {
+    super();
+    this.depthwise = new Conv2d(inChannels, inChannels, kernel, { ...options, groups: inChannels, bias: false });
+    this.pointwise = new Conv2d(inChannels, outChannels, 1, { bias: options.bias ?? true });
+  }
+
+  forward(x: Value): Value {
+    return this.pointwise.forward(this.depthwise.forward(x));
+  }
+}
+
+export interface BatchNormOptions {
+  /** Added to the variance. Default 1e-5. */
+  eps?: number;
+  /** Weight of the batch in the running statistics. Default 0.1. */
+  momentum?: number;
+}
+
+/** Batch normalization over N, H, W, as torch.nn.BatchNorm2d: the batch's statistics in training, running ones else. */
+export class BatchNorm2d extends Layer {
+  readonly weight: Parameter;
+  readonly bias: Parameter;
+  readonly runningMean: Parameter;
+  readonly runningVar: Parameter;
+
+  constructor(
+    readonly channels: number,
+    readonly options: BatchNormOptions = {},
+  ) {
+    super();
+    const constant = (value: number) => ({ kind: "constant", value }) as const;
+    this.weight = new Parameter([channels], constant(1));
+    this.bias = new Parameter([channels], constant(0));
+    this.runningMean = new Parameter([channels], constant(0), { buffer: true });
+    this.runningVar = new Parameter([channels], constant(1), { buffer: true });
+  }
+
+  forward(x: Value): Value {
+    const [weight, bias, mean, variance] = [this.weight, this.bias, this.runningMean, this.runningVar].map((p) =>
+      useParameter(p),
+    ) as [Value, Value, Value, Value];
+    return batchNorm(x, weight, bias, mean, variance, { training: this.training, ...this.options });
+  }
+}
+
+export class ReLU extends Layer {
+  forward(x: Value): Value {
+    return relu(x);
+  }
+}
+
+/** x * sigmoid(x). */
+export class SiLU extends Layer {
+  forward(x: Value): Value {
+    return silu(x);
+  }
+}
+
+export class Sigmoid extends Layer {
+  forward(x: Value): Value {
+    return sigmoid(x);
+  }
+}
+
+/** Maximum over windows; the stride defaults to the kernel's size. */
+export class MaxPool2d extends Layer {
+  constructor(
+    readonly kernel: Size2,
+    readonly options: { stride?: Size2; padding?: Size2 } = {},
+  ) {
+    super();
+  }
+
+  forward(x: Value): Value {
+    return maxPool2d(x, this.kernel, this.options);
+  }
+}
+
+/** Nearest-neighbour upsampling by a factor. */
+export class Upsample extends Layer {
+  constructor(readonly factor: number) {
+    super();
+  }
+
+  forward(x: Value): Value {
+    return upsample(x, { scale: this.factor });
+  }
+}
+
+/** The sum of two or more tensors of one shape: a residual join. */
+export class Add extends Layer {
+  forward(...inputs: Value[]): Value {
+    return inputs.reduce((sum, x) => add(sum, x));
+  }
+}
+
+/** Joins along an axis; by default the channels. */
+export class Concat extends Layer {
+  constructor(readonly axis = 3) {
+    super();
+  }
+
+  forward(...inputs: Value[]): Value {
+    return concat(inputs, this.axis);
+  }
+}
+
+type Unary = Layer & { forward(x: Value): Value };
+
+/** Layers applied one after the other. */
+export class Sequential extends Layer {
+  readonly layers: Unary[];
+
+  constructor(...layers: Unary[]) {
+    super();
+    this.layers = layers;
+  }
+
+  /** Children are named by their position, as in torch: "stem.0.weight". */
+  override namedChildren(): [string, Layer][] {
+    return this.layers.map((layer, i) => [String(i), layer]);
+  }
+
+  forward(x: Value): Value {
+    return this.layers.reduce((y, layer) => layer.forward(y), x);
+  }
+}

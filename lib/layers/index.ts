@@ -1,0 +1,3 @@
+export * from "./basic";
+export { Layer, type Values } from "./layer";
+export { Model, type ModelOptions } from "./model";

@@ -1,0 +1,16 @@
+export { check, DlfsError, ErrorCode } from "./error";
+export {
+  type BackendName,
+  type BackendProbe,
+  backendNames,
+  chooseBackend,
+  cString,
+  type DeviceInfo,
+  fromCString,
+  listDevices,
+  loadLibrary,
+  type NativeLibrary,
+  probeBackends,
+} from "./library";
+export { borrowHostMemory } from "./memory";
+export { type Address, constants, type HostView, headerHash, type NativeFunctions } from "./symbols.generated";

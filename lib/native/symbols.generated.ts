@@ -1,0 +1,576 @@
+// Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
+
+export const headerHash = "4126753ba72002a8";
+
+/** The header's constants, without their DLFS_ prefix. */
+export const constants = {
+  ABI_VERSION: 1,
+  OK: 0,
+  NOT_READY: 1,
+  ERROR_ARGUMENT: -100,
+  ERROR_SHAPE: -101,
+  ERROR_DTYPE: -102,
+  ERROR_HANDLE: -103,
+  ERROR_UNSUPPORTED: -104,
+  ERROR_MEMORY: -200,
+  ERROR_HOST_MEMORY: -201,
+  ERROR_IO: -300,
+  ERROR_IMAGE: -301,
+  ERROR_CUDA: -400,
+  ERROR_CUDA_FATAL: -401,
+  ERROR_CUDNN: -500,
+  ERROR_CUBLAS: -501,
+  ERROR_NVJPEG: -502,
+  ERROR_ONEDNN: -503,
+  ERROR_INTERNAL: -900,
+  F32: 0,
+  BF16: 1,
+  F16: 2,
+  I32: 3,
+  U8: 4,
+  I64: 5,
+  ACT_NONE: 0,
+  ACT_RELU: 1,
+  ACT_SIGMOID: 2,
+  ACT_SILU: 3,
+  CONV_FORWARD: 0,
+  CONV_BACKWARD_DATA: 1,
+  CONV_BACKWARD_WEIGHT: 2,
+  CONV_BIAS: 1,
+  CONV_RESIDUAL: 2,
+  TRANSFORM_FLOATS: 12,
+  PREPROCESS_ANTIALIAS: 1,
+  PREPROCESS_BGR: 2,
+} as const;
+
+/** A device address: an integer that JavaScript holds exactly. */
+export type Address = number;
+/** Host memory passed for the duration of a call. */
+export type HostView = NodeJS.TypedArray | DataView;
+
+export const symbols = {
+  dlfs_abi_version: { args: [], returns: "i32" },
+  dlfs_last_error: { args: [], returns: "cstring" },
+  dlfs_build_info: { args: ["buffer", "i64"], returns: "i32" },
+  dlfs_device_count: { args: ["buffer"], returns: "i32" },
+  dlfs_device_info: { args: ["buffer", "i64", "buffer", "i32"], returns: "i32" },
+  dlfs_context_create: { args: ["buffer", "i32"], returns: "i32" },
+  dlfs_context_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_context_option: { args: ["i64", "buffer", "i64"], returns: "i32" },
+  dlfs_supports: { args: ["i64", "buffer", "buffer"], returns: "i32" },
+  dlfs_malloc: { args: ["i64", "buffer", "i64"], returns: "i32" },
+  dlfs_free: { args: ["i64", "ptr"], returns: "i32" },
+  dlfs_host_malloc: { args: ["i64", "buffer", "i64"], returns: "i32" },
+  dlfs_host_free: { args: ["i64", "ptr"], returns: "i32" },
+  dlfs_memory_info: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_copy_to_device: { args: ["i64", "ptr", "ptr", "i64"], returns: "i32" },
+  dlfs_copy_to_host: { args: ["i64", "ptr", "ptr", "i64"], returns: "i32" },
+  dlfs_copy: { args: ["i64", "ptr", "ptr", "i64"], returns: "i32" },
+  dlfs_copy_2d: { args: ["i64", "ptr", "ptr", "i64", "i64", "i64", "i64"], returns: "i32" },
+  dlfs_memset: { args: ["i64", "ptr", "i64", "i32"], returns: "i32" },
+  dlfs_upload_sync: { args: ["i64", "ptr", "buffer", "i64"], returns: "i32" },
+  dlfs_download_sync: { args: ["i64", "buffer", "ptr", "i64"], returns: "i32" },
+  dlfs_stream_create: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_stream_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_stream_synchronize: { args: ["i64"], returns: "i32" },
+  dlfs_stream_query: { args: ["i64"], returns: "i32" },
+  dlfs_event_create: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_event_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_event_record: { args: ["i64", "i64"], returns: "i32" },
+  dlfs_event_query: { args: ["i64"], returns: "i32" },
+  dlfs_event_synchronize: { args: ["i64"], returns: "i32" },
+  dlfs_stream_wait_event: { args: ["i64", "i64"], returns: "i32" },
+  dlfs_event_elapsed: { args: ["buffer", "i64", "i64"], returns: "i32" },
+  dlfs_graph_begin: { args: ["i64"], returns: "i32" },
+  dlfs_graph_end: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_graph_launch: { args: ["i64", "i64"], returns: "i32" },
+  dlfs_graph_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_fill: { args: ["i64", "ptr", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_cast: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_add: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_scale: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_activation_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_activation_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_check_finite: { args: ["i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
+  dlfs_init_uniform: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
+  dlfs_init_normal: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
+  dlfs_conv_create: { args: ["i64", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_conv_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_conv_tune_sync: { args: ["i64", "i64", "f64"], returns: "i32" },
+  dlfs_conv_workspace: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_conv_pick: { args: ["i64", "buffer", "i64"], returns: "i32" },
+  dlfs_conv_forward: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_conv_backward_data: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_conv_backward_weight: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_channel_sum_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
+  dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_max_pool_forward: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_max_pool_backward: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_avg_pool_forward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_avg_pool_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_upsample_nearest_forward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_upsample_nearest_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_sgd_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "i32", "i32"], returns: "i32" },
+  dlfs_sgd_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_sgd_refresh_casts: { args: ["i64", "i64"], returns: "i32" },
+  dlfs_schedule_step: { args: ["i64", "ptr", "ptr", "ptr", "i64"], returns: "i32" },
+  dlfs_anchor_grid: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64"], returns: "i32" },
+  dlfs_box_iou: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32"], returns: "i32" },
+  dlfs_box_encode: { args: ["i64", "ptr", "ptr", "ptr", "i64", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_box_decode: { args: ["i64", "ptr", "ptr", "ptr", "i64", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_match_anchors_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_match_anchors: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_detection_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_focal_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_box_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_topk_workspace: { args: ["i64", "buffer", "i32", "i64", "i32"], returns: "i32" },
+  dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_decode_candidates: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32", "i32", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
+  dlfs_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
+  dlfs_gather_detections: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_jpeg_info_sync: { args: ["buffer", "buffer", "i64"], returns: "i32" },
+  dlfs_jpeg_decode_sync: { args: ["i64", "ptr", "buffer", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_jpeg_encode_sync: { args: ["i64", "buffer", "buffer", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_preprocess: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_decoder_create: { args: ["i64", "buffer", "i32"], returns: "i32" },
+  dlfs_decoder_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_decoder_submit: { args: ["i64", "buffer", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_job_query: { args: ["i64"], returns: "i32" },
+  dlfs_job_wait_sync: { args: ["i64"], returns: "i32" },
+  dlfs_job_results: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_job_message: { args: ["i64", "buffer", "i64", "i32"], returns: "i32" },
+  dlfs_job_destroy: { args: ["i64"], returns: "i32" },
+} as const;
+
+/** Argument names, for error messages. */
+export const argumentNames: Record<string, readonly string[]> = {
+  dlfs_abi_version: [],
+  dlfs_last_error: [],
+  dlfs_build_info: ["out", "capacity"],
+  dlfs_device_count: ["out"],
+  dlfs_device_info: ["name", "capacity", "values", "device"],
+  dlfs_context_create: ["out", "device"],
+  dlfs_context_destroy: ["ctx"],
+  dlfs_context_option: ["ctx", "name", "value"],
+  dlfs_supports: ["ctx", "out", "feature"],
+  dlfs_malloc: ["ctx", "out", "bytes"],
+  dlfs_free: ["ctx", "address"],
+  dlfs_host_malloc: ["ctx", "out", "bytes"],
+  dlfs_host_free: ["ctx", "address"],
+  dlfs_memory_info: ["ctx", "values"],
+  dlfs_copy_to_device: ["stream", "dst", "pinnedSrc", "bytes"],
+  dlfs_copy_to_host: ["stream", "pinnedDst", "src", "bytes"],
+  dlfs_copy: ["stream", "dst", "src", "bytes"],
+  dlfs_copy_2d: ["stream", "dst", "src", "rows", "rowBytes", "dstPitch", "srcPitch"],
+  dlfs_memset: ["stream", "dst", "bytes", "value"],
+  dlfs_upload_sync: ["stream", "dst", "src", "bytes"],
+  dlfs_download_sync: ["stream", "dst", "src", "bytes"],
+  dlfs_stream_create: ["ctx", "out"],
+  dlfs_stream_destroy: ["stream"],
+  dlfs_stream_synchronize: ["stream"],
+  dlfs_stream_query: ["stream"],
+  dlfs_event_create: ["ctx", "out"],
+  dlfs_event_destroy: ["event"],
+  dlfs_event_record: ["stream", "event"],
+  dlfs_event_query: ["event"],
+  dlfs_event_synchronize: ["event"],
+  dlfs_stream_wait_event: ["stream", "event"],
+  dlfs_event_elapsed: ["outMs", "start", "end"],
+  dlfs_graph_begin: ["stream"],
+  dlfs_graph_end: ["stream", "out"],
+  dlfs_graph_launch: ["stream", "graph"],
+  dlfs_graph_destroy: ["graph"],
+  dlfs_fill: ["stream", "dst", "n", "dtype", "value"],
+  dlfs_cast: ["stream", "dst", "src", "n", "dstDtype", "srcDtype"],
+  dlfs_add: ["stream", "dst", "a", "b", "n", "dtype", "activation"],
+  dlfs_scale: ["stream", "dst", "src", "deviceFactor", "n", "dtype", "factor"],
+  dlfs_activation_forward: ["stream", "y", "x", "n", "dtype", "activation"],
+  dlfs_activation_backward: ["stream", "dx", "dy", "x", "y", "n", "dtype", "activation"],
+  dlfs_check_finite: ["stream", "flag", "x", "n", "dtype"],
+  dlfs_init_uniform: ["stream", "dst", "n", "seed", "offset", "low", "high"],
+  dlfs_init_normal: ["stream", "dst", "n", "seed", "offset", "mean", "std"],
+  dlfs_conv_create: ["ctx", "out", "pick", "direction", "dtype", "n", "h", "w", "c", "k", "r", "s", "strideH", "strideW", "padH", "padW", "dilationH", "dilationW", "groups", "flags", "activation"],
+  dlfs_conv_destroy: ["conv"],
+  dlfs_conv_tune_sync: ["stream", "conv", "budgetMs"],
+  dlfs_conv_workspace: ["conv", "out"],
+  dlfs_conv_pick: ["conv", "out", "capacity"],
+  dlfs_conv_forward: ["stream", "conv", "y", "x", "w", "bias", "residual", "workspace"],
+  dlfs_conv_backward_data: ["stream", "conv", "dx", "dy", "w", "workspace"],
+  dlfs_conv_backward_weight: ["stream", "conv", "dw", "x", "dy", "workspace"],
+  dlfs_channel_sum_workspace: ["ctx", "out", "rows", "c", "dtype"],
+  dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
+  dlfs_batch_norm_workspace: ["ctx", "out", "rows", "c", "dtype"],
+  dlfs_batch_norm_train: ["stream", "y", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "workspace", "rows", "c", "dtype", "eps", "momentum", "activation"],
+  dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
+  dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
+  dlfs_max_pool_forward: ["stream", "y", "index", "x", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "dtype"],
+  dlfs_max_pool_backward: ["stream", "dx", "dy", "index", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "dtype"],
+  dlfs_avg_pool_forward: ["stream", "y", "x", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "countIncludePad", "dtype"],
+  dlfs_avg_pool_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "countIncludePad", "dtype"],
+  dlfs_upsample_nearest_forward: ["stream", "y", "x", "n", "h", "w", "c", "p", "q", "dtype"],
+  dlfs_upsample_nearest_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "p", "q", "dtype"],
+  dlfs_sgd_create: ["ctx", "out", "parameters", "gradients", "momenta", "casts", "elements", "weightDecays", "lrFactors", "count", "castDtype"],
+  dlfs_sgd_destroy: ["sgd"],
+  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "momentum", "nesterov", "gradFactor"],
+  dlfs_sgd_refresh_casts: ["stream", "sgd"],
+  dlfs_schedule_step: ["stream", "lr", "step", "table", "length"],
+  dlfs_anchor_grid: ["stream", "out", "cellAnchors", "featureH", "featureW", "anchorsPerCell", "strideH", "strideW"],
+  dlfs_box_iou: ["stream", "out", "a", "b", "countA", "countB"],
+  dlfs_box_encode: ["stream", "deltas", "boxes", "anchors", "count", "wx", "wy", "ww", "wh"],
+  dlfs_box_decode: ["stream", "boxes", "deltas", "anchors", "count", "wx", "wy", "ww", "wh"],
+  dlfs_match_anchors_workspace: ["ctx", "out", "n", "anchors", "maxBoxes"],
+  dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "allowLowQuality"],
+  dlfs_detection_loss_workspace: ["ctx", "out", "n", "anchors", "classes"],
+  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "alpha", "gamma", "gradFactor"],
+  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "wx", "wy", "ww", "wh", "beta", "gradFactor"],
+  dlfs_topk_workspace: ["ctx", "out", "n", "m", "k"],
+  dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "threshold"],
+  dlfs_decode_candidates: ["stream", "boxes", "labels", "index", "deltas", "anchors", "imageSizes", "n", "k", "rowStride", "deltasStride", "classes", "dtype", "wx", "wy", "ww", "wh"],
+  dlfs_nms_workspace: ["ctx", "out", "n", "k"],
+  dlfs_nms: ["stream", "keep", "keepCounts", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "iouThreshold", "classAware"],
+  dlfs_gather_detections: ["stream", "detections", "boxes", "scores", "labels", "keep", "n", "k", "maxOut"],
+  dlfs_jpeg_info_sync: ["values", "bytes", "length"],
+  dlfs_jpeg_decode_sync: ["stream", "dst", "bytes", "length", "width", "height"],
+  dlfs_jpeg_encode_sync: ["stream", "out", "length", "pixels", "capacity", "width", "height", "quality"],
+  dlfs_preprocess: ["stream", "dst", "sources", "sizes", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
+  dlfs_decoder_create: ["ctx", "out", "threads"],
+  dlfs_decoder_destroy: ["decoder"],
+  dlfs_decoder_submit: ["decoder", "out", "dst", "sources", "lengths", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
+  dlfs_job_query: ["job"],
+  dlfs_job_wait_sync: ["job"],
+  dlfs_job_results: ["job", "status"],
+  dlfs_job_message: ["job", "out", "capacity", "i"],
+  dlfs_job_destroy: ["job"],
+};
+
+/** The native functions: a negative status throws DlfsError, others are returned (0 done, 1 not ready). */
+export interface NativeFunctions {
+  /**
+   * Writes "key=value" lines: backend (cuda, cpu), header (first 16 hex digits of this file's SHA-256 at build time),
+   * and one line per library in use with its version. Truncated to capacity bytes, always NUL-terminated.
+   */
+  buildInfo(out: HostView, capacity: number): number;
+  /** How many devices this backend can use; the CPU backend has one. 0 where the driver is missing. */
+  deviceCount(out: HostView): number;
+  /**
+   * Name of a device (NUL-terminated, truncated) and values[0..3]: memory in bytes, multiprocessors (or CPU threads
+   * used for compute), compute capability as 10 * major + minor (0 on the CPU), L2 cache in bytes (0 where unknown).
+   */
+  deviceInfo(name: HostView, capacity: number, values: HostView, device: number): number;
+  /** Opens a device. */
+  contextCreate(out: HostView, device: number): number;
+  /** Closes a context; its streams, plans and memory must have been released (an error otherwise names what is left). */
+  contextDestroy(ctx: number): number;
+  /**
+   * Sets an option for what is created or enqueued afterwards: "deterministic" (0/1: only algorithms that give the same
+   * bytes each run), "tf32" (0/1: fp32 convolutions may round inputs to TF32; default 0), "threads" (CPU: compute
+   * threads, 0 = all cores). An unknown name is DLFS_ERROR_ARGUMENT; an option without meaning here is accepted.
+   */
+  contextOption(ctx: number, name: HostView, value: number): number;
+  /**
+   * Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
+   * "conv.epilogue" (bias, residual and activation fused into the convolution), "graph" (capture and launch), "jpeg.decode",
+   * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0.
+   */
+  supports(ctx: number, out: HostView, feature: HostView): number;
+  /** Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */
+  malloc(ctx: number, out: HostView, bytes: number): number;
+  /** Frees what dlfs_malloc gave; any other address is DLFS_ERROR_ARGUMENT. Waits for the device. */
+  free(ctx: number, address: Address | null): number;
+  /** Allocates pinned host memory, 64-byte aligned, zeroed, which asynchronous copies and decoders can use. */
+  hostMalloc(ctx: number, out: HostView, bytes: number): number;
+  /** Frees what dlfs_host_malloc gave. The caller has made sure that no stream or job uses it any more. */
+  hostFree(ctx: number, address: Address | null): number;
+  /** values[0..3]: bytes free on the device, bytes in total, bytes allocated through this context now, and at the peak. */
+  memoryInfo(ctx: number, values: HostView): number;
+  /** Copies bytes from pinned host memory to the device. */
+  copyToDevice(stream: number, dst: Address | null, pinnedSrc: Address | null, bytes: number): number;
+  /** Copies bytes from the device to pinned host memory. */
+  copyToHost(stream: number, pinnedDst: Address | null, src: Address | null, bytes: number): number;
+  /** Copies bytes on the device; the ranges must not overlap. */
+  copy(stream: number, dst: Address | null, src: Address | null, bytes: number): number;
+  /** Copies rows of row_bytes from a buffer with src_pitch bytes between row starts to one with dst_pitch. */
+  copy2d(stream: number, dst: Address | null, src: Address | null, rows: number, rowBytes: number, dstPitch: number, srcPitch: number): number;
+  /** Sets bytes to the low 8 bits of value. */
+  memset(stream: number, dst: Address | null, bytes: number, value: number): number;
+  /** Copies any host memory to the device in stream order and waits until that is done. */
+  uploadSync(stream: number, dst: Address | null, src: HostView, bytes: number): number;
+  /** Copies device memory to any host memory in stream order and waits until that is done. */
+  downloadSync(stream: number, dst: HostView, src: Address | null, bytes: number): number;
+  /** A new, empty stream. */
+  streamCreate(ctx: number, out: HostView): number;
+  /** Waits for its work, then releases it. */
+  streamDestroy(stream: number): number;
+  /** Waits until all enqueued work is done. */
+  streamSynchronize(stream: number): number;
+  /** DLFS_OK when all is done, else DLFS_NOT_READY. */
+  streamQuery(stream: number): number;
+  /** An event not yet recorded. */
+  eventCreate(ctx: number, out: HostView): number;
+  /** Releases an event. */
+  eventDestroy(event: number): number;
+  /** Marks the stream's present end. */
+  eventRecord(stream: number, event: number): number;
+  /** DLFS_OK when passed or never recorded; DLFS_NOT_READY. */
+  eventQuery(event: number): number;
+  /** Waits until the event has been passed. */
+  eventSynchronize(event: number): number;
+  /** Later work waits for it. */
+  streamWaitEvent(stream: number, event: number): number;
+  /** Milliseconds between two passed events. */
+  eventElapsed(outMs: HostView, start: number, end: number): number;
+  /**
+   * Starts capture: calls on this stream are recorded instead of run. Work on other streams is not affected, nor
+   * captured, unless joined by events recorded in and waited for by the capturing stream.
+   */
+  graphBegin(stream: number): number;
+  /** Ends capture. After a failed call during capture this reports an error and the capture is discarded. */
+  graphEnd(stream: number, out: HostView): number;
+  /** Runs all captured calls, in one launch, on a stream of the same context, with the addresses they were captured with. */
+  graphLaunch(stream: number, graph: number): number;
+  /** Waits for launches in flight, then releases it. */
+  graphDestroy(graph: number): number;
+  /** dst[i] = value; F32, BF16, F16, I32. */
+  fill(stream: number, dst: Address | null, n: number, dtype: number, value: number): number;
+  /** dst[i] = src[i] converted, round to nearest even; between F32, BF16, F16, I32, U8. */
+  cast(stream: number, dst: Address | null, src: Address | null, n: number, dstDtype: number, srcDtype: number): number;
+  /** dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. */
+  add(stream: number, dst: Address | null, a: Address | null, b: Address | null, n: number, dtype: number, activation: number): number;
+  /** dst[i] = src[i] * factor * (device_factor ? *device_factor : 1); dst may be src. device_factor: fp32, nullable. */
+  scale(stream: number, dst: Address | null, src: Address | null, deviceFactor: Address | null, n: number, dtype: number, factor: number): number;
+  /** y[i] = activation(x[i]), computed in fp32; y may be x. */
+  activationForward(stream: number, y: Address | null, x: Address | null, n: number, dtype: number, activation: number): number;
+  /** dx[i] = dy[i] * activation'(.). RELU and SIGMOID read y (x nullable), SILU reads x (y nullable). dx may be dy. */
+  activationBackward(stream: number, dx: Address | null, dy: Address | null, x: Address | null, y: Address | null, n: number, dtype: number, activation: number): number;
+  /** Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
+  checkFinite(stream: number, flag: Address | null, x: Address | null, n: number, dtype: number): number;
+  /**
+   * dst[i] uniform in [low, high), fp32. Philox4x32-10 (Salmon et al. 2011): element i takes word i % 4 of the block with
+   * key = seed (64 bits) and counter = (i / 4, offset); the same seed and offset give the same bits on every backend.
+   */
+  initUniform(stream: number, dst: Address | null, n: number, seed: number, offset: number, low: number, high: number): number;
+  /**
+   * dst[i] normal with the mean and standard deviation, fp32: Box-Muller on the words of dlfs_init_uniform's blocks, pairs
+   * (0, 1) and (2, 3); equal across backends to a few units in the last place.
+   */
+  initNormal(stream: number, dst: Address | null, n: number, seed: number, offset: number, mean: number, std: number): number;
+  /**
+   * Plans one direction of y = activation(conv(x, w) + bias + residual).
+   * x (N, H, W, C), w (K, R, S, C / groups), y (N, P, Q, K); P = (H + 2 pad_h - dilation_h (R - 1) - 1) / stride_h + 1,
+   * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); weight gradients are always fp32; sums are fp32.
+   * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
+   * "deterministic" option, repeated runs give the same bytes.
+   * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
+   * versions; one that does not fit is DLFS_ERROR_ARGUMENT.
+   */
+  convCreate(ctx: number, out: HostView, pick: HostView, direction: number, dtype: number, n: number, h: number, w: number, c: number, k: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, dilationH: number, dilationW: number, groups: number, flags: number, activation: number): number;
+  /** Releases a plan; captured graphs that use it stay valid. */
+  convDestroy(conv: number): number;
+  /**
+   * Times the candidate algorithms on scratch memory of its own, for about budget_ms, and keeps the fastest; the workspace
+   * size may change.
+   */
+  convTuneSync(stream: number, conv: number, budgetMs: number): number;
+  /** Bytes of workspace that executing the plan needs. */
+  convWorkspace(conv: number, out: HostView): number;
+  /** The algorithm in use as a short text for dlfs_conv_create and for people; NUL-terminated, needs 256 bytes. */
+  convPick(conv: number, out: HostView, capacity: number): number;
+  /** Runs a DLFS_CONV_FORWARD plan. bias and residual are NULL exactly where the plan lacks the flag. */
+  convForward(stream: number, conv: number, y: Address | null, x: Address | null, w: Address | null, bias: Address | null, residual: Address | null, workspace: Address | null): number;
+  /** Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. */
+  convBackwardData(stream: number, conv: number, dx: Address | null, dy: Address | null, w: Address | null, workspace: Address | null): number;
+  /** Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
+  convBackwardWeight(stream: number, conv: number, dw: Address | null, x: Address | null, dy: Address | null, workspace: Address | null): number;
+  /** Bytes of workspace for dlfs_channel_sum. */
+  channelSumWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
+  /** out[j] = sum over rows of x[row, j], x (rows, C): the gradient of a bias. fp32, the same order of sums each run. */
+  channelSum(stream: number, out: Address | null, x: Address | null, workspace: Address | null, rows: number, c: number, dtype: number): number;
+  /** Bytes of workspace for dlfs_batch_norm_train and dlfs_batch_norm_backward. */
+  batchNormWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
+  /**
+   * Batch normalization with the batch's statistics (Ioffe and Szegedy 2015, as torch.nn.BatchNorm2d):
+   *   y = activation((x - mean) * invstd * weight + bias + residual), activation NONE or RELU,
+   * x, y, residual (rows, C) with rows = N H W; invstd = 1 / sqrt(biased variance + eps). save_mean and save_invstd (C)
+   * are for the backward pass. running = (1 - momentum) running + momentum * batch, with the unbiased variance; running
+   * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
+   */
+  batchNormTrain(stream: number, y: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, eps: number, momentum: number, activation: number): number;
+  /** The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
+  batchNormInfer(stream: number, y: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, rows: number, c: number, dtype: number, eps: number, activation: number): number;
+  /**
+   * Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0 (y is read then, else nullable). dresidual,
+   * nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy.
+   */
+  batchNormBackward(stream: number, dx: Address | null, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, y: Address | null, weight: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  /**
+   * Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
+   * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable.
+   */
+  batchNormFold(stream: number, foldedW: Address | null, foldedBias: Address | null, w: Address | null, convBias: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, k: number, perChannel: number, dtype: number, eps: number): number;
+  /**
+   * Maximum over windows, padding never wins: x (N, H, W, C), y and index (N, P, Q, C); P, Q as for convolutions with
+   * dilation 1. index: uint8, the winner's position in its window (r * S + s; the first of equals; NaN wins), nullable.
+   * R * S <= 255, padding <= half the window.
+   */
+  maxPoolForward(stream: number, y: Address | null, index: Address | null, x: Address | null, n: number, h: number, w: number, c: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, dtype: number): number;
+  /** dx (N, H, W, C): each dy goes to its window's winner; overlapping windows add. Overwrites dx; deterministic. */
+  maxPoolBackward(stream: number, dx: Address | null, dy: Address | null, index: Address | null, n: number, h: number, w: number, c: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, dtype: number): number;
+  /**
+   * Mean over windows; count_include_pad 1 divides by R * S, 0 by the pixels inside the image. A window of the whole image
+   * is global average pooling.
+   */
+  avgPoolForward(stream: number, y: Address | null, x: Address | null, n: number, h: number, w: number, c: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, countIncludePad: number, dtype: number): number;
+  /** dx of dlfs_avg_pool_forward; overwrites dx. */
+  avgPoolBackward(stream: number, dx: Address | null, dy: Address | null, n: number, h: number, w: number, c: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, countIncludePad: number, dtype: number): number;
+  /** y (N, P, Q, C) from x (N, H, W, C): y[p, q] = x[floor(p H / P), floor(q W / Q)] (torch "nearest"), in integers. */
+  upsampleNearestForward(stream: number, y: Address | null, x: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, dtype: number): number;
+  /** dx of dlfs_upsample_nearest_forward, summed in fp32; overwrites dx. */
+  upsampleNearestBackward(stream: number, dx: Address | null, dy: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, dtype: number): number;
+  /**
+   * Lists the tensors that one dlfs_sgd_step updates: count tensors, each with the addresses of its fp32 parameter,
+   * gradient and momentum buffer, of a low-precision copy in cast_dtype that follows it (0 for none), its number of
+   * elements, its weight decay and a factor on the learning rate. The lists are copied.
+   */
+  sgdCreate(ctx: number, out: HostView, parameters: HostView, gradients: HostView, momenta: HostView, casts: HostView, elements: HostView, weightDecays: HostView, lrFactors: HostView, count: number, castDtype: number): number;
+  /** Releases the lists. */
+  sgdDestroy(sgd: number): number;
+  /**
+   * One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
+   * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
+   * *skip != 0 nothing changes. grad_factor multiplies gradients first. All tensors in one launch.
+   */
+  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, momentum: number, nesterov: number, gradFactor: number): number;
+  /** Refreshes the low-precision copies from the parameters (after loading weights). */
+  sgdRefreshCasts(stream: number, sgd: number): number;
+  /**
+   * *lr = table[min(*step, length - 1)]; *step += 1. table: length fp32 values on the device, one per iteration, so that any
+   * learning-rate strategy runs inside a captured step. step: int32 on the device.
+   */
+  scheduleStep(stream: number, lr: Address | null, step: Address | null, table: Address | null, length: number): number;
+  /**
+   * Anchors of one pyramid level, (feature_h * feature_w * A, 4), ordered row, column, cell anchor: cell_anchors (A, 4) fp32,
+   * centred on 0, moved to (column * stride_w, row * stride_h), as torchvision's AnchorGenerator.
+   */
+  anchorGrid(stream: number, out: Address | null, cellAnchors: Address | null, featureH: number, featureW: number, anchorsPerCell: number, strideH: number, strideW: number): number;
+  /**
+   * out (A, B) = intersection over union of every box of a (A, 4) with every box of b (B, 4), as torchvision.ops.box_iou;
+   * 0 where the union is 0.
+   */
+  boxIou(stream: number, out: Address | null, a: Address | null, b: Address | null, countA: number, countB: number): number;
+  /**
+   * deltas (count, 4) = torchvision's BoxCoder.encode of boxes against anchors: wx (gx - ax) / aw, wy (gy - ay) / ah,
+   * ww log(gw / aw), wh log(gh / ah), with centres and sizes.
+   */
+  boxEncode(stream: number, deltas: Address | null, boxes: Address | null, anchors: Address | null, count: number, wx: number, wy: number, ww: number, wh: number): number;
+  /** boxes (count, 4) = torchvision's BoxCoder.decode of deltas (fp32); dw, dh are clipped at log(1000 / 16). */
+  boxDecode(stream: number, boxes: Address | null, deltas: Address | null, anchors: Address | null, count: number, wx: number, wy: number, ww: number, wh: number): number;
+  /** Bytes of workspace for dlfs_match_anchors. */
+  matchAnchorsWorkspace(ctx: number, out: HostView, n: number, anchors: number, maxBoxes: number): number;
+  /**
+   * torchvision's Matcher for a batch: matches (N, A) int32 = the index of the box with the largest IoU (the lowest index
+   * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. With allow_low_quality, every
+   * anchor whose IoU equals the largest that some box reaches keeps its best box's index. foreground (N) int32 = matches
+   * >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed: all background).
+   */
+  matchAnchors(stream: number, matches: Address | null, foreground: Address | null, anchors: Address | null, boxes: Address | null, counts: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, high: number, low: number, allowLowQuality: number): number;
+  /** Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
+  detectionLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, classes: number): number;
+  /**
+   * Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = 1/N sum over images of (sum over anchors that are
+   * not ignored and classes of alpha_t (1 - p_t)^gamma BCE) / max(1, foreground). logits (N, A, K) of dtype; matches from
+   * dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha. dlogits (N, A, K), nullable, dtype of
+   * logits: the gradient of *loss times grad_factor; ignored anchors get 0. One pass over logits; loss fp32, the same order
+   * of sums each run.
+   */
+  focalLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, gradFactor: number): number;
+  /**
+   * Smooth L1 on encoded boxes: *loss = 1/N sum over images of (sum over foreground anchors and coordinates of
+   * (d < beta ? d^2 / (2 beta) : d - beta / 2)) / max(1, foreground), d = |deltas - encode(box, anchor)|; beta 0 is L1.
+   * deltas (N, A, 4) of dtype, ddeltas the same, nullable, times grad_factor, 0 outside the foreground.
+   */
+  boxLoss(stream: number, loss: Address | null, ddeltas: Address | null, deltas: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, wx: number, wy: number, ww: number, wh: number, beta: number, gradFactor: number): number;
+  /** Bytes of workspace for dlfs_topk. */
+  topkWorkspace(ctx: number, out: HostView, n: number, m: number, k: number): number;
+  /**
+   * Per image the k largest sigmoid(logits) > threshold (strictly), largest first, the lower index first among equals.
+   * logits (N, M) of dtype; rows start logits_stride elements apart, result rows row_stride elements apart (so that the
+   * levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0) past the last.
+   */
+  topk(stream: number, scores: Address | null, index: Address | null, logits: Address | null, workspace: Address | null, n: number, m: number, logitsStride: number, k: number, rowStride: number, dtype: number, threshold: number): number;
+  /**
+   * Boxes and labels of dlfs_topk's results for one level: index i of row is anchor i / classes, class i % classes. boxes
+   * (N, row_stride, 4) and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1).
+   * deltas (N, A, 4) of dtype, rows deltas_stride elements apart; anchors (A, 4). Boxes are clipped to image_sizes (N, 2) fp32:
+   * height, width.
+   */
+  decodeCandidates(stream: number, boxes: Address | null, labels: Address | null, index: Address | null, deltas: Address | null, anchors: Address | null, imageSizes: Address | null, n: number, k: number, rowStride: number, deltasStride: number, classes: number, dtype: number, wx: number, wy: number, ww: number, wh: number): number;
+  /** Bytes of workspace for dlfs_nms. */
+  nmsWorkspace(ctx: number, out: HostView, n: number, k: number): number;
+  /**
+   * Greedy non-maximum suppression of a batch (torchvision.ops.batched_nms): candidates boxes (N, K, 4), scores (N, K),
+   * labels (N, K), those with label < 0 left out; sorted by score (stable), a box is dropped when its IoU with a kept one (of
+   * the same label when class_aware) is > iou_threshold. keep (N, max_out) int32: candidate indices, best first, -1 past
+   * the last; keep_counts (N) int32.
+   */
+  nms(stream: number, keep: Address | null, keepCounts: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, workspace: Address | null, n: number, k: number, maxOut: number, iouThreshold: number, classAware: number): number;
+  /** detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. */
+  gatherDetections(stream: number, detections: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, keep: Address | null, n: number, k: number, maxOut: number): number;
+  /**
+   * Reads a JPEG's header: values[0..5] = width, height, components, bits per sample, process (0 baseline or extended
+   * sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), Adobe transform (-1 none). No pixels are decoded, nothing is
+   * allocated. DLFS_ERROR_IMAGE says what is wrong (not a JPEG, no frame before the end, size 0, ...).
+   */
+  jpegInfoSync(values: HostView, bytes: HostView, length: number): number;
+  /**
+   * Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
+   * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
+   * DLFS_ERROR_IMAGE; one over 2^28 pixels is refused before anything is allocated.
+   */
+  jpegDecodeSync(stream: number, dst: Address | null, bytes: HostView, length: number, width: number, height: number): number;
+  /**
+   * Encodes pixels (height, width, 3) uint8 RGB on the device as a baseline JPEG, 4:2:0, quality 1 to 100; waits. *length
+   * receives the size; a capacity too small is DLFS_ERROR_ARGUMENT naming the size needed.
+   */
+  jpegEncodeSync(stream: number, out: HostView, length: HostView, pixels: Address | null, capacity: number, width: number, height: number, quality: number): number;
+  /**
+   * Crops, resizes, flips, normalises and casts n images into dst (n, out_h, out_w, out_c), out_c >= 3, further channels 0.
+   * Image i: uint8 RGB at device address sources[i], sizes[2 i] high and sizes[2 i + 1] wide. transforms (n,
+   * DLFS_TRANSFORM_FLOATS) per image: crop x, y, width, height in source pixels (may be fractional and reach outside the
+   * image); target x, y, width, height in output pixels; flip_x, flip_y (0 or 1, mirroring the target); 2 unused (0).
+   * Output pixel (u, v) inside the target samples crop coordinate ((u + 0.5 - target_x) * crop_w / target_w - 0.5) + crop_x,
+   * bilinear, coordinates clamped to the image (torch's interpolate, align_corners false); outside the target, or where
+   * the sampled point lies outside the image by more than half a pixel, it is the fill colour. Value written for channel c:
+   * (pixel / 255 - mean[c]) / std[c] with normalisation = {mean[3], std[3], fill[3]} (fill in 0..255, RGB); for U8 output the
+   * pixel itself, rounded. The triangle filter with ANTIALIAS follows torch's antialias=True.
+   */
+  preprocess(stream: number, dst: Address | null, sources: HostView, sizes: HostView, transforms: HostView, normalisation: HostView, n: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
+  /** Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
+  decoderCreate(ctx: number, out: HostView, threads: number): number;
+  /** Waits for its jobs, then ends the threads. */
+  decoderDestroy(decoder: number): number;
+  /**
+   * Decodes n JPEGs and preprocesses each into its slot of dst, as dlfs_jpeg_decode_sync and dlfs_preprocess do; returns at
+   * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
+   * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
+   * the fill colour; the others are not affected.
+   */
+  decoderSubmit(decoder: number, out: HostView, dst: Address | null, sources: HostView, lengths: HostView, transforms: HostView, normalisation: HostView, n: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
+  /** DLFS_OK when all images of the job are written (visible to any stream from then on), else DLFS_NOT_READY. */
+  jobQuery(job: number): number;
+  /** Waits until dlfs_job_query would be DLFS_OK. */
+  jobWaitSync(job: number): number;
+  /** status of each image of a finished job, n values: DLFS_OK or a negative status. */
+  jobResults(job: number, status: HostView): number;
+  /** The error message of image i of a finished job, NUL-terminated, truncated; empty where it succeeded. */
+  jobMessage(job: number, out: HostView, capacity: number, i: number): number;
+  /** Waits for the job, then releases it. */
+  jobDestroy(job: number): number;
+}

@@ -1,0 +1,126 @@
+import {
+  type Address,
+  type BackendName,
+  chooseBackend,
+  cString,
+  type DeviceInfo,
+  DlfsError,
+  ErrorCode,
+  listDevices,
+  loadLibrary,
+  type NativeFunctions,
+} from "../native";
+import { NativeObject, outHandle } from "./native-object";
+import { Stream } from "./stream";
+
+export interface DeviceOptions {
+  /** "cuda" or "cpu"; default: DLFS_BACKEND, else CUDA when it finds a device, else the CPU. */
+  backend?: string;
+  /** Which device of the backend. Default 0. */
+  index?: number;
+  /** Only algorithms that give the same bytes each run. Default false. */
+  deterministic?: boolean;
+  /** fp32 convolutions may round their inputs to TF32. Default false. */
+  tf32?: boolean;
+  /** Compute threads of the CPU backend; 0 uses all cores. */
+  threads?: number;
+}
+
+/** Features that dlfs_supports answers. */
+export type Feature =
+  | "bf16"
+  | "f16"
+  | "tf32"
+  | "conv.bf16"
+  | "conv.f16"
+  | "conv.epilogue"
+  | "graph"
+  | "jpeg.decode"
+  | "jpeg.encode"
+  | "jpeg.cmyk"
+  | "jpeg.hardware";
+
+/** Bytes of device memory. */
+export interface MemoryInfo {
+  free: number;
+  total: number;
+  allocated: number;
+  peak: number;
+}
+
+let announced = false;
+
+/** One GPU, or the CPU: where tensors live and programs run. Everything created from it must be disposed of before it. */
+export class Device extends NativeObject {
+  readonly backend: BackendName;
+  readonly info: DeviceInfo;
+  readonly native: NativeFunctions;
+  readonly deterministic: boolean;
+  /** Why this backend was chosen. */
+  readonly reason: string;
+  /** The stream that work goes to unless another is given. */
+  readonly stream: Stream;
+
+  /** Opens a device. `log` receives one line that names it, once per process. */
+  constructor(options: DeviceOptions = {}, log?: (line: string) => void) {
+    const { name, reason } = chooseBackend(options.backend);
+    const library = loadLibrary(name);
+    const index = options.index ?? 0;
+    const devices = listDevices(library);
+    const info = devices[index];
+    if (!info) {
+      throw new DlfsError(ErrorCode.argument, `backend ${name}`, `expected a device index below ${devices.length}, got ${index}`);
+    }
+    const out = outHandle();
+    library.functions.contextCreate(out.view, index);
+    super(out.value, `Device ${name}:${index}`, (handle) => library.functions.contextDestroy(handle));
+    this.backend = name;
+    this.info = info;
+    this.native = library.functions;
+    this.reason = reason;
+    this.deterministic = options.deterministic ?? false;
+    this.setOption("deterministic", this.deterministic ? 1 : 0);
+    this.setOption("tf32", options.tf32 ? 1 : 0);
+    if (options.threads !== undefined) this.setOption("threads", options.threads);
+    this.stream = new Stream(this);
+    if (log && !announced) {
+      announced = true;
+      log(`backend: ${name} (${reason}), ${info.name}`);
+    }
+  }
+
+  private setOption(name: string, value: number): void {
+    this.native.contextOption(this.handle, cString(name), value);
+  }
+
+  /** Whether this device has a feature. */
+  supports(feature: Feature): boolean {
+    const out = new Int32Array(1);
+    this.native.supports(this.handle, out, cString(feature));
+    return out[0] === 1;
+  }
+
+  memory(): MemoryInfo {
+    const values = new BigInt64Array(4);
+    this.native.memoryInfo(this.handle, values);
+    const [free, total, allocated, peak] = Array.from(values, Number) as [number, number, number, number];
+    return { free, total, allocated, peak };
+  }
+
+  /** Allocates device memory, 256-byte aligned; what holds it must call free(). Tensor and Arena are the usual owners. */
+  malloc(bytes: number): Address {
+    const out = outHandle();
+    this.native.malloc(this.handle, out.view, bytes);
+    return out.value;
+  }
+
+  free(address: Address): void {
+    this.native.free(this.handle, address);
+  }
+
+  override dispose(): void {
+    if (this.disposed) return;
+    this.stream.dispose();
+    super.dispose();
+  }
+}

@@ -1,0 +1,7 @@
+export { ALIGNMENT, Arena, align } from "./arena";
+export { Device, type DeviceOptions, type Feature, type MemoryInfo } from "./device";
+export { type DType, decodeElements, dtypeCode, dtypeSize, elementCount, encodeElements, parseDType } from "./dtype";
+export { NativeObject, outHandle } from "./native-object";
+export { PinnedBuffer } from "./pinned";
+export { Event, Stream, until } from "./stream";
+export { checkShape, Tensor } from "./tensor";
