@@ -74,24 +74,41 @@ build_cpu() {
 }
 
 build_cuda() {
-  local archs ptx=""
+  local wanted arch archs=() ptx="" known newest
   if [ -n "${DLFS_CUDA_ARCHS:-}" ]; then
-    archs="${DLFS_CUDA_ARCHS//[;,]/ }"
+    wanted="${DLFS_CUDA_ARCHS//[;,]/ }"
   elif [ "$release" = ON ]; then
-    archs="75 80 86 89 90" ptx=90
+    wanted="75 80 86 89 90" ptx=90
   else
-    archs=$(cuda_card_capabilities)
-    archs="${archs:-90}"
+    wanted=$(cuda_card_capabilities)
+    wanted="${wanted:-90}"
   fi
-  # 90a is 90 with Hopper's own instructions, and runs on every card of capability 9.0.
-  archs=$(printf ' %s ' "$archs" | sed 's/ 90 / 90a /')
-  # shellcheck disable=SC2086  # one word per architecture
+  known=$("$cuda_nvcc" --list-gpu-arch | sed -n 's/^compute_\([0-9]*\)$/\1/p' | sort -n)
+  newest=$(tail -n 1 <<<"$known")
+  for arch in $wanted; do
+    if [ "${arch%[af]}" -gt "$newest" ]; then
+      # The driver compiles PTX of the newest known architecture for a card that is newer.
+      archs+=("$newest")
+      ptx="$newest"
+    elif ! grep -qx "${arch%[af]}" <<<"$known"; then
+      local why="CUDA $cuda_version compiles for compute capabilities $(joined <<<"$known"), not for $arch"
+      [ "$which" = auto ] || die "$why"
+      say "the CUDA library is left out: $why"
+      return
+    elif [ "$arch" = 90 ]; then
+      # 90a is 90 with Hopper's own instructions, and runs on every card of capability 9.0.
+      archs+=(90a)
+    else
+      archs+=("$arch")
+    fi
+  done
+  mapfile -t archs < <(printf '%s\n' "${archs[@]}" | sort -uV)
   build cuda -DCMAKE_CUDA_COMPILER="$cuda_nvcc" -DCMAKE_CUDA_HOST_COMPILER="$(command -v "$cxx")" \
     -DDLFS_CUDA_INCLUDE_DIRS="$(cmake_list "${cuda_includes[@]}")" \
     -DDLFS_CUDA_LIBRARIES="$(cmake_list "${cuda_libraries[@]}")" \
     -DDLFS_CUDA_PRELOADS="$(cmake_list "${cuda_preloads[@]}")" \
     -DDLFS_CUDA_RPATH="$(cmake_list "${cuda_rpaths[@]}")" \
-    -DDLFS_CUDA_ARCHS="$(cmake_list $archs)" -DDLFS_CUDA_PTX="$ptx"
+    -DDLFS_CUDA_ARCHS="$(cmake_list "${archs[@]}")" -DDLFS_CUDA_PTX="$ptx"
 }
 
 cpu_missing=""

@@ -2,7 +2,7 @@
 # Installs CUDA's compiler and libraries from NVIDIA's Python packages into a folder, where find-cuda.sh looks for them.
 # For machines without the CUDA toolkit: to compile the CUDA library, or, beside a driver, to run it too.
 #
-#   scripts/cuda-wheels.sh [FOLDER]      default: .cuda in the checkout; about 3 GB
+#   scripts/cuda-wheels.sh [FOLDER]      default: .cuda in the checkout; 1.7 GB
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -33,7 +33,7 @@ cuda_python_sites() {
     echo "$dir"
   done
   if command -v python3 >/dev/null; then
-    python3 -c 'import sys; print("\n".join(p for p in sys.path if p.endswith("-packages")))' 2>/dev/null || true
+    python3 -c 'import os, sys; print("\n".join(p for p in sys.path if os.path.isdir(p + "/nvidia")))' 2>/dev/null || true
   fi
 }
 

@@ -34,7 +34,7 @@ install_bun() {
   temporary=$(mktemp -d node_modules/.dlfs-bun-XXXXXX)
   # shellcheck disable=SC2064  # the folder of now
   trap "rm -rf '$root/$temporary'" EXIT
-  npm pack "$package@$bun_version" --pack-destination "$temporary" --silent >/dev/null ||
+  npm pack "$package@$bun_version" --pack-destination "$temporary" --loglevel error >/dev/null ||
     die "npm could not fetch $package@$bun_version (the message is above)"
   if ! (cd "$temporary" && echo "$(bun_sha512 "$platform")  $(echo ./*.tgz)" | sha512sum --check --status); then
     die "$package@$bun_version from npm is not the package that dlfs was made with: its SHA-512 differs"
@@ -49,14 +49,15 @@ install_bun() {
   "$target/bin/bun" --version >/dev/null || die "$target/bin/bun does not run on this machine"
 }
 
-# Makes `bun` a command for programs started by npm, and, where that changes no other installation, for the shell.
+# Makes the installed Bun a command: for programs that npm starts, and for the shell, by a link in a folder on PATH,
+# where that replaces no other Bun. Prints what the user has to know when the first argument is yes.
 link_bun() {
-  local dir installed="$root/${bun#"$root"/}"
+  local tell="$1" dir installed="$root/${bun#"$root"/}"
   mkdir -p node_modules/.bin
-  ln -sfn "../../${bun#"$root"/}" node_modules/.bin/bun
+  ln -sfn "../${installed#"$root/node_modules/"}" node_modules/.bin/bun
   ln -sfn bun node_modules/.bin/bunx
   if PATH="$shell_path" command -v bun >/dev/null; then
-    warn "the bun on PATH is older than $bun_version; npm's commands and 'npx bun' use $installed"
+    [ "$tell" = no ] || say "the bun on PATH is older than $bun_version; npm's commands and 'npx bun' use $installed"
     return
   fi
   if [ -z "${CI:-}" ] && [ "${DLFS_LINK_BUN:-1}" != 0 ]; then
@@ -68,5 +69,5 @@ link_bun() {
       fi
     done
   fi
-  say "bun is not on PATH; npm's commands and 'npx bun' use $installed"
+  [ "$tell" = no ] || say "bun is not on PATH; npm's commands and 'npx bun' use $installed"
 }

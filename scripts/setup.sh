@@ -37,9 +37,7 @@ if ! PATH="$shell_path" find_bun; then
   changed=yes
 fi
 case "$bun" in
-  "$root"/node_modules/*)
-    if [ $changed = yes ] || [ ! -x node_modules/.bin/bun ]; then link_bun; fi
-    ;;
+  "$root"/node_modules/*) link_bun $changed ;;
 esac
 
 # ---- JavaScript dependencies -------------------------------------------------------------------------------------
