@@ -74,7 +74,7 @@ build_cpu() {
 }
 
 build_cuda() {
-  local wanted arch archs=() ptx="" known newest
+  local wanted arch archs=() ptx="" known newest why
   if [ -n "${DLFS_CUDA_ARCHS:-}" ]; then
     wanted="${DLFS_CUDA_ARCHS//[;,]/ }"
   elif [ "$release" = ON ]; then
@@ -91,7 +91,7 @@ build_cuda() {
       archs+=("$newest")
       ptx="$newest"
     elif ! grep -qx "${arch%[af]}" <<<"$known"; then
-      local why="CUDA $cuda_version compiles for compute capabilities $(joined <<<"$known"), not for $arch"
+      why="CUDA $cuda_version compiles for compute capabilities $(joined <<<"$known"), not for $arch"
       [ "$which" = auto ] || die "$why"
       say "the CUDA library is left out: $why"
       return
