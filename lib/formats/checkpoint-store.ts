@@ -1,0 +1,119 @@
+import { readdir, unlink } from "node:fs/promises";
+import { join } from "node:path";
+import { check, DlfsError, ErrorCode } from "../native/error";
+import { fileError, makeFolder } from "./atomic-file";
+import type { Checkpoint } from "./checkpoint";
+import { readCheckpoint, writeCheckpoint } from "./checkpoint";
+import type { CheckpointMetadata, CheckpointTensorData } from "./checkpoint-types";
+
+const NAME = /^checkpoint-(\d{8,16})\.dlck$/;
+
+export interface CheckpointStoreOptions {
+  /** How many of the newest checkpoints stay; the best one stays besides. Default 3. */
+  keepLast?: number;
+}
+
+export interface StoredCheckpoint {
+  iteration: number;
+  path: string;
+}
+
+/**
+ * The checkpoints of one run: `checkpoint-<iteration>.dlck` in one folder, of which the newest few and the best stay.
+ * The newest is the one of the highest iteration, so a run that goes back to an older checkpoint and takes another way
+ * from there belongs into a folder of its own.
+ */
+export class CheckpointStore {
+  private readonly keepLast: number;
+
+  constructor(
+    readonly folder: string,
+    options: CheckpointStoreOptions = {},
+  ) {
+    this.keepLast = options.keepLast ?? 3;
+    check(
+      Number.isInteger(this.keepLast) && this.keepLast >= 1,
+      folder,
+      () => `keepLast must be a whole number from 1, got ${this.keepLast}`,
+    );
+  }
+
+  /** Where the checkpoint of an iteration is or would be. */
+  pathOf(iteration: number): string {
+    return join(this.folder, `checkpoint-${String(iteration).padStart(8, "0")}.dlck`);
+  }
+
+  /** What is there, by rising iteration; empty where the folder is missing. */
+  async list(): Promise<StoredCheckpoint[]> {
+    let names: string[];
+    try {
+      names = await readdir(this.folder);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === "ENOENT") return [];
+      throw fileError(this.folder, "list the checkpoints", error);
+    }
+    return names
+      .flatMap((name) => {
+        const match = NAME.exec(name);
+        return match ? [{ iteration: Number(match[1]), path: join(this.folder, name) }] : [];
+      })
+      .sort((a, b) => a.iteration - b.iteration);
+  }
+
+  /**
+   * Writes the checkpoint of `metadata.iteration`, then removes those that need not stay: all but the newest `keepLast`
+   * and that of `metadata.best.iteration`. Checkpoints of higher iterations, left by a run that was abandoned, are not
+   * touched.
+   *
+   * @returns the new file, and the files that were removed. One that cannot be removed stays and is no error.
+   */
+  async save(
+    metadata: CheckpointMetadata,
+    tensors: Iterable<CheckpointTensorData> | AsyncIterable<CheckpointTensorData>,
+  ): Promise<{ path: string; removed: string[] }> {
+    const path = this.pathOf(metadata.iteration);
+    await makeFolder(this.folder);
+    await writeCheckpoint(path, metadata, tensors);
+    const older = (await this.list()).filter(({ iteration }) => iteration <= metadata.iteration);
+    const removed: string[] = [];
+    for (const stored of older.slice(0, -this.keepLast)) {
+      if (stored.iteration === metadata.best?.iteration) continue;
+      const gone = await unlink(stored.path).then(
+        () => true,
+        () => false,
+      );
+      if (gone) removed.push(stored.path);
+    }
+    return { path, removed };
+  }
+
+  /**
+   * Opens the newest checkpoint that is intact to its last byte.
+   *
+   * @returns it, with an error for each newer one that was passed over because it is damaged (to be shown to the user);
+   *   undefined when there is none at all
+   * @throws DlfsError when all are damaged, or when the newest one needs a newer dlfs
+   */
+  async latest(): Promise<{ checkpoint: Checkpoint; damaged: DlfsError[] } | undefined> {
+    const stored = await this.list();
+    const damaged: DlfsError[] = [];
+    for (const { path } of stored.reverse()) {
+      let checkpoint: Checkpoint | undefined;
+      try {
+        checkpoint = await readCheckpoint(path);
+        await checkpoint.verify();
+        return { checkpoint, damaged };
+      } catch (error) {
+        await checkpoint?.close();
+        if (!(error instanceof DlfsError) || error.code !== ErrorCode.io) throw error;
+        damaged.push(error);
+      }
+    }
+    if (damaged.length === 0) return undefined;
+    throw new DlfsError(
+      ErrorCode.io,
+      this.folder,
+      `none of its ${damaged.length} checkpoints is intact:\n${damaged.map((error) => `  ${error.message}`).join("\n")}`,
+    );
+  }
+}
