@@ -5,6 +5,7 @@
 import type { DType } from "../tensor";
 import { type ConvGeometry, conv2d as conv2dOp } from "./ops/conv";
 import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
+import { constant as constantOp } from "./ops/constant";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
 import { concat as concatOp, reshape as reshapeOp, slice as sliceOp } from "./ops/shape";
@@ -119,4 +120,9 @@ export function upsample(x: Value, to: { scale: number } | { size: readonly [num
   const size: [number, number] =
     "size" in to ? [to.size[0], to.size[1]] : [Math.floor(x.shape[1]! * to.scale), Math.floor(x.shape[2]! * to.scale)];
   return only(applyOp(upsampleNearest, [x], { size }));
+}
+
+/** A tensor of given numbers. */
+export function constant(values: ArrayLike<number>, shape: readonly number[], dtype: DType = "f32"): Value {
+  return only(applyOp(constantOp, [], { values, shape, dtype }));
 }

@@ -13,7 +13,7 @@ export {
   ShapeError,
 } from "./node";
 export * from "./functions";
-export type { Activation } from "./ops/elementwise";
+export { type Activation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";

@@ -1,7 +1,7 @@
 import { constants } from "../../native";
 import { type DType, dtypeCode, elementCount } from "../../tensor";
-import { expectActivation, expectShape, type Op } from "../node";
-import { sameShape } from "../value";
+import { expectActivation, expectShape, type GradientBuilder, type Op } from "../node";
+import { sameShape, type Value } from "../value";
 
 export type Activation = "none" | "relu" | "sigmoid" | "silu";
 
@@ -103,6 +103,11 @@ export const scale: Op<{ factor: number }> = {
     e.call(() => e.native.scale(e.stream, dst, src, factor, n, dtype, attrs.factor));
   },
 };
+
+/** x times a scalar value, for backward rules. */
+export function scaleBy(builder: GradientBuilder, x: Value, s: Value): Value {
+  return builder.apply(scale, [x, s], { factor: 1 })[0]!;
+}
 
 /** A tensor of one value. */
 export const fill: Op<{ shape: readonly number[]; dtype: DType; value: number }> = {

@@ -1,0 +1,4 @@
+export { AnchorGenerator, type AnchorLevel, type AnchorOptions, cellAnchors } from "./anchors";
+export { type BoxCoderWeights, boxLoss, focalLoss } from "./losses";
+export { type MatcherOptions, matchAnchors, type Targets } from "./matcher";
+export { type PostprocessOptions, postprocess } from "./postprocess";
