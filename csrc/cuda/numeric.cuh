@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <climits>
 #include <initializer_list>
 
 #include "common/status.hpp"
@@ -103,6 +104,30 @@ void dispatch_vector(dlfs_dtype dtype, bool vector, Body&& body) {
       body(tag, Width<1>{});
     }
   });
+}
+
+// The same for rows of c channels: 16-byte accesses where c allows them, else four channels at once, else one. `aligned`:
+// all addresses are multiples of 16 bytes.
+template <class Body>
+void dispatch_channels(dlfs_dtype dtype, int64_t c, bool aligned, Body&& body) {
+  dispatch_float(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (aligned && c % vector_width<T> == 0) return body(tag, Width<vector_width<T>>{});
+    if constexpr (vector_width<T> > 4) {
+      if (aligned && c % 4 == 0) return body(tag, Width<4>{});
+    }
+    body(tag, Width<1>{});
+  });
+}
+
+// Calls body(TypeTag<Index>) with the type for counting `rows` pixels: 32 bits divide several times faster than 64.
+template <class Body>
+void dispatch_index(int64_t rows, Body&& body) {
+  if (rows <= INT32_MAX) {
+    body(TypeTag<uint32_t>{});
+  } else {
+    body(TypeTag<int64_t>{});
+  }
 }
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

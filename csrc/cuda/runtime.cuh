@@ -21,6 +21,36 @@ inline unsigned grid_size(const Context& context, int64_t items, int threads, in
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div<int64_t>(items, threads), 1, most));
 }
 
+// A launch over rows of columns (pixels of channel vectors): blocks of 256 threads, x along the columns, so that short rows
+// share a block; both directions are strided loops, see for_rows.
+struct RowGrid {
+  dim3 grid;
+  dim3 block;
+};
+
+inline RowGrid row_grid(const Context& context, int64_t rows, int64_t columns) {
+  constexpr unsigned threads = 256;
+  unsigned x = 1;
+  while (x < threads && x < columns) x *= 2;
+  const int64_t most = static_cast<int64_t>(context.sm_count) * std::max(1, context.max_threads_per_sm / 256) * 4;
+  const int64_t across = std::clamp<int64_t>(ceil_div<int64_t>(columns, x), 1, std::min<int64_t>(most, 65535));
+  const int64_t down = std::clamp<int64_t>(ceil_div<int64_t>(rows, threads / x), 1, std::max<int64_t>(1, most / across));
+  return {dim3(static_cast<unsigned>(down), static_cast<unsigned>(across)), dim3(x, threads / x)};
+}
+
+// The loops of a kernel launched on a row_grid: body(row, column) for every pair, consecutive columns on consecutive lanes.
+template <class Row, class Column, class Body>
+__device__ __forceinline__ void for_rows(Row rows, Column columns, Body&& body) {
+  const int64_t row_stride = static_cast<int64_t>(gridDim.x) * blockDim.y;
+  const int64_t column_stride = static_cast<int64_t>(gridDim.y) * blockDim.x;
+  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; row < rows; row += row_stride) {
+    for (int64_t column = first_column; column < columns; column += column_stride) {
+      body(static_cast<Row>(row), static_cast<Column>(column));
+    }
+  }
+}
+
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...), checked by the launch's own result rather than by the
 // thread's last error, which an earlier library call may have set. Arguments are converted to the kernel's parameters.
 template <class... Parameters, class... Arguments>

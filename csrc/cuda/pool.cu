@@ -1,0 +1,287 @@
+// Maximum and average pooling over NHWC. Forward: one thread per output pixel and channel vector. Backward: one thread per
+// input pixel and channel vector gathers from the windows that cover it, so nothing is added atomically and the order of
+// sums is fixed.
+#include "common/geometry.hpp"
+#include "cuda/numeric.cuh"
+#include "cuda/runtime.cuh"
+
+namespace dlfs {
+namespace {
+
+// A pixel of a batch of images from its number: n, row, column.
+struct Pixel {
+  int32_t n, row, column;
+};
+
+template <class Index>
+__device__ __forceinline__ Pixel pixel_of(Index number, int32_t height, int32_t width) {
+  const Index line = number / static_cast<Index>(width);
+  return {static_cast<int32_t>(line / static_cast<Index>(height)), static_cast<int32_t>(line % static_cast<Index>(height)),
+          static_cast<int32_t>(number % static_cast<Index>(width))};
+}
+
+// A window's rows or columns inside the image: [first, last), and the window position of the first.
+struct Span {
+  int32_t first, last;
+  int32_t start;  // image coordinate of window position 0, may be negative
+};
+
+__device__ __forceinline__ Span window_span(int32_t out, int32_t window, int32_t stride, int32_t pad, int32_t size) {
+  const int64_t start = static_cast<int64_t>(out) * stride - pad;
+  return {static_cast<int32_t>(max(start, int64_t{0})),
+          static_cast<int32_t>(min(start + window, static_cast<int64_t>(size))), static_cast<int32_t>(start)};
+}
+
+// The windows, of `out` in a row, that cover an image coordinate: [first, last).
+__device__ __forceinline__ Span covering_windows(int32_t at, int32_t window, int32_t stride, int32_t pad, int32_t out) {
+  const int64_t padded = static_cast<int64_t>(at) + pad;
+  const int64_t first = padded < window ? 0 : (padded - window) / stride + 1;
+  const int64_t last = min(padded / stride + 1, static_cast<int64_t>(out));
+  return {static_cast<int32_t>(min(first, last)), static_cast<int32_t>(last), 0};
+}
+
+__device__ __forceinline__ int64_t address(int32_t n, int32_t row, int32_t column, int32_t height, int32_t width, int32_t c) {
+  return ((static_cast<int64_t>(n) * height + row) * width + column) * c;
+}
+
+// ---- maximum ------------------------------------------------------------------------------------------------------
+
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) max_pool_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
+  for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel out = pixel_of(row, g.p, g.q);
+    const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
+    const Span columns = window_span(out.column, g.s, g.stride_w, g.pad_w, g.w);
+    float best[V];
+    int32_t winner[V];
+    bool empty = true;
+    for (int32_t h = rows.first; h < rows.last; ++h) {
+      for (int32_t w = columns.first; w < columns.last; ++w) {
+        const int32_t position = (h - rows.start) * g.s + (w - columns.start);
+        float value[V];
+        load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          if (empty || value[j] > best[j] || (isnan(value[j]) && !isnan(best[j]))) {
+            best[j] = value[j];
+            winner[j] = position;
+          }
+        }
+        empty = false;
+      }
+    }
+    const int64_t at = static_cast<int64_t>(row) * g.c + vector * V;
+    store(y + at, best);
+    if (index) {
+      Pack<uint8_t, V> pack;
+#pragma unroll
+      for (int j = 0; j < V; ++j) pack.value[j] = static_cast<uint8_t>(winner[j]);
+      *reinterpret_cast<Pack<uint8_t, V>*>(index + at) = pack;
+    }
+  });
+}
+
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) max_pool_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
+  for_rows(static_cast<Index>(int64_t{g.n} * g.h * g.w), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel in = pixel_of(row, g.h, g.w);
+    const Span ps = covering_windows(in.row, g.r, g.stride_h, g.pad_h, g.p);
+    const Span qs = covering_windows(in.column, g.s, g.stride_w, g.pad_w, g.q);
+    float sum[V] = {};
+    for (int32_t p = ps.first; p < ps.last; ++p) {
+      for (int32_t q = qs.first; q < qs.last; ++q) {
+        const int32_t position = (in.row + g.pad_h - p * g.stride_h) * g.s + (in.column + g.pad_w - q * g.stride_w);
+        const int64_t at = address(in.n, p, q, g.p, g.q, g.c) + vector * V;
+        const Pack<uint8_t, V> winner = *reinterpret_cast<const Pack<uint8_t, V>*>(index + at);
+        float gradient[V];
+        load(gradient, dy + at);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += winner.value[j] == position ? gradient[j] : 0.0f;
+      }
+    }
+    store(dx + static_cast<int64_t>(row) * g.c + vector * V, sum);
+  });
+}
+
+// ---- average ------------------------------------------------------------------------------------------------------
+
+// 1 / (number of values in a window's mean).
+__device__ __forceinline__ float inverse_count(const Span& rows, const Span& columns, const PoolGeometry& g, bool padded) {
+  const int64_t count = padded ? static_cast<int64_t>(g.r) * g.s
+                               : static_cast<int64_t>(rows.last - rows.first) * (columns.last - columns.first);
+  return 1.0f / static_cast<float>(count);
+}
+
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) avg_pool_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
+  for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel out = pixel_of(row, g.p, g.q);
+    const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
+    const Span columns = window_span(out.column, g.s, g.stride_w, g.pad_w, g.w);
+    float sum[V] = {};
+    for (int32_t h = rows.first; h < rows.last; ++h) {
+      for (int32_t w = columns.first; w < columns.last; ++w) {
+        float value[V];
+        load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += value[j];
+      }
+    }
+    const float by = inverse_count(rows, columns, g, padded);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] *= by;
+    store(y + static_cast<int64_t>(row) * g.c + vector * V, sum);
+  });
+}
+
+// Large windows (global pooling): a block of 32 channel vectors by 8 threads that share the window.
+template <class T, int V>
+__global__ void __launch_bounds__(256) avg_pool_large_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
+  __shared__ float partial[8][32][V];
+  const int32_t vectors = g.c / V;
+  const int64_t pixels = int64_t{g.n} * g.p * g.q;
+  for (int64_t row = blockIdx.x; row < pixels; row += gridDim.x) {
+    const Pixel out = pixel_of(row, g.p, g.q);
+    const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
+    const Span columns = window_span(out.column, g.s, g.stride_w, g.pad_w, g.w);
+    const int32_t width = columns.last - columns.first;
+    const int64_t count = static_cast<int64_t>(rows.last - rows.first) * width;
+    for (int32_t first = blockIdx.y * 32; first < vectors; first += gridDim.y * 32) {
+      const int32_t vector = first + threadIdx.x;
+      float sum[V] = {};
+      if (vector < vectors) {
+        for (int64_t i = threadIdx.y; i < count; i += 8) {
+          const int32_t h = rows.first + static_cast<int32_t>(i / width);
+          const int32_t w = columns.first + static_cast<int32_t>(i % width);
+          float value[V];
+          load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+#pragma unroll
+          for (int j = 0; j < V; ++j) sum[j] += value[j];
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < V; ++j) partial[threadIdx.y][threadIdx.x][j] = sum[j];
+      __syncthreads();
+      if (threadIdx.y == 0 && vector < vectors) {
+        const float by = inverse_count(rows, columns, g, padded);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          for (int k = 1; k < 8; ++k) sum[j] += partial[k][threadIdx.x][j];
+          sum[j] *= by;
+        }
+        store(y + row * g.c + vector * V, sum);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) avg_pool_backward_kernel(T* dx, const T* dy, PoolGeometry g, bool padded) {
+  for_rows(static_cast<Index>(int64_t{g.n} * g.h * g.w), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel in = pixel_of(row, g.h, g.w);
+    const Span ps = covering_windows(in.row, g.r, g.stride_h, g.pad_h, g.p);
+    const Span qs = covering_windows(in.column, g.s, g.stride_w, g.pad_w, g.q);
+    float sum[V] = {};
+    for (int32_t p = ps.first; p < ps.last; ++p) {
+      const Span rows = window_span(p, g.r, g.stride_h, g.pad_h, g.h);
+      for (int32_t q = qs.first; q < qs.last; ++q) {
+        const Span columns = window_span(q, g.s, g.stride_w, g.pad_w, g.w);
+        const float by = inverse_count(rows, columns, g, padded);
+        float gradient[V];
+        load(gradient, dy + address(in.n, p, q, g.p, g.q, g.c) + vector * V);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += gradient[j] * by;
+      }
+    }
+    store(dx + static_cast<int64_t>(row) * g.c + vector * V, sum);
+  });
+}
+
+// Launches kernel<T, V, Index> over `rows` pixels of c channels.
+#define LAUNCH_POOL(kernel, rows, aligned, ...)                                                                  \
+  dispatch_channels(dtype, g.c, aligned, [&](auto tag, auto width) {                                             \
+    using T = typename decltype(tag)::type;                                                                      \
+    constexpr int V = decltype(width)::value;                                                                    \
+    dispatch_index(rows, [&](auto index_tag) {                                                                   \
+      const RowGrid grid = row_grid(*s.context, rows, g.c / V);                                                  \
+      launch(s, grid.grid, grid.block, 0, kernel<T, V, typename decltype(index_tag)::type>, __VA_ARGS__);        \
+    });                                                                                                          \
+  })
+
+}  // namespace
+}  // namespace dlfs
+
+using namespace dlfs;
+
+extern "C" {
+
+dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, const void* x, int32_t n, int32_t h, int32_t w,
+                                  int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h,
+                                  int32_t pad_w, dlfs_dtype dtype) {
+  return stream_call("dlfs_max_pool_forward", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, 255);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    const int64_t rows = int64_t{g.n} * g.p * g.q;
+    LAUNCH_POOL(max_pool_kernel, rows, aligned16({y, x, index}), static_cast<T*>(y), static_cast<uint8_t*>(index),
+                static_cast<const T*>(x), g);
+  });
+}
+
+dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy, const void* index, int32_t n, int32_t h,
+                                   int32_t w, int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w,
+                                   int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
+  return stream_call("dlfs_max_pool_backward", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, 255);
+    check_pointer(dx, "dx");
+    check_pointer(dy, "dy");
+    check_pointer(index, "index");
+    const int64_t rows = int64_t{g.n} * g.h * g.w;
+    LAUNCH_POOL(max_pool_backward_kernel, rows, aligned16({dx, dy, index}), static_cast<T*>(dx), static_cast<const T*>(dy),
+                static_cast<const uint8_t*>(index), g);
+  });
+}
+
+dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h, int32_t w, int32_t c,
+                                  int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
+                                  int32_t count_include_pad, dlfs_dtype dtype) {
+  return stream_call("dlfs_avg_pool_forward", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    const bool padded = count_include_pad != 0;
+    const int64_t rows = int64_t{g.n} * g.p * g.q;
+    if (int64_t{g.r} * g.s >= 64) {
+      dispatch_channels(dtype, g.c, aligned16({y, x}), [&](auto tag, auto width) {
+        using T = typename decltype(tag)::type;
+        constexpr int V = decltype(width)::value;
+        const int64_t tiles = ceil_div<int64_t>(g.c / V, 32);
+        const dim3 grid(static_cast<unsigned>(std::min<int64_t>(rows, 1 << 16)),
+                        static_cast<unsigned>(std::min<int64_t>(tiles, 1 << 10)));
+        launch(s, grid, dim3(32, 8), 0, avg_pool_large_kernel<T, V>, static_cast<T*>(y), static_cast<const T*>(x), g, padded);
+      });
+    } else {
+      LAUNCH_POOL(avg_pool_kernel, rows, aligned16({y, x}), static_cast<T*>(y), static_cast<const T*>(x), g, padded);
+    }
+  });
+}
+
+dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h, int32_t w, int32_t c,
+                                   int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
+                                   int32_t count_include_pad, dlfs_dtype dtype) {
+  return stream_call("dlfs_avg_pool_backward", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
+    check_pointer(dx, "dx");
+    check_pointer(dy, "dy");
+    const bool padded = count_include_pad != 0;
+    const int64_t rows = int64_t{g.n} * g.h * g.w;
+    LAUNCH_POOL(avg_pool_backward_kernel, rows, aligned16({dx, dy}), static_cast<T*>(dx), static_cast<const T*>(dy), g, padded);
+  });
+}
+
+}  // extern "C"
