@@ -5,6 +5,7 @@ import {
   type ConvOptions,
   concat,
   conv2d,
+  type Init,
   maxPool2d,
   Parameter,
   pair,
@@ -44,12 +45,11 @@ export class InputLayer extends Layer {
 export interface Conv2dOptions extends ConvOptions {
   /** Default true. */
   bias?: boolean;
+  /** Initial values; default as torch.nn.Conv2d: weight and bias uniform within 1 / sqrt(fan in). */
+  init?: { weight?: Init; bias?: Init };
 }
 
-/**
- * 2-D convolution, weight (out, kernel height, kernel width, in / groups). Initialised as torch.nn.Conv2d: weight and bias
- * uniform within 1 / sqrt(fan in).
- */
+/** 2-D convolution, weight (out, kernel height, kernel width, in / groups). */
 export class Conv2d extends Layer {
   readonly weight: Parameter;
   readonly bias: Parameter | null;
@@ -71,9 +71,9 @@ export class Conv2d extends Layer {
     );
     const perGroup = inChannels / groups;
     const bound = 1 / Math.sqrt(perGroup * r * s);
-    const init = { kind: "uniform", low: -bound, high: bound } as const;
-    this.weight = new Parameter([outChannels, r, s, perGroup], init);
-    this.bias = (options.bias ?? true) ? new Parameter([outChannels], init) : null;
+    const uniform: Init = { kind: "uniform", low: -bound, high: bound };
+    this.weight = new Parameter([outChannels, r, s, perGroup], options.init?.weight ?? uniform);
+    this.bias = (options.bias ?? true) ? new Parameter([outChannels], options.init?.bias ?? uniform) : null;
   }
 
   forward(x: Value): Value {

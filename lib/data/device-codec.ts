@@ -1,0 +1,185 @@
+import { check, constants, ErrorCode, fromCString } from "../native";
+import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
+import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+
+/** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
+export interface Pixels {
+  width: number;
+  height: number;
+  data: Uint8Array;
+}
+
+/** Reads, decodes and encodes single JPEGs with a device's library; each call waits for its result. */
+export class DeviceImageCodec implements ImageCodec {
+  constructor(readonly device: Device) {}
+
+  info(bytes: Uint8Array): JpegInfo {
+    check(bytes.byteLength > 0, "jpeg", () => "the file is empty", ErrorCode.image);
+    const values = new Int32Array(6);
+    this.device.native.jpegInfoSync(values, bytes, bytes.byteLength);
+    const [width, height, components, bits, process] = values as unknown as [number, number, number, number, number];
+    return { width, height, components, bits, process };
+  }
+
+  /** All pixels of a JPEG. Throws DlfsError for what is damaged or no JPEG. */
+  decode(bytes: Uint8Array): Pixels {
+    const { width, height } = this.info(bytes);
+    check(
+      width * height <= 2 ** 28,
+      "jpeg",
+      () => `${width} x ${height} pixels are more than the limit of 2^28`,
+      ErrorCode.image,
+    );
+    const { native, stream } = this.device;
+    using pixels = Tensor.empty(this.device, [height, width, 3], "u8");
+    native.jpegDecodeSync(stream.handle, pixels.address, bytes, bytes.byteLength, width, height);
+    return { width, height, data: pixels.readBytes() };
+  }
+
+  /** A baseline JPEG, 4:2:0. quality 1 to 100. */
+  encode({ width, height, data }: Pixels, quality = 90): Uint8Array {
+    check(
+      data.byteLength === width * height * 3,
+      "jpeg",
+      () => `expected ${width} x ${height} x 3 bytes, got ${data.byteLength}`,
+      ErrorCode.shape,
+    );
+    const { native, stream } = this.device;
+    using pixels = Tensor.empty(this.device, [height, width, 3], "u8");
+    pixels.writeBytes(data);
+    // A baseline JPEG of noise at quality 100 stays below 3 bytes a pixel; headers and small images need the rest.
+    const out = new Uint8Array(width * height * 3 + 4096);
+    const length = outHandle();
+    native.jpegEncodeSync(stream.handle, out, length.view, pixels.address, out.byteLength, width, height, quality);
+    return out.slice(0, length.value);
+  }
+}
+
+export interface DeviceBatchDecoderOptions {
+  batchSize: number;
+  /** Size of the network's input. */
+  height: number;
+  width: number;
+  /** Batches that can be in memory at a time. Default 4. */
+  slots?: number;
+  /** Dtype of the network's input. Default "f32". */
+  dtype?: Extract<DType, "f32" | "bf16" | "f16">;
+  /** Per channel R, G, B, of pixels in 0 to 1; default ImageNet's. */
+  mean?: readonly [number, number, number];
+  std?: readonly [number, number, number];
+  /** Colour outside the image, R, G, B in 0 to 255; default the mean, which becomes 0. */
+  fill?: readonly [number, number, number];
+  /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
+  antialias?: boolean;
+  /** Decoding threads; 0 chooses. */
+  threads?: number;
+}
+
+export const IMAGENET_MEAN = [0.485, 0.456, 0.406] as const;
+export const IMAGENET_STD = [0.229, 0.224, 0.225] as const;
+
+/** Decodes on native threads into a ring of batches in device memory; the event loop is never blocked. */
+export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
+  readonly device: Device;
+  readonly slots: number;
+  readonly batchSize: number;
+  readonly height: number;
+  readonly width: number;
+  readonly #ring: Tensor[];
+  readonly #staging: (PinnedBuffer | null)[];
+  readonly #normalisation: Float32Array;
+  readonly #dtype: number;
+  readonly #flags: number;
+
+  constructor(device: Device, options: DeviceBatchDecoderOptions) {
+    const { batchSize, height, width, slots = 4, dtype = "f32", mean = IMAGENET_MEAN, std = IMAGENET_STD } = options;
+    const out = outHandle();
+    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
+    super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
+    this.device = device;
+    this.slots = slots;
+    this.batchSize = batchSize;
+    this.height = height;
+    this.width = width;
+    this.#dtype = dtypeCode(dtype);
+    this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
+    this.#normalisation = Float32Array.from([...mean, ...std, ...(options.fill ?? mean.map((m) => m * 255))]);
+    this.#ring = Array.from({ length: slots }, () => Tensor.zeros(device, [batchSize, height, width, 3], dtype));
+    this.#staging = Array.from({ length: slots }, () => null);
+    device.stream.synchronize(); // the decoder writes from streams of its own
+  }
+
+  /** The images of a slot: (batchSize, height, width, 3), normalised. */
+  images(slot: number): Tensor {
+    return this.#ring[slot] as Tensor;
+  }
+
+  async decode(slot: number, images: Uint8Array[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }> {
+    const n = images.length;
+    check(n > 0 && n <= this.batchSize, "decode", () => `expected 1 to ${this.batchSize} images, got ${n}`);
+    const expected = n * constants.TRANSFORM_FLOATS;
+    check(transforms.length === expected, "decode", () => `expected ${expected} numbers as transforms, got ${transforms.length}`);
+    const staging = this.#stage(slot, images);
+    const job = outHandle();
+    const { native } = this.device;
+    native.decoderSubmit(
+      this.handle,
+      job.view,
+      this.images(slot).address,
+      BigInt64Array.from(staging.addresses, BigInt),
+      BigInt64Array.from(images, (bytes) => BigInt(bytes.byteLength)),
+      transforms,
+      this.#normalisation,
+      n,
+      this.height,
+      this.width,
+      3,
+      this.#dtype,
+      this.#flags,
+    );
+    try {
+      await until(() => native.jobQuery(job.value) === 0);
+      return { failures: this.#failures(job.value, n) };
+    } finally {
+      native.jobDestroy(job.value);
+    }
+  }
+
+  /** Copies the encoded images to pinned memory, where native threads read them. */
+  #stage(slot: number, images: readonly Uint8Array[]): { addresses: number[] } {
+    const offsets: number[] = [];
+    let total = 0;
+    for (const bytes of images) {
+      offsets.push(total);
+      total += Math.ceil(Math.max(1, bytes.byteLength) / 64) * 64;
+    }
+    let buffer = this.#staging[slot];
+    if (!buffer || buffer.byteLength < total) {
+      buffer?.dispose();
+      // Some room to spare, so that batches of varying size do not allocate again and again.
+      buffer = new PinnedBuffer(this.device, Math.ceil(total * 1.25));
+      this.#staging[slot] = buffer;
+    }
+    const { bytes: memory, address } = buffer;
+    for (const [i, bytes] of images.entries()) memory.set(bytes, offsets[i]);
+    return { addresses: offsets.map((offset) => address + offset) };
+  }
+
+  #failures(job: number, n: number): DecodeFailure[] {
+    const status = new Int32Array(n);
+    this.device.native.jobResults(job, status);
+    const text = new Uint8Array(512);
+    return [...status].flatMap((code, index) => {
+      if (code === 0) return [];
+      this.device.native.jobMessage(job, text, text.byteLength, index);
+      return [{ index, message: fromCString(text) }];
+    });
+  }
+
+  override dispose(): void {
+    if (this.disposed) return;
+    super.dispose(); // waits for the jobs
+    for (const tensor of this.#ring) tensor.dispose();
+    for (const buffer of this.#staging) buffer?.dispose();
+  }
+}

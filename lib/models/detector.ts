@@ -1,0 +1,125 @@
+import {
+  type AnchorOptions,
+  AnchorGenerator,
+  boxLoss,
+  focalLoss,
+  type MatcherOptions,
+  matchAnchors,
+  type PostprocessOptions,
+  postprocess,
+  type Targets,
+} from "../detection";
+import { concat, reshape, type Value } from "../graph";
+import { Model } from "../layers";
+import { check, ErrorCode } from "../native";
+
+export interface DetectorOptions {
+  /** Number of object classes; labels are 0 to classes - 1. */
+  readonly classes: number;
+  readonly anchors: AnchorOptions;
+  /** Default: foreground from IoU 0.5, background below 0.4, every box keeps its best anchor (torchvision's RetinaNet). */
+  readonly matcher?: MatcherOptions;
+  /** Focal loss; default alpha 0.25, gamma 2. */
+  readonly focal?: { alpha: number; gamma: number };
+  /** Where smooth L1 turns linear; default 0, that is L1. */
+  readonly boxBeta?: number;
+  /** Default: score 0.05, 1000 a level, NMS 0.5, 300 detections. */
+  readonly postprocess?: PostprocessOptions;
+}
+
+/** What a detector's heads give for one pyramid level: maps (N, h, w, perCell * classes) and (N, h, w, perCell * 4). */
+export interface HeadOutput {
+  readonly logits: Value;
+  readonly deltas: Value;
+}
+
+interface Prediction {
+  logits: Value;
+  deltas: Value;
+  anchors: Value;
+  /** Anchors of each level. */
+  levels: number[];
+}
+
+/**
+ * A dense, anchor-based, one-stage detector. A subclass gives the maps of every pyramid level in `heads`; anchors, matching,
+ * losses and post-processing are here, with torchvision's RetinaNet's meaning.
+ */
+export abstract class Detector extends Model {
+  readonly classes: number;
+  readonly anchorGenerator: AnchorGenerator;
+  readonly detectorOptions: Required<DetectorOptions>;
+
+  constructor(options: DetectorOptions) {
+    super();
+    check(
+      Number.isInteger(options.classes) && options.classes > 0,
+      "Detector",
+      () => `expected a positive number of classes, got ${options.classes}`,
+    );
+    this.classes = options.classes;
+    this.anchorGenerator = new AnchorGenerator(options.anchors);
+    this.detectorOptions = {
+      matcher: { high: 0.5, low: 0.4, allowLowQuality: true },
+      focal: { alpha: 0.25, gamma: 2 },
+      boxBeta: 0,
+      postprocess: { scoreThreshold: 0.05, topK: 1000, nmsThreshold: 0.5, maxDetections: 300 },
+      ...options,
+    };
+  }
+
+  /** Maps of every pyramid level, finest first, from images (N, H, W, 3), normalised. */
+  abstract heads(images: Value): HeadOutput[];
+
+  /** Class logits (N, A, classes) and box deltas (N, A, 4) of all anchors. */
+  forward(images: Value): { logits: Value; deltas: Value } {
+    const { logits, deltas } = this.predict(images);
+    return { logits, deltas };
+  }
+
+  /** The losses of a batch by name, scalars. */
+  losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value } {
+    const { matcher, focal, boxBeta } = this.detectorOptions;
+    const { logits, deltas, anchors } = this.predict(images);
+    const matched = matchAnchors(anchors, targets, matcher);
+    return {
+      classification: focalLoss(logits, matched, targets, focal),
+      boxRegression: boxLoss(deltas, anchors, matched, targets, { beta: boxBeta }),
+    };
+  }
+
+  /**
+   * Detections (N, maxDetections, 6): x1, y1, x2, y2, score, class, best first, zeros after the last of `counts` (N).
+   *
+   * @param imageSizes (N, 2) fp32: height and width that boxes are clipped to
+   */
+  detect(images: Value, imageSizes: Value): { detections: Value; counts: Value } {
+    const { logits, deltas, anchors, levels } = this.predict(images);
+    return postprocess(logits, deltas, anchors, imageSizes, levels, this.detectorOptions.postprocess);
+  }
+
+  private predict(images: Value): Prediction {
+    const { perCell } = this.anchorGenerator;
+    const maps = this.heads(images);
+    const [n] = images.shape as [number];
+    const levels: number[] = [];
+    const flat = maps.map(({ logits, deltas }, level) => {
+      const [, h, w, c] = logits.shape as [number, number, number, number];
+      check(
+        c === perCell * this.classes && deltas.shape.join() === [n, h, w, perCell * 4].join(),
+        `heads, level ${level}`,
+        () =>
+          `expected (N, h, w, ${perCell * this.classes}) logits and (N, h, w, ${perCell * 4}) deltas, got (${logits.shape.join(", ")}) and (${deltas.shape.join(", ")})`,
+        ErrorCode.shape,
+      );
+      levels.push(h * w * perCell);
+      return [reshape(logits, [n, h * w * perCell, this.classes]), reshape(deltas, [n, h * w * perCell, 4])] as const;
+    });
+    return {
+      logits: concat(flat.map(([logits]) => logits), 1),
+      deltas: concat(flat.map(([, deltas]) => deltas), 1),
+      anchors: this.anchorGenerator.forward(images, maps.map(({ logits }) => logits)),
+      levels,
+    };
+  }
+}

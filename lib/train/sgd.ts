@@ -1,0 +1,126 @@
+import type { Call, Parameter, Program } from "../graph";
+import type { Model } from "../layers";
+import { check, constants } from "../native";
+import { Arena, align, type Device, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
+import { type Schedule, scheduleTable } from "./schedule";
+
+export interface SGDOptions {
+  /** Learning rate by iteration. */
+  schedule: Schedule;
+  /** Iterations that the schedule is tabulated for; later ones keep the last rate. */
+  iterations: number;
+  /** Default 0.9. */
+  momentum?: number;
+  nesterov?: boolean;
+  /** Default 1e-4, for all parameters, as torch.optim.SGD applies it. */
+  weightDecay?: number;
+}
+
+/**
+ * Stochastic gradient descent with momentum, as torch.optim.SGD with dampening 0. The rate, the step counter and the momentum
+ * live on the device, so that a step with its schedule is part of the captured program. A step whose losses are not finite
+ * changes nothing and raises `failed`.
+ */
+export class SGD extends NativeObject {
+  readonly device: Device;
+  readonly momenta: ReadonlyMap<string, Tensor>;
+  /** The next step's iteration, int32. */
+  readonly step: Tensor;
+  /** The last step's learning rate, fp32. */
+  readonly rate: Tensor;
+  /** Not 0 once a loss was NaN or infinite, int32. */
+  readonly failed: Tensor;
+  readonly #table: Tensor;
+  readonly #memory: Arena;
+  readonly #momentum: number;
+  readonly #nesterov: boolean;
+
+  constructor(model: Model, options: SGDOptions) {
+    const { device } = model;
+    const { momentum = 0.9, nesterov = false, weightDecay = 1e-4 } = options;
+    check(momentum >= 0 && weightDecay >= 0, "SGD", () => `expected momentum and weight decay >= 0, got ${momentum}, ${weightDecay}`);
+    const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
+    check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
+    const memory = new Arena(device, parameters.reduce((sum, [, { size }]) => sum + align(size * 4), 0));
+    device.native.memset(device.stream.handle, memory.address, align(memory.byteLength), 0);
+    const momenta = new Map(
+      parameters.map(([name, p]) => [name, Tensor.at(device, memory.take(p.size * 4), p.shape, "f32")] as const),
+    );
+    super(
+      createLists(device, parameters, momenta, weightDecay, dtypeCode(model.precision)),
+      "SGD",
+      (handle) => device.native.sgdDestroy(handle),
+    );
+    this.device = device;
+    this.momenta = momenta;
+    this.#memory = memory;
+    this.#momentum = momentum;
+    this.#nesterov = nesterov;
+    this.step = Tensor.zeros(device, [1], "i32");
+    this.rate = Tensor.zeros(device, [1]);
+    this.failed = Tensor.zeros(device, [1], "i32");
+    const table = scheduleTable(options.schedule, options.iterations);
+    this.#table = Tensor.from(device, table, [table.length]);
+  }
+
+  /** The call that sets the rate and counts the step: before a program's own. */
+  scheduleCalls(program: Program): Call[] {
+    const { native } = this.device;
+    const stream = program.stream.handle;
+    const [rate, step, table, length] = [this.rate.address, this.step.address, this.#table.address, this.#table.size];
+    return [{ kind: "schedule", path: "", outputs: [], run: () => void native.scheduleStep(stream, rate, step, table, length) }];
+  }
+
+  /** The calls that check the losses and update the parameters: after a program's own. */
+  stepCalls(program: Program, losses: readonly string[]): Call[] {
+    const { native } = this.device;
+    const stream = program.stream.handle;
+    const [rate, failed, handle] = [this.rate.address, this.failed.address, this.handle];
+    const checks = losses.map((name): Call => {
+      const loss = program.results[name] as Tensor;
+      const address = loss.address;
+      return { kind: "check_finite", path: name, outputs: [], run: () => void native.checkFinite(stream, failed, address, 1, constants.F32) };
+    });
+    const nesterov = this.#nesterov ? 1 : 0;
+    const update: Call = {
+      kind: "sgd",
+      path: "",
+      outputs: [],
+      run: () => void native.sgdStep(stream, handle, rate, failed, this.#momentum, nesterov, 1),
+    };
+    return [...checks, update];
+  }
+
+  override dispose(): void {
+    if (this.disposed) return;
+    super.dispose();
+    for (const tensor of [this.step, this.rate, this.failed, this.#table]) tensor.dispose();
+    this.#memory.dispose();
+  }
+}
+
+function createLists(
+  device: Device,
+  parameters: [string, Parameter][],
+  momenta: ReadonlyMap<string, Tensor>,
+  weightDecay: number,
+  castDtype: number,
+): number {
+  const addresses = (of: (p: Parameter, name: string) => number) =>
+    BigInt64Array.from(parameters, ([name, parameter]) => BigInt(of(parameter, name)));
+  const out = outHandle();
+  device.native.sgdCreate(
+    device.handle,
+    out.view,
+    addresses((p) => p.tensor.address),
+    addresses((p) => p.grad?.address ?? 0),
+    addresses((_, name) => momenta.get(name)?.address ?? 0),
+    addresses((p) => p.copy?.address ?? 0),
+    addresses((p) => p.size),
+    Float32Array.from(parameters, ([, p]) => ((p.options.decay ?? true) ? weightDecay : 0)),
+    new Float32Array(parameters.length).fill(1),
+    parameters.length,
+    castDtype,
+  );
+  return out.value;
+}
