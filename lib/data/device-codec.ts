@@ -118,7 +118,11 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     const n = images.length;
     check(n > 0 && n <= this.batchSize, "decode", () => `expected 1 to ${this.batchSize} images, got ${n}`);
     const expected = n * constants.TRANSFORM_FLOATS;
-    check(transforms.length === expected, "decode", () => `expected ${expected} numbers as transforms, got ${transforms.length}`);
+    check(
+      transforms.length === expected,
+      "decode",
+      () => `expected ${expected} numbers as transforms, got ${transforms.length}`,
+    );
     const staging = this.#stage(slot, images);
     const job = outHandle();
     const { native } = this.device;

@@ -1,0 +1,491 @@
+import { check, DlfsError, ErrorCode } from "../native/error";
+import type { AnnotationStore, ImageRecord } from "./annotation-store";
+import type { BatchDecoder } from "./codec";
+import { DataLoader, type LoaderState } from "./data-loader";
+import type { DataSource } from "./data-source";
+import {
+  dropSmallBoxes,
+  type ImagePlan,
+  type InputMapping,
+  mappingOf,
+  startPlan,
+  TRANSFORM_FLOATS,
+  writeTransform,
+} from "./image-plan";
+import { Semaphore, SlotRing } from "./queues";
+import { CounterRandom, shuffledOrder } from "./random";
+import { Normalize, normalisationOf, type PreprocessOp, Resize } from "./transforms";
+
+/** An image of a batch. */
+export interface BatchImage {
+  /** ImageRecord.id in the store, and the id in the data set (COCO's image_id). */
+  imageId: number;
+  sourceId: number;
+  fileName: string;
+  /** Size of the image file, in pixels. */
+  width: number;
+  height: number;
+  /** Image pixels to network input pixels; mapBoxesToImage goes the other way. */
+  toInput: InputMapping;
+}
+
+/** A batch in device memory, with its boxes. The arrays are the loader's: they are valid until release(). */
+export interface DetectionBatch extends Disposable {
+  /** Slot of the decoder's ring that holds the network inputs. */
+  readonly slot: number;
+  /** Images in this batch; at most batchSize, fewer at the end of a pass without dropLast. */
+  readonly n: number;
+  readonly images: readonly BatchImage[];
+  /** (batchSize, maxBoxes, 4): x1, y1, x2, y2 in network input pixels; zeros past the last box and past image n. */
+  readonly boxes: Float32Array;
+  /** (batchSize, maxBoxes): class indices; zeros where there is no box. */
+  readonly labels: Int32Array;
+  /** (batchSize): how many boxes each image has. */
+  readonly counts: Int32Array;
+  readonly epoch: number;
+  /** Place of the batch in its epoch. */
+  readonly index: number;
+  /** Gives the slot and the arrays back; call it once nothing reads them any more. */
+  release(): void;
+}
+
+/** An image that could not be read or decoded, and how often that was tried. */
+export interface ImageFailure {
+  imageId: number;
+  fileName: string;
+  message: string;
+  count: number;
+}
+
+export interface CocoDataLoaderOptions {
+  store: AnnotationStore;
+  source: DataSource;
+  split: string;
+  decoder: BatchDecoder;
+  batchSize: number;
+  /** Height and width of the network input. */
+  size: readonly [height: number, width: number];
+  /** Default: letterbox, then ImageNet's mean and standard deviation. The decoder must normalise as it says. */
+  preprocessing?: readonly PreprocessOp[];
+  /** Whether each epoch has an order of its own; else it is that of the image ids. */
+  shuffle?: boolean;
+  seed?: number;
+  /** Whether images that do not fill a last batch are left out. Default: as shuffle. */
+  dropLast?: boolean;
+  /** Batches prepared ahead. */
+  prefetch?: number;
+  /** Files read at a time. */
+  concurrency?: number;
+  /** Boxes that one image has room for. Default, and at least: the most that an image of the split has. */
+  maxBoxes?: number;
+  /** Boxes that become narrower or lower than this, in network input pixels, are dropped. */
+  minBoxSize?: number;
+  /** Told of each image that fails, the first time. Default: a line on standard error. */
+  onFailure?: (failure: ImageFailure) => void;
+}
+
+interface SlotArrays {
+  boxes: Float32Array;
+  labels: Int32Array;
+  counts: Int32Array;
+}
+
+/**
+ * Batches of a split of an AnnotationStore. Crowds are no training targets; images without boxes are part of the data.
+ * Reading, decoding and drawing go on while the caller computes; the event loop is never blocked for longer than it takes to
+ * plan one batch. An image that fails, now that training runs, becomes an image of the fill colour without boxes.
+ */
+export class CocoDataLoader extends DataLoader<DetectionBatch> {
+  override readonly length: number;
+  override readonly preprocessing: readonly PreprocessOp[];
+  readonly batchSize: number;
+  readonly height: number;
+  readonly width: number;
+  /** Boxes that an image has room for in a batch: the M of DetectionBatch. */
+  readonly maxBoxes: number;
+  /** The images of a pass, in the order that a loader without shuffle has. */
+  readonly images: readonly ImageRecord[];
+
+  readonly #source: DataSource;
+  readonly #decoder: BatchDecoder;
+  readonly #shuffle: boolean;
+  readonly #seed: number;
+  readonly #prefetch: number;
+  readonly #minBoxSize: number;
+  readonly #onFailure: (failure: ImageFailure) => void;
+  /** Boxes of image i: entries starts[i] to starts[i + 1], x1, y1, x2, y2 in image pixels. */
+  readonly #starts: Uint32Array;
+  readonly #boxes: Float64Array;
+  readonly #labels: Int32Array;
+
+  readonly #slots: SlotRing;
+  readonly #arrays = new Map<number, SlotArrays>();
+  readonly #reads: Semaphore;
+  readonly #failures = new Map<number, ImageFailure>();
+  readonly #running = new Set<Promise<unknown>>();
+  /** Batches on their way, in order. */
+  #queue: Promise<DetectionBatch>[] = [];
+  #generation = new AbortController();
+  /** Batches handed out, and started, since the beginning of epoch 0. */
+  #handedOut = 0;
+  #started = 0;
+  #waited = 0;
+  #disposed = false;
+  #order: { epoch: number; images: Uint32Array } | null = null;
+
+  constructor(options: CocoDataLoaderOptions) {
+    super();
+    const { store, source, split, decoder, batchSize, size } = options;
+    const { shuffle = true, seed = 0, prefetch = 2, concurrency = 16, minBoxSize = 1 } = options;
+    const dropLast = options.dropLast ?? shuffle;
+    for (const [name, value, least] of [
+      ["batchSize", batchSize, 1],
+      ["height", size[0], 1],
+      ["width", size[1], 1],
+      ["prefetch", prefetch, 1],
+      ["concurrency", concurrency, 1],
+      ["seed", seed, 0],
+    ] as const) {
+      const good = Number.isSafeInteger(value) && value >= least;
+      check(good, "CocoDataLoader", () => `${name} must be an integer >= ${least}, got ${value}`);
+    }
+    check(
+      decoder.height === size[0] && decoder.width === size[1] && decoder.batchSize >= batchSize && decoder.slots >= 1,
+      "CocoDataLoader",
+      () =>
+        `the decoder's slots are ${decoder.slots} x ${decoder.batchSize} images of ${decoder.height}x${decoder.width}, ` +
+        `expected at least 1 x ${batchSize} of ${size[0]}x${size[1]}`,
+      ErrorCode.shape,
+    );
+    this.preprocessing = options.preprocessing ?? [new Resize(), new Normalize()];
+    normalisationOf(this.preprocessing);
+    const resizes = this.preprocessing.filter((op) => op instanceof Resize).length;
+    check(resizes === 1, "CocoDataLoader", () => `preprocessing has ${resizes} Resize operations, expected one`);
+
+    this.#source = source;
+    this.#decoder = decoder;
+    this.#shuffle = shuffle;
+    this.#seed = seed;
+    this.#prefetch = prefetch;
+    this.#minBoxSize = minBoxSize;
+    this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
+    this.#slots = new SlotRing(decoder.slots);
+    this.#reads = new Semaphore(concurrency);
+    this.batchSize = batchSize;
+    [this.height, this.width] = size;
+
+    this.images = store.images(split, { usable: true });
+    check(this.images.length > 0, "CocoDataLoader", () => `split "${split}" has no usable images`, ErrorCode.io);
+    for (const { fileName, width, height } of this.images) {
+      check(
+        width !== null && height !== null,
+        "CocoDataLoader",
+        () => `${fileName}: size unknown, run checkImages first`,
+      );
+    }
+    const targets = collectTargets(store, split, this.images);
+    this.#starts = targets.starts;
+    this.#boxes = targets.boxes;
+    this.#labels = targets.labels;
+    this.maxBoxes = options.maxBoxes ?? Math.max(1, targets.most);
+    check(
+      this.maxBoxes >= targets.most && this.maxBoxes >= 1,
+      "CocoDataLoader",
+      () => `maxBoxes is ${this.maxBoxes}, but an image of split "${split}" has ${targets.most} boxes`,
+    );
+    const { length } = this.images;
+    this.length = dropLast ? Math.floor(length / batchSize) : Math.ceil(length / batchSize);
+    check(
+      this.length > 0,
+      "CocoDataLoader",
+      () =>
+        `split "${split}" has ${length} usable images, fewer than one batch of ${batchSize}; choose a smaller batch`,
+    );
+  }
+
+  override get waitSeconds(): number {
+    return this.#waited / 1000;
+  }
+
+  /** Images that could not be read or decoded since the loader was made. */
+  get failures(): ImageFailure[] {
+    return [...this.#failures.values()];
+  }
+
+  override async getBatch(): Promise<DetectionBatch> {
+    this.#checkOpen();
+    this.#fill(1);
+    const batch = this.#queue.shift() as Promise<DetectionBatch>;
+    this.#handedOut++;
+    this.#fill(this.#prefetch);
+    const asked = performance.now();
+    try {
+      return await batch;
+    } catch (error) {
+      if (this.#disposed) this.#checkOpen();
+      throw error;
+    } finally {
+      this.#waited += performance.now() - asked;
+    }
+  }
+
+  override state(): LoaderState {
+    return this.#stateAt(this.#handedOut);
+  }
+
+  /** The state after a batch, for callers that ask for batches ahead of using them. */
+  stateAfter(batch: DetectionBatch): LoaderState {
+    return this.#stateAt(batch.epoch * this.length + batch.index + 1);
+  }
+
+  override restore(state: LoaderState): void {
+    this.#checkOpen();
+    const own = this.#stateAt(0);
+    for (const name of ["seed", "shuffle", "batchSize", "images"] as const) {
+      check(
+        state[name] === own[name],
+        "CocoDataLoader.restore",
+        () => `${name} was ${state[name]}, but this loader has ${own[name]}`,
+      );
+    }
+    const { epoch, position } = state;
+    check(
+      Number.isSafeInteger(epoch) &&
+        epoch >= 0 &&
+        Number.isSafeInteger(position) &&
+        position >= 0 &&
+        position < this.length,
+      "CocoDataLoader.restore",
+      () => `there is no epoch ${epoch}, batch ${position} with ${this.length} batches per epoch`,
+    );
+    this.#drop();
+    this.#handedOut = epoch * this.length + position;
+    this.#started = this.#handedOut;
+  }
+
+  override async dispose(): Promise<void> {
+    this.#disposed = true;
+    this.#drop();
+    this.#slots.close(new DlfsError(ErrorCode.handle, "CocoDataLoader", "the loader is disposed"));
+    while (this.#running.size > 0) await Promise.allSettled(this.#running);
+  }
+
+  #checkOpen(): void {
+    check(!this.#disposed, "CocoDataLoader", () => "the loader is disposed", ErrorCode.handle);
+  }
+
+  #stateAt(batches: number): LoaderState {
+    return {
+      epoch: Math.floor(batches / this.length),
+      position: batches % this.length,
+      seed: this.#seed,
+      shuffle: this.#shuffle,
+      batchSize: this.batchSize,
+      images: this.images.length,
+    };
+  }
+
+  /** Starts batches until `count` are on their way. */
+  #fill(count: number): void {
+    while (this.#queue.length < count) {
+      const batch = this.#prepare(this.#started++, this.#generation.signal);
+      this.#queue.push(batch);
+      const settled = batch.then(
+        () => {},
+        () => {}, // Reported by the getBatch that gets this batch, if there is one.
+      );
+      this.#running.add(settled);
+      settled.then(() => this.#running.delete(settled));
+    }
+  }
+
+  /** Gives up the batches on their way. */
+  #drop(): void {
+    this.#generation.abort(new DlfsError(ErrorCode.handle, "CocoDataLoader", "the batch is no longer wanted"));
+    this.#generation = new AbortController();
+    for (const batch of this.#queue) {
+      batch.then(
+        (unused) => unused.release(),
+        () => {},
+      );
+    }
+    this.#queue = [];
+  }
+
+  async #prepare(number: number, signal: AbortSignal): Promise<DetectionBatch> {
+    // Asked for at once, so that slots go to the batches in their order: a later one can never starve an earlier one.
+    const slotGranted = this.#slots.acquire();
+    slotGranted.catch(() => {});
+    let slot = -1;
+    try {
+      const epoch = Math.floor(number / this.length);
+      const index = number % this.length;
+      const order = this.#epochOrder(epoch);
+      const members = Array.from(order.subarray(index * this.batchSize, (index + 1) * this.batchSize));
+      const plans = members.map((member) => this.#plan(member, epoch));
+      const transforms = new Float32Array(members.length * TRANSFORM_FLOATS);
+      for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
+      const unreadable = new Map<number, string>();
+      const bytes = await Promise.all(
+        members.map((member, i) => this.#read(member, signal, (why) => unreadable.set(i, why))),
+      );
+      slot = await slotGranted;
+      signal.throwIfAborted();
+
+      const { failures } = await this.#decoder.decode(slot, bytes, transforms);
+      const failed = new Set<number>();
+      for (const { index: i, message } of failures) {
+        failed.add(i);
+        this.#noteFailure(members[i] as number, unreadable.get(i) ?? message);
+      }
+      const arrays = this.#fillArrays(slot, plans, failed);
+      const images = members.map((member, i) => this.#describe(member, plans[i] as ImagePlan));
+      return this.#batch({ slot, n: members.length, images, ...arrays, epoch, index });
+    } catch (error) {
+      // The slot must go back whether it was granted before the failure or will be later.
+      if (slot >= 0) this.#slots.release(slot);
+      else slotGranted.then((late) => this.#slots.release(late)).catch(() => {});
+      throw error;
+    }
+  }
+
+  #batch(content: Omit<DetectionBatch, "release" | typeof Symbol.dispose>): DetectionBatch {
+    let held = true;
+    const release = (): void => {
+      if (held) this.#slots.release(content.slot);
+      held = false;
+    };
+    return { ...content, release, [Symbol.dispose]: release };
+  }
+
+  #epochOrder(epoch: number): Uint32Array {
+    if (this.#order?.epoch !== epoch) {
+      const { length } = this.images;
+      const images = this.#shuffle
+        ? shuffledOrder(length, this.#seed, epoch)
+        : Uint32Array.from({ length }, (_, i) => i);
+      this.#order = { epoch, images };
+    }
+    return this.#order.images;
+  }
+
+  /** The bytes of an image; none where it cannot be read. */
+  async #read(member: number, signal: AbortSignal, unreadable: (why: string) => void): Promise<Uint8Array> {
+    const { key } = this.images[member] as ImageRecord;
+    await this.#reads.acquire();
+    try {
+      return await this.#source.read(key, { signal });
+    } catch (error) {
+      if (signal.aborted || !(error instanceof DlfsError)) throw error;
+      unreadable(error.message);
+      return new Uint8Array(0);
+    } finally {
+      this.#reads.release();
+    }
+  }
+
+  #plan(member: number, epoch: number): ImagePlan {
+    const { width, height, sourceId, fileName } = this.images[member] as ImageRecord;
+    const start = this.#starts[member] as number;
+    const end = this.#starts[member + 1] as number;
+    const boxes = this.#boxes.subarray(4 * start, 4 * end);
+    const labels = this.#labels.subarray(start, end);
+    let plan = startPlan(width as number, height as number, this.width, this.height, boxes, labels);
+    for (const [operation, op] of this.preprocessing.entries()) {
+      plan = op.apply(plan, new CounterRandom({ seed: this.#seed, epoch, image: sourceId, operation }));
+    }
+    check(
+      plan.canvasWidth === this.width && plan.canvasHeight === this.height,
+      "CocoDataLoader",
+      () =>
+        `${fileName}: preprocessing ends with a canvas of ${plan.canvasWidth}x${plan.canvasHeight} (width x height) instead ` +
+        `of ${this.width}x${this.height}; operations that change the size belong before Resize`,
+      ErrorCode.shape,
+    );
+    return dropSmallBoxes(plan, this.#minBoxSize);
+  }
+
+  #describe(member: number, plan: ImagePlan): BatchImage {
+    const { id, sourceId, fileName } = this.images[member] as ImageRecord;
+    return { imageId: id, sourceId, fileName, width: plan.width, height: plan.height, toInput: mappingOf(plan) };
+  }
+
+  #fillArrays(slot: number, plans: readonly ImagePlan[], failed: ReadonlySet<number>): SlotArrays {
+    let arrays = this.#arrays.get(slot);
+    if (!arrays) {
+      const boxes = this.batchSize * this.maxBoxes;
+      arrays = {
+        boxes: new Float32Array(4 * boxes),
+        labels: new Int32Array(boxes),
+        counts: new Int32Array(this.batchSize),
+      };
+      this.#arrays.set(slot, arrays);
+    }
+    arrays.boxes.fill(0);
+    arrays.labels.fill(0);
+    arrays.counts.fill(0);
+    for (const [i, { boxes, labels }] of plans.entries()) {
+      if (failed.has(i)) continue;
+      arrays.boxes.set(boxes, 4 * i * this.maxBoxes);
+      arrays.labels.set(labels, i * this.maxBoxes);
+      arrays.counts[i] = labels.length;
+    }
+    return arrays;
+  }
+
+  #noteFailure(member: number, why: string): void {
+    const { id, fileName, key } = this.images[member] as ImageRecord;
+    const known = this.#failures.get(id);
+    if (known) {
+      known.count++;
+      return;
+    }
+    const message = `${this.#source.locate(key)}: ${why}; trained as an image without boxes`;
+    const failure = { imageId: id, fileName, message, count: 1 };
+    this.#failures.set(id, failure);
+    this.#onFailure({ ...failure });
+  }
+}
+
+interface Targets {
+  starts: Uint32Array;
+  boxes: Float64Array;
+  labels: Int32Array;
+  /** The most boxes of one image. */
+  most: number;
+}
+
+/** The boxes of all images that are no crowds, clipped to their image, with their class indices. */
+function collectTargets(store: AnnotationStore, split: string, images: readonly ImageRecord[]): Targets {
+  const classes = store.classes();
+  const places = new Map(images.map((image, i) => [image.id, i]));
+  const perImage: number[][] = images.map(() => []);
+  for (const { imageId, categoryId, bbox, isCrowd } of store.annotations(split)) {
+    const place = places.get(imageId);
+    if (place === undefined || isCrowd) continue;
+    const { width, height } = images[place] as ImageRecord;
+    const [x, y, w, h] = bbox;
+    const x1 = Math.max(0, x);
+    const y1 = Math.max(0, y);
+    const x2 = Math.min(width as number, x + w);
+    const y2 = Math.min(height as number, y + h);
+    if (x2 > x1 && y2 > y1) perImage[place]?.push(x1, y1, x2, y2, classes.indexOf(categoryId));
+  }
+  const starts = new Uint32Array(images.length + 1);
+  let most = 0;
+  for (const [i, entries] of perImage.entries()) {
+    most = Math.max(most, entries.length / 5);
+    starts[i + 1] = (starts[i] as number) + entries.length / 5;
+  }
+  const total = starts[images.length] as number;
+  const boxes = new Float64Array(4 * total);
+  const labels = new Int32Array(total);
+  let at = 0;
+  for (const entries of perImage) {
+    for (let k = 0; k < entries.length; k += 5, at++) {
+      for (let j = 0; j < 4; j++) boxes[4 * at + j] = entries[k + j] as number;
+      labels[at] = entries[k + 4] as number;
+    }
+  }
+  return { starts, boxes, labels, most };
+}

@@ -1,0 +1,43 @@
+/** What a JPEG's header says: the values of dlfs_jpeg_info_sync. */
+export interface JpegInfo {
+  width: number;
+  height: number;
+  /** 1 gray, 3 RGB or YCbCr, 4 CMYK or YCCK. */
+  components: number;
+  /** Bits per sample. */
+  bits: number;
+  /** 0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. */
+  process: number;
+}
+
+/** Reads image headers. */
+export interface ImageCodec {
+  /** The header of a JPEG; `bytes` may end after it. Throws a DlfsError that says what is wrong. */
+  info(bytes: Uint8Array): JpegInfo;
+}
+
+/** An image of a batch that could not be decoded. */
+export interface DecodeFailure {
+  /** Its place in the batch. */
+  index: number;
+  message: string;
+}
+
+/**
+ * Decodes and preprocesses batches of JPEGs into a ring of slots, each of which holds `batchSize` network inputs of
+ * `height` x `width` in device memory.
+ */
+export interface BatchDecoder {
+  readonly slots: number;
+  readonly batchSize: number;
+  readonly height: number;
+  readonly width: number;
+
+  /**
+   * Starts decoding n <= batchSize images into slot `slot`; resolves when all are written. `transforms` is (n, 12) as for
+   * dlfs_preprocess (see writeTransform). Image i of which decoding fails, one of 0 bytes among them, is the fill colour
+   * and is named in `failures`. The arrays are not used after the call has returned its promise. Several slots may be
+   * decoded at a time. Places n and up of the slot keep what they held.
+   */
+  decode(slot: number, images: Uint8Array[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }>;
+}

@@ -1,0 +1,204 @@
+import { createHash } from "node:crypto";
+import { mkdir, readdir, realpath, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { check, DlfsError, ErrorCode } from "../native/error";
+import type { AnnotationStore, ClassMap, StoreCounts } from "./annotation-store";
+import { cacheFolder } from "./cache";
+import { checkImages } from "./check-images";
+import { importCoco } from "./coco-import";
+import type { ImageCodec } from "./codec";
+import { fileError, isMissing, LocalDataSource } from "./local-data-source";
+import { ProblemList } from "./problems";
+import type { ProgressListener } from "./progress";
+import { SQLiteAnnStore } from "./sqlite-ann-store";
+
+export interface LoadDatasetOptions {
+  codec: ImageCodec;
+  trainSplit?: string;
+  /** null: there is none. */
+  valSplit?: string | null;
+  /** Folder of the images, relative to the data set's. Default: the first of SPLIT, images/SPLIT and images that exists. */
+  imageFolder?: string;
+  /** Where annotations are kept between runs: a store, a file, or ":memory:". Default: a file under the cache folder. */
+  store?: AnnotationStore | string;
+  progress?: ProgressListener;
+  /** Told of what is worth knowing but stops nothing. Default: a line on standard error. */
+  warn?: (message: string) => void;
+  signal?: AbortSignal;
+}
+
+/** A data set on disk, read and checked. */
+export interface Dataset extends Disposable {
+  folder: string;
+  source: LocalDataSource;
+  store: AnnotationStore;
+  trainSplit: string;
+  valSplit: string | null;
+  classes: ClassMap;
+  train: StoreCounts;
+  val: StoreCounts | null;
+  /** All that is left out or corrected, of both splits. */
+  problems: ProblemList;
+  /** Closes the store, unless it was given. */
+  [Symbol.dispose](): void;
+}
+
+/** Raised when importCoco starts to read the same file differently, so that kept stores are made anew. */
+const IMPORT_VERSION = 1;
+
+/**
+ * Reads a data set in COCO's own layout: `annotations/instances_SPLIT.json`, and the images in `SPLIT/`, `images/SPLIT/` or
+ * `images/`. Annotations are imported again only where their file has changed, image files are looked at again only where
+ * they have changed. Nothing is written to the folder. What makes training impossible is a DlfsError that names what was
+ * looked for and where; what can be left out is in `problems`.
+ */
+export async function loadDataset(dir: string, options: LoadDatasetOptions): Promise<Dataset> {
+  const { codec, trainSplit = "train2017", valSplit = "val2017", progress, signal } = options;
+  const splits = [...new Set(valSplit === null ? [trainSplit] : [trainSplit, valSplit])];
+  const folder = resolve(dir);
+  const parts: SplitFiles[] = [];
+  for (const split of splits) parts.push(await findSplit(folder, split, options.imageFolder));
+
+  const given = typeof options.store === "object" ? options.store : null;
+  const store = given ?? (await openStore(folder, options));
+  try {
+    await importSplits(store, parts, given === null, progress);
+    const source = new LocalDataSource(folder);
+    const problems = new ProblemList();
+    for (const record of store.imports()) {
+      if (splits.includes(record.split)) problems.merge(record.problems);
+    }
+    for (const split of splits)
+      problems.merge((await checkImages(store, source, { split, codec, progress, signal })).problems);
+
+    const train = store.counts(trainSplit);
+    const val = valSplit === null ? null : store.counts(valSplit);
+    for (const { split, annotations, imageFolder } of parts) {
+      const counts = split === trainSplit ? train : (val as StoreCounts);
+      const why = () => [`${counts.images} images in ${join(folder, imageFolder)}`, ...problems.lines()].join("\n  ");
+      check(counts.usable > 0, annotations, () => `none of its images can be used: ${why()}`, ErrorCode.io);
+    }
+    check(
+      train.annotations > train.crowds,
+      parts[0]?.annotations ?? folder,
+      () => ["no boxes to learn from", ...problems.lines()].join("\n  "),
+      ErrorCode.io,
+    );
+    const dispose = (): void => {
+      if (!given) store.close();
+    };
+    const common = { folder, source, store, trainSplit, valSplit, train, val, problems };
+    return { ...common, classes: store.classes(), [Symbol.dispose]: dispose };
+  } catch (error) {
+    if (!given) store.close();
+    throw error;
+  }
+}
+
+/** Lines that say what a data set holds and what is left out of it. */
+export function describeDataset({ classes, train, val, trainSplit, valSplit, problems }: Dataset): string[] {
+  const line = (split: string, c: StoreCounts): string => {
+    const boxes = `${c.annotations - c.crowds} boxes${c.crowds > 0 ? ` and ${c.crowds} crowds` : ""}`;
+    const empty = c.withoutBoxes > 0 ? `, ${c.withoutBoxes} without boxes` : "";
+    return `${split}: ${c.usable} images${empty}, ${boxes}, ${classes.length} classes`;
+  };
+  const lines = [line(trainSplit, train)];
+  if (val && valSplit !== null) lines.push(line(valSplit, val));
+  return [...lines, ...problems.lines()];
+}
+
+interface SplitFiles {
+  split: string;
+  /** Path of the annotation file. */
+  annotations: string;
+  size: number;
+  modified: number;
+  /** Relative to the data set's folder. */
+  imageFolder: string;
+}
+
+async function findSplit(folder: string, split: string, imageFolder: string | undefined): Promise<SplitFiles> {
+  const op = "loadDataset";
+  const file = `instances_${split}.json`;
+  const layout = `expected COCO's layout there: annotations/${file} and the images in ${split}/ or images/`;
+  check((await kindOf(folder)) === "folder", op, () => `${folder}: no such folder; ${layout}`, ErrorCode.io);
+  const annotations = join(folder, "annotations", file);
+  if ((await kindOf(annotations)) !== "file") {
+    const names = await readdir(join(folder, "annotations")).catch(() => []);
+    const found = names.flatMap((name) => /^instances_(.+)\.json$/.exec(name)?.[1] ?? []).sort();
+    const hint = found.length > 0 ? `the splits there are: ${found.join(", ")}` : layout;
+    throw new DlfsError(ErrorCode.io, op, `${annotations}: no such file; ${hint}`);
+  }
+  const candidates = imageFolder === undefined ? [split, `images/${split}`, "images"] : [imageFolder];
+  const kinds = await Promise.all(candidates.map((candidate) => kindOf(join(folder, candidate))));
+  const place = kinds.indexOf("folder");
+  check(
+    place >= 0,
+    op,
+    () =>
+      `no folder with the images of ${annotations}; looked for ${candidates.map((c) => join(folder, c)).join(", ")}`,
+    ErrorCode.io,
+  );
+  const info = await stat(annotations);
+  return {
+    split,
+    annotations,
+    size: info.size,
+    modified: Math.floor(info.mtimeMs),
+    imageFolder: candidates[place] as string,
+  };
+}
+
+async function kindOf(path: string): Promise<"file" | "folder" | null> {
+  try {
+    const info = await stat(path);
+    return info.isFile() ? "file" : info.isDirectory() ? "folder" : null;
+  } catch (error) {
+    if (isMissing(error)) return null;
+    throw fileError("loadDataset", path, error);
+  }
+}
+
+async function openStore(folder: string, options: LoadDatasetOptions): Promise<AnnotationStore> {
+  if (typeof options.store === "string") return new SQLiteAnnStore(options.store);
+  const hash = createHash("sha256")
+    .update(await realpath(folder))
+    .digest("hex")
+    .slice(0, 12);
+  const path = join(cacheFolder(), "datasets", `${basename(folder)}-${hash}.sqlite`);
+  try {
+    await mkdir(dirname(path), { recursive: true });
+    return new SQLiteAnnStore(path);
+  } catch (error) {
+    const warn = options.warn ?? ((message: string) => console.warn(`warning: ${message}`));
+    warn(`annotations are not kept between runs: ${(error as Error).message}`);
+    return new SQLiteAnnStore();
+  }
+}
+
+/** Imports the splits that the store does not have, or has of an older file. */
+async function importSplits(
+  store: AnnotationStore,
+  parts: readonly SplitFiles[],
+  ownStore: boolean,
+  progress: ProgressListener | undefined,
+): Promise<void> {
+  const keptUnder = (split: string): string => `dataset ${split}`;
+  const signature = (part: SplitFiles): string => JSON.stringify({ ...part, version: IMPORT_VERSION });
+  const present = store.splits();
+  const wanted = parts.filter(
+    (part) => !present.includes(part.split) || store.getMetadata(keptUnder(part.split)) !== signature(part),
+  );
+  const stale = wanted.filter((part) => present.includes(part.split));
+  // Splits of a data set that has changed may not agree on its categories any more: all are read again.
+  if (stale.length > 0 && ownStore) {
+    store.clear();
+    wanted.splice(0, wanted.length, ...parts);
+  } else {
+    for (const { split } of stale) store.deleteSplit(split);
+  }
+  for (const part of wanted) {
+    await importCoco(store, part.annotations, { split: part.split, folder: part.imageFolder, progress });
+    store.setMetadata(keptUnder(part.split), signature(part));
+  }
+}

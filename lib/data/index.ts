@@ -1,0 +1,62 @@
+export {
+  type AnnotationRecord,
+  AnnotationStore,
+  type Category,
+  ClassMap,
+  type CocoBox,
+  type FileFacts,
+  type ImageRecord,
+  type ImageUpdate,
+  type ImportRecord,
+  type NewAnnotation,
+  type NewImage,
+  type StoreCounts,
+} from "./annotation-store";
+export { cacheFolder } from "./cache";
+export { type CheckImagesOptions, type CheckReport, checkImages } from "./check-images";
+export {
+  type BatchImage,
+  CocoDataLoader,
+  type CocoDataLoaderOptions,
+  type DetectionBatch,
+  type ImageFailure,
+} from "./coco-data-loader";
+export { type ImportOptions, type ImportReport, importCoco } from "./coco-import";
+export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+export { DataLoader, type LoaderState } from "./data-loader";
+export { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";
+export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
+export {
+  type ImagePlan,
+  type InputMapping,
+  mapBoxesToImage,
+  mappingOf,
+  type Rect,
+  startPlan,
+  TRANSFORM_FLOATS,
+  writeTransform,
+} from "./image-plan";
+export { LocalDataSource } from "./local-data-source";
+export { type Problem, type ProblemAction, ProblemList } from "./problems";
+export { type ProgressListener, showProgress } from "./progress";
+export { CounterRandom, philox4x32, type RandomKey, shuffledOrder } from "./random";
+export { SQLiteAnnStore } from "./sqlite-ann-store";
+export {
+  HorizontalFlip,
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  Normalize,
+  type NormalizeOptions,
+  normalisationOf,
+  type PreprocessJson,
+  PreprocessOp,
+  parsePreprocessing,
+  RandomCrop,
+  type RandomCropOptions,
+  Resize,
+  type ResizeOptions,
+  ScaleJitter,
+  type ScaleJitterOptions,
+  VerticalFlip,
+  withoutAugmentation,
+} from "./transforms";

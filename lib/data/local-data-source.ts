@@ -1,0 +1,155 @@
+import { randomUUID } from "node:crypto";
+import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { dirname, join, resolve } from "node:path";
+import { check, DlfsError, ErrorCode } from "../native/error";
+import { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";
+
+const REASONS: Record<string, string> = {
+  ENOENT: "no such file",
+  ENOTDIR: "a part of the path is not a folder",
+  EISDIR: "is a folder, not a file",
+  EACCES: "permission denied",
+  EPERM: "operation not permitted",
+  ENOSPC: "no space left on the device",
+  EROFS: "the file system is read-only",
+  ENAMETOOLONG: "the name is too long",
+  ELOOP: "too many symbolic links",
+  EMFILE: "too many open files",
+  EIO: "input/output error",
+};
+
+/** A DlfsError for an error of the file system: `op`, the path, and what went wrong in words. */
+export function fileError(op: string, path: string, error: unknown): DlfsError {
+  if (error instanceof DlfsError) return error;
+  const code = (error as NodeJS.ErrnoException | null)?.code;
+  const reason = (code && REASONS[code]) ?? (error instanceof Error ? error.message : String(error));
+  return new DlfsError(ErrorCode.io, op, `${path}: ${reason}`, { cause: error });
+}
+
+/** Whether an error of the file system says that the file is not there. */
+export function isMissing(error: unknown): boolean {
+  const code = (error as NodeJS.ErrnoException | null)?.code;
+  return code === "ENOENT" || code === "ENOTDIR";
+}
+
+/**
+ * Files below a folder. Keys are paths relative to it; a key that would leave the folder (absolute, with "..", ...) is an
+ * error, so that names out of an annotation file cannot reach other files. Symbolic links inside the folder are followed:
+ * data sets are often put together from them.
+ */
+export class LocalDataSource extends DataSource {
+  readonly root: string;
+
+  constructor(root: string) {
+    super();
+    check(root.length > 0, "LocalDataSource", () => "the root folder's name is empty");
+    this.root = resolve(root);
+  }
+
+  override locate(key: string): string {
+    return join(this.root, this.#checked(key));
+  }
+
+  override async read(key: string, options: ReadOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+    const path = this.locate(key);
+    const { range, signal } = options;
+    signal?.throwIfAborted();
+    try {
+      if (!range) {
+        const bytes = await readFile(path);
+        signal?.throwIfAborted();
+        return bytes as Uint8Array<ArrayBuffer>;
+      }
+      check(
+        Number.isSafeInteger(range.start) &&
+          Number.isSafeInteger(range.end) &&
+          range.start >= 0 &&
+          range.end >= range.start,
+        "LocalDataSource.read",
+        () => `${path}: bad range [${range.start}, ${range.end})`,
+      );
+      await using file = await open(path, "r");
+      const bytes = new Uint8Array(range.end - range.start);
+      let filled = 0;
+      while (filled < bytes.length) {
+        signal?.throwIfAborted();
+        const { bytesRead } = await file.read(bytes, filled, bytes.length - filled, range.start + filled);
+        if (bytesRead === 0) break;
+        filled += bytesRead;
+      }
+      return bytes.subarray(0, filled);
+    } catch (error) {
+      if (signal?.aborted) throw signal.reason;
+      throw fileError("LocalDataSource.read", path, error);
+    }
+  }
+
+  override async *list(prefix: string): AsyncIterable<ObjectInfo> {
+    const folder = prefix.slice(0, prefix.lastIndexOf("/") + 1);
+    yield* this.#walk(folder, prefix);
+  }
+
+  async *#walk(folder: string, prefix: string): AsyncIterable<ObjectInfo> {
+    const path = folder === "" ? this.root : this.locate(folder.slice(0, -1));
+    let names: string[];
+    try {
+      names = (await readdir(path, { withFileTypes: true })).map((e) => (e.isDirectory() ? `${e.name}/` : e.name));
+    } catch (error) {
+      if (isMissing(error)) return;
+      throw fileError("LocalDataSource.list", path, error);
+    }
+    // A folder sorts by its name with the slash, as the keys below it do.
+    for (const name of names.sort((a, b) => (a < b ? -1 : 1))) {
+      const key = folder + name;
+      if (name.endsWith("/")) {
+        if (key.startsWith(prefix) || prefix.startsWith(key)) yield* this.#walk(key, prefix);
+      } else if (key.startsWith(prefix)) {
+        const info = await this.stat(key);
+        if (info) yield info;
+      }
+    }
+  }
+
+  override async stat(key: string): Promise<ObjectInfo | null> {
+    const path = this.locate(key);
+    try {
+      const info = await stat(path);
+      return info.isFile() ? { key, size: info.size, modified: Math.floor(info.mtimeMs) } : null;
+    } catch (error) {
+      if (isMissing(error)) return null;
+      throw fileError("LocalDataSource.stat", path, error);
+    }
+  }
+
+  override async write(key: string, bytes: Uint8Array): Promise<void> {
+    const path = this.locate(key);
+    const partial = `${path}.${randomUUID()}.partial`;
+    try {
+      await mkdir(dirname(path), { recursive: true });
+      {
+        await using file = await open(partial, "wx");
+        await file.writeFile(bytes);
+      }
+      await rename(partial, path);
+    } catch (error) {
+      await rm(partial, { force: true });
+      throw fileError("LocalDataSource.write", path, error);
+    }
+  }
+
+  #checked(key: string): string {
+    const problem = keyProblem(key);
+    check(problem === null, "LocalDataSource", () => `key ${JSON.stringify(key)} in ${this.root}: ${problem}`);
+    return key;
+  }
+}
+
+/** Why `key` cannot be an object's key, or null where it can. */
+export function keyProblem(key: string): string | null {
+  if (key === "") return "is empty";
+  if (key.includes("\0")) return "contains a NUL character";
+  if (key.startsWith("/") || /^[A-Za-z]:[\\/]/.test(key)) return "is an absolute path";
+  if (key.split(/[\\/]/).includes("..")) return 'leaves the folder with ".."';
+  if (key.endsWith("/")) return "ends with a slash";
+  return null;
+}
