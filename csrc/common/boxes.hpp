@@ -1,11 +1,12 @@
-// Detection maths for one element, shared by both backends: exp, log and sigmoid, IoU, box coding, focal loss, smooth L1.
-// Everything is fp32 built of single IEEE operations, branch-free where loops are vectorised, and calls no maths library,
-// so that the CPU and CUDA give the same bits as long as neither contracts to fused multiply-adds (-ffp-contract=off,
-// -fmad=false). Boxes are x1, y1, x2, y2 in pixels, with no +1.
+// Detection maths for one element, shared by both backends: exp, log and sigmoid, IoU, box coding, focal loss, smooth
+// L1. Everything is fp32 built of single IEEE operations, branch-free where loops are vectorised, and calls no maths
+// library, so that the CPU and CUDA give the same bits as long as neither contracts to fused multiply-adds
+// (-ffp-contract=off, -fmad=false). Boxes are x1, y1, x2, y2 in pixels, with no +1.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #include "common/status.hpp"
 
@@ -118,6 +119,16 @@ DLFS_HD inline float anchor_coordinate(float cell, int32_t index, double stride)
 struct BoxWeights {
   float x, y, w, h;
 };
+
+// Checks the weights of an entry point (host only).
+inline BoxWeights box_weights(double wx, double wy, double ww, double wh) {
+  for (double weight : {wx, wy, ww, wh}) {
+    const float value = static_cast<float>(weight);
+    DLFS_CHECK(value > 0 && value - value == 0, DLFS_ERROR_ARGUMENT,
+               "expected finite box weights above 0, got %g, %g, %g, %g", wx, wy, ww, wh);
+  }
+  return {static_cast<float>(wx), static_cast<float>(wy), static_cast<float>(ww), static_cast<float>(wh)};
+}
 
 struct BoxDeltas {
   float dx, dy, dw, dh;

@@ -115,10 +115,11 @@ inline void check_preprocess(const float* transforms, const float* normalisation
   DLFS_CHECK((flags & ~(DLFS_PREPROCESS_ANTIALIAS | DLFS_PREPROCESS_BGR)) == 0, DLFS_ERROR_ARGUMENT,
              "flags 0x%x has unknown bits", static_cast<unsigned>(flags));
   for (int32_t i = 0; i < 9; ++i) {
-    const float value = normalisation[i];
-    DLFS_CHECK(value - value == 0 && (i / 3 != 1 || value != 0), DLFS_ERROR_ARGUMENT,
-               "normalisation: expected finite means, finite std other than 0 and finite fill, got %s[%d] = %g",
-               i < 3 ? "mean" : i < 6 ? "std" : "fill", i % 3, static_cast<double>(value));
+    const double value = normalisation[i];
+    const double size = value < 0 ? -value : value;
+    DLFS_CHECK(size <= 1e6 && (i / 3 != 1 || size >= 1e-6), DLFS_ERROR_ARGUMENT,
+               "normalisation: expected values up to 1e6, std from 1e-6 in magnitude, got %s[%d] = %g",
+               i < 3 ? "mean" : i < 6 ? "std" : "fill", i % 3, value);
   }
   const float limit = 0x1p24f;  // up to here fp32 holds every pixel's coordinate
   for (int32_t i = 0; i < n; ++i) {

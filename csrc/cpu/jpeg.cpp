@@ -1,0 +1,41 @@
+// JPEG decoding and encoding on the CPU, by libjpeg-turbo (common/jpeg_turbo.hpp).
+#include "common/jpeg_turbo.hpp"
+
+#include <cstring>
+
+#include "cpu/runtime.hpp"
+
+using namespace dlfs;
+using namespace dlfs::cpu;
+
+extern "C" dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void* dst, const void* bytes, int64_t length,
+                                             int32_t width, int32_t height) {
+  return on_stream("dlfs_jpeg_decode_sync", stream, [&](Stream& s) {
+    check_pointer(dst, "dst");
+    check_count(length, "length");
+    if (length > 0) check_pointer(bytes, "bytes");
+    check_range(width, 1, INT32_MAX, "width");
+    check_range(height, 1, INT32_MAX, "height");
+    const uint8_t* file = static_cast<const uint8_t*>(bytes);
+    const JpegHeader header = check_jpeg(file, length);
+    DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
+               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width, height);
+    s.run_sync([&] { jpeg_turbo_decode(static_cast<uint8_t*>(dst), file, length, header); }, Lane::copy);
+  });
+}
+
+extern "C" dlfs_status dlfs_jpeg_encode_sync(dlfs_stream stream, void* out, int64_t* length, const void* pixels,
+                                             int64_t capacity, int32_t width, int32_t height, int32_t quality) {
+  return on_stream("dlfs_jpeg_encode_sync", stream, [&](Stream& s) {
+    check_pointer(out, "out");
+    check_pointer(length, "length");
+    check_pointer(pixels, "pixels");
+    check_count(capacity, "capacity");
+    EncodedJpeg jpeg;
+    s.run_sync([&] { jpeg = jpeg_turbo_encode(static_cast<const uint8_t*>(pixels), width, height, quality); }, Lane::copy);
+    DLFS_CHECK(jpeg.length <= capacity, DLFS_ERROR_ARGUMENT, "expected a capacity of at least %lld bytes, got %lld",
+               static_cast<long long>(jpeg.length), static_cast<long long>(capacity));
+    std::memcpy(out, jpeg.bytes.get(), static_cast<size_t>(jpeg.length));
+    *length = jpeg.length;
+  });
+}

@@ -1,0 +1,161 @@
+// Batched, class-aware greedy non-maximum suppression on the CPU. Candidates are visited from the best score down; each is
+// compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
+#include "common/boxes.hpp"
+#include "cpu/runtime.hpp"
+
+using namespace dlfs;
+using namespace dlfs::cpu;
+
+namespace {
+
+constexpr int64_t block = 32;  // kept boxes that are compared at once
+
+// Workspace of one image: K sort keys, then K kept boxes by coordinate, rounded up to blocks.
+struct Scratch {
+  uint64_t* keys;
+  float *x1, *y1, *x2, *y2, *area;
+  int32_t* label;
+
+  static int64_t kept_capacity(int32_t k) { return (int64_t{k} + block - 1) / block * block; }
+  static int64_t bytes(int32_t k) { return kept_capacity(k) * static_cast<int64_t>(sizeof(uint64_t) + 6 * sizeof(float)); }
+
+  Scratch(void* workspace, int64_t image, int32_t k) {
+    char* base = static_cast<char*>(workspace) + image * bytes(k);
+    const int64_t capacity = kept_capacity(k);
+    keys = reinterpret_cast<uint64_t*>(base);
+    x1 = reinterpret_cast<float*>(keys + capacity);
+    y1 = x1 + capacity;
+    x2 = y1 + capacity;
+    y2 = x2 + capacity;
+    area = y2 + capacity;
+    label = reinterpret_cast<int32_t*>(area + capacity);
+  }
+
+  void set(int64_t i, const Box& box, int32_t box_label) {
+    x1[i] = box.x1;
+    y1[i] = box.y1;
+    x2[i] = box.x2;
+    y2[i] = box.y2;
+    area[i] = box_area(box);
+    label[i] = box_label;
+  }
+};
+
+struct Nms {
+  int32_t* keep;         // (N, max_out)
+  int32_t* keep_counts;  // (N)
+  const float* boxes;    // (N, K, 4)
+  const float* scores;   // (N, K)
+  const int32_t* labels;  // (N, K)
+  void* workspace;
+  int32_t n, k, max_out;
+  float iou_threshold;
+  bool class_aware;
+
+  bool suppressed(const Scratch& kept, int64_t kept_count, const Box& box, int32_t label) const {
+    const float area = box_area(box);
+    for (int64_t first = 0; first < kept_count; first += block) {
+      uint32_t hits = 0;
+      for (int64_t i = first; i < first + block; ++i) {
+        const float iou = box_iou({kept.x1[i], kept.y1[i], kept.x2[i], kept.y2[i]}, kept.area[i], box, area);
+        hits |= static_cast<uint32_t>(iou > iou_threshold) & static_cast<uint32_t>(kept.label[i] == label);
+      }
+      if (hits) return true;
+    }
+    return false;
+  }
+
+  void run(int64_t image) const {
+    Scratch scratch(workspace, image, k);
+    int64_t candidates = 0;
+    for (int32_t i = 0; i < k; ++i) {
+      if (labels[image * k + i] >= 0) scratch.keys[candidates++] = candidate_key(scores[image * k + i], i);
+    }
+    std::sort(scratch.keys, scratch.keys + candidates);
+    int32_t* out = keep + image * max_out;
+    int32_t count = 0;
+    for (int64_t c = 0; c < candidates && count < max_out; ++c) {
+      const int32_t i = candidate_index(scratch.keys[c]);
+      const Box box = load_box(boxes + (image * k + i) * 4);
+      const int32_t label = class_aware ? labels[image * k + i] : 0;
+      if (suppressed(scratch, count, box, label)) continue;
+      if (count % block == 0) {
+        for (int64_t j = count; j < count + block; ++j) scratch.set(j, {0, 0, 0, 0}, -1);  // a label that none has
+      }
+      scratch.set(count, box, label);
+      out[count++] = i;
+    }
+    keep_counts[image] = count;
+    std::fill(out + count, out + max_out, -1);
+  }
+};
+
+int64_t workspace_bytes(int32_t n, int32_t k) {
+  check_range(n, 1, INT32_MAX, "n");
+  check_range(k, 1, INT32_MAX, "k");
+  return checked_product({n, Scratch::bytes(k)}, "the workspace");
+}
+
+}  // namespace
+
+extern "C" dlfs_status dlfs_nms_workspace(dlfs_context ctx, int64_t* out, int32_t n, int32_t k) {
+  return guard("dlfs_nms_workspace", [&] {
+    require_context(ctx);
+    check_pointer(out, "out");
+    *out = workspace_bytes(n, k);
+  });
+}
+
+extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, const float* boxes,
+                                const float* scores, const int32_t* labels, void* workspace, int32_t n, int32_t k,
+                                int32_t max_out, double iou_threshold, int32_t class_aware) {
+  return on_stream("dlfs_nms", stream, [&](Stream& s) {
+    workspace_bytes(n, k);
+    check_range(max_out, 1, INT32_MAX, "max_out");
+    check_pointer(keep, "keep");
+    check_pointer(keep_counts, "keep_counts");
+    check_pointer(boxes, "boxes");
+    check_pointer(scores, "scores");
+    check_pointer(labels, "labels");
+    check_pointer(workspace, "workspace");
+    DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
+               "expected iou_threshold from 0 to 1, got %g", iou_threshold);
+    const Nms work{keep, keep_counts, boxes, scores, labels, workspace, n, k, max_out,
+                   static_cast<float>(iou_threshold), class_aware != 0};
+    s.enqueue([work] {
+      parallel_for(work.n, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t image = begin; image < end; ++image) work.run(image);
+      });
+    });
+  });
+}
+
+extern "C" dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const float* boxes,
+                                              const float* scores, const int32_t* labels, const int32_t* keep, int32_t n,
+                                              int32_t k, int32_t max_out) {
+  return on_stream("dlfs_gather_detections", stream, [&](Stream& s) {
+    check_range(n, 1, INT32_MAX, "n");
+    check_range(k, 1, INT32_MAX, "k");
+    check_range(max_out, 1, INT32_MAX, "max_out");
+    check_pointer(detections, "detections");
+    check_pointer(boxes, "boxes");
+    check_pointer(scores, "scores");
+    check_pointer(labels, "labels");
+    check_pointer(keep, "keep");
+    s.enqueue([=] {
+      parallel_for(int64_t{n} * max_out, 1024, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          float* out = detections + 6 * i;
+          if (keep[i] < 0) {
+            std::fill(out, out + 6, 0.0f);
+            continue;
+          }
+          const int64_t candidate = i / max_out * k + keep[i];
+          store_box(out, load_box(boxes + 4 * candidate));
+          out[4] = scores[candidate];
+          out[5] = static_cast<float>(labels[candidate]);
+        }
+      });
+    });
+  });
+}

@@ -1,0 +1,238 @@
+// Crop, resize, flip, normalise and cast in one pass on the CPU, row by row: the source rows behind an output row are summed
+// with their weights into a row of floats (contiguous, vectorised), then every output pixel sums a few neighbours of
+// that row. The order of sums is that of common/sampling.hpp.
+#include "cpu/preprocess.hpp"
+
+#include <cstring>
+#include <memory>
+
+#include "cpu/numeric.hpp"
+#include "cpu/runtime.hpp"
+
+namespace dlfs::cpu {
+namespace {
+
+// Four floats, one pixel and a channel that is not used (a vector extension of GCC and Clang).
+typedef float Pixel __attribute__((vector_size(16)));
+
+constexpr int64_t padding = 8;  // floats behind a row that vector loads of its last pixels touch
+
+inline Pixel load_pixel(const float* p) {
+  Pixel value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+template <class T>
+inline void put(T* p, float value) {
+  store(p, value);
+}
+inline void put(uint8_t* p, float value) { *p = static_cast<uint8_t>(round_u8(value)); }
+
+// Calls body with a null pointer of the element type.
+template <class Body>
+void dispatch_output(dlfs_dtype dtype, const Body& body) {
+  switch (dtype) {
+    case DLFS_F32: return body(static_cast<float*>(nullptr));
+    case DLFS_BF16: return body(static_cast<Bf16*>(nullptr));
+    case DLFS_F16: return body(static_cast<F16*>(nullptr));
+    case DLFS_U8: return body(static_cast<uint8_t*>(nullptr));
+  }
+}
+
+template <class T>
+void fill_pixels(T* row, const PreprocessFormat& format, int32_t begin, int32_t end) {
+  T* p = row + int64_t{begin} * format.out_c;
+  for (int32_t u = begin; u < end; ++u, p += format.out_c) {
+    for (int32_t c = 0; c < 3; ++c) put(p + c, format.color.fill[c]);
+    for (int32_t c = 3; c < format.out_c; ++c) put(p + c, 0.0f);
+  }
+}
+
+// Sums the source rows of a footprint into scratch.row.
+void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int32_t width, const SampleAxis& rows, const Footprint& f) {
+  const int64_t stride = int64_t{width} * 3;
+  const int64_t count = int64_t{scratch.column_end - scratch.column_begin} * 3;
+  const uint8_t* p = src + f.first * stride + int64_t{scratch.column_begin} * 3;
+  float* row = scratch.row.data();
+  const float w0 = footprint_weight(rows, f, 0);
+  if (f.count == 1 || (!rows.antialias && f.value == 0.0f)) {
+    for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]);
+    return;
+  }
+  const float w1 = footprint_weight(rows, f, 1);
+  const uint8_t* q = p + stride;
+  for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]) + w1 * static_cast<float>(q[j]);
+  for (int32_t i = 2; i < f.count; ++i) {
+    const float w = footprint_weight(rows, f, i);
+    q += stride;
+    for (int64_t j = 0; j < count; ++j) row[j] += w * static_cast<float>(q[j]);
+  }
+}
+
+// Normalises one sampled pixel and writes it. `room`: four elements may be written (three that count, one that the next
+// pixel overwrites).
+template <class T>
+inline void write_pixel(T* p, Pixel value, Pixel scale, Pixel shift, bool bgr, bool room) {
+  if (bgr) value = Pixel{value[2], value[1], value[0], value[3]};
+  value = value * scale + shift;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (room) {
+      std::memcpy(p, &value, sizeof value);
+      return;
+    }
+  }
+  (void)room;
+  for (int32_t c = 0; c < 3; ++c) put(p + c, value[c]);
+}
+
+template <class T, bool bilinear>
+void write_row(T* out, const PreprocessScratch& scratch, const PreprocessFormat& format) {
+  const ColorTransform& color = format.color;
+  const Pixel scale = {color.scale[0], color.scale[1], color.scale[2], 0.0f};
+  const Pixel shift = {color.shift[0], color.shift[1], color.shift[2], 0.0f};
+  const bool bgr = color.source[0] == 2;
+  const float* row = scratch.row.data();
+  const float* weights = scratch.weights.data();
+  for (int32_t u = scratch.first; u < scratch.last; ++u) {
+    const float* p = row + scratch.offset[u];
+    Pixel value;
+    if (bilinear) {
+      value = load_pixel(p) * weights[2 * u] + load_pixel(p + 3) * weights[2 * u + 1];
+    } else {
+      const float* w = weights + scratch.weight_at[u];
+      value = load_pixel(p) * w[0];
+      for (int32_t i = 1; i < scratch.taps[u]; ++i) value += load_pixel(p + 3 * i) * w[i];
+    }
+    T* pixel = out + int64_t{u} * format.out_c;
+    write_pixel(pixel, value, scale, shift, bgr, format.out_c > 3 || u + 1 < scratch.last);
+    for (int32_t c = 3; c < format.out_c; ++c) put(pixel + c, 0.0f);
+  }
+}
+
+}  // namespace
+
+void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, const PreprocessFormat& format) {
+  const size_t out_w = static_cast<size_t>(format.out_w);
+  scratch.bilinear = !columns.antialias;
+  scratch.offset.resize(out_w);
+  scratch.weight_at.resize(out_w);
+  scratch.taps.resize(out_w);
+  scratch.weights.clear();
+  scratch.first = scratch.last = 0;
+  scratch.column_begin = columns.size;
+  scratch.column_end = 0;
+  for (int32_t u = 0; u < format.out_w; ++u) {
+    const Footprint f = footprint(columns, u);
+    if (scratch.bilinear) scratch.weights.resize(2 * (static_cast<size_t>(u) + 1));
+    if (f.count == 0) continue;  // before and after the sampled columns only
+    if (scratch.last == 0) scratch.first = u;
+    scratch.last = u + 1;
+    scratch.column_begin = std::min(scratch.column_begin, f.first);
+    scratch.column_end = std::max(scratch.column_end, f.first + f.count);
+    scratch.offset[u] = f.first * 3;
+    scratch.taps[u] = f.count;
+    scratch.weight_at[u] = static_cast<int32_t>(scratch.weights.size());
+    if (scratch.bilinear) {
+      scratch.weights[2 * u] = footprint_weight(columns, f, 0);
+      scratch.weights[2 * u + 1] = f.count == 2 ? footprint_weight(columns, f, 1) : 0.0f;
+    } else {
+      for (int32_t j = 0; j < f.count; ++j) scratch.weights.push_back(footprint_weight(columns, f, j));
+    }
+  }
+  for (int32_t u = scratch.first; u < scratch.last; ++u) scratch.offset[u] -= scratch.column_begin * 3;
+  const int64_t floats = std::max<int64_t>(scratch.column_end - scratch.column_begin, 0) * 3;
+  scratch.row.assign(static_cast<size_t>(floats + padding), 0.0f);
+}
+
+void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows, const PreprocessFormat& format,
+                     PreprocessScratch& scratch, int32_t row_begin, int32_t row_end) {
+  dispatch_output(format.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for (int32_t v = row_begin; v < row_end; ++v) {
+      T* out = static_cast<T*>(dst) + int64_t{v} * format.out_w * format.out_c;
+      const Footprint f = footprint(rows, v);
+      if (f.count == 0 || scratch.last == 0) {
+        fill_pixels(out, format, 0, format.out_w);
+        continue;
+      }
+      sum_rows(scratch, src, width, rows, f);
+      fill_pixels(out, format, 0, scratch.first);
+      if (scratch.bilinear) {
+        write_row<T, true>(out, scratch, format);
+      } else {
+        write_row<T, false>(out, scratch, format);
+      }
+      fill_pixels(out, format, scratch.last, format.out_w);
+    }
+  });
+}
+
+void fill_rows(void* dst, const PreprocessFormat& format, int32_t row_begin, int32_t row_end) {
+  dispatch_output(format.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const int64_t row = int64_t{format.out_w} * format.out_c;
+    for (int64_t v = row_begin; v < row_end; ++v) fill_pixels(static_cast<T*>(dst) + v * row, format, 0, format.out_w);
+  });
+}
+
+}  // namespace dlfs::cpu
+
+using namespace dlfs;
+using namespace dlfs::cpu;
+
+namespace {
+
+// A copy of dlfs_preprocess's arguments.
+struct Batch {
+  char* dst;
+  std::vector<const uint8_t*> sources;
+  std::vector<int32_t> sizes;
+  std::vector<float> transforms;
+  int32_t n;
+  PreprocessFormat format;
+
+  // Output rows [begin, end) of the whole batch.
+  void run(int64_t begin, int64_t end) const {
+    thread_local PreprocessScratch scratch;
+    while (begin < end) {
+      const int32_t i = static_cast<int32_t>(begin / format.out_h);
+      const int32_t row = static_cast<int32_t>(begin % format.out_h);
+      const int32_t row_end = static_cast<int32_t>(std::min<int64_t>(row + end - begin, format.out_h));
+      const ImageTransform transform = image_transform(transforms.data(), i);
+      const int32_t height = sizes[2 * i], width = sizes[2 * i + 1];
+      prepare_columns(scratch, sample_columns(transform, width, format.flags), format);
+      preprocess_rows(dst + i * format.image_bytes(), sources[i], width, sample_rows(transform, height, format.flags),
+                      format, scratch, row, row_end);
+      begin += row_end - row;
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" dlfs_status dlfs_preprocess(dlfs_stream stream, void* dst, const int64_t* sources, const int32_t* sizes,
+                                       const float* transforms, const float* normalisation, int32_t n, int32_t out_h,
+                                       int32_t out_w, int32_t out_c, dlfs_dtype dtype, int32_t flags) {
+  return on_stream("dlfs_preprocess", stream, [&](Stream& s) {
+    check_pointer(dst, "dst");
+    check_pointer(sources, "sources");
+    check_pointer(sizes, "sizes");
+    check_preprocess(transforms, normalisation, n, out_h, out_w, out_c, dtype, flags);
+    auto batch = std::make_shared<Batch>();
+    batch->dst = static_cast<char*>(dst);
+    for (int32_t i = 0; i < n; ++i) {
+      DLFS_CHECK(sources[i] != 0, DLFS_ERROR_ARGUMENT, "the source of image %d is NULL", i);
+      for (int32_t j = 0; j < 2; ++j) check_range(sizes[2 * i + j], 1, max_image_side, j ? "width" : "height");
+      batch->sources.push_back(reinterpret_cast<const uint8_t*>(sources[i]));
+    }
+    batch->sizes.assign(sizes, sizes + int64_t{2} * n);
+    batch->transforms.assign(transforms, transforms + int64_t{n} * DLFS_TRANSFORM_FLOATS);
+    batch->n = n;
+    batch->format = {out_h, out_w, out_c, dtype, flags, color_transform(normalisation, dtype, flags)};
+    s.enqueue([batch = std::shared_ptr<const Batch>(batch)] {
+      parallel_for(int64_t{batch->n} * batch->format.out_h, 32,
+                   [&](int64_t begin, int64_t end) { batch->run(begin, end); });
+    });
+  });
+}

@@ -1,0 +1,190 @@
+// The best-scoring candidates of a pyramid level and their boxes on the CPU. Rows may have millions of logits: each is
+// cut into chunks, a chunk's best are selected (not sorted), and only the chunks' bests are selected again and sorted.
+#include "common/boxes.hpp"
+#include "cpu/numeric.hpp"
+#include "cpu/runtime.hpp"
+
+using namespace dlfs;
+using namespace dlfs::cpu;
+
+namespace {
+
+constexpr int64_t chunk = 32768;
+constexpr int64_t block = 64;  // logits whose scores are computed together, in vector registers
+
+struct Layout {
+  int64_t chunks;    // of a row
+  int64_t capacity;  // keys that a chunk keeps
+  int64_t counts_at;  // byte offset of the chunks' numbers of keys
+  int64_t bytes;
+
+  Layout(int32_t n, int64_t m, int32_t k) {
+    chunks = (m + chunk - 1) / chunk;
+    capacity = std::min({int64_t{k}, chunk, m});
+    counts_at = checked_product({n, chunks, capacity, sizeof(uint64_t)}, "the workspace");
+    bytes = counts_at + checked_product({n, chunks, sizeof(int64_t)}, "the workspace");
+  }
+};
+
+Layout layout_of(int32_t n, int64_t m, int32_t k) {
+  check_range(n, 1, INT32_MAX, "n");
+  check_range(m, 1, INT32_MAX, "m");
+  check_range(k, 1, INT32_MAX, "k");
+  return Layout(n, m, k);
+}
+
+// Keeps the `most` smallest keys of [begin, end) in front, in any order; returns how many there are.
+int64_t select(uint64_t* begin, uint64_t* end, int64_t most) {
+  if (end - begin <= most) return end - begin;
+  std::nth_element(begin, begin + most, end);
+  return most;
+}
+
+// Writes the keys of the best candidates among logits [begin, end) of a row to `best`; returns their number.
+template <class T>
+int64_t select_chunk(uint64_t* best, int64_t capacity, const T* row, int64_t begin, int64_t end, float threshold) {
+  thread_local std::vector<uint64_t> memory(chunk);
+  uint64_t* found = memory.data();
+  int64_t count = 0;
+  for (int64_t first = begin; first < end; first += block) {
+    const int64_t size = std::min(block, end - first);
+    float scores[block];
+    if (size == block) {
+      for (int64_t i = 0; i < block; ++i) scores[i] = sigmoid_f32(load(row + first + i));
+    } else {
+      for (int64_t i = 0; i < size; ++i) scores[i] = sigmoid_f32(load(row + first + i));
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      // Written first and counted after, which spares a branch that would often be mispredicted.
+      found[count] = candidate_key(scores[i], static_cast<int32_t>(first + i));
+      count += scores[i] > threshold;
+    }
+  }
+  count = select(found, found + count, capacity);
+  std::copy_n(found, count, best);
+  return count;
+}
+
+template <class T>
+struct TopK {
+  float* scores;
+  int32_t* index;
+  const T* logits;
+  uint64_t* keys;   // (N, chunks, capacity)
+  int64_t* counts;  // (N, chunks)
+  Layout layout;
+  int32_t n;
+  int64_t m, logits_stride;
+  int32_t k;
+  int64_t row_stride;
+  float threshold;
+
+  void run() const {
+    const int64_t chunks = layout.chunks;
+    parallel_for(n * chunks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % chunks * chunk;
+        counts[i] = select_chunk(keys + i * layout.capacity, layout.capacity, logits + i / chunks * logits_stride, first,
+                                 std::min(first + chunk, m), threshold);
+      }
+    });
+    parallel_for(n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) merge(image);
+    });
+  }
+
+  void merge(int64_t image) const {
+    uint64_t* begin = keys + image * layout.chunks * layout.capacity;
+    uint64_t* end = begin;
+    for (int64_t i = 0; i < layout.chunks; ++i) {
+      const int64_t count = counts[image * layout.chunks + i];
+      std::memmove(end, begin + i * layout.capacity, static_cast<size_t>(count) * sizeof *end);
+      end += count;
+    }
+    const int64_t count = select(begin, end, k);
+    std::sort(begin, begin + count);
+    for (int64_t i = 0; i < k; ++i) {
+      scores[image * row_stride + i] = i < count ? candidate_score(begin[i]) : 0.0f;
+      index[image * row_stride + i] = i < count ? candidate_index(begin[i]) : -1;
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" dlfs_status dlfs_topk_workspace(dlfs_context ctx, int64_t* out, int32_t n, int64_t m, int32_t k) {
+  return guard("dlfs_topk_workspace", [&] {
+    require_context(ctx);
+    check_pointer(out, "out");
+    *out = layout_of(n, m, k).bytes;
+  });
+}
+
+extern "C" dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const void* logits, void* workspace,
+                                 int32_t n, int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride,
+                                 dlfs_dtype dtype, double threshold) {
+  return on_stream("dlfs_topk", stream, [&](Stream& s) {
+    const Layout layout = layout_of(n, m, k);
+    DLFS_CHECK(n == 1 || logits_stride >= m, DLFS_ERROR_SHAPE, "expected logits_stride of at least m = %lld, got %lld",
+               static_cast<long long>(m), static_cast<long long>(logits_stride));
+    DLFS_CHECK(n == 1 || row_stride >= k, DLFS_ERROR_SHAPE, "expected row_stride of at least k = %d, got %lld", k,
+               static_cast<long long>(row_stride));
+    check_pointer(scores, "scores");
+    check_pointer(index, "index");
+    check_pointer(logits, "logits");
+    check_pointer(workspace, "workspace");
+    check_number(threshold, "threshold");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const TopK<T> work{scores, index, static_cast<const T*>(logits), static_cast<uint64_t*>(workspace),
+                         reinterpret_cast<int64_t*>(static_cast<char*>(workspace) + layout.counts_at), layout, n, m,
+                         logits_stride, k, row_stride, static_cast<float>(threshold)};
+      s.enqueue([work] { work.run(); });
+    });
+  });
+}
+
+extern "C" dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
+                                              const void* deltas, const float* anchors, const float* image_sizes,
+                                              int32_t n, int32_t k, int64_t row_stride, int64_t deltas_stride,
+                                              int32_t classes, dlfs_dtype dtype, double wx, double wy, double ww,
+                                              double wh) {
+  return on_stream("dlfs_decode_candidates", stream, [&](Stream& s) {
+    check_range(n, 1, INT32_MAX, "n");
+    check_range(k, 1, INT32_MAX, "k");
+    check_range(classes, 1, INT32_MAX, "classes");
+    DLFS_CHECK(n == 1 || row_stride >= k, DLFS_ERROR_SHAPE, "expected row_stride of at least k = %d, got %lld", k,
+               static_cast<long long>(row_stride));
+    check_range(deltas_stride, 0, max_elements, "deltas_stride");
+    check_pointer(boxes, "boxes");
+    check_pointer(labels, "labels");
+    check_pointer(index, "index");
+    check_pointer(deltas, "deltas");
+    check_pointer(anchors, "anchors");
+    check_pointer(image_sizes, "image_sizes");
+    const BoxWeights weights = box_weights(wx, wy, ww, wh);
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const T* typed_deltas = static_cast<const T*>(deltas);
+      s.enqueue([=] {
+        parallel_for(int64_t{n} * k, 256, [=](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t image = i / k;
+            const int64_t slot = image * row_stride + i % k;
+            const int32_t candidate = index[slot];
+            labels[slot] = candidate < 0 ? -1 : candidate % classes;
+            if (candidate < 0) {
+              store_box(boxes + 4 * slot, {0, 0, 0, 0});
+              continue;
+            }
+            const int64_t anchor = candidate / classes;
+            const T* d = typed_deltas + image * deltas_stride + 4 * anchor;
+            const Box box = box_decode({load(d), load(d + 1), load(d + 2), load(d + 3)}, load_box(anchors + 4 * anchor),
+                                       weights);
+            store_box(boxes + 4 * slot, box_clip(box, image_sizes[2 * image], image_sizes[2 * image + 1]));
+          }
+        });
+      });
+    });
+  });
+}
