@@ -1,6 +1,7 @@
 import { check, constants, ErrorCode, fromCString } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
 import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+import { normalisationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
 export interface Pixels {
@@ -60,23 +61,18 @@ export interface DeviceBatchDecoderOptions {
   /** Size of the network's input. */
   height: number;
   width: number;
-  /** Batches that can be in memory at a time. Default 4. */
+  /** Batches that can be in memory at a time. Default 5: two being prepared, two being trained on, one on its way. */
   slots?: number;
   /** Dtype of the network's input. Default "f32". */
   dtype?: Extract<DType, "f32" | "bf16" | "f16">;
-  /** Per channel R, G, B, of pixels in 0 to 1; default ImageNet's. */
-  mean?: readonly [number, number, number];
-  std?: readonly [number, number, number];
-  /** Colour outside the image, R, G, B in 0 to 255; default the mean, which becomes 0. */
-  fill?: readonly [number, number, number];
+  /** The loader's operations: what they say of mean, standard deviation and fill colour is applied here. */
+  preprocessing: readonly PreprocessOp[];
   /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
   antialias?: boolean;
   /** Decoding threads; 0 chooses. */
   threads?: number;
 }
 
-export const IMAGENET_MEAN = [0.485, 0.456, 0.406] as const;
-export const IMAGENET_STD = [0.229, 0.224, 0.225] as const;
 
 /** Decodes on native threads into a ring of batches in device memory; the event loop is never blocked. */
 export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
@@ -92,7 +88,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly #flags: number;
 
   constructor(device: Device, options: DeviceBatchDecoderOptions) {
-    const { batchSize, height, width, slots = 4, dtype = "f32", mean = IMAGENET_MEAN, std = IMAGENET_STD } = options;
+    const { batchSize, height, width, slots = 5, dtype = "f32", preprocessing } = options;
     const out = outHandle();
     device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
     super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
@@ -103,7 +99,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.width = width;
     this.#dtype = dtypeCode(dtype);
     this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
-    this.#normalisation = Float32Array.from([...mean, ...std, ...(options.fill ?? mean.map((m) => m * 255))]);
+    this.#normalisation = normalisationOf(preprocessing);
     this.#ring = Array.from({ length: slots }, () => Tensor.zeros(device, [batchSize, height, width, 3], dtype));
     this.#staging = Array.from({ length: slots }, () => null);
     device.stream.synchronize(); // the decoder writes from streams of its own

@@ -4,7 +4,7 @@ import { check } from "../native";
 export type Schedule = (iteration: number) => number;
 
 /** The same rate throughout. */
-export function constant(rate: number): Schedule {
+export function constantRate(rate: number): Schedule {
   return () => rate;
 }
 

@@ -1,0 +1,93 @@
+import { type AnnotationStore, type DataLoader, type DetectionBatch, type DeviceBatchDecoder, mapBoxesToImage } from "../data";
+import { CocoEvaluator, type CocoResult } from "../metrics";
+import type { Detector } from "../models";
+import { type Detection, DetectStep } from "./detect-step";
+
+/** An image's detections, in pixels of the image file, best first. */
+export interface ImageDetections {
+  /** ImageRecord.id in the store. */
+  imageId: number;
+  fileName: string;
+  detections: Detection[];
+}
+
+export interface EvaluatorOptions {
+  model: Detector;
+  store: AnnotationStore;
+  split: string;
+  /** Goes over the split once, without augmentation and shuffling. */
+  loader: DataLoader<DetectionBatch>;
+  decoder: DeviceBatchDecoder;
+}
+
+/** Measures a detector on a split with COCO's metrics. */
+export class Evaluator implements Disposable {
+  readonly #step: DetectStep;
+  readonly #options: EvaluatorOptions;
+
+  constructor(options: EvaluatorOptions) {
+    const { batchSize, height, width } = options.decoder;
+    this.#options = options;
+    this.#step = new DetectStep(options.model, { batchSize, height, width });
+  }
+
+  /** Detects on the whole split with the present weights, and measures. `onBatch` hears of each finished batch. */
+  async evaluate(onBatch?: (done: number, total: number) => void): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
+    const { loader, store, split } = this.#options;
+    this.#step.refresh();
+    const detections: ImageDetections[] = [];
+    let done = 0;
+    for await (const batch of loader) {
+      try {
+        detections.push(...(await this.#detect(batch)));
+      } finally {
+        batch.release();
+      }
+      onBatch?.(++done, loader.length);
+    }
+    return { result: measure(store, split, detections), detections };
+  }
+
+  async #detect(batch: DetectionBatch): Promise<ImageDetections[]> {
+    const found = await this.#step.run(this.#options.decoder.images(batch.slot), batch.n);
+    return batch.images.map(({ imageId, fileName, toInput, width, height }, i) => ({
+      imageId,
+      fileName,
+      detections: (found[i] as Detection[]).map(({ box, score, label }) => {
+        const mapped = Float64Array.from(box);
+        mapBoxesToImage(mapped, toInput, width, height);
+        return { box: [...mapped] as Detection["box"], score, label };
+      }),
+    }));
+  }
+
+  dispose(): void {
+    this.#step.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** COCO's metrics of detections against a split's annotations; crowds count as pycocotools counts them. */
+export function measure(store: AnnotationStore, split: string, detections: readonly ImageDetections[]): CocoResult {
+  const images = store.images(split, { usable: true }).map(({ id }) => ({ id }));
+  const usable = new Set(images.map(({ id }) => id));
+  const classes = store.classes();
+  const evaluator = new CocoEvaluator({ categories: store.categories(), images });
+  for (const { imageId, categoryId, bbox, area, isCrowd } of store.annotations(split)) {
+    if (usable.has(imageId)) evaluator.addGroundTruth([{ imageId, categoryId, bbox, area, iscrowd: isCrowd }]);
+  }
+  for (const { imageId, detections: found } of detections) {
+    evaluator.addDetections(
+      found.map(({ box: [x1, y1, x2, y2], score, label }) => ({
+        imageId,
+        categoryId: classes.categoryIdOf(label),
+        bbox: [x1, y1, x2 - x1, y2 - y1],
+        score,
+      })),
+    );
+  }
+  return evaluator.evaluate();
+}

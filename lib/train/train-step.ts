@@ -1,0 +1,185 @@
+import { Program } from "../graph";
+import type { Detector } from "../models";
+import { check } from "../native";
+import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
+import type { SGD } from "./sgd";
+
+export interface TrainStepOptions {
+  batchSize: number;
+  /** Size of the network's input. */
+  height: number;
+  width: number;
+  /** Boxes an image is padded to; at least the data set's largest number. */
+  maxBoxes: number;
+  /** Steps enqueued ahead of the device. Default 2. */
+  inFlight?: number;
+  /** Every intermediate value stays readable after a step (debugging). */
+  keepAll?: boolean;
+}
+
+/** Ground truth of a batch on the host, padded to maxBoxes. */
+export interface HostTargets {
+  /** (N, M, 4), x1, y1, x2, y2 in pixels of the network's input. */
+  boxes: Float32Array;
+  /** (N, M), from 0. */
+  labels: Int32Array;
+  /** (N). */
+  counts: Int32Array;
+}
+
+/** What a finished step reports. */
+export interface StepResult {
+  /** From 0. */
+  iteration: number;
+  losses: Record<string, number>;
+  /** Learning rate of the step. */
+  rate: number;
+  /** True when a loss of this or an earlier step was not finite; the weights have not changed since. */
+  failed: boolean;
+}
+
+interface InFlight {
+  targets: PinnedBuffer;
+  report: PinnedBuffer;
+  event: Event;
+  iteration: number | null;
+}
+
+/**
+ * A whole training step as one program: schedule, forward, target assignment, losses, backward, optimizer. Steps are enqueued
+ * without waiting for the device, a fixed number ahead; their losses come back through events.
+ */
+export class TrainStep implements Disposable {
+  readonly program: Program;
+  readonly lossNames: readonly string[];
+  readonly #device: Device;
+  readonly #ring: InFlight[];
+  readonly #offsets: { boxes: number; labels: number; counts: number };
+  #iteration: number;
+
+  /** @param firstIteration the iteration that the first step is: not 0 when resuming */
+  constructor(
+    readonly model: Detector,
+    readonly optimizer: SGD,
+    readonly options: TrainStepOptions,
+    firstIteration = 0,
+  ) {
+    const { batchSize: n, height, width, maxBoxes: m } = options;
+    const { device } = model;
+    this.#device = device;
+    this.#iteration = firstIteration;
+    model.train();
+    let names: string[] = [];
+    this.program = new Program(
+      device,
+      {
+        images: { shape: [n, height, width, 3], dtype: model.precision },
+        boxes: { shape: [n, m, 4], dtype: "f32" },
+        labels: { shape: [n, m], dtype: "i32" },
+        counts: { shape: [n], dtype: "i32" },
+      },
+      ({ images, boxes, labels, counts }) => {
+        const losses = model.losses(images!, { boxes: boxes!, labels: labels!, counts: counts! });
+        names = Object.keys(losses);
+        return losses;
+      },
+      {
+        training: true,
+        seeds: { classification: 1, boxRegression: 1 },
+        before: (program) => optimizer.scheduleCalls(program),
+        after: (program) => optimizer.stepCalls(program, names),
+        keepAll: options.keepAll,
+      },
+    );
+    this.lossNames = names;
+    const labels = align(n * m * 16);
+    this.#offsets = { boxes: 0, labels, counts: labels + align(n * m * 4) };
+    const bytes = this.#offsets.counts + align(n * 4);
+    this.#ring = Array.from({ length: options.inFlight ?? 2 }, () => ({
+      targets: new PinnedBuffer(device, bytes),
+      report: new PinnedBuffer(device, 4 * (names.length + 2)),
+      event: new Event(device),
+      iteration: null,
+    }));
+  }
+
+  /** The iteration that the next submit() runs. */
+  get iteration(): number {
+    return this.#iteration;
+  }
+
+  /**
+   * Enqueues one step on images (N, H, W, 3) on the device. Waits, without blocking the event loop, while too many steps are in
+   * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves.
+   */
+  async submit(images: Tensor, targets: HostTargets): Promise<{ finished: StepResult | null; copied: Promise<void> }> {
+    const place = this.#ring[this.#iteration % this.#ring.length] as InFlight;
+    const finished = await this.#collect(place);
+    this.#enqueue(place, images, targets);
+    return { finished, copied: place.event.done() };
+  }
+
+  /** Waits for all enqueued steps; their reports in order. */
+  async drain(): Promise<StepResult[]> {
+    const pending = this.#ring
+      .filter(({ iteration }) => iteration !== null)
+      .sort((a, b) => (a.iteration as number) - (b.iteration as number));
+    const results: StepResult[] = [];
+    for (const place of pending) results.push((await this.#collect(place)) as StepResult);
+    return results;
+  }
+
+  #enqueue(place: InFlight, images: Tensor, targets: HostTargets): void {
+    const { batchSize: n, maxBoxes: m } = this.options;
+    check(
+      targets.boxes.length === n * m * 4 && targets.labels.length === n * m && targets.counts.length === n,
+      "TrainStep",
+      () =>
+        `expected targets of ${n} images padded to ${m} boxes, got ${targets.boxes.length / 4} boxes, ${targets.labels.length} labels and ${targets.counts.length} counts`,
+    );
+    const { native } = this.#device;
+    const { inputs, results, stream } = this.program;
+    const { bytes, address } = place.targets;
+    const stage = (offset: number, view: Float32Array | Int32Array, target: Tensor) => {
+      bytes.set(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), offset);
+      native.copyToDevice(stream.handle, target.address, address + offset, view.byteLength);
+    };
+    stage(this.#offsets.boxes, targets.boxes, inputs.boxes!);
+    stage(this.#offsets.labels, targets.labels, inputs.labels!);
+    stage(this.#offsets.counts, targets.counts, inputs.counts!);
+    inputs.images!.copyFrom(images, stream);
+    this.program.run();
+    const report = [...this.lossNames.map((name) => results[name] as Tensor), this.optimizer.rate, this.optimizer.failed];
+    for (const [i, value] of report.entries()) {
+      native.copyToHost(stream.handle, place.report.address + 4 * i, value.address, 4);
+    }
+    place.event.record(stream);
+    place.iteration = this.#iteration++;
+  }
+
+  async #collect(place: InFlight): Promise<StepResult | null> {
+    const { iteration } = place;
+    if (iteration === null) return null;
+    await place.event.done();
+    this.program.stream.query(); // reports an error of the work itself
+    place.iteration = null;
+    const values = place.report.float32();
+    const losses = Object.fromEntries(this.lossNames.map((name, i) => [name, values[i] as number]));
+    const failed = place.report.int32()[this.lossNames.length + 1] !== 0;
+    return { iteration, losses, rate: values[this.lossNames.length] as number, failed };
+  }
+
+  dispose(): void {
+    this.program.stream.synchronize();
+    this.program.dispose();
+    for (const { targets, report, event } of this.#ring) {
+      targets.dispose();
+      report.dispose();
+      event.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,176 @@
+import type { CocoDataLoader, DeviceBatchDecoder } from "../data";
+import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats";
+import type { CocoResult } from "../metrics";
+import type { Detector } from "../models";
+import { DlfsError, ErrorCode } from "../native";
+import type { Evaluator, ImageDetections } from "./evaluator";
+import { SGD, type SGDOptions } from "./sgd";
+import { type StepResult, TrainStep } from "./train-step";
+import { checkpointMetadata, checkpointTensors, restoreAlgorithms, restoreTraining, type TrainingState } from "./training-state";
+
+/** Hears what happens in a training; everything is optional. */
+export interface TrainerObserver {
+  /** A step has been enqueued; `waitSeconds`: how long it waited for data. */
+  onStep?(iteration: number, images: number, waitSeconds: number): void;
+  /** A step's report has arrived. */
+  onResult?(result: StepResult): void;
+  onEvaluationStart?(iteration: number): void;
+  onEvaluation?(iteration: number, result: CocoResult, detections: ImageDetections[]): void | Promise<void>;
+  onCheckpoint?(path: string, iteration: number): void;
+}
+
+export interface TrainerOptions {
+  model: Detector;
+  /** Training batches; its decoder holds the images. */
+  loader: CocoDataLoader;
+  decoder: DeviceBatchDecoder;
+  optimizer: Omit<SGDOptions, "iterations">;
+  /** Steps in all. */
+  iterations: number;
+  evaluator?: Evaluator | null;
+  /** Steps between evaluations; one follows the last step too. */
+  evaluateEvery?: number;
+  /** Folder of the checkpoints; none are written without. */
+  checkpointFolder?: string;
+  /** Steps between checkpoints; one follows the last step too. */
+  checkpointEvery?: number;
+  observer?: TrainerObserver;
+  /** Stops after the step under way, with a checkpoint. */
+  signal?: AbortSignal;
+  /** Kept in checkpoints: the resolved configuration. */
+  config?: unknown;
+}
+
+export interface TrainingOutcome {
+  /** Steps done. */
+  iteration: number;
+  /** True when `signal` stopped it early. */
+  interrupted: boolean;
+  /** The last evaluation. */
+  evaluation: { result: CocoResult; detections: ImageDetections[] } | null;
+  /** The last checkpoint's path. */
+  checkpoint: string | null;
+}
+
+/** Trains a detector: steps, evaluations, checkpoints. The device is never waited for but at evaluations and checkpoints. */
+export class Trainer implements Disposable {
+  readonly optimizer: SGD;
+  readonly #options: TrainerOptions;
+  readonly #store: CheckpointStore | null;
+  #state: TrainingState;
+  #lastCheckpoint: string | null = null;
+
+  constructor(options: TrainerOptions) {
+    this.#options = options;
+    this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
+    this.#store = options.checkpointFolder ? new CheckpointStore(options.checkpointFolder) : null;
+    this.#state = { iteration: 0, loader: options.loader.state(), history: [] };
+  }
+
+  /** Steps done. */
+  get iteration(): number {
+    return this.#state.iteration;
+  }
+
+  /** Continues from a checkpoint; before train(). */
+  async resume(checkpoint: Checkpoint): Promise<void> {
+    const { model, loader } = this.#options;
+    restoreAlgorithms(model, checkpoint);
+    this.#state = await restoreTraining(checkpoint, model, this.optimizer, loader);
+    this.#lastCheckpoint = checkpoint.path;
+  }
+
+  /** Trains until `iterations`, or until the signal. Throws when a loss is not finite; the last checkpoint stays. */
+  async train(): Promise<TrainingOutcome> {
+    const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery } = this.#options;
+    using step = new TrainStep(
+      model,
+      this.optimizer,
+      { batchSize: loader.batchSize, height: loader.height, width: loader.width, maxBoxes: loader.maxBoxes },
+      this.#state.iteration,
+    );
+    let evaluation: TrainingOutcome["evaluation"] = null;
+    const due = (every: number | undefined) =>
+      this.#state.iteration === iterations || (every !== undefined && this.#state.iteration % every === 0);
+    while (this.#state.iteration < iterations && !signal?.aborted) {
+      await this.#step(step);
+      if (evaluator && due(evaluateEvery)) evaluation = await this.#evaluate(step, evaluator);
+      if (due(checkpointEvery)) await this.#save(step);
+    }
+    await this.#drain(step);
+    const interrupted = this.#state.iteration < iterations;
+    if (interrupted) await this.#save(step);
+    return { iteration: this.#state.iteration, interrupted, evaluation, checkpoint: this.#lastCheckpoint };
+  }
+
+  async #step(step: TrainStep): Promise<void> {
+    const { loader, decoder, observer } = this.#options;
+    const waited = loader.waitSeconds;
+    const batch = await loader.getBatch();
+    const waitSeconds = loader.waitSeconds - waited;
+    const { finished, copied } = await step.submit(decoder.images(batch.slot), batch).catch((error: unknown) => {
+      batch.release();
+      throw error;
+    });
+    // A failure of the work shows where the step's report is collected.
+    copied.then(batch.release, batch.release);
+    this.#state.iteration = step.iteration;
+    this.#state.loader = loader.stateAfter(batch);
+    observer?.onStep?.(step.iteration - 1, batch.n, waitSeconds);
+    if (finished) this.#report(finished);
+  }
+
+  #report(result: StepResult): void {
+    this.#options.observer?.onResult?.(result);
+    if (!result.failed) return;
+    const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value}`);
+    throw new DlfsError(
+      ErrorCode.argument,
+      "training",
+      `a loss is not finite in iteration ${result.iteration}: ${losses.join(", ")}, learning rate ${result.rate}; ` +
+        (this.#lastCheckpoint ? `the last good checkpoint is ${this.#lastCheckpoint}` : "no checkpoint had been written yet"),
+    );
+  }
+
+  async #drain(step: TrainStep): Promise<void> {
+    for (const result of await step.drain()) this.#report(result);
+  }
+
+  async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<NonNullable<TrainingOutcome["evaluation"]>> {
+    const { observer } = this.#options;
+    await this.#drain(step);
+    const { iteration } = this.#state;
+    observer?.onEvaluationStart?.(iteration);
+    const evaluation = await evaluator.evaluate();
+    const { stats } = evaluation.result;
+    const record: MetricsRecord = {
+      kind: "evaluation",
+      iteration,
+      epoch: this.#state.loader.epoch,
+      time: Date.now(),
+      values: { ...stats },
+    };
+    this.#state.history.push(record);
+    if (!this.#state.best || stats.AP > this.#state.best.value) this.#state.best = { name: "AP", value: stats.AP, iteration };
+    await observer?.onEvaluation?.(iteration, evaluation.result, evaluation.detections);
+    return evaluation;
+  }
+
+  async #save(step: TrainStep): Promise<void> {
+    if (!this.#store) return;
+    await this.#drain(step);
+    const { model, config, observer } = this.#options;
+    const metadata = checkpointMetadata(model, this.#state, config ?? {});
+    const { path } = await this.#store.save(metadata, checkpointTensors(model, this.optimizer));
+    this.#lastCheckpoint = path;
+    observer?.onCheckpoint?.(path, this.#state.iteration);
+  }
+
+  dispose(): void {
+    this.optimizer.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

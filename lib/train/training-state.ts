@@ -1,0 +1,118 @@
+import type { DataLoader, DetectionBatch, LoaderState } from "../data";
+import type { BestMetric, Checkpoint, CheckpointMetadata, CheckpointTensorData, MetricsRecord } from "../formats";
+import { convPicks, restoreConvPicks } from "../graph";
+import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
+import type { Detector } from "../models";
+import type { Tensor } from "../tensor";
+import packageJson from "../../package.json";
+import type { SGD } from "./sgd";
+
+/** Everything a run needs to go on as if it had never stopped. */
+export interface TrainingState {
+  /** Steps done. */
+  iteration: number;
+  loader: LoaderState;
+  history: MetricsRecord[];
+  best?: BestMetric;
+}
+
+/** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter. */
+function* namedTensors(model: Detector, optimizer: SGD): Generator<[string, Tensor]> {
+  for (const [name, tensor] of model.stateDict()) yield [`model.${name}`, tensor];
+  for (const [name, tensor] of optimizer.momenta) yield [`momentum.${name}`, tensor];
+  yield ["optimizer.step", optimizer.step];
+}
+
+/** Tensors one at a time from the device, so that a checkpoint is never whole in memory. */
+export async function* checkpointTensors(model: Detector, optimizer: SGD): AsyncGenerator<CheckpointTensorData> {
+  for (const [name, tensor] of namedTensors(model, optimizer)) {
+    yield { name, dtype: tensor.dtype, shape: tensor.shape, data: await tensor.readBytesAsync() };
+  }
+}
+
+export function checkpointMetadata(model: Detector, state: TrainingState, config: unknown): CheckpointMetadata {
+  const { iteration, loader, history, best } = state;
+  const { device } = model;
+  return {
+    iteration,
+    epoch: loader.epoch,
+    created: Date.now(),
+    config,
+    versions: {
+      dlfs: packageJson.version,
+      bun: Bun.version,
+      backend: device.backend,
+      libraries: { ...parseVersions(loadLibrary(device.backend).versions), device: device.info.name },
+    },
+    random: [{ name: "loader", seed: loader.seed, counter: loader.epoch }],
+    loader: { epoch: loader.epoch, position: loader.position * loader.batchSize, seed: loader.seed },
+    schedule: { name: "table", step: iteration, values: {} },
+    history,
+    best,
+    convPicks: convPicks(device).map((line) => {
+      const split = line.indexOf("=");
+      return { key: line.slice(0, split), value: line.slice(split + 1) };
+    }),
+    state: { loader: JSON.stringify(loader), precision: model.precision },
+  };
+}
+
+function parseVersions(text: string): Record<string, string> {
+  return Object.fromEntries(
+    text.split(", ").flatMap((entry) => {
+      const split = entry.indexOf("=");
+      return split > 0 ? [[entry.slice(0, split), entry.slice(split + 1)]] : [];
+    }),
+  );
+}
+
+/** Uses a checkpoint's convolution algorithms for what is planned from now on; before programs are built. */
+export function restoreAlgorithms(model: Detector, checkpoint: Checkpoint): void {
+  const { versions, convPicks: picks } = checkpoint.metadata;
+  const { device } = model;
+  // Other libraries or devices number their algorithms differently.
+  const here = { ...parseVersions(loadLibrary(device.backend).versions), device: device.info.name };
+  if (versions.backend !== device.backend || JSON.stringify(versions.libraries) !== JSON.stringify(here)) return;
+  restoreConvPicks(device, picks.map(({ key, value }) => `${key}=${value}`));
+}
+
+/** Replaces weights, statistics, momentum, counters and the loader's position by a checkpoint's. */
+export async function restoreTraining(
+  checkpoint: Checkpoint,
+  model: Detector,
+  optimizer: SGD,
+  loader: DataLoader<DetectionBatch>,
+): Promise<TrainingState> {
+  const { path } = checkpoint;
+  const wanted = [...namedTensors(model, optimizer)];
+  const names = new Set(wanted.map(([name]) => name));
+  const stored = checkpoint.tensors;
+  const missing = [...names].filter((name) => !stored.has(name));
+  const unexpected = [...stored.keys()].filter((name) => !names.has(name));
+  check(
+    missing.length === 0 && unexpected.length === 0,
+    path,
+    () =>
+      `is of another model: ${missing.length} tensors missing (${missing.slice(0, 3).join(", ")}), ${unexpected.length} unexpected (${unexpected.slice(0, 3).join(", ")})`,
+  );
+  for (const [name, tensor] of wanted) {
+    const entry = stored.get(name)!;
+    check(
+      entry.dtype === tensor.dtype && entry.shape.join() === tensor.shape.join(),
+      path,
+      () => `${name}: expected ${tensor.dtype} (${tensor.shape.join(", ")}), got ${entry.dtype} (${entry.shape.join(", ")})`,
+      ErrorCode.shape,
+    );
+    tensor.writeBytes(await checkpoint.read(name));
+  }
+  model.refresh();
+  const { iteration, history, best, state } = checkpoint.metadata;
+  const position = parseLoader(path, state.loader);
+  loader.restore(position);
+  return { iteration, loader: position, history: [...history], best };
+}
+
+function parseLoader(path: string, text: string | Uint8Array | undefined): LoaderState {
+  if (typeof text !== "string") throw new DlfsError(ErrorCode.io, path, "state.loader: expected text, got nothing");
+  return JSON.parse(text) as LoaderState;
+}
