@@ -1,13 +1,15 @@
 // The CPU backend's runtime: contexts, streams, events, graphs, and the compute pool.
 //
-// A stream is a native thread that drains a queue of tasks; enqueuing copies the arguments (a closure) and returns. Tasks
-// that compute take the one compute lock, so that two streams do not share the cores between them, and use the OpenMP
-// threads of their context. An entry point that takes a stream is written as
+// A stream is a queue of tasks; enqueuing copies the arguments (a closure) and returns. One native thread, the executor,
+// drains the queues of all streams in turn, a task at a time, and is the only one that opens OpenMP teams. A thread per
+// stream would give each its own team: more threads than cores, which makes libgomp put them to sleep after every parallel
+// region (60 to 100 us to wake them, measured) and lets two streams share the cores between them. An entry point
+// that takes a stream is written as
 //
 //   extern "C" dlfs_status dlfs_fill(dlfs_stream stream, ...) {
 //     return on_stream("dlfs_fill", stream, [&](Stream& s) {
 //       check...;                                                    // on the caller's thread: errors are immediate
-//       s.enqueue([=] { parallel_for(n, 4096, [=](int64_t begin, int64_t end) { ... }); });  // on the stream's thread
+//       s.enqueue([=] { parallel_for(n, 4096, [=](int64_t begin, int64_t end) { ... }); });  // on the executor's thread
 //     });
 //   }
 //
@@ -18,14 +20,12 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -119,27 +119,36 @@ std::shared_ptr<Stream> require_stream(dlfs_stream handle);
 // ---- streams ----------------------------------------------------------------------------------------------------
 
 enum class Lane {
-  compute,  // under the compute lock, with the context's threads
-  copy,     // without the lock: short or bound by memory
-  signal,   // events: run even after an error, and hold no lock
+  compute,  // on the executor's thread, with the context's threads
+  copy,     // the same, but run_sync() may run it at once on the caller's thread when the stream is idle
 };
 
 struct Task {
   std::function<void()> run;
-  Lane lane;
-  int threads;
+  int threads = 1;
+};
+
+// One recording of an event: passed when its stream has come to it. Guarded by the executor's lock.
+struct EventRecord {
+  bool passed = false;
+  std::chrono::steady_clock::time_point time;
+  std::shared_ptr<const Error> error;  // the stream's error at that point
 };
 
 class Stream : public std::enable_shared_from_this<Stream> {
  public:
-  explicit Stream(std::shared_ptr<Context> context);
-  ~Stream();
+  explicit Stream(std::shared_ptr<Context> context) : context(std::move(context)) {}
 
   // Appends a task, or records it while the stream captures. threads: 0 for the context's number.
   void enqueue(std::function<void()> run, Lane lane = Lane::compute, int threads = 0);
 
   // Appends a task, waits for it, and throws what it threw. Refused during capture.
   void run_sync(std::function<void()> run, Lane lane = Lane::compute);
+
+  // Appends the tasks of a graph: other streams may run between them.
+  void enqueue_graph(std::shared_ptr<const std::vector<Task>> tasks);
+  void enqueue_record(std::shared_ptr<EventRecord> record);
+  void enqueue_wait(std::shared_ptr<EventRecord> record);
 
   // Waits until the queue is empty and throws the stream's error, if any, once.
   void synchronize();
@@ -155,30 +164,32 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Marks the capture in progress, if any, as failed.
   void fail_capture(const char* reason) const;
 
-  // For tasks of the stream, on its own thread: its pending error, which skips all tasks that are not signals.
-  std::shared_ptr<const Error> error() const;
-  void set_error(std::shared_ptr<const Error> error);
-
   const std::shared_ptr<Context> context;
 
  private:
-  void work();
-  void run_task(const Task& task);
-  void throw_error(std::unique_lock<std::mutex>& lock);
+  friend class Executor;
 
-  mutable std::mutex mutex_;
-  std::condition_variable wake_;
-  std::condition_variable idle_;
-  std::deque<Task> queue_;
+  // An entry of the queue: one of a task, a graph, an event to pass, an event to wait for.
+  struct Entry {
+    Task task;
+    std::shared_ptr<const std::vector<Task>> graph;
+    size_t next = 0;  // task of the graph
+    std::shared_ptr<EventRecord> record;
+    std::shared_ptr<EventRecord> wait;
+  };
+
+  void push(Entry entry);
+
+  // All guarded by the executor's lock. An error makes the executor skip the tasks that follow until it is reported.
+  std::deque<Entry> queue_;
   bool busy_ = false;
-  bool stop_ = false;
   std::shared_ptr<const Error> error_;
   std::shared_ptr<Capture> capture_;
-  std::thread thread_;
 };
 
-// Runs a task of any lane on the calling thread: takes the compute lock and sets the number of threads as it says.
-void run_in_lane(const Task& task);
+// Waits until a record has been passed, or asks whether it has; both throw its error. Copies time when passed.
+void wait_record(const EventRecord& record);
+bool query_record(const EventRecord& record, std::chrono::steady_clock::time_point* time = nullptr);
 
 // The body of an entry point that takes a stream: body(Stream&). A failure spoils the capture in progress, as the
 // contract says of dlfs_graph_end.
@@ -197,8 +208,8 @@ dlfs_status on_stream(const char* op, dlfs_stream handle, Body&& body) noexcept 
 
 // ---- the compute pool -------------------------------------------------------------------------------------------
 
-// Threads that parallel_for may use here: the task's number inside a task of Lane::compute, else 1 (decoding threads run
-// the same kernels, each alone).
+// Threads that parallel_for may use here: the task's number on the executor's thread, else 1 (decoding threads run the same
+// kernels, each alone).
 int compute_threads();
 
 namespace detail {
