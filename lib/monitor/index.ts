@@ -1,0 +1,10 @@
+export type { Rgb } from "./color";
+export { classColor } from "./color";
+export type { Rect, RgbImage, StrokeOptions } from "./draw";
+export { createImage, drawTag, drawText, fillRect, measureText, paste, resize, strokeRect } from "./draw";
+export type { DrawBoxesOptions, PredictionSheetOptions, SheetBox, SheetEntry } from "./prediction-sheet";
+export { drawBoxes, predictionSheet } from "./prediction-sheet";
+export type { ProgressBarOptions, ProgressStream, ProgressValues } from "./progress-bar";
+export { formatDuration, ProgressBar } from "./progress-bar";
+export type { MetricsLine, RunFolderOptions } from "./run-folder";
+export { RunFolder, readMetrics } from "./run-folder";

@@ -1,0 +1,225 @@
+import {
+  closeSync,
+  fstatSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { join, resolve } from "node:path";
+import { fileError, makeFolder, writeFileAtomic } from "../formats/atomic-file";
+import { check } from "../native/error";
+
+/** One line of metrics.jsonl. Numbers that JSON lacks are written as "NaN", "Infinity" and "-Infinity". */
+export interface MetricsLine {
+  /** What happened: "train", "evaluation", ... */
+  kind: string;
+  iteration: number;
+  /** Milliseconds since 1970-01-01 UTC; default: now. */
+  time?: number;
+  [name: string]: unknown;
+}
+
+export interface RunFolderOptions {
+  /** Start of the folder's name; letters, digits, dot, dash and underscore. */
+  name: string;
+  /** Where runs lie. Default "runs" in the current folder. */
+  root?: string;
+  /** Lines for the end of README.txt, such as the command that continues this run. */
+  notes?: (path: string) => string[];
+  /** Milliseconds since 1970-01-01 UTC. Default: `Date.now`. */
+  clock?: () => number;
+}
+
+const FILES = [
+  ["config.json", "The resolved configuration: every option, also those left at their default."],
+  [
+    "metrics.jsonl",
+    "One JSON object per line, written as training goes: kind (train, evaluation, ...), iteration, time",
+  ],
+  ["", "(milliseconds since 1970 UTC) and numbers by name. A resumed run goes on in the same file; where"],
+  ["", "iterations repeat, the later line counts. NaN and Infinity are written as text."],
+  ["log.txt", "What was printed while it ran, each line with its time (UTC)."],
+  ["checkpoints/", "checkpoint-<iteration>.dlck: weights, optimizer and all else that resuming needs. The newest few"],
+  ["", "and the best one stay."],
+  ["pictures/", "Predictions beside ground truth, one picture per evaluation."],
+  ["summary.json", "The results; written when the run ends."],
+] as const;
+
+/** The folder of a training run: `<root>/<name>-<number>`, with a README.txt that explains its files. */
+export class RunFolder {
+  private readonly metrics: number;
+  private readonly log: number;
+
+  private constructor(
+    /** Absolute. */
+    readonly path: string,
+    private readonly clock: () => number,
+  ) {
+    this.metrics = openForAppend(join(path, "metrics.jsonl"));
+    this.log = openForAppend(join(path, "log.txt"));
+  }
+
+  /** Makes a new folder with the next free number; safe against another process that does the same. */
+  static async create(options: RunFolderOptions): Promise<RunFolder> {
+    const { name, root = "runs", clock = Date.now } = options;
+    check(
+      /^[A-Za-z0-9._-]+$/.test(name) && !/^\.+$/.test(name),
+      "RunFolder.create",
+      () => `name must be of letters, digits, ".", "-" and "_", got "${name}"`,
+    );
+    const parent = resolve(root);
+    await makeFolder(parent);
+    const path = makeNumbered(parent, name);
+    await makeFolder(join(path, "checkpoints"));
+    await makeFolder(join(path, "pictures"));
+    const files = FILES.map(([file, text]) => `${file.padEnd(15)}${text}`).join("\n");
+    const notes = (options.notes?.(path) ?? []).map((line) => `${line}\n`).join("");
+    const started = new Date(clock()).toISOString();
+    await writeFileAtomic(
+      join(path, "README.txt"),
+      `A training run of dlfs, started ${started}.\n\n${files}\n${notes && `\n${notes}`}`,
+    );
+    return new RunFolder(path, clock);
+  }
+
+  /** Opens the folder of an earlier run, to go on in it. */
+  static open(path: string, clock: () => number = Date.now): RunFolder {
+    const absolute = resolve(path);
+    check(
+      statSync(absolute, { throwIfNoEntry: false })?.isDirectory() === true,
+      absolute,
+      () => "it is no folder of a run",
+    );
+    return new RunFolder(absolute, clock);
+  }
+
+  get checkpointFolder(): string {
+    return join(this.path, "checkpoints");
+  }
+
+  /** Where the picture of an evaluation belongs. */
+  picturePath(iteration: number): string {
+    return join(this.path, "pictures", `predictions-${String(iteration).padStart(8, "0")}.jpg`);
+  }
+
+  async writeConfig(config: unknown): Promise<void> {
+    await writeFileAtomic(join(this.path, "config.json"), toJson(config, 2));
+  }
+
+  /** @param summary the results: whatever JSON can hold */
+  async writeSummary(summary: unknown): Promise<void> {
+    await writeFileAtomic(join(this.path, "summary.json"), toJson(summary, 2));
+  }
+
+  /** Appends one line to metrics.jsonl. */
+  appendMetrics({ kind, iteration, time, ...values }: MetricsLine): void {
+    const line = toJson({ kind, iteration, time: time ?? this.clock(), ...values });
+    this.append(this.metrics, "metrics.jsonl", line);
+  }
+
+  /** Appends text to log.txt, each line with the time in front. */
+  appendLog(text: string): void {
+    const time = new Date(this.clock()).toISOString();
+    const lines = Bun.stripANSI(text)
+      .split("\n")
+      .map((line) => `${time} ${line}\n`);
+    this.append(this.log, "log.txt", lines.join(""));
+  }
+
+  /** Makes what was appended durable and closes the files. */
+  close(): void {
+    for (const [fd, name] of [
+      [this.metrics, "metrics.jsonl"],
+      [this.log, "log.txt"],
+    ] as const) {
+      try {
+        fsyncSync(fd);
+        closeSync(fd);
+      } catch (error) {
+        throw fileError(join(this.path, name), "close", error);
+      }
+    }
+  }
+
+  private append(fd: number, name: string, text: string): void {
+    const data = new TextEncoder().encode(text);
+    try {
+      for (let done = 0; done < data.length; ) done += writeSync(fd, data, done, data.length - done);
+    } catch (error) {
+      throw fileError(join(this.path, name), "write", error);
+    }
+  }
+}
+
+/** The lines of a metrics.jsonl, in order. A line that is no JSON object, such as one cut by a kill, is left out. */
+export function readMetrics(path: string): MetricsLine[] {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    throw fileError(path, "read the metrics", error);
+  }
+  return text.split("\n").flatMap((line) => {
+    try {
+      const value: unknown = JSON.parse(line, (_, entry: unknown) => NON_FINITE.get(entry) ?? entry);
+      return typeof value === "object" && value !== null && !Array.isArray(value) ? [value as MetricsLine] : [];
+    } catch {
+      return [];
+    }
+  });
+}
+
+const NON_FINITE = new Map<unknown, number>([
+  ["NaN", NaN],
+  ["Infinity", Infinity],
+  ["-Infinity", -Infinity],
+]);
+
+/** JSON with numbers that it lacks as text, and a newline at the end. */
+function toJson(value: unknown, indent?: number): string {
+  const text = JSON.stringify(
+    value,
+    (_, entry: unknown) => (typeof entry === "number" && !Number.isFinite(entry) ? String(entry) : entry),
+    indent,
+  );
+  return `${text}\n`;
+}
+
+function makeNumbered(parent: string, name: string): string {
+  try {
+    let number = 1;
+    for (const entry of readdirSync(parent)) {
+      const match = entry.startsWith(`${name}-`) && /^\d{1,9}$/.exec(entry.slice(name.length + 1));
+      if (match) number = Math.max(number, Number(match[0]) + 1);
+    }
+    for (; ; number++) {
+      const path = join(parent, `${name}-${number}`);
+      try {
+        mkdirSync(path);
+        return path;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      }
+    }
+  } catch (error) {
+    throw fileError(parent, `create a folder for the run "${name}"`, error);
+  }
+}
+
+/** Opens for appending; a line that a kill has cut gets its end, so that it does not swallow the next one. */
+function openForAppend(path: string): number {
+  try {
+    const fd = openSync(path, "a+");
+    const { size } = fstatSync(fd);
+    const last = new Uint8Array(1);
+    if (size > 0 && readSync(fd, last, 0, 1, size - 1) === 1 && last[0] !== 10) writeSync(fd, "\n");
+    return fd;
+  } catch (error) {
+    throw fileError(path, "open", error);
+  }
+}
