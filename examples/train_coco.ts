@@ -1,0 +1,290 @@
+/**
+ * Trains an object detector on a data set in COCO's layout, or on a small drawn one that comes with dlfs:
+ *
+ *   bun run examples/train_coco.ts                        COCO 2017 in ~/datasets/coco, where that exists, else the demo
+ *   bun run examples/train_coco.ts --data demo
+ *   bun run examples/train_coco.ts --data DIR --train-split train --val-split val
+ *   bun run examples/train_coco.ts --resume runs/demo-1
+ */
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { homedir } from "node:os";
+import { basename, dirname, join, resolve } from "node:path";
+import { parseArgs } from "node:util";
+import {
+  CheckpointStore,
+  CocoDataLoader,
+  CompactDetector,
+  Device,
+  DeviceBatchDecoder,
+  DeviceImageCodec,
+  DlfsError,
+  demoFolder,
+  describeDataset,
+  Evaluator,
+  generateDemo,
+  HorizontalFlip,
+  loadDataset,
+  multiStep,
+  Normalize,
+  octaveAnchors,
+  Reporter,
+  Resize,
+  RunFolder,
+  readCheckpoint,
+  ScaleJitter,
+  showProgress,
+  statsLine,
+  Trainer,
+  warmup,
+} from "dlfs";
+
+const HELP = `Trains an object detector on a data set in COCO's layout.
+
+  --data DIR          folder with annotations/instances_SPLIT.json and the images in SPLIT/ or images/, or "demo";
+                      default: ~/datasets/coco where that exists, else the demo
+  --train-split NAME  default train2017
+  --val-split NAME    default val2017
+  --iterations N      steps; default 1100 for the demo, else 12 passes over the data, at least 2000
+  --batch N           images a step; default 16
+  --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU: 320)
+  --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
+  --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
+  --seed N            of the weights, the order and the augmentation; default 0
+  --out DIR           where run folders are made; default runs
+  --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
+  --help              this text`;
+
+const options = {
+  data: { type: "string" },
+  "train-split": { type: "string" },
+  "val-split": { type: "string" },
+  iterations: { type: "string" },
+  batch: { type: "string" },
+  size: { type: "string" },
+  precision: { type: "string" },
+  backend: { type: "string" },
+  seed: { type: "string" },
+  out: { type: "string" },
+  resume: { type: "string" },
+  help: { type: "boolean" },
+} as const;
+
+/** The options with all defaults resolved: what config.json and checkpoints keep. */
+interface Config {
+  data: string;
+  trainSplit: string;
+  valSplit: string;
+  iterations: number;
+  batch: number;
+  size: [height: number, width: number];
+  precision: "f32" | "bf16" | "f16";
+  backend: string;
+  seed: number;
+  learningRate: number;
+  model: { width: number; depths: [number, number, number, number]; pyramidChannels: number; headConvs: number; anchorBase: number };
+}
+
+function usage(message: string): never {
+  console.error(`train_coco: ${message}\nTry --help for the options.`);
+  process.exit(2);
+}
+
+function integer(name: string, text: string, least: number): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value) || value < least) usage(`--${name}: expected an integer from ${least}, got "${text}"`);
+  return value;
+}
+
+function parseSize(text: string): [number, number] {
+  const match = /^(\d+)(?:x(\d+))?$/.exec(text);
+  const [h, w] = match ? [Number(match[1]), Number(match[2] ?? match[1])] : [0, 0];
+  if (h < 32 || w < 32 || h % 32 !== 0 || w % 32 !== 0) {
+    usage(`--size: expected N or HxW, multiples of 32, got "${text}"`);
+  }
+  return [h, w];
+}
+
+function parse() {
+  try {
+    return parseArgs({ args: process.argv.slice(2), options, strict: true }).values;
+  } catch (error) {
+    return usage(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** The run folder and checkpoint file that --resume names. */
+function findRun(path: string): { run: string; checkpoint: string | null } {
+  if (!existsSync(path)) usage(`--resume: ${resolve(path)} does not exist`);
+  if (statSync(path).isDirectory()) return { run: resolve(path), checkpoint: null };
+  return { run: dirname(dirname(resolve(path))), checkpoint: resolve(path) };
+}
+
+async function main(): Promise<number> {
+  const args = parse();
+  if (args.help) {
+    console.log(HELP);
+    return 0;
+  }
+  const resumed = args.resume ? findRun(args.resume) : null;
+  const earlier = resumed ? (JSON.parse(readFileSync(join(resumed.run, "config.json"), "utf8")) as Config) : null;
+
+  const seed = args.seed === undefined ? (earlier?.seed ?? 0) : integer("seed", args.seed, 0);
+  using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic: false }, console.log);
+  const codec = new DeviceImageCodec(device);
+  const cuda = device.backend === "cuda";
+
+  const coco = join(homedir(), "datasets", "coco");
+  const data = args.data ?? earlier?.data ?? (existsSync(coco) ? coco : "demo");
+  const isDemo = data === "demo";
+  const folder = isDemo ? demoFolder() : resolve(data);
+  console.log(isDemo ? `data: the demo, in ${folder}` : `data: ${folder}`);
+  const progress = showProgress();
+  if (isDemo) await generateDemo(folder, { encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality), progress });
+
+  using dataset = await loadDataset(folder, {
+    codec,
+    trainSplit: args["train-split"] ?? earlier?.trainSplit ?? "train2017",
+    valSplit: args["val-split"] ?? earlier?.valSplit ?? "val2017",
+    progress,
+  });
+  for (const line of describeDataset(dataset)) console.log(`  ${line}`);
+
+  const batch = args.batch === undefined ? (earlier?.batch ?? 16) : integer("batch", args.batch, 1);
+  const size = args.size === undefined ? (earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320")) : parseSize(args.size);
+  const precision = args.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
+  if (precision !== "f32" && precision !== "bf16" && precision !== "f16") usage(`--precision: expected f32, bf16 or f16, got "${precision}"`);
+  const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
+  const config: Config = {
+    data: isDemo ? "demo" : folder,
+    trainSplit: dataset.trainSplit,
+    valSplit: dataset.valSplit as string,
+    iterations: args.iterations === undefined ? (earlier?.iterations ?? (isDemo ? 1100 : passes)) : integer("iterations", args.iterations, 1),
+    batch,
+    size,
+    precision,
+    backend: device.backend,
+    seed,
+    learningRate: earlier?.learningRate ?? 0.02 * (batch / 16),
+    model: earlier?.model ?? chooseModel(isDemo || !cuda),
+  };
+
+  const { width, depths, pyramidChannels, headConvs, anchorBase } = config.model;
+  using model = new CompactDetector({
+    classes: dataset.classes.length,
+    width,
+    depths,
+    pyramidChannels,
+    headConvs,
+    anchors: octaveAnchors(anchorBase),
+  });
+  model.to(device, { precision: config.precision, seed });
+  const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
+  console.log(`model: CompactDetector, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`);
+
+  const evaluation = [new Resize(), new Normalize()];
+  const training = [new ScaleJitter(0.7, 1.4), new HorizontalFlip(), ...evaluation];
+  const decoderOptions = { batchSize: batch, height: size[0], width: size[1], dtype: config.precision };
+  using decoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: training });
+  using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });
+  const common = { store: dataset.store, source: dataset.source, batchSize: batch, size, seed };
+  await using loader = new CocoDataLoader({ ...common, split: config.trainSplit, decoder, preprocessing: training });
+  await using evalLoader = new CocoDataLoader({
+    ...common,
+    split: config.valSplit,
+    decoder: evalDecoder,
+    preprocessing: evaluation,
+    shuffle: false,
+  });
+  using evaluator = new Evaluator({ model, store: dataset.store, split: config.valSplit, loader: evalLoader, decoder: evalDecoder });
+
+  const name = isDemo ? "demo" : basename(folder).replace(/[^A-Za-z0-9._-]/g, "-");
+  const run = resumed
+    ? RunFolder.open(resumed.run)
+    : await RunFolder.create({ name, root: args.out ?? "runs", notes: (path) => [`Continue: bun run examples/train_coco.ts --resume ${path}`] });
+  await run.writeConfig(config);
+
+  const stop = new AbortController();
+  const interrupt = (): void => {
+    if (stop.signal.aborted) process.exit(130);
+    stop.abort();
+    console.error("\nstopping after this step, with a checkpoint; again to stop at once");
+  };
+  process.on("SIGINT", interrupt);
+
+  const { iterations } = config;
+  const checkpoint = await openCheckpoint(resumed, run);
+  const reporter = new Reporter({ run, dataset, codec, iterations, start: checkpoint?.metadata.iteration ?? 0 });
+  const schedule = warmup(
+    multiStep(config.learningRate, [Math.round(iterations * 0.7), Math.round(iterations * 0.9)]),
+    Math.min(500, Math.ceil(iterations * 0.1)),
+  );
+  using trainer = new Trainer({
+    model,
+    loader,
+    decoder,
+    optimizer: { schedule },
+    iterations,
+    evaluator,
+    evaluateEvery: Math.max(100, Math.ceil(iterations / 5)),
+    checkpointFolder: run.checkpointFolder,
+    checkpointEvery: Math.max(100, Math.ceil(iterations / 10)),
+    observer: reporter,
+    signal: stop.signal,
+    config,
+  });
+  if (checkpoint) {
+    await trainer.resume(checkpoint);
+    await checkpoint.close();
+    reporter.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
+  }
+  const started = performance.now();
+  try {
+    const outcome = await trainer.train();
+    reporter.finish();
+    const seconds = (performance.now() - started) / 1000;
+    if (outcome.interrupted) {
+      console.log(`stopped at iteration ${outcome.iteration} of ${iterations}\ncheckpoint ${outcome.checkpoint}`);
+      console.log(`continue with: bun run examples/train_coco.ts --resume ${run.path}`);
+      return 130;
+    }
+    const result = outcome.evaluation?.result;
+    await run.writeSummary({ ...result?.stats, iterations: outcome.iteration, seconds });
+    console.log(`\n${result?.summarize() ?? ""}`);
+    console.log(`\ntrained ${outcome.iteration} iterations in ${seconds.toFixed(0)} s on ${device.info.name} (${device.backend}, ${precision})`);
+    console.log(result ? statsLine(result) : "not evaluated");
+    console.log(`run folder: ${run.path}`);
+    console.log(`pictures:   ${run.picturePath(outcome.iteration)}`);
+    console.log(`go on:      bun run examples/train_coco.ts --resume ${run.path} --iterations ${2 * iterations}`);
+    return 0;
+  } finally {
+    reporter.finish();
+    process.off("SIGINT", interrupt);
+    run.close();
+    await loader.dispose();
+    await evalLoader.dispose();
+  }
+}
+
+/** A network for the hardware: small for a CPU or the demo, wider on a GPU. */
+function chooseModel(small: boolean): Config["model"] {
+  return small
+    ? { width: 16, depths: [1, 1, 1, 1], pyramidChannels: 64, headConvs: 2, anchorBase: 24 }
+    : { width: 48, depths: [2, 2, 3, 2], pyramidChannels: 192, headConvs: 3, anchorBase: 32 };
+}
+
+async function openCheckpoint(resumed: { checkpoint: string | null } | null, run: RunFolder) {
+  if (!resumed) return null;
+  if (resumed.checkpoint) return await readCheckpoint(resumed.checkpoint);
+  const latest = await new CheckpointStore(run.checkpointFolder).latest();
+  for (const error of latest?.damaged ?? []) console.error(`warning: ${error.message}; using the one before`);
+  if (!latest) usage(`--resume: ${run.path} has no checkpoint`);
+  return latest.checkpoint;
+}
+
+try {
+  process.exitCode = await main();
+} catch (error) {
+  if (!(error instanceof DlfsError)) throw error;
+  console.error(`error: ${error.message}`);
+  process.exitCode = 1;
+}

@@ -1,0 +1,123 @@
+/** Training as a whole: resuming exactly, stopping on a loss that is not finite, stopping on a signal. */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { CocoDataLoader, DeviceBatchDecoder, DeviceImageCodec, HorizontalFlip, loadDataset, Normalize, Resize } from "../../lib/data";
+import { readCheckpoint } from "../../lib/formats";
+import { CompactDetector } from "../../lib/models";
+import { DlfsError } from "../../lib/native";
+import { constantRate, Evaluator, Trainer, type TrainerObserver, type TrainingOutcome } from "../../lib/train";
+import { testDevice } from "../support/device";
+import { writeTinyDataset } from "../support/tiny-dataset";
+
+const device = testDevice({ deterministic: true });
+let folder = "";
+
+beforeAll(async () => {
+  folder = await writeTinyDataset(device);
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true, force: true });
+});
+
+interface RunOptions {
+  iterations: number;
+  rate?: number;
+  checkpoints?: string;
+  checkpointEvery?: number;
+  resume?: string;
+  evaluate?: boolean;
+  signal?: AbortSignal;
+  observer?: TrainerObserver;
+}
+
+interface RunResult {
+  outcome: TrainingOutcome;
+  weights: Map<string, Uint8Array>;
+}
+
+async function run(options: RunOptions): Promise<RunResult> {
+  using dataset = await loadDataset(folder, { codec: new DeviceImageCodec(device), store: ":memory:" });
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  model.to(device, { seed: 5 });
+  const preprocessing = [new HorizontalFlip(), new Resize(), new Normalize()];
+  const shared = { batchSize: 2, height: 64, width: 64, preprocessing };
+  using decoder = new DeviceBatchDecoder(device, shared);
+  const loaderOptions = { store: dataset.store, source: dataset.source, decoder, batchSize: 2, size: [64, 64] as const, preprocessing };
+  await using loader = new CocoDataLoader({ ...loaderOptions, split: "train2017", seed: 3 });
+  using evalDecoder = new DeviceBatchDecoder(device, shared);
+  await using evalLoader = new CocoDataLoader({
+    ...loaderOptions,
+    decoder: evalDecoder,
+    split: "val2017",
+    shuffle: false,
+    preprocessing: [new Resize(), new Normalize()],
+  });
+  using evaluator = new Evaluator({ model, store: dataset.store, split: "val2017", loader: evalLoader, decoder: evalDecoder });
+  using trainer = new Trainer({
+    model,
+    loader,
+    decoder,
+    optimizer: { schedule: constantRate(options.rate ?? 0.01) },
+    iterations: options.iterations,
+    evaluator: options.evaluate ? evaluator : null,
+    checkpointFolder: options.checkpoints,
+    checkpointEvery: options.checkpointEvery,
+    signal: options.signal,
+    observer: options.observer,
+  });
+  if (options.resume) {
+    await using checkpoint = await readCheckpoint(options.resume);
+    await trainer.resume(checkpoint);
+  }
+  const outcome = await trainer.train();
+  return { outcome, weights: new Map([...model.stateDict()].map(([name, tensor]) => [name, tensor.readBytes()])) };
+}
+
+test("a resumed run ends with the bytes of an uninterrupted one", async () => {
+  const checkpoints = join(folder, "resume");
+  const whole = await run({ iterations: 7 });
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 2 && stop.abort()) };
+  const first = await run({ iterations: 7, checkpoints, signal: stop.signal, observer });
+  expect(first.outcome).toMatchObject({ interrupted: true, iteration: 3 });
+  const second = await run({ iterations: 7, resume: first.outcome.checkpoint as string });
+  expect(second.outcome.iteration).toBe(7);
+  for (const [name, bytes] of whole.weights) {
+    expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
+  }
+  const differs = [...whole.weights].some(([name, bytes]) => Buffer.compare(bytes, first.weights.get(name)!) !== 0);
+  expect(differs, "training after the interruption changed nothing").toBe(true);
+});
+
+test("training learns: the losses fall and an evaluation reports COCO's figures", async () => {
+  const losses: number[] = [];
+  const observer = { onResult: ({ losses: l }: { losses: Record<string, number> }) => void losses.push(l.classification! + l.boxRegression!) };
+  const { outcome } = await run({ iterations: 40, evaluate: true, observer, rate: 0.02 });
+  expect(losses).toHaveLength(40);
+  const mean = (part: number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;
+  expect(mean(losses.slice(-8))).toBeLessThan(0.7 * mean(losses.slice(0, 8)));
+  expect(outcome.evaluation?.result.stats.AP50).toBeGreaterThanOrEqual(0);
+});
+
+test("a loss that is not finite stops the run by name and keeps the last good checkpoint", async () => {
+  const checkpoints = join(folder, "nonfinite");
+  const saved: string[] = [];
+  const error = await run({
+    iterations: 60,
+    rate: 1e18,
+    checkpoints,
+    checkpointEvery: 1,
+    observer: { onCheckpoint: (path) => void saved.push(path) },
+  }).then(
+    () => null,
+    (reason: unknown) => reason,
+  );
+  expect(error).toBeInstanceOf(DlfsError);
+  const { message } = error as DlfsError;
+  expect(message).toMatch(/a loss is not finite in iteration \d+: classification .*, boxRegression .*, learning rate 1/);
+  expect(saved.length).toBeGreaterThan(0);
+  expect(message).toContain(saved.at(-1)!);
+  await using checkpoint = await readCheckpoint(saved.at(-1)!);
+  await checkpoint.verify();
+});
