@@ -26,6 +26,8 @@ export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec"
 export { DataLoader, type LoaderState } from "./data-loader";
 export { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";
 export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
+export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
+export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
 export {
   type ImagePlan,
   type InputMapping,

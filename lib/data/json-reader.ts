@@ -222,10 +222,14 @@ export class JsonReader {
   /** Passes over the next value. Brackets and strings of what is skipped are checked, numbers and commas are not. */
   skip(): void {
     const kind = this.kind();
-    if (kind === "string") return void this.#skipString();
-    if (kind === "number") return void this.number();
-    if (kind === "boolean") return void this.boolean();
-    if (kind === "null") return this.null();
+    if (kind === "string") this.#skipString();
+    else if (kind === "number") this.number();
+    else if (kind === "boolean") this.boolean();
+    else if (kind === "null") this.null();
+    else this.#skipContainer();
+  }
+
+  #skipContainer(): void {
     const bytes = this.#bytes;
     const open: number[] = [];
     let at = this.#at;

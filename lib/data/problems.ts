@@ -21,7 +21,10 @@ export class ProblemList {
   add(noun: string, action: ProblemAction, reason: string, example: string): void {
     const key = `${noun}\n${action}\n${reason}`;
     let problem = this.#problems.get(key);
-    if (!problem) this.#problems.set(key, (problem = { noun, action, reason, count: 0, examples: [] }));
+    if (!problem) {
+      problem = { noun, action, reason, count: 0, examples: [] };
+      this.#problems.set(key, problem);
+    }
     problem.count++;
     if (problem.examples.length < NAMED) problem.examples.push(example);
   }
