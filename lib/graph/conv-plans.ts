@@ -44,6 +44,9 @@ function cacheOf(device: Device): Cache {
   if (known) return known;
   const cache: Cache = { plans: new Map(), picks: new Map(), tuneMs: 0 };
   caches.set(device, cache);
+  device.onDispose(() => {
+    for (const { handle } of cache.plans.values()) device.native.convDestroy(handle);
+  });
   return cache;
 }
 
@@ -89,10 +92,4 @@ export function restoreConvPicks(device: Device, picks: readonly string[]): void
     const split = line.indexOf("=");
     if (split > 0) cache.picks.set(line.slice(0, split), line.slice(split + 1));
   }
-}
-
-/** Releases a device's plans; call before disposing of the device, when no program uses them any more. */
-export function disposeConvPlans(device: Device): void {
-  for (const { handle } of cacheOf(device).plans.values()) device.native.convDestroy(handle);
-  caches.delete(device);
 }

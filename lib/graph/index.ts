@@ -1,4 +1,4 @@
-export { convPicks, disposeConvPlans, restoreConvPicks, tuneConvolutions } from "./conv-plans";
+export { convPicks, restoreConvPicks, tuneConvolutions } from "./conv-plans";
 export type { MemoryPlan } from "./memory-plan";
 export {
   type Emitter,

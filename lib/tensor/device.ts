@@ -60,6 +60,7 @@ export class Device extends NativeObject {
   readonly reason: string;
   /** The stream that work goes to unless another is given. */
   readonly stream: Stream;
+  readonly #dependents: (() => void)[] = [];
 
   /** Opens a device. `log` receives one line that names it, once per process. */
   constructor(options: DeviceOptions = {}, log?: (line: string) => void) {
@@ -118,8 +119,15 @@ export class Device extends NativeObject {
     this.native.free(this.handle, address);
   }
 
+  /** Releases something that belongs to the device just before the device itself goes. */
+  onDispose(release: () => void): void {
+    this.#dependents.push(release);
+  }
+
   override dispose(): void {
     if (this.disposed) return;
+    this.stream.synchronize();
+    for (const release of this.#dependents.splice(0).reverse()) release();
     this.stream.dispose();
     super.dispose();
   }
