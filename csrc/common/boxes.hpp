@@ -30,49 +30,64 @@ DLFS_HD inline float float_from_bits(uint32_t bits) {
   return x;
 }
 
+// a where the mask is all ones, b where it is 0. Compilers turn conditional expressions back into branches around what they
+// select from, which keeps a loop from being vectorised (for fear of the floating-point exceptions of either side).
+DLFS_HD inline float blend_f32(uint32_t mask, float a, float b) {
+  return float_from_bits((float_bits(a) & mask) | (float_bits(b) & ~mask));
+}
+
 // e^x to within one unit in the last place; 0, infinity and NaN as expf. e^x = 2^n e^r with |r| <= log(2) / 2, and a
 // minimax polynomial for (e^r - 1 - r) / r^2.
 DLFS_HD inline float exp_f32(float x) {
   const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
-  x = x > 89.0f ? 89.0f : x;        // beyond, the result is infinity (or 0) anyway and n would not fit; NaN stays
-  x = x < -104.0f ? -104.0f : x;
-  const float shifted = x * 1.44269504f + round;
+  // Beyond 104 the result is infinity or 0 anyway, and n would not fit.
+  const uint32_t magnitude = float_bits(x) & 0x7fffffffu;
+  const uint32_t limited = magnitude < 0x42d00000u ? magnitude : 0x42d00000u;
+  const uint32_t nan = 0u - static_cast<uint32_t>(magnitude > 0x7f800000u);
+  const float t = float_from_bits(limited | (float_bits(x) & 0x80000000u));
+  const float shifted = t * 1.44269504f + round;
   const float n = shifted - round;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // log(2) in two parts; the first product is exact
+  const float r = (t - n * 0.693359375f) - n * -2.12194440e-4f;  // log(2) in two parts; the first product is exact
   float p = 0x1.6a2350p-10f;
   p = p * r + 0x1.123a6cp-7f;
   p = p * r + 0x1.5558f4p-5f;
   p = p * r + 0x1.555490p-3f;
   p = p * r + 0x1.fffffcp-2f;
   const float y = (p * (r * r) + r) + 1.0f;
-  // 2^n in two factors, as n reaches from -150 (denormals) to 128 (infinity).
+  // 2^n in two factors, as n reaches from -150 (denormals) to 150 (infinity).
   const uint32_t exponent = float_bits(shifted) - float_bits(round);
   const uint32_t half = static_cast<uint32_t>(static_cast<int32_t>(exponent) >> 1);
-  return y * float_from_bits((half + 127u) << 23) * float_from_bits((exponent - half + 127u) << 23);
+  const float scaled = y * float_from_bits((half + 127u) << 23) * float_from_bits((exponent - half + 127u) << 23);
+  return blend_f32(nan, x, scaled);
 }
 
-// log(x) to within one unit in the last place; -infinity at 0, NaN below. x = 2^k (1 + f) with sqrt(1/2) <= 1 + f <
-// sqrt(2), s = f / (2 + f), log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with a minimax polynomial R.
-DLFS_HD inline float log_f32(float x) {
-  const bool tiny = x < 0x1p-126f;
-  const uint32_t bits = float_bits(tiny ? x * 0x1p25f : x) - 0x3f3504f3u;  // 0x3f3504f3: sqrt(1/2)
-  const float k = static_cast<float>(static_cast<int32_t>(bits) >> 23) - (tiny ? 25.0f : 0.0f);
-  const float f = float_from_bits((bits & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+// log(x) of a normal positive x to within one unit in the last place. x = 2^k (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2),
+// s = f / (2 + f), log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with a minimax polynomial R.
+DLFS_HD inline float log_normal_f32(float x) {
+  const uint32_t root_half = 0x3f3504f3u;  // sqrt(1/2)
+  const uint32_t bits = float_bits(x) - root_half;
+  const float k = static_cast<float>(static_cast<int32_t>(bits) >> 23);
+  const float f = float_from_bits((bits & 0x007fffffu) + root_half) - 1.0f;
   const float s = f / (2.0f + f);
   const float z = s * s;
   const float remainder = z * (0.66666777f + z * (0.39977496f + z * 0.29873075f));
   const float square = 0.5f * f * f;
   // log(2) in two parts; the first product is exact.
-  const float y = k * 0.693359375f + (f - (square - (s * (square + remainder) + k * -2.12194440e-4f)));
-  const float infinity = float_from_bits(0x7f800000u);
-  const float special = x == 0.0f ? -infinity : x == infinity ? infinity : float_from_bits(0x7fc00000u);
-  return x > 0.0f && x < infinity ? y : special;
+  return k * 0.693359375f + (f - (square - (s * (square + remainder) + k * -2.12194440e-4f)));
 }
 
-// log(1 + x) for x >= 0, accurate for small x too.
+// log(x): -infinity at 0, NaN below.
+DLFS_HD inline float log_f32(float x) {
+  const float infinity = float_from_bits(0x7f800000u);
+  if (x >= 0x1p-126f && x < infinity) return log_normal_f32(x);
+  if (x > 0.0f && x < infinity) return log_normal_f32(x * 0x1p25f) - 17.3286795f;  // 25 log(2)
+  return x == 0.0f ? -infinity : x == infinity ? infinity : float_from_bits(0x7fc00000u);
+}
+
+// log(1 + x) for finite x >= 0, accurate for small x too; NaN for NaN.
 DLFS_HD inline float log1p_f32(float x) {
   const float u = 1.0f + x;
-  return log_f32(u) + (x - (u - 1.0f)) / u;  // corrected for what rounding 1 + x lost
+  return log_normal_f32(u) + (x - (u - 1.0f)) / u;  // corrected for what rounding 1 + x lost
 }
 
 // 1 / (1 + e^-x).
@@ -204,25 +219,29 @@ struct LossTerm {
 // towards the truth (x or -x), p = sigmoid(z), q = 1 - p and ce = -log p:
 //   loss = alpha q^gamma ce,  d loss / dz = -alpha q^gamma (gamma p ce + q),
 // which has no division by q. p, q and the logarithms come from e^-|z|, so nothing overflows or cancels.
+// gamma_is_two says that gamma is 2, the usual case, which needs no second exponential.
+template <bool gamma_is_two>
 DLFS_HD inline LossTerm focal_loss_term(float x, bool positive, const FocalParameters& parameters) {
   const float z = positive ? x : -x;
-  const float e = exp_f32(z < 0.0f ? z : -z);
+  const uint32_t bits = float_bits(z);
+  const uint32_t negative = 0u - (bits >> 31);  // a mask
+  const float e = exp_f32(float_from_bits(bits | 0x80000000u));
   const float large = 1.0f / (1.0f + e);
   const float small = e * large;
-  const float p = z < 0.0f ? small : large;
-  const float q = z < 0.0f ? large : small;
+  const float p = blend_f32(negative, small, large);
+  const float q = blend_f32(negative, large, small);
   const float l = log1p_f32(e);
-  const float ce = (z < 0.0f ? -z : 0.0f) + l;
-  float modulator;
-  if (parameters.gamma == 2.0f) {
-    modulator = q * q;
-  } else {
-    // q = e^-softplus(z)
-    modulator = exp_f32(-parameters.gamma * ((z > 0.0f ? z : 0.0f) + l));
-  }
+  const float ce = float_from_bits(bits & negative & 0x7fffffffu) + l;  // max(-z, 0) + l = softplus(-z)
+  const float modulator =
+      gamma_is_two ? q * q : exp_f32(-parameters.gamma * (float_from_bits(bits & ~negative) + l));  // e^(-gamma softplus(z))
   const float weight = (positive ? parameters.alpha_positive : parameters.alpha_negative) * modulator;
   const float slope = weight * (parameters.gamma * p * ce + q);
   return {weight * ce, positive ? -slope : slope};
+}
+
+DLFS_HD inline LossTerm focal_loss_term(float x, bool positive, const FocalParameters& parameters) {
+  return parameters.gamma == 2.0f ? focal_loss_term<true>(x, positive, parameters)
+                                  : focal_loss_term<false>(x, positive, parameters);
 }
 
 // torch.nn.functional.smooth_l1_loss of one difference and its derivative; beta 0 is L1.

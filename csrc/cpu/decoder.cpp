@@ -2,7 +2,15 @@
 // its own and preprocesses it into its slot of the batch. A failing image fills its slot and keeps its message.
 #include <pthread.h>
 
+#include <algorithm>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "common/jpeg_turbo.hpp"
 #include "cpu/preprocess.hpp"

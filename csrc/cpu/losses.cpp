@@ -3,6 +3,8 @@
 //
 // Sums: every block of block_anchors anchors of an image has one float64 partial sum, itself of fixed lanes, and partials
 // are added in order, so the result does not depend on the number of threads.
+#include <algorithm>
+
 #include "common/boxes.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
@@ -68,6 +70,7 @@ struct FocalLoss {
   double grad_factor;
 
   // Elements [begin, begin + count), whose true class is none but at begin + positive (-1: nowhere).
+  template <bool gamma_is_two>
   void run(LaneSum& sum, int64_t begin, int64_t count, int64_t positive, float weight) const {
     for (int64_t first = 0; first < count; first += lanes) {
       const int64_t size = std::min(lanes, count - first);
@@ -79,12 +82,12 @@ struct FocalLoss {
         for (int64_t i = 0; i < size; ++i) x[i] = load(in + i);
       }
       for (int64_t i = 0; i < lanes; ++i) {
-        const LossTerm term = focal_loss_term(x[i], false, parameters);
+        const LossTerm term = focal_loss_term<gamma_is_two>(x[i], false, parameters);
         terms[i] = term.loss;
         grads[i] = term.grad * weight;
       }
       if (const int64_t i = positive - first; i >= 0 && i < size) {
-        const LossTerm term = focal_loss_term(x[i], true, parameters);
+        const LossTerm term = focal_loss_term<gamma_is_two>(x[i], true, parameters);
         terms[i] = term.loss;
         grads[i] = term.grad * weight;
       }
@@ -101,6 +104,11 @@ struct FocalLoss {
 
   // One block of an image. Neighbouring background anchors, most of all, are taken as one run.
   double block(int64_t image, int64_t index) const {
+    return parameters.gamma == 2.0f ? block_of<true>(image, index) : block_of<false>(image, index);
+  }
+
+  template <bool gamma_is_two>
+  double block_of(int64_t image, int64_t index) const {
     const float weight = static_cast<float>(image_weight(n, foreground[image], grad_factor));
     const int32_t* match = matches + image * anchors;
     const int64_t end = std::min<int64_t>((index + 1) * block_anchors, anchors);
@@ -108,12 +116,12 @@ struct FocalLoss {
     for (int64_t a = index * block_anchors; a < end;) {
       const int64_t element = (image * anchors + a) * classes;
       if (match[a] >= 0) {
-        run(sum, element, classes, labels[image * max_boxes + match[a]], weight);
+        run<gamma_is_two>(sum, element, classes, labels[image * max_boxes + match[a]], weight);
         ++a;
       } else if (match[a] == match_background) {
         int64_t last = a + 1;
         while (last < end && match[last] == match_background) ++last;
-        run(sum, element, (last - a) * classes, -1, weight);
+        run<gamma_is_two>(sum, element, (last - a) * classes, -1, weight);
         a = last;
       } else {
         for (int64_t k = 0; dlogits && k < classes; ++k) store(dlogits + element + k, 0.0f);

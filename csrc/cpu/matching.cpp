@@ -1,6 +1,8 @@
 // Assigns ground-truth boxes to anchors on the CPU as torchvision's Matcher does. IoUs are computed block by block of
 // anchors, once for each anchor's best box and each box's best anchor, and once more to find the anchors that reach their
 // box's largest IoU, so no (A, M) matrix is kept.
+#include <algorithm>
+
 #include "common/boxes.hpp"
 #include "cpu/runtime.hpp"
 

@@ -1,5 +1,7 @@
 // Batched, class-aware greedy non-maximum suppression on the CPU. Candidates are visited from the best score down; each is
 // compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
+#include <algorithm>
+
 #include "common/boxes.hpp"
 #include "cpu/runtime.hpp"
 

@@ -3,8 +3,10 @@
 // that row. The order of sums is that of common/sampling.hpp.
 #include "cpu/preprocess.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"

@@ -1,5 +1,9 @@
 // The best-scoring candidates of a pyramid level and their boxes on the CPU. Rows may have millions of logits: each is
 // cut into chunks, a chunk's best are selected (not sorted), and only the chunks' bests are selected again and sorted.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "common/boxes.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
@@ -50,9 +54,9 @@ int64_t select_chunk(uint64_t* best, int64_t capacity, const T* row, int64_t beg
     const int64_t size = std::min(block, end - first);
     float scores[block];
     if (size == block) {
-      for (int64_t i = 0; i < block; ++i) scores[i] = sigmoid_f32(load(row + first + i));
+      for (int64_t i = 0; i < block; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
     } else {
-      for (int64_t i = 0; i < size; ++i) scores[i] = sigmoid_f32(load(row + first + i));
+      for (int64_t i = 0; i < size; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
     }
     for (int64_t i = 0; i < size; ++i) {
       // Written first and counted after, which spares a branch that would often be mispredicted.
