@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/status.hpp"
 
@@ -87,6 +88,54 @@ inline float load(const T* p) {
 template <class T>
 inline void store(T* p, float value) {
   *p = from_float<T>(value);
+}
+
+// e^x to about one unit in the last place, in operations that vectorise: x = n ln 2 + r, a polynomial in r (Moshier,
+// Cephes' expf), then n added to the exponent. Outside [-87, 88] the result is that of the bound; NaN stays NaN.
+inline float exp_f32(float x) {
+  const float low = -87.0f, high = 88.0f;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which ends up in the lowest bits
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return bits_float(float_bits((p * r) * r + r + 1.0f) + (float_bits(shifted) << 23));
+}
+
+// 1 / (1 + e^-x), exact to a few units in the last place on both sides.
+inline float sigmoid_f32(float x) {
+  const float e = exp_f32(x < 0.0f ? x : -x);
+  return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+// activation(x) and its derivative, chosen at compile time. NaN stays NaN.
+template <dlfs_activation activation>
+inline float activate(float x) {
+  if constexpr (activation == DLFS_ACT_RELU) return x < 0.0f ? 0.0f : x;
+  if constexpr (activation == DLFS_ACT_SIGMOID) return sigmoid_f32(x);
+  if constexpr (activation == DLFS_ACT_SILU) return x * sigmoid_f32(x);
+  return x;
+}
+
+template <dlfs_activation value>
+using ActivationTag = std::integral_constant<dlfs_activation, value>;
+
+// Calls body(ActivationTag<activation>{}) for an activation that has been checked.
+template <class Body>
+auto dispatch_activation(dlfs_activation activation, Body&& body) {
+  switch (activation) {
+    case DLFS_ACT_RELU: return body(ActivationTag<DLFS_ACT_RELU>{});
+    case DLFS_ACT_SIGMOID: return body(ActivationTag<DLFS_ACT_SIGMOID>{});
+    case DLFS_ACT_SILU: return body(ActivationTag<DLFS_ACT_SILU>{});
+    default: return body(ActivationTag<DLFS_ACT_NONE>{});
+  }
 }
 
 template <class T>

@@ -1,112 +1,147 @@
-// Maximum and mean over windows, forward and backward, NHWC: parallel over image rows, vectorised over channels. The backward
-// passes scatter within one image, so that overlapping windows add in a fixed order.
-#include <vector>
+// Max and average pooling on the CPU. Every pass gathers: a thread owns whole rows of what it writes, sums are fp32 in a
+// fixed order, and nothing is cleared first. Loops run over chunks of channels that fit the registers and the L1 cache.
+#include <cmath>
 
 #include "common/geometry.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 
 namespace dlfs::cpu {
+
 namespace {
 
-struct Span {
-  int32_t begin, end;  // the part of a window inside the image
-};
+constexpr int32_t chunk = 64;  // channels at a time
 
-inline Span window_span(int32_t out, int32_t stride, int32_t pad, int32_t window, int32_t size) {
-  const int32_t start = out * stride - pad;
-  return {std::max(start, 0), std::min(start + window, size)};
+// Calls body(image, row) for all rows of (n, rows), in parallel; row_work is the number of elements read for one row.
+template <class Body>
+void for_each_row(int32_t n, int32_t rows, int64_t row_work, const Body& body) {
+  parallel_for(int64_t{n} * rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, row_work)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(static_cast<int32_t>(i / rows), static_cast<int32_t>(i % rows));
+  });
 }
 
-// y (N, P, Q, C), index (N, P, Q, C) uint8 or null, x (N, H, W, C)
+// Half-open range of integers.
+struct Range {
+  int32_t begin, end;
+  int32_t size() const { return end - begin; }
+};
+
+// Pixels of the image under window `position`.
+Range window_pixels(int32_t position, int32_t window, int32_t stride, int32_t pad, int32_t size) {
+  const int64_t start = int64_t{position} * stride - pad;
+  return {static_cast<int32_t>(std::max<int64_t>(0, start)), static_cast<int32_t>(std::min<int64_t>(size, start + window))};
+}
+
+// Windows that cover a pixel.
+Range covering_windows(int32_t pixel, int32_t window, int32_t stride, int32_t pad, int32_t windows) {
+  const int64_t padded = int64_t{pixel} + pad;
+  const int64_t first = padded < window ? 0 : (padded - window) / stride + 1;
+  return {static_cast<int32_t>(std::min<int64_t>(first, windows)), static_cast<int32_t>(std::min<int64_t>(windows, padded / stride + 1))};
+}
+
 template <class T>
 void max_pool_forward(const PoolGeometry& g, T* y, uint8_t* index, const T* x) {
-  parallel_for(int64_t{g.n} * g.p, 1, [=, &g](int64_t begin, int64_t end) {
-    std::vector<float> best(static_cast<size_t>(g.c));
-    std::vector<uint8_t> winner(static_cast<size_t>(g.c));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t image = row / g.p;
-      const int32_t p = static_cast<int32_t>(row % g.p);
-      const Span rows = window_span(p, g.stride_h, g.pad_h, g.r, g.h);
-      for (int32_t q = 0; q < g.q; ++q) {
-        const Span columns = window_span(q, g.stride_w, g.pad_w, g.s, g.w);
+  for_each_row(g.n, g.p, int64_t{g.q} * g.c * g.r * g.s, [&](int32_t n, int32_t p) {
+    const Range rows = window_pixels(p, g.r, g.stride_h, g.pad_h, g.h);
+    const int32_t top = p * g.stride_h - g.pad_h;
+    for (int32_t q = 0; q < g.q; ++q) {
+      const Range columns = window_pixels(q, g.s, g.stride_w, g.pad_w, g.w);
+      const int32_t left = q * g.stride_w - g.pad_w;
+      const int64_t out = ((int64_t{n} * g.p + p) * g.q + q) * g.c;
+      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
+        const int32_t count = std::min(chunk, g.c - c0);
+        float best[chunk];
+        int32_t winner[chunk];
         bool first = true;
         for (int32_t h = rows.begin; h < rows.end; ++h) {
           for (int32_t w = columns.begin; w < columns.end; ++w) {
-            const T* in = x + ((image * g.h + h) * g.w + w) * g.c;
-            const uint8_t place =
-                static_cast<uint8_t>((h - (p * g.stride_h - g.pad_h)) * g.s + (w - (q * g.stride_w - g.pad_w)));
-            for (int32_t c = 0; c < g.c; ++c) {
-              const float value = load(in + c);
-              // The first of equals stays; a NaN wins against numbers, and stays.
-              const bool wins = first || value > best[c] || (value != value && best[c] == best[c]);
-              best[c] = wins ? value : best[c];
-              winner[c] = wins ? place : winner[c];
+            const T* in = x + ((int64_t{n} * g.h + h) * g.w + w) * g.c + c0;
+            const int32_t position = (h - top) * g.s + (w - left);
+            if (first) {
+              for (int32_t j = 0; j < count; ++j) {
+                best[j] = to_float(in[j]);
+                winner[j] = position;
+              }
+              first = false;
+              continue;
             }
-            first = false;
+#pragma omp simd
+            for (int32_t j = 0; j < count; ++j) {
+              const float value = to_float(in[j]);
+              const bool wins = !(value <= best[j]) && best[j] == best[j];  // larger, or the first NaN
+              best[j] = wins ? value : best[j];
+              winner[j] = wins ? position : winner[j];
+            }
           }
         }
-        const int64_t out = (row * g.q + q) * g.c;
-        for (int32_t c = 0; c < g.c; ++c) store(y + out + c, best[c]);
-        if (index) std::copy(winner.begin(), winner.end(), index + out);
+        for (int32_t j = 0; j < count; ++j) y[out + c0 + j] = from_float<T>(best[j]);
+        if (!index) continue;
+        for (int32_t j = 0; j < count; ++j) index[out + c0 + j] = static_cast<uint8_t>(winner[j]);
       }
     }
   });
 }
 
-// dx (N, H, W, C) = sum of dy over the windows that this pixel won, in the order of the windows.
+// dx[pixel] = sum over the windows that cover it: add(sum, count, offset of dy, position of the
+// pixel in the window, p, q) adds the part of window (p, q) for `count` channels.
+template <class T, class Add>
+void gather_windows(const PoolGeometry& g, T* dx, const Add& add) {
+  const int64_t covering = int64_t{(g.r + g.stride_h - 1) / g.stride_h} * ((g.s + g.stride_w - 1) / g.stride_w);
+  for_each_row(g.n, g.h, int64_t{g.w} * g.c * covering, [&](int32_t n, int32_t h) {
+    const Range rows = covering_windows(h, g.r, g.stride_h, g.pad_h, g.p);
+    for (int32_t w = 0; w < g.w; ++w) {
+      const Range columns = covering_windows(w, g.s, g.stride_w, g.pad_w, g.q);
+      T* out = dx + ((int64_t{n} * g.h + h) * g.w + w) * g.c;
+      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
+        const int32_t count = std::min(chunk, g.c - c0);
+        float sum[chunk] = {};
+        for (int32_t p = rows.begin; p < rows.end; ++p) {
+          for (int32_t q = columns.begin; q < columns.end; ++q) {
+            const int32_t position = (h + g.pad_h - p * g.stride_h) * g.s + (w + g.pad_w - q * g.stride_w);
+            add(sum, count, ((int64_t{n} * g.p + p) * g.q + q) * g.c + c0, position, p, q);
+          }
+        }
+        for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j]);
+      }
+    }
+  });
+}
+
 template <class T>
 void max_pool_backward(const PoolGeometry& g, T* dx, const T* dy, const uint8_t* index) {
-  parallel_for(int64_t{g.n} * g.h, 1, [=, &g](int64_t begin, int64_t end) {
-    std::vector<float> sum(static_cast<size_t>(g.c));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t image = row / g.h;
-      const int32_t h = static_cast<int32_t>(row % g.h);
-      const int32_t p_first = std::max(0, (h + g.pad_h - g.r + g.stride_h) / g.stride_h);
-      const int32_t p_last = std::min(g.p - 1, (h + g.pad_h) / g.stride_h);
-      for (int32_t w = 0; w < g.w; ++w) {
-        const int32_t q_first = std::max(0, (w + g.pad_w - g.s + g.stride_w) / g.stride_w);
-        const int32_t q_last = std::min(g.q - 1, (w + g.pad_w) / g.stride_w);
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        for (int32_t p = p_first; p <= p_last; ++p) {
-          for (int32_t q = q_first; q <= q_last; ++q) {
-            const int32_t place = (h - (p * g.stride_h - g.pad_h)) * g.s + (w - (q * g.stride_w - g.pad_w));
-            const int64_t out = ((image * g.p + p) * g.q + q) * g.c;
-            for (int32_t c = 0; c < g.c; ++c) sum[c] += index[out + c] == place ? load(dy + out + c) : 0.0f;
-          }
-        }
-        T* in = dx + (row * g.w + w) * g.c;
-        for (int32_t c = 0; c < g.c; ++c) store(in + c, sum[c]);
-      }
-    }
+  gather_windows(g, dx, [=](float* sum, int32_t count, int64_t offset, int32_t position, int32_t, int32_t) {
+#pragma omp simd
+    for (int32_t j = 0; j < count; ++j) sum[j] += index[offset + j] == position ? to_float(dy[offset + j]) : 0.0f;
   });
 }
 
-inline float window_weight(const PoolGeometry& g, Span rows, Span columns, bool count_include_pad) {
-  const int64_t area = count_include_pad ? int64_t{g.r} * g.s
-                                         : int64_t{rows.end - rows.begin} * (columns.end - columns.begin);
-  return 1.0f / static_cast<float>(area);
+// 1 / (number of pixels that the mean of window (p, q) divides by).
+float window_weight(const PoolGeometry& g, int32_t p, int32_t q, bool count_include_pad) {
+  const int64_t pixels = count_include_pad ? int64_t{g.r} * g.s
+                                           : int64_t{window_pixels(p, g.r, g.stride_h, g.pad_h, g.h).size()} *
+                                                 window_pixels(q, g.s, g.stride_w, g.pad_w, g.w).size();
+  return 1.0f / static_cast<float>(pixels);
 }
 
 template <class T>
 void avg_pool_forward(const PoolGeometry& g, T* y, const T* x, bool count_include_pad) {
-  parallel_for(int64_t{g.n} * g.p, 1, [=, &g](int64_t begin, int64_t end) {
-    std::vector<float> sum(static_cast<size_t>(g.c));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t image = row / g.p;
-      const Span rows = window_span(static_cast<int32_t>(row % g.p), g.stride_h, g.pad_h, g.r, g.h);
-      for (int32_t q = 0; q < g.q; ++q) {
-        const Span columns = window_span(q, g.stride_w, g.pad_w, g.s, g.w);
-        std::fill(sum.begin(), sum.end(), 0.0f);
+  for_each_row(g.n, g.p, int64_t{g.q} * g.c * g.r * g.s, [&](int32_t n, int32_t p) {
+    const Range rows = window_pixels(p, g.r, g.stride_h, g.pad_h, g.h);
+    for (int32_t q = 0; q < g.q; ++q) {
+      const Range columns = window_pixels(q, g.s, g.stride_w, g.pad_w, g.w);
+      const float weight = window_weight(g, p, q, count_include_pad);
+      T* out = y + ((int64_t{n} * g.p + p) * g.q + q) * g.c;
+      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
+        const int32_t count = std::min(chunk, g.c - c0);
+        float sum[chunk] = {};
         for (int32_t h = rows.begin; h < rows.end; ++h) {
           for (int32_t w = columns.begin; w < columns.end; ++w) {
-            const T* in = x + ((image * g.h + h) * g.w + w) * g.c;
-            for (int32_t c = 0; c < g.c; ++c) sum[c] += load(in + c);
+            const T* in = x + ((int64_t{n} * g.h + h) * g.w + w) * g.c + c0;
+#pragma omp simd
+            for (int32_t j = 0; j < count; ++j) sum[j] += to_float(in[j]);
           }
         }
-        const float weight = window_weight(g, rows, columns, count_include_pad);
-        T* out = y + (row * g.q + q) * g.c;
-        for (int32_t c = 0; c < g.c; ++c) store(out + c, sum[c] * weight);
+        for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j] * weight);
       }
     }
   });
@@ -114,34 +149,15 @@ void avg_pool_forward(const PoolGeometry& g, T* y, const T* x, bool count_includ
 
 template <class T>
 void avg_pool_backward(const PoolGeometry& g, T* dx, const T* dy, bool count_include_pad) {
-  parallel_for(int64_t{g.n} * g.h, 1, [=, &g](int64_t begin, int64_t end) {
-    std::vector<float> sum(static_cast<size_t>(g.c));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t image = row / g.h;
-      const int32_t h = static_cast<int32_t>(row % g.h);
-      const int32_t p_first = std::max(0, (h + g.pad_h - g.r + g.stride_h) / g.stride_h);
-      const int32_t p_last = std::min(g.p - 1, (h + g.pad_h) / g.stride_h);
-      for (int32_t w = 0; w < g.w; ++w) {
-        const int32_t q_first = std::max(0, (w + g.pad_w - g.s + g.stride_w) / g.stride_w);
-        const int32_t q_last = std::min(g.q - 1, (w + g.pad_w) / g.stride_w);
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        for (int32_t p = p_first; p <= p_last; ++p) {
-          const Span rows = window_span(p, g.stride_h, g.pad_h, g.r, g.h);
-          for (int32_t q = q_first; q <= q_last; ++q) {
-            const Span columns = window_span(q, g.stride_w, g.pad_w, g.s, g.w);
-            const float weight = window_weight(g, rows, columns, count_include_pad);
-            const T* out = dy + ((image * g.p + p) * g.q + q) * g.c;
-            for (int32_t c = 0; c < g.c; ++c) sum[c] += load(out + c) * weight;
-          }
-        }
-        T* in = dx + (row * g.w + w) * g.c;
-        for (int32_t c = 0; c < g.c; ++c) store(in + c, sum[c]);
-      }
-    }
+  gather_windows(g, dx, [=, &g](float* sum, int32_t count, int64_t offset, int32_t, int32_t p, int32_t q) {
+    const float weight = window_weight(g, p, q, count_include_pad);
+#pragma omp simd
+    for (int32_t j = 0; j < count; ++j) sum[j] += to_float(dy[offset + j]) * weight;
   });
 }
 
 }  // namespace
+
 }  // namespace dlfs::cpu
 
 using namespace dlfs;
@@ -151,15 +167,13 @@ extern "C" dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* 
                                              int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
                                              int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
   return on_stream("dlfs_max_pool_forward", stream, [&](Stream& st) {
+    check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, 255);
-    dispatch_float(dtype, [](auto) {});
     check_pointer(y, "y");
     check_pointer(x, "x");
-    st.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        max_pool_forward(g, static_cast<T*>(y), static_cast<uint8_t*>(index), static_cast<const T*>(x));
-      });
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      st.enqueue([=] { max_pool_forward(g, static_cast<T*>(y), static_cast<uint8_t*>(index), static_cast<const T*>(x)); });
     });
   });
 }
@@ -168,16 +182,14 @@ extern "C" dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, cons
                                               int32_t h, int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
                                               int32_t stride_w, int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
   return on_stream("dlfs_max_pool_backward", stream, [&](Stream& st) {
+    check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, 255);
-    dispatch_float(dtype, [](auto) {});
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
     check_pointer(index, "index");
-    st.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        max_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), static_cast<const uint8_t*>(index));
-      });
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      st.enqueue([=] { max_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), static_cast<const uint8_t*>(index)); });
     });
   });
 }
@@ -186,15 +198,14 @@ extern "C" dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const 
                                              int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
                                              int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
   return on_stream("dlfs_avg_pool_forward", stream, [&](Stream& st) {
+    check_float_dtype(dtype);
+    check_range(count_include_pad, 0, 1, "count_include_pad");
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
-    dispatch_float(dtype, [](auto) {});
     check_pointer(y, "y");
     check_pointer(x, "x");
-    st.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        avg_pool_forward(g, static_cast<T*>(y), static_cast<const T*>(x), count_include_pad != 0);
-      });
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      st.enqueue([=] { avg_pool_forward(g, static_cast<T*>(y), static_cast<const T*>(x), count_include_pad != 0); });
     });
   });
 }
@@ -203,15 +214,14 @@ extern "C" dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, cons
                                               int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
                                               int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
   return on_stream("dlfs_avg_pool_backward", stream, [&](Stream& st) {
+    check_float_dtype(dtype);
+    check_range(count_include_pad, 0, 1, "count_include_pad");
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
-    dispatch_float(dtype, [](auto) {});
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
-    st.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        avg_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), count_include_pad != 0);
-      });
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      st.enqueue([=] { avg_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), count_include_pad != 0); });
     });
   });
 }

@@ -1,0 +1,124 @@
+// Sums per channel of a packed (rows, C) tensor, as bias gradients and batch normalization need them.
+//
+// The order of sums is fixed by the sizes alone, whatever the number of threads: rows are cut into blocks, a block into
+// tiles of a few thousand elements. Within a tile sums are fp32; across tiles and blocks they are double, so that results
+// agree with a double reference to about 1e-7 times the sum of magnitudes.
+//
+// Few channels leave vector registers empty, so rows are folded: `fold` rows side by side are one wide row of `width`
+// values, of which value j belongs to channel j % C. The last wide row may be shorter.
+#pragma once
+
+#include <vector>
+
+#include "cpu/numeric.hpp"
+#include "cpu/runtime.hpp"
+
+namespace dlfs::cpu {
+
+struct ChannelLayout {
+  int64_t rows, c;
+  int64_t fold, width;     // width = fold * c
+  int64_t wide_rows;       // rows / fold, rounded up
+  int64_t tile_rows;       // wide rows per tile
+  int64_t blocks;
+  int64_t block_rows;      // wide rows per block
+
+  ChannelLayout(int64_t rows, int64_t c) : rows(rows), c(c) {
+    fold = std::min<int64_t>(rows, c >= 64 ? 1 : (64 + c - 1) / c);
+    width = fold * c;
+    wide_rows = (rows + fold - 1) / fold;
+    tile_rows = std::min<int64_t>(64, std::max<int64_t>(16, 4096 / width));
+    const int64_t tiles = (wide_rows + tile_rows - 1) / tile_rows;
+    const int64_t wanted = std::min<int64_t>(128, std::max<int64_t>(1, rows * c / 16384));
+    block_rows = (tiles + wanted - 1) / wanted * tile_rows;
+    blocks = (wide_rows + block_rows - 1) / block_rows;
+  }
+
+  int64_t elements() const { return rows * c; }
+
+  // Values of channel parameters repeated along a wide row.
+  std::vector<float> widen(const float* values) const {
+    std::vector<float> wide(static_cast<size_t>(width));
+    for (int64_t j = 0; j < width; ++j) wide[static_cast<size_t>(j)] = values[j % c];
+    return wide;
+  }
+
+  // Bytes of workspace for `sums` quantities per channel.
+  int64_t workspace(int64_t sums) const { return blocks * block_bytes(sums) + total_bytes(sums); }
+
+  // Partial results of a block: doubles (sums, C), then floats (sums, width).
+  double* block_sums(void* workspace, int64_t sums, int64_t block) const {
+    return reinterpret_cast<double*>(static_cast<char*>(workspace) + total_bytes(sums) + block * block_bytes(sums));
+  }
+  float* block_tile(void* workspace, int64_t sums, int64_t block) const {
+    return reinterpret_cast<float*>(block_sums(workspace, sums, block) + sums * c);
+  }
+
+ private:
+  static int64_t padded(int64_t bytes) { return (bytes + 127) / 128 * 128; }  // no two blocks share a cache line
+  int64_t block_bytes(int64_t sums) const { return padded(sums * (c * 8 + width * 4)); }
+  int64_t total_bytes(int64_t sums) const { return padded(sums * c * 8); }
+};
+
+// Calls visit(block, first, last) for every tile, [first, last) being its elements; tiles of a block in order, blocks in
+// parallel.
+template <class Visit>
+void for_each_tile(const ChannelLayout& l, const Visit& visit) {
+  parallel_for(l.blocks, 1, [&](int64_t block_begin, int64_t block_end) {
+    for (int64_t block = block_begin; block < block_end; ++block) {
+      const int64_t last_row = std::min(l.wide_rows, (block + 1) * l.block_rows);
+      for (int64_t row = block * l.block_rows; row < last_row; row += l.tile_rows) {
+        const int64_t end_row = std::min(last_row, row + l.tile_rows);
+        visit(block, row * l.width, std::min(l.elements(), end_row * l.width));
+      }
+    }
+  });
+}
+
+// Calls body(i, count) for every wide row of elements [first, last): i its first element.
+template <class Body>
+void for_each_wide_row(const ChannelLayout& l, int64_t first, int64_t last, const Body& body) {
+  for (int64_t i = first; i < last; i += l.width) body(i, std::min(l.width, last - i));
+}
+
+// Sums `sums` quantities per channel: accumulate(i, count, tile) adds those of the elements [i, i + count) of one wide row
+// to tile (sums, width). Returns the totals (sums, C), in the workspace.
+template <int sums, class Accumulate>
+double* sum_channels(const ChannelLayout& l, void* workspace, const Accumulate& accumulate) {
+  parallel_for(l.blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) std::fill_n(l.block_sums(workspace, sums, block), sums * l.c, 0.0);
+  });
+  for_each_tile(l, [&](int64_t block, int64_t first, int64_t last) {
+    double* total = l.block_sums(workspace, sums, block);
+    float* tile = l.block_tile(workspace, sums, block);
+    std::fill_n(tile, sums * l.width, 0.0f);
+    for_each_wide_row(l, first, last, [&](int64_t i, int64_t count) { accumulate(i, count, tile); });
+    for (int64_t k = 0; k < sums; ++k) {
+      for (int64_t f = 0; f < l.fold; ++f) {
+        const float* part = tile + k * l.width + f * l.c;
+        double* out = total + k * l.c;
+#pragma omp simd
+        for (int64_t j = 0; j < l.c; ++j) out[j] += part[j];
+      }
+    }
+  });
+  double* totals = static_cast<double*>(workspace);
+  parallel_for(sums * l.c, 1024, [&](int64_t begin, int64_t end) {
+    std::fill(totals + begin, totals + end, 0.0);
+    for (int64_t block = 0; block < l.blocks; ++block) {
+      const double* part = l.block_sums(workspace, sums, block);
+      for (int64_t j = begin; j < end; ++j) totals[j] += part[j];
+    }
+  });
+  return totals;
+}
+
+// Calls body(i, count) for all wide rows, in parallel.
+template <class Body>
+void map_wide_rows(const ChannelLayout& l, const Body& body) {
+  parallel_for(l.wide_rows, std::max<int64_t>(1, 16384 / l.width), [&](int64_t begin, int64_t end) {
+    for_each_wide_row(l, begin * l.width, std::min(l.elements(), end * l.width), body);
+  });
+}
+
+}  // namespace dlfs::cpu
