@@ -1,0 +1,260 @@
+/** Convolution in three directions with epilogues, and the bias gradient. */
+import { constants, cString } from "../../../lib/native";
+import { outHandle } from "../../../lib/tensor";
+import { loadGolden } from "../../support/golden";
+import * as reference from "../reference/conv";
+import { type ActivationName, activate, dot, map } from "../reference/elementwise";
+import { type Arrays, type CaseContext, type Input, type OpCase, recorded } from "./case";
+
+export type ConvShape = reference.ConvShape;
+
+interface Epilogue {
+  bias?: boolean;
+  residual?: boolean;
+  activation?: ActivationName;
+}
+
+const activationCodes: Record<ActivationName, number> = {
+  none: constants.ACT_NONE,
+  relu: constants.ACT_RELU,
+  sigmoid: constants.ACT_SIGMOID,
+  silu: constants.ACT_SILU,
+};
+
+/** A shape with the defaults filled in. */
+export function convShape(shape: Partial<ConvShape> & Pick<ConvShape, "h" | "w" | "c" | "k">): ConvShape {
+  return { n: 2, r: 1, s: 1, stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1, ...shape };
+}
+
+/** Weights and gradients are scaled so that results have magnitude 1 whatever the number of terms. */
+function operands(shape: ConvShape): { x: Input; w: Input; dy: Input; terms: number; products: number } {
+  const { n, h, w, c, k, r, s, groups } = shape;
+  const [p, q] = reference.outputSize(shape);
+  const terms = (r * s * c) / groups;
+  return {
+    x: { shape: [n, h, w, c] },
+    w: { shape: [k, r, s, c / groups], values: (random, size) => random.normal(size, 0, 1 / Math.sqrt(terms)) },
+    dy: { shape: [n, p, q, k] },
+    terms,
+    products: n * p * q * k * terms,
+  };
+}
+
+function plan(c: CaseContext, direction: number, shape: ConvShape, { bias, residual, activation = "none" }: Epilogue = {}) {
+  const { n, h, w, k, r, s, stride, padding, dilation, groups } = shape;
+  const flags = (bias ? constants.CONV_BIAS : 0) | (residual ? constants.CONV_RESIDUAL : 0);
+  const out = outHandle();
+  c.native.convCreate(
+    c.device.handle,
+    out.view,
+    cString(""),
+    direction,
+    c.dtype,
+    n,
+    h,
+    w,
+    shape.c,
+    k,
+    r,
+    s,
+    ...stride,
+    ...padding,
+    ...dilation,
+    groups,
+    flags,
+    activationCodes[activation],
+  );
+  const handle = out.value;
+  c.defer(() => c.native.convDestroy(handle));
+  const bytes = outHandle();
+  c.native.convWorkspace(handle, bytes.view);
+  return { handle, workspace: c.workspace(bytes.value) };
+}
+
+const needsConv: OpCase["features"] = (dtype) => (dtype === "bf16" ? ["conv.bf16"] : dtype === "f16" ? ["conv.f16"] : []);
+
+export function convForward(name: string, shape: ConvShape, epilogue: Epilogue = {}): OpCase {
+  const { x, w, dy, terms, products } = operands(shape);
+  const { bias = false, residual = false, activation = "none" } = epilogue;
+  return {
+    op: "conv_forward",
+    name,
+    features: needsConv,
+    inputs: { x, w, ...(bias && { bias: { shape: [shape.k], kind: "f32" as const } }), ...(residual && { residual: dy }) },
+    outputs: { y: { shape: dy.shape, terms: terms + 2 } },
+    prepare(c) {
+      const { handle, workspace } = plan(c, constants.CONV_FORWARD, shape, epilogue);
+      const [y, xs, ws, b, z] = ["y", "x", "w", "bias", "residual"].map((operand) => c.address(operand));
+      return () => void c.native.convForward(c.stream, handle, y!, xs!, ws!, b!, z!, workspace);
+    },
+    reference: (inputs) => ({
+      y: map(reference.convForward(inputs.x!, inputs.w!, shape), (value, i) =>
+        activate(value + (inputs.bias?.[i % shape.k] ?? 0) + (inputs.residual?.[i] ?? 0), activation),
+      ),
+    }),
+    flops: 2 * products,
+  };
+}
+
+export function convBackwardData(name: string, shape: ConvShape): OpCase {
+  const { x, w, dy, products } = operands(shape);
+  return {
+    op: "conv_backward_data",
+    name,
+    features: needsConv,
+    inputs: { dy, w },
+    outputs: { dx: { shape: x.shape, terms: (shape.r * shape.s * shape.k) / shape.groups } },
+    prepare(c) {
+      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_DATA, shape);
+      const [dx, upstream, ws] = ["dx", "dy", "w"].map((operand) => c.address(operand));
+      return () => void c.native.convBackwardData(c.stream, handle, dx!, upstream!, ws!, workspace);
+    },
+    reference: (inputs) => ({ dx: reference.convBackwardData(inputs.dy!, inputs.w!, shape) }),
+    flops: 2 * products,
+  };
+}
+
+export function convBackwardWeight(name: string, shape: ConvShape): OpCase {
+  const { x, w, dy, products } = operands(shape);
+  const summed = dy.shape[0]! * dy.shape[1]! * dy.shape[2]!;
+  return {
+    op: "conv_backward_weight",
+    name,
+    features: needsConv,
+    inputs: { x, dy },
+    outputs: { dw: { shape: w.shape, kind: "f32", terms: summed } },
+    prepare(c) {
+      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_WEIGHT, shape);
+      const [dw, xs, upstream] = ["dw", "x", "dy"].map((operand) => c.address(operand));
+      return () => void c.native.convBackwardWeight(c.stream, handle, dw!, xs!, upstream!, workspace);
+    },
+    reference: (inputs) => ({ dw: reference.convBackwardWeight(inputs.x!, inputs.dy!, shape) }),
+    flops: 2 * products,
+  };
+}
+
+/** The gradients with the check against differences of <dy, conv(x, w)>; the operand that is no input of theirs is added. */
+function withGradients(shape: ConvShape, opCase: OpCase, output: "dx" | "dw"): OpCase {
+  const { x, w } = operands(shape);
+  const of = output === "dx" ? "x" : "w";
+  const loss = (inputs: Arrays) => dot(inputs.dy!, reference.convForward(inputs.x!, inputs.w!, shape));
+  return { ...opCase, inputs: { ...opCase.inputs, [of]: of === "x" ? x : w }, gradients: [{ output, of, loss }] };
+}
+
+export function channelSum(name: string, rows: number, channels: number): OpCase {
+  return {
+    op: "channel_sum",
+    name,
+    inputs: { x: { shape: [rows, channels] } },
+    outputs: { sum: { shape: [channels], kind: "f32", terms: rows } },
+    prepare(c) {
+      const bytes = outHandle();
+      c.native.channelSumWorkspace(c.device.handle, bytes.view, rows, channels, c.dtype);
+      const [sum, x, workspace] = [c.address("sum"), c.address("x"), c.workspace(bytes.value)];
+      return () => void c.native.channelSum(c.stream, sum!, x!, workspace, rows, channels, c.dtype);
+    },
+    reference: (inputs) => ({ sum: reference.channelSum(inputs.x!, channels) }),
+    flops: rows * channels,
+  };
+}
+
+const shapes: [string, ConvShape][] = [
+  ["1x1", convShape({ h: 7, w: 9, c: 16, k: 24 })],
+  ["1x1 on one pixel", convShape({ n: 1, h: 1, w: 1, c: 8, k: 5 })],
+  ["1x1 stride 2 of an even size (last row unread)", convShape({ h: 6, w: 8, c: 8, k: 16, stride: [2, 2] })],
+  ["1x1 padding 1", convShape({ h: 4, w: 4, c: 4, k: 4, padding: [1, 1] })],
+  ["3x3", convShape({ h: 8, w: 6, c: 16, k: 16, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 without padding", convShape({ h: 5, w: 7, c: 8, k: 8, r: 3, s: 3 })],
+  ["3x3 stride 2, odd size", convShape({ h: 9, w: 11, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["3x3 stride 2, even size", convShape({ n: 1, h: 8, w: 10, c: 5, k: 7, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["2x2 stride 3 (gaps between windows)", convShape({ h: 9, w: 8, c: 4, k: 6, r: 2, s: 2, stride: [3, 3] })],
+  ["7x7 stride 2 of RGB, not square", convShape({ h: 22, w: 31, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
+  ["3x3 of RGB", convShape({ h: 6, w: 6, c: 3, k: 8, r: 3, s: 3, padding: [1, 1] })],
+  ["5x3, unequal strides and padding", convShape({ h: 9, w: 7, c: 6, k: 10, r: 5, s: 3, stride: [2, 1], padding: [2, 1] })],
+  ["1x7", convShape({ n: 1, h: 4, w: 12, c: 4, k: 4, r: 1, s: 7, padding: [0, 3] })],
+  ["3x3 dilation 2", convShape({ h: 10, w: 9, c: 8, k: 8, r: 3, s: 3, padding: [2, 2], dilation: [2, 2] })],
+  ["3x3 dilation 1x3, stride 2", convShape({ n: 1, h: 9, w: 12, c: 4, k: 6, r: 3, s: 3, stride: [2, 2], padding: [1, 3], dilation: [1, 3] })],
+  ["3x3 in 2 groups", convShape({ h: 6, w: 6, c: 12, k: 16, r: 3, s: 3, padding: [1, 1], groups: 2 })],
+  ["3x3 in 4 groups of 2, 3 out", convShape({ n: 1, h: 5, w: 5, c: 8, k: 12, r: 3, s: 3, padding: [1, 1], groups: 4 })],
+  ["3x3 depthwise", convShape({ h: 7, w: 7, c: 16, k: 16, r: 3, s: 3, padding: [1, 1], groups: 16 })],
+  ["3x3 depthwise stride 2", convShape({ h: 8, w: 9, c: 24, k: 24, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 24 })],
+  ["5x5 depthwise dilation 2", convShape({ n: 1, h: 9, w: 9, c: 8, k: 8, r: 5, s: 5, padding: [4, 4], dilation: [2, 2], groups: 8 })],
+  ["3x3 depthwise, 2 per channel", convShape({ h: 5, w: 6, c: 6, k: 12, r: 3, s: 3, padding: [1, 1], groups: 6 })],
+  ["3x3 to 27 channels", convShape({ n: 1, h: 6, w: 5, c: 16, k: 27, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 to 36 channels", convShape({ h: 4, w: 5, c: 16, k: 36, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 to 819 channels", convShape({ n: 1, h: 3, w: 4, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] })],
+  ["1x1 of 1 channel to 1", convShape({ h: 5, w: 5, c: 1, k: 1 })],
+  ["kernel of the image's size", convShape({ h: 5, w: 4, c: 3, k: 6, r: 5, s: 4 })],
+  ["1x1 of 513 channels", convShape({ n: 1, h: 3, w: 3, c: 513, k: 17 })],
+  ["3x3, batch of 5", convShape({ n: 5, h: 4, w: 4, c: 32, k: 32, r: 3, s: 3, padding: [1, 1] })],
+];
+
+const epilogues: [string, Epilogue][] = [
+  ["bias", { bias: true }],
+  ["residual", { residual: true }],
+  ["bias and residual", { bias: true, residual: true }],
+  ...(["relu", "sigmoid", "silu"] as const).flatMap((activation): [string, Epilogue][] => [
+    [activation, { activation }],
+    [`bias and ${activation}`, { bias: true, activation }],
+    [`bias, residual and ${activation}`, { bias: true, residual: true, activation }],
+  ]),
+];
+
+type GoldenParams = Omit<ConvShape, "stride"> & { stride: [number, number] };
+
+export const goldenConvCases: OpCase[] = loadGolden<GoldenParams>("conv").flatMap((golden) => {
+  const { name, params } = golden;
+  const array = (key: string) => golden.array(key);
+  const inputs: Arrays = Object.fromEntries(["x", "w", "bias", "dy"].filter((key) => golden.has(key)).map((key) => [key, array(key)]));
+  const rows = golden.shape("dy").slice(0, 3).reduce((a, b) => a * b);
+  return [
+    recorded(convForward(name, params, { bias: golden.has("bias") }), inputs, { y: array("y") }),
+    recorded(convBackwardData(name, params), inputs, { dx: array("dx") }),
+    recorded(convBackwardWeight(name, params), inputs, { dw: array("dw") }),
+    ...(golden.has("dbias") ? [recorded(channelSum(name, rows, params.k), { x: array("dy") }, { sum: array("dbias") })] : []),
+  ];
+});
+
+export const convCases: OpCase[] = [
+  ...shapes.flatMap(([name, shape]) => [
+    convForward(name, shape),
+    withGradients(shape, convBackwardData(name, shape), "dx"),
+    withGradients(shape, convBackwardWeight(name, shape), "dw"),
+  ]),
+  ...epilogues.flatMap(([name, epilogue]) => [
+    convForward(`3x3 with ${name}`, convShape({ h: 5, w: 6, c: 8, k: 16, r: 3, s: 3, padding: [1, 1] }), epilogue),
+    convForward(`1x1 to 27 channels with ${name}`, convShape({ n: 1, h: 4, w: 3, c: 16, k: 27 }), epilogue),
+  ]),
+  convForward("depthwise with bias and relu", convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }), { bias: true, activation: "relu" }),
+  convForward("stem with bias and silu", convShape({ n: 1, h: 15, w: 13, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }), { bias: true, activation: "silu" }),
+  convForward("819 channels with bias and sigmoid", convShape({ n: 1, h: 2, w: 3, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] }), { bias: true, activation: "sigmoid" }),
+  channelSum("one row", 1, 5),
+  channelSum("one channel", 1000, 1),
+  channelSum("3 channels", 777, 3),
+  channelSum("27 channels", 129, 27),
+  channelSum("64 channels", 300, 64),
+  channelSum("819 channels", 37, 819),
+  channelSum("long columns", 20000, 4),
+  ...goldenConvCases,
+];
+
+const bench = (c: number, k: number, size: number, kernel: number, stride = 1, groups = 1): ConvShape =>
+  convShape({ n: 8, h: size, w: size, c, k, r: kernel, s: kernel, stride: [stride, stride], padding: [kernel >> 1, kernel >> 1], groups });
+
+const benchShapes: [string, ConvShape][] = [
+  ["stem 7x7 stride 2, 3 to 64, 8x320x320", bench(3, 64, 320, 7, 2)],
+  ["1x1, 64 to 256, 8x80x80", bench(64, 256, 80, 1)],
+  ["3x3, 128 to 128, 8x40x40", bench(128, 128, 40, 3)],
+  ["3x3, 256 to 256, 8x40x40", bench(256, 256, 40, 3)],
+  ["3x3, 256 to 819, 8x20x20", bench(256, 819, 20, 3)],
+  ["3x3 depthwise, 128, 8x80x80", bench(128, 128, 80, 3, 1, 128)],
+];
+
+export const convBenches: OpCase[] = [
+  ...benchShapes.flatMap(([name, shape]) => [
+    convForward(name, shape, { bias: true, activation: "relu" }),
+    convBackwardData(name, shape),
+    convBackwardWeight(name, shape),
+  ]),
+  channelSum("256 channels, 51200 rows", 51200, 256),
+];

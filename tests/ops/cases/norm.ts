@@ -1,0 +1,252 @@
+/** Batch normalization: training, inference, backward, folding into a convolution. */
+import { constants } from "../../../lib/native";
+import { elementCount, outHandle } from "../../../lib/tensor";
+import { loadGolden } from "../../support/golden";
+import { dot } from "../reference/elementwise";
+import { normalize, normalizeBackward, statistics } from "../reference/norm";
+import { type Arrays, type CaseContext, type Input, type OpCase, type Output, recorded } from "./case";
+
+interface NormOptions {
+  shape: readonly number[];
+  residual?: boolean;
+  relu?: boolean;
+  /** Training without running statistics. */
+  stateless?: boolean;
+  eps?: number;
+  momentum?: number;
+  /** Mean of x. */
+  mean?: number;
+  /** Gradients take the memory of dy. */
+  inPlace?: boolean;
+}
+
+const activationOf = ({ relu }: NormOptions) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
+const sizesOf = ({ shape }: NormOptions): [number, number] => [elementCount(shape.slice(0, -1)), shape.at(-1)!];
+
+function workspace(c: CaseContext, options: NormOptions): number | null {
+  const bytes = outHandle();
+  c.native.batchNormWorkspace(c.device.handle, bytes.view, ...sizesOf(options), c.dtype);
+  return c.workspace(bytes.value);
+}
+
+function operands({ shape, residual, mean = 0.5 }: NormOptions): Record<string, Input> {
+  const channels: Input = { shape: [shape.at(-1)!], kind: "f32" };
+  return {
+    x: { shape, values: (random, size) => random.normal(size, mean, 1.5) },
+    ...(residual && { residual: { shape } }),
+    weight: { ...channels, values: (random, size) => random.uniform(size, 0.5, 1.5) },
+    bias: channels,
+  };
+}
+
+const running = (options: NormOptions): Record<string, Input> => ({
+  runningMean: { shape: [options.shape.at(-1)!], kind: "f32" },
+  runningVar: { shape: [options.shape.at(-1)!], kind: "f32", values: (random, size) => random.uniform(size, 0.5, 2) },
+});
+
+/** Statistics of a large mean lose digits of x's own roundoff: x is mean (1 + 2^-24), relative to a deviation of 1.5. */
+const statisticTolerance = ({ mean = 0.5 }: NormOptions) => ({ rtol: 1e-5 + Math.abs(mean) * 1e-7, atol: 1e-6 + Math.abs(mean) * 2e-7 });
+
+export function batchNormTrain(name: string, options: NormOptions): OpCase {
+  const [rows, channels] = sizesOf(options);
+  const { shape, relu = false, stateless = false, eps = 1e-5, momentum = 0.1 } = options;
+  const perChannel: Output = { shape: [channels], kind: "f32", tolerance: statisticTolerance(options) };
+  return {
+    op: "batch_norm_train",
+    name,
+    inputs: { ...operands(options), ...(!stateless && running(options)) },
+    outputs: {
+      y: { shape, terms: 16 + Math.abs(options.mean ?? 0) },
+      mean: perChannel,
+      invstd: perChannel,
+      ...(!stateless && {
+        newMean: { ...perChannel, inPlaceOf: "runningMean" },
+        newVar: { ...perChannel, inPlaceOf: "runningVar" },
+      }),
+    },
+    prepare(c) {
+      const scratch = workspace(c, options);
+      const [y, mean, invstd] = ["y", "mean", "invstd"].map((operand) => c.address(operand));
+      const [rm, rv, x, z, w, b] = ["runningMean", "runningVar", "x", "residual", "weight", "bias"].map((operand) => c.address(operand));
+      const activation = activationOf(options);
+      return () =>
+        void c.native.batchNormTrain(c.stream, y!, mean!, invstd!, rm!, rv!, x!, z!, w!, b!, scratch, rows, channels, c.dtype, eps, momentum, activation);
+    },
+    reference({ x, weight, bias, residual, runningMean, runningVar }) {
+      const { mean, invstd, unbiased } = statistics(x!, channels, eps);
+      const mix = (old: ArrayLike<number> | undefined, batch: Float64Array) => batch.map((value, i) => (1 - momentum) * (old?.[i] ?? 0) + momentum * value);
+      return {
+        y: normalize(x!, mean, invstd, weight!, bias!, residual, relu),
+        mean,
+        invstd,
+        newMean: mix(runningMean, mean),
+        newVar: mix(runningVar, unbiased),
+      };
+    },
+    flops: 8 * rows * channels,
+  };
+}
+
+export function batchNormInfer(name: string, options: NormOptions): OpCase {
+  const [rows, channels] = sizesOf(options);
+  const { shape, relu = false, eps = 1e-5 } = options;
+  return {
+    op: "batch_norm_infer",
+    name,
+    inputs: { ...operands(options), ...running(options) },
+    outputs: { y: { shape, terms: 16, ...(options.inPlace && { inPlaceOf: "x" }) } },
+    prepare(c) {
+      const [y, x, z, w, b, mean, variance] = ["y", "x", "residual", "weight", "bias", "runningMean", "runningVar"].map((operand) => c.address(operand));
+      const activation = activationOf(options);
+      return () => void c.native.batchNormInfer(c.stream, y!, x!, z!, w!, b!, mean!, variance!, rows, channels, c.dtype, eps, activation);
+    },
+    reference: ({ x, weight, bias, residual, runningMean, runningVar }) => ({
+      y: normalize(x!, runningMean!, Float64Array.from(runningVar!, (v) => 1 / Math.sqrt(v + eps)), weight!, bias!, residual, relu),
+    }),
+    flops: 4 * rows * channels,
+  };
+}
+
+export function batchNormBackward(name: string, options: NormOptions): OpCase {
+  const [rows, channels] = sizesOf(options);
+  const { shape, relu = false, residual = false, eps = 1e-5, inPlace = false } = options;
+  const perChannel: Output = { shape: [channels], kind: "f32", terms: rows };
+  const saved = (key: "mean" | "invstd"): Input => ({
+    shape: [channels],
+    kind: "f32",
+    values: (_random, _size, { x }) => statistics(x!, channels, eps)[key],
+  });
+  const forward = ({ x, weight, bias, residual: z }: Arrays) => {
+    const { mean, invstd } = statistics(x!, channels, eps);
+    return normalize(x!, mean, invstd, weight!, bias!, z, relu);
+  };
+  const inputs: Record<string, Input> = {
+    ...operands(options),
+    mean: saved("mean"),
+    invstd: saved("invstd"),
+    ...(relu && { y: { shape, values: (_random, _size, earlier) => forward(earlier) } satisfies Input }),
+    dy: { shape },
+  };
+  const loss = (values: Arrays) => dot(values.dy!, forward(values));
+  return {
+    op: "batch_norm_backward",
+    name,
+    inputs,
+    outputs: {
+      dx: { shape, terms: 64, ...(inPlace && !residual && { inPlaceOf: "dy" }) },
+      ...(residual && { dresidual: { shape, ...(inPlace && { inPlaceOf: "dy" }) } }),
+      dweight: perChannel,
+      dbias: perChannel,
+    },
+    prepare(c) {
+      const scratch = workspace(c, options);
+      const [dx, dz, dw, db] = ["dx", "dresidual", "dweight", "dbias"].map((operand) => c.address(operand));
+      const [dy, x, y, w, mean, invstd] = ["dy", "x", "y", "weight", "mean", "invstd"].map((operand) => c.address(operand));
+      const activation = activationOf(options);
+      return () => void c.native.batchNormBackward(c.stream, dx!, dz!, dw!, db!, dy!, x!, y!, w!, mean!, invstd!, scratch, rows, channels, c.dtype, activation);
+    },
+    reference: ({ dy, x, y, weight, mean, invstd }) => normalizeBackward(dy!, x!, weight!, mean!, invstd!, y),
+    gradients: [
+      // Of 2 rows one is the mirror image of the other whatever x is: dx is what is left of terms that cancel.
+      ...(rows > 2 ? [{ output: "dx", of: "x", loss }] : []),
+      { output: "dweight", of: "weight", loss },
+      { output: "dbias", of: "bias", loss },
+      ...(residual ? [{ output: "dresidual", of: "residual", loss }] : []),
+    ],
+    flops: 12 * rows * channels,
+  };
+}
+
+export function batchNormFold(name: string, k: number, perChannel: number, convBias: boolean): OpCase {
+  const eps = 1e-3;
+  const channels: Input = { shape: [k], kind: "f32" };
+  const positive: Input = { ...channels, values: (random, size) => random.uniform(size, 0.5, 2) };
+  return {
+    op: "batch_norm_fold",
+    name,
+    inputs: { w: { shape: [k, perChannel], kind: "f32" }, ...(convBias && { convBias: channels }), weight: positive, bias: channels, mean: channels, variance: positive },
+    outputs: { foldedW: { shape: [k, perChannel] }, foldedBias: { ...channels, terms: 4 } },
+    prepare(c) {
+      const [fw, fb, w, cb, weight, bias, mean, variance] = ["foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance"].map((operand) => c.address(operand));
+      return () => void c.native.batchNormFold(c.stream, fw!, fb!, w!, cb!, weight!, bias!, mean!, variance!, k, perChannel, c.dtype, eps);
+    },
+    reference({ w, convBias: cb, weight, bias, mean, variance }) {
+      const gain = Float64Array.from(weight!, (value, i) => value / Math.sqrt(variance![i]! + eps));
+      return {
+        foldedW: Float64Array.from(w!, (value, i) => value * gain[Math.floor(i / perChannel)]!),
+        foldedBias: gain.map((g, i) => ((cb?.[i] ?? 0) - mean![i]!) * g + bias![i]!),
+      };
+    },
+  };
+}
+
+const shapes: [string, readonly number[]][] = [
+  ["3 channels", [2, 5, 7, 3]],
+  ["1 channel", [2, 6, 5, 1]],
+  ["27 channels", [1, 4, 9, 27]],
+  ["64 channels", [2, 5, 5, 64]],
+  ["2 rows", [2, 1, 1, 10]],
+  ["many rows", [1, 60, 50, 8]],
+];
+
+const variants: [string, Partial<NormOptions>][] = [
+  ["", {}],
+  [", relu", { relu: true }],
+  [", residual", { residual: true }],
+  [", residual and relu", { residual: true, relu: true }],
+];
+
+interface GoldenParams {
+  shape: number[];
+  eps: number;
+  momentum: number;
+  relu: boolean;
+}
+
+const goldenCases: OpCase[] = loadGolden<GoldenParams>("norm").flatMap((golden) => {
+  const { name, params } = golden;
+  const arrays: Arrays = Object.fromEntries(golden.names.map((key) => [key, golden.array(key)]));
+  const options: NormOptions = { ...params, residual: golden.has("residual") };
+  const pick = (...keys: string[]) => Object.fromEntries(keys.filter((key) => key in arrays).map((key) => [key, arrays[key]!]));
+  return [
+    recorded(batchNormTrain(name, options), arrays, pick("y", "newMean", "newVar")),
+    recorded(batchNormInfer(name, options), arrays, { y: arrays.inferred! }),
+    recorded(batchNormBackward(name, options), arrays, pick("dx", "dresidual", "dweight", "dbias")),
+  ];
+});
+
+export const normCases: OpCase[] = [
+  ...shapes.flatMap(([name, shape]) =>
+    variants.flatMap(([suffix, variant]) => [
+      batchNormTrain(`${name}${suffix}`, { shape, ...variant }),
+      batchNormInfer(`${name}${suffix}`, { shape, ...variant }),
+      batchNormBackward(`${name}${suffix}`, { shape, ...variant }),
+    ]),
+  ),
+  batchNormTrain("without running statistics", { shape: [2, 4, 4, 6], stateless: true }),
+  batchNormTrain("another eps and momentum", { shape: [2, 4, 4, 6], eps: 0.1, momentum: 0.9 }),
+  // One pass over sums of squares would be off by 100 % here.
+  { ...batchNormTrain("mean 300 times the deviation", { shape: [2, 16, 16, 4], mean: 500 }), dtypes: ["f32"] },
+  batchNormInfer("in place", { shape: [2, 4, 4, 6], inPlace: true, relu: true }),
+  batchNormBackward("dx in dy's memory", { shape: [2, 4, 4, 6], inPlace: true, relu: true }),
+  batchNormBackward("dresidual in dy's memory", { shape: [2, 4, 4, 6], inPlace: true, relu: true, residual: true }),
+  batchNormFold("with a bias", 16, 27, true),
+  batchNormFold("without a bias", 5, 8, false),
+  batchNormFold("1x1 of 1 channel", 3, 1, true),
+  constantInput(batchNormTrain("constant input", { shape: [2, 3, 3, 4] })),
+  ...goldenCases,
+];
+
+/** Every channel has one value: the variance is 0, and 1 / sqrt(eps) must not be infinite nor y anything but the bias. */
+function constantInput(opCase: OpCase): OpCase {
+  const x: Input = { ...opCase.inputs.x!, values: (_random, size) => Float32Array.from({ length: size }, (_, i) => (i % 4) - 1.5) };
+  return { ...opCase, inputs: { ...opCase.inputs, x }, outputs: { ...opCase.outputs, y: { ...opCase.outputs.y!, tolerance: { rtol: 1e-2, atol: 1e-2 } } } };
+}
+
+const large: NormOptions = { shape: [8, 80, 80, 256] };
+export const normBenches: OpCase[] = [
+  batchNormTrain("relu, 8x80x80x256", { ...large, relu: true }),
+  batchNormTrain("residual and relu, 8x80x80x256", { ...large, relu: true, residual: true }),
+  batchNormInfer("relu, 8x80x80x256", { ...large, relu: true }),
+  batchNormBackward("relu, 8x80x80x256", { ...large, relu: true }),
+];

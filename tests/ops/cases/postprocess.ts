@@ -1,0 +1,239 @@
+/** Top-k, candidate decoding, non-maximum suppression, detections. */
+import { outHandle } from "../../../lib/tensor";
+import { loadGolden } from "../../support/golden";
+import type { Random } from "../../support/random";
+import * as reference from "../reference/postprocess";
+import { type Input, type Numbers, type OpCase, recorded } from "./case";
+
+const f32 = { kind: "f32" } as const;
+const i32 = { kind: "i32" } as const;
+const fp32Only: Pick<OpCase, "dtypes"> = { dtypes: ["f32"] };
+
+interface TopkOptions {
+  n: number;
+  m: number;
+  k: number;
+  threshold: number;
+  /** Elements between rows; default packed. */
+  logitsStride?: number;
+  rowStride?: number;
+  values?: Input["values"];
+}
+
+/** Logits of few different values: most candidates tie. */
+const tied = (random: Random, size: number) => Float32Array.from(random.integers(size, -4, 5), (v) => v / 2);
+
+/** Result elements between rows belong to other levels and keep what they hold: result arrays start with a pattern. */
+const background = (value: number): Input["values"] => (_random, size) => new Float32Array(size).fill(value);
+
+export function topk(name: string, { n, m, k, threshold, logitsStride = m, rowStride = k, values }: TopkOptions): OpCase {
+  return {
+    op: "topk",
+    name,
+    inputs: {
+      logits: { shape: [n, logitsStride], values: values ?? ((random, size) => random.distinct(size, -8, 4)) },
+      oldScores: { shape: [n, rowStride], ...f32, values: background(-7) },
+      oldIndex: { shape: [n, rowStride], ...i32, values: background(-7) },
+    },
+    outputs: {
+      scores: { shape: [n, rowStride], ...f32, inPlaceOf: "oldScores" },
+      index: { shape: [n, rowStride], ...i32, inPlaceOf: "oldIndex" },
+    },
+    prepare(c) {
+      const bytes = outHandle();
+      c.native.topkWorkspace(c.device.handle, bytes.view, n, m, k);
+      const scratch = c.workspace(bytes.value);
+      const [scores, index, logits] = ["scores", "index", "logits"].map((operand) => c.address(operand));
+      return () => void c.native.topk(c.stream, scores!, index!, logits!, scratch, n, m, logitsStride, k, rowStride, c.dtype, threshold);
+    },
+    reference({ logits, oldScores, oldIndex }) {
+      const [scores, index] = [Float64Array.from(oldScores!), Int32Array.from(oldIndex!)];
+      for (let row = 0; row < n; ++row) {
+        const best = reference.topk(Array.from(logits!).slice(row * logitsStride, row * logitsStride + m), k, threshold);
+        scores.set(best.scores, row * rowStride);
+        index.set(best.index, row * rowStride);
+      }
+      return { scores, index };
+    },
+  };
+}
+
+interface CandidateOptions {
+  n: number;
+  k: number;
+  anchors: number;
+  classes: number;
+  rowStride?: number;
+  deltasStride?: number;
+  weights?: readonly [number, number, number, number];
+}
+
+export function decodeCandidates(name: string, options: CandidateOptions): OpCase {
+  const { n, k, anchors, classes, rowStride = k, deltasStride = anchors * 4, weights = [1, 1, 1, 1] as const } = options;
+  const sizes = Array.from({ length: n }, (_, i) => [60 + 10 * i, 90 - 5 * i]);
+  return {
+    op: "decode_candidates",
+    name,
+    inputs: {
+      index: { shape: [n, rowStride], ...i32, values: (random, size) => random.integers(size, 0, anchors * classes).map((v, i) => (i % rowStride > k - 3 ? -1 : v)) },
+      deltas: { shape: [n, deltasStride], values: (random, size) => random.normal(size, 0, 0.7) },
+      anchors: { shape: [anchors, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
+      imageSizes: { shape: [n, 2], ...f32, values: () => sizes.flat() },
+      oldBoxes: { shape: [n, rowStride, 4], ...f32, values: background(-7) },
+      oldLabels: { shape: [n, rowStride], ...i32, values: background(-7) },
+    },
+    outputs: {
+      boxes: { shape: [n, rowStride, 4], ...f32, inPlaceOf: "oldBoxes", tolerance: { rtol: 3e-6, atol: 1e-4 } },
+      labels: { shape: [n, rowStride], ...i32, inPlaceOf: "oldLabels" },
+    },
+    prepare(c) {
+      const [boxes, labels, index, deltas, grid, images] = ["boxes", "labels", "index", "deltas", "anchors", "imageSizes"].map((operand) => c.address(operand));
+      return () => void c.native.decodeCandidates(c.stream, boxes!, labels!, index!, deltas!, grid!, images!, n, k, rowStride, deltasStride, classes, c.dtype, ...weights);
+    },
+    reference({ index, deltas, anchors: grid, oldBoxes, oldLabels }) {
+      const [boxes, labels] = [Float64Array.from(oldBoxes!), Int32Array.from(oldLabels!)];
+      for (let row = 0; row < n; ++row) {
+        const own = Array.from(deltas!).slice(row * deltasStride, row * deltasStride + anchors * 4);
+        for (let i = row * rowStride; i < row * rowStride + k; ++i) {
+          const { box, label } = reference.candidate(index![i]!, own, grid!, classes, sizes[row] as [number, number], weights);
+          boxes.set(box, i * 4);
+          labels[i] = label;
+        }
+      }
+      return { boxes, labels };
+    },
+  };
+}
+
+interface NmsOptions {
+  n: number;
+  k: number;
+  maxOut: number;
+  threshold: number;
+  classes?: number;
+  classAware?: boolean;
+  /** Extent of the boxes: the smaller, the more overlap. */
+  extent?: number;
+  scores?: Input["values"];
+  boxes?: Input["values"];
+  labels?: Input["values"];
+}
+
+export function nms(name: string, options: NmsOptions): OpCase {
+  const { n, k, maxOut, threshold, classes = 4, classAware = true, extent = 60 } = options;
+  return {
+    op: "nms",
+    name,
+    ...fp32Only,
+    inputs: {
+      boxes: { shape: [n, k, 4], ...f32, values: options.boxes ?? ((random, size) => random.boxes(size / 4, extent)) },
+      scores: { shape: [n, k], ...f32, values: options.scores ?? ((random, size) => random.distinct(size, 0, 1)) },
+      labels: { shape: [n, k], ...i32, values: options.labels ?? ((random, size) => random.integers(size, -1, classes)) },
+    },
+    outputs: { keep: { shape: [n, maxOut], ...i32 }, counts: { shape: [n], ...i32 } },
+    prepare(c) {
+      const bytes = outHandle();
+      c.native.nmsWorkspace(c.device.handle, bytes.view, n, k);
+      const scratch = c.workspace(bytes.value);
+      const [keep, counts, boxes, scores, labels] = ["keep", "counts", "boxes", "scores", "labels"].map((operand) => c.address(operand));
+      return () => void c.native.nms(c.stream, keep!, counts!, boxes!, scores!, labels!, scratch, n, k, maxOut, threshold, classAware ? 1 : 0);
+    },
+    reference({ boxes, scores, labels }) {
+      const keep = new Int32Array(n * maxOut).fill(-1);
+      const counts = new Int32Array(n);
+      const rowOf = (values: Numbers, row: number, size: number) => Array.from(values).slice(row * size, (row + 1) * size);
+      for (let row = 0; row < n; ++row) {
+        const kept = reference.nms(rowOf(boxes!, row, k * 4), rowOf(scores!, row, k), rowOf(labels!, row, k), threshold, classAware, maxOut);
+        keep.set(kept, row * maxOut);
+        counts[row] = kept.length;
+      }
+      return { keep, counts };
+    },
+  };
+}
+
+function gatherDetections(name: string, n: number, k: number, maxOut: number, kept: number): OpCase {
+  return {
+    op: "gather_detections",
+    name,
+    ...fp32Only,
+    inputs: {
+      boxes: { shape: [n, k, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
+      scores: { shape: [n, k], ...f32 },
+      labels: { shape: [n, k], ...i32, values: (random, size) => random.integers(size, 0, 90) },
+      keep: { shape: [n, maxOut], ...i32, values: (random, size) => random.integers(size, 0, k).map((v, i) => (i % maxOut < kept ? v : -1)) },
+    },
+    outputs: { detections: { shape: [n, maxOut, 6], ...f32, tolerance: { rtol: 0, atol: 0 } } },
+    prepare(c) {
+      const [detections, boxes, scores, labels, keep] = ["detections", "boxes", "scores", "labels", "keep"].map((operand) => c.address(operand));
+      return () => void c.native.gatherDetections(c.stream, detections!, boxes!, scores!, labels!, keep!, n, k, maxOut);
+    },
+    reference({ boxes, scores, labels, keep }) {
+      const detections = Array.from(keep!).flatMap((i, slot) => {
+        const at = Math.floor(slot / maxOut) * k + i;
+        return i < 0 ? [0, 0, 0, 0, 0, 0] : [...Array.from({ length: 4 }, (_, d) => boxes![at * 4 + d]!), scores![at]!, labels![at]!];
+      });
+      return { detections };
+    },
+  };
+}
+
+/** Boxes of a few sizes at a few places, many of them equal, some without area. */
+const repeated: Input["values"] = (random, size) => {
+  const out = new Float32Array(size);
+  for (let i = 0; i < size / 4; ++i) {
+    const [x, y, side] = [random.integer(0, 4) * 8, random.integer(0, 4) * 8, [0, 8, 16][random.integer(0, 3)]!];
+    out.set([x, y, x + side, y + side], i * 4);
+  }
+  return out;
+};
+const tiedScores: Input["values"] = (random, size) => Float32Array.from(random.integers(size, 1, 6), (v) => v / 8);
+
+const goldenCases = loadGolden<{ threshold: number }>("nms").map((golden) => {
+  const k = golden.array("scores").length;
+  const kept = golden.array("keep");
+  const opCase = nms(golden.name, { n: 1, k, maxOut: k, threshold: golden.params.threshold });
+  const keep = Int32Array.from({ length: k }, (_, i) => kept[i] ?? -1);
+  return recorded(opCase, { boxes: golden.array("boxes"), scores: golden.array("scores"), labels: golden.array("labels") }, { keep, counts: [kept.length] });
+});
+
+export const postprocessCases: OpCase[] = [
+  topk("10 of 1000", { n: 2, m: 1000, k: 10, threshold: 0.05 }),
+  topk("1 of 1", { n: 1, m: 1, k: 1, threshold: 0.0001 }),
+  topk("fewer above the threshold than k", { n: 3, m: 200, k: 150, threshold: 0.5 }),
+  topk("none above the threshold", { n: 2, m: 100, k: 5, threshold: 0.999 }),
+  topk("k larger than the row", { n: 2, m: 30, k: 100, threshold: 0.01 }),
+  topk("all of the row", { n: 1, m: 64, k: 64, threshold: 0 }),
+  topk("ties, lower index first", { n: 2, m: 500, k: 40, threshold: 0.2, values: tied }),
+  topk("all equal", { n: 2, m: 700, k: 33, threshold: 0.2, values: background(0.5) }),
+  topk("a score equal to the threshold is left out", { n: 1, m: 300, k: 300, threshold: 0.5, values: tied }),
+  topk("strided rows", { n: 3, m: 90, logitsStride: 137, k: 12, rowStride: 31, threshold: 0.05 }),
+  topk("strided rows, ties", { n: 2, m: 400, logitsStride: 401, k: 50, rowStride: 120, threshold: 0.1, values: tied }),
+  topk("1000 of 40000", { n: 2, m: 40000, k: 1000, threshold: 0.05, values: (random, size) => random.distinct(size, -12, 6) }),
+  topk("1000 of 100001, ties", { n: 1, m: 100001, k: 1000, threshold: 0.05, values: tied }),
+  topk("row of the length of a chunk", { n: 1, m: 32768, k: 7, threshold: 0.05 }),
+  decodeCandidates("packed rows", { n: 2, k: 20, anchors: 15, classes: 4 }),
+  decodeCandidates("strided rows", { n: 3, k: 11, anchors: 9, classes: 7, rowStride: 40, deltasStride: 52 }),
+  decodeCandidates("1 class, other weights", { n: 1, k: 30, anchors: 30, classes: 1, weights: [10, 10, 5, 5] }),
+  nms("4 classes", { n: 2, k: 100, maxOut: 100, threshold: 0.5 }),
+  nms("fewer wanted than kept", { n: 3, k: 200, maxOut: 10, threshold: 0.5 }),
+  nms("more wanted than there are", { n: 1, k: 20, maxOut: 50, threshold: 0.5 }),
+  nms("not class-aware", { n: 2, k: 150, maxOut: 100, threshold: 0.3, classAware: false }),
+  nms("1 candidate", { n: 2, k: 1, maxOut: 1, threshold: 0.5, labels: background(0) }),
+  nms("all left out", { n: 2, k: 33, maxOut: 10, threshold: 0.5, labels: background(-1) }),
+  nms("tied scores and equal boxes", { n: 2, k: 120, maxOut: 60, threshold: 0.5, boxes: repeated, scores: tiedScores }),
+  nms("IoU equal to the threshold is kept", { n: 1, k: 64, maxOut: 64, threshold: 0.25, boxes: repeated, scores: tiedScores, classes: 1 }),
+  nms("threshold 0", { n: 1, k: 80, maxOut: 80, threshold: 0, extent: 200 }),
+  nms("threshold 1 keeps all", { n: 1, k: 40, maxOut: 40, threshold: 1, labels: background(2) }),
+  nms("2000 candidates that overlap much", { n: 1, k: 2000, maxOut: 300, threshold: 0.6, extent: 100, classes: 3 }),
+  nms("4097 candidates that overlap little", { n: 1, k: 4097, maxOut: 1000, threshold: 0.5, extent: 3000, classes: 80 }),
+  gatherDetections("some kept", 3, 40, 10, 6),
+  gatherDetections("all kept", 1, 40, 25, 25),
+  gatherDetections("none kept", 2, 5, 4, 0),
+  ...goldenCases,
+];
+
+export const postprocessBenches: OpCase[] = [
+  topk("1000 of 8 x 873,600 (640x640, stride 8, 91 classes)", { n: 8, m: 873600, k: 1000, threshold: 0.05, values: (random, size) => random.normal(size, -5, 1.5) }),
+  nms("8 images of 5000 candidates, 91 classes", { n: 8, k: 5000, maxOut: 300, threshold: 0.5, classes: 91, extent: 640 }),
+];

@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { convCases } from "./cases/conv";
+
+describeCases("convolution", convCases);

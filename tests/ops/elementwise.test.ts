@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { elementwiseCases } from "./cases/elementwise";
+
+describeCases("elementwise operations", elementwiseCases);

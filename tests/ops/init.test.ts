@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { initCases } from "./cases/init";
+
+describeCases("initialisation", initCases);

@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { optimizerCases } from "./cases/optimizer";
+
+describeCases("optimizer", optimizerCases);

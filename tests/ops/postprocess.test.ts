@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { postprocessCases } from "./cases/postprocess";
+
+describeCases("post-processing", postprocessCases);

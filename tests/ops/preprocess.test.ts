@@ -1,0 +1,4 @@
+import { describeCases } from "./check";
+import { preprocessCases } from "./cases/preprocess";
+
+describeCases("preprocessing", preprocessCases);

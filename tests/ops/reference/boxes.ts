@@ -1,0 +1,158 @@
+/** Boxes, anchors, matching and detection losses in float64, after torchvision. Boxes are x1, y1, x2, y2. */
+type Numbers = ArrayLike<number>;
+export type Weights = readonly [number, number, number, number];
+
+const box = (boxes: Numbers, i: number): [number, number, number, number] => [boxes[i * 4]!, boxes[i * 4 + 1]!, boxes[i * 4 + 2]!, boxes[i * 4 + 3]!];
+
+export function iou(a: Numbers, i: number, b: Numbers, j: number): number {
+  const [ax1, ay1, ax2, ay2] = box(a, i);
+  const [bx1, by1, bx2, by2] = box(b, j);
+  const width = Math.max(0, Math.min(ax2, bx2) - Math.max(ax1, bx1));
+  const height = Math.max(0, Math.min(ay2, by2) - Math.max(ay1, by1));
+  const union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - width * height;
+  return union === 0 ? 0 : (width * height) / union;
+}
+
+export function iouMatrix(a: Numbers, b: Numbers): Float64Array {
+  const [rows, columns] = [a.length / 4, b.length / 4];
+  return Float64Array.from({ length: rows * columns }, (_, i) => iou(a, Math.floor(i / columns), b, i % columns));
+}
+
+export function encode(boxes: Numbers, anchors: Numbers, [wx, wy, ww, wh]: Weights): Float64Array {
+  const out = new Float64Array(boxes.length);
+  for (let i = 0; i < boxes.length / 4; ++i) {
+    const [ax1, ay1, ax2, ay2] = box(anchors, i);
+    const [gx1, gy1, gx2, gy2] = box(boxes, i);
+    const [aw, ah, gw, gh] = [ax2 - ax1, ay2 - ay1, gx2 - gx1, gy2 - gy1];
+    out[i * 4] = (wx * ((gx1 + gx2) / 2 - (ax1 + ax2) / 2)) / aw;
+    out[i * 4 + 1] = (wy * ((gy1 + gy2) / 2 - (ay1 + ay2) / 2)) / ah;
+    out[i * 4 + 2] = ww * Math.log(gw / aw);
+    out[i * 4 + 3] = wh * Math.log(gh / ah);
+  }
+  return out;
+}
+
+export function decode(deltas: Numbers, anchors: Numbers, [wx, wy, ww, wh]: Weights): Float64Array {
+  const clip = Math.log(1000 / 16);
+  const out = new Float64Array(deltas.length);
+  for (let i = 0; i < deltas.length / 4; ++i) {
+    const [ax1, ay1, ax2, ay2] = box(anchors, i);
+    const [dx, dy, dw, dh] = box(deltas, i);
+    const [aw, ah] = [ax2 - ax1, ay2 - ay1];
+    const [x, y] = [(dx / wx) * aw + (ax1 + ax2) / 2, (dy / wy) * ah + (ay1 + ay2) / 2];
+    const [w, h] = [Math.exp(Math.min(dw / ww, clip)) * aw, Math.exp(Math.min(dh / wh, clip)) * ah];
+    out.set([x - w / 2, y - h / 2, x + w / 2, y + h / 2], i * 4);
+  }
+  return out;
+}
+
+/** (feature height * feature width * A, 4), ordered row, column, cell anchor. */
+export function anchorGrid(cell: Numbers, [rows, columns]: readonly [number, number], [strideY, strideX]: readonly [number, number]): Float64Array {
+  const out: number[] = [];
+  for (let row = 0; row < rows; ++row)
+    for (let column = 0; column < columns; ++column)
+      for (let i = 0; i < cell.length; ++i) out.push(cell[i]! + (i % 2 === 0 ? column * strideX : row * strideY));
+  return Float64Array.from(out);
+}
+
+/**
+ * torchvision's Matcher on the boxes of one image. IoUs are rounded to fp32, since equality of IoUs decides about matches of
+ * low quality.
+ */
+export function match(anchors: Numbers, boxes: Numbers, high: number, low: number, allowLowQuality: boolean): Int32Array {
+  const [count, boxCount] = [anchors.length / 4, boxes.length / 4];
+  const best = new Float32Array(count).fill(-1);
+  const index = new Int32Array(count).fill(-1);
+  const largest = new Float32Array(boxCount);
+  const ious = iouMatrix(boxes, anchors).map(Math.fround);
+  for (let b = 0; b < boxCount; ++b) {
+    for (let a = 0; a < count; ++a) {
+      const value = ious[b * count + a]!;
+      if (value > best[a]!) [best[a], index[a]] = [value, b];
+      if (value > largest[b]!) largest[b] = value;
+    }
+  }
+  const matches = index.map((b, a) => (b < 0 || best[a]! < Math.fround(low) ? -1 : best[a]! < Math.fround(high) ? -2 : b));
+  if (allowLowQuality) {
+    for (let b = 0; b < boxCount; ++b)
+      for (let a = 0; a < count; ++a) if (ious[b * count + a] === largest[b]) matches[a] = index[a]!;
+  }
+  return matches;
+}
+
+/** Sigmoid focal loss of one logit (Lin et al. 2017) and its derivative by the logit. */
+export function focalTerm(x: number, positive: boolean, alpha: number, gamma: number): { loss: number; slope: number } {
+  const z = positive ? x : -x;
+  // p = sigmoid(z), q = 1 - p, ce = -log p, without cancellation
+  const p = z >= 0 ? 1 / (1 + Math.exp(-z)) : Math.exp(z) / (1 + Math.exp(z));
+  const q = z >= 0 ? Math.exp(-z) / (1 + Math.exp(-z)) : 1 / (1 + Math.exp(z));
+  const ce = Math.max(-z, 0) + Math.log1p(Math.exp(-Math.abs(z)));
+  const weight = (alpha < 0 ? 1 : positive ? alpha : 1 - alpha) * q ** gamma;
+  // d/dz: weight' ce + weight ce', where dq/dz = -p q and dce/dz = -q
+  const slope = -weight * (gamma * p * ce + q);
+  return { loss: weight * ce, slope: positive ? slope : -slope };
+}
+
+export interface FocalInputs {
+  logits: Numbers;
+  matches: Numbers;
+  labels: Numbers;
+  n: number;
+  anchors: number;
+  classes: number;
+  maxBoxes: number;
+  alpha: number;
+  gamma: number;
+}
+
+export function focalLoss({ logits, matches, labels, n, anchors, classes, maxBoxes, alpha, gamma }: FocalInputs) {
+  const dlogits = new Float64Array(n * anchors * classes);
+  let loss = 0;
+  for (let image = 0; image < n; ++image) {
+    const own = Array.from({ length: anchors }, (_, a) => matches[image * anchors + a]!);
+    const weight = 1 / (n * Math.max(1, own.filter((m) => m >= 0).length));
+    for (const [a, matched] of own.entries()) {
+      if (matched === -2) continue;
+      for (let k = 0; k < classes; ++k) {
+        const at = (image * anchors + a) * classes + k;
+        const term = focalTerm(logits[at]!, matched >= 0 && labels[image * maxBoxes + matched] === k, alpha, gamma);
+        loss += weight * term.loss;
+        dlogits[at] = weight * term.slope;
+      }
+    }
+  }
+  return { loss, dlogits };
+}
+
+export interface BoxLossInputs {
+  deltas: Numbers;
+  anchors: Numbers;
+  matches: Numbers;
+  boxes: Numbers;
+  n: number;
+  maxBoxes: number;
+  weights: Weights;
+  beta: number;
+}
+
+export function boxLoss({ deltas, anchors, matches, boxes, n, maxBoxes, weights, beta }: BoxLossInputs) {
+  const count = anchors.length / 4;
+  const ddeltas = new Float64Array(n * count * 4);
+  let loss = 0;
+  for (let image = 0; image < n; ++image) {
+    const own = Array.from({ length: count }, (_, a) => matches[image * count + a]!);
+    const weight = 1 / (n * Math.max(1, own.filter((m) => m >= 0).length));
+    for (const [a, matched] of own.entries()) {
+      if (matched < 0) continue;
+      const target = encode(box(boxes, image * maxBoxes + matched), box(anchors, a), weights);
+      for (let i = 0; i < 4; ++i) {
+        const at = (image * count + a) * 4 + i;
+        const difference = deltas[at]! - target[i]!;
+        const d = Math.abs(difference);
+        loss += weight * (d < beta ? (d * d) / (2 * beta) : d - beta / 2);
+        ddeltas[at] = weight * (d < beta ? difference / beta : Math.sign(difference));
+      }
+    }
+  }
+  return { loss, ddeltas };
+}
