@@ -14,64 +14,65 @@ namespace dlfs {
 
 // One axis of one image's transform.
 struct SampleAxis {
-  float scale;          // source pixels per output pixel
-  float inverse_scale;  // its reciprocal
-  float crop;           // where the crop starts, source pixels
-  float target;         // where the target starts, output pixels
-  float target_size;
-  int32_t size;    // source pixels
-  bool flip;       // the target is mirrored
-  bool antialias;  // triangle filter; only set where scale > 1
+  double scale;       // source pixels per output pixel
+  float inverse;      // its reciprocal
+  float crop;         // where the crop starts, source pixels
+  float target;       // where the target starts, output pixels
+  float target_size;  // output pixels
+  int32_t size;       // source pixels
+  bool flip;          // the target is mirrored
+  bool antialias;     // triangle filter; only set where scale > 1
 };
 
 DLFS_HD inline SampleAxis sample_axis(float crop, float crop_size, float target, float target_size, bool flip,
                                       int32_t size, bool antialias) {
-  const float scale = crop_size / target_size;
-  return {scale, 1.0f / scale, crop, target, target_size, size, flip, antialias && scale > 1.0f};
+  const double scale = static_cast<double>(crop_size) / target_size;
+  return {scale, static_cast<float>(1.0 / scale), crop, target, target_size, size, flip, antialias && scale > 1.0};
 }
 
 // The source pixels behind one output row or column: first to first + count - 1; count 0 means the fill colour.
 struct Footprint {
   int32_t first, count;
-  float center;  // sampled point; pixel i spans i to i + 1
-  float value;   // bilinear: the second pixel's weight; triangle filter: the sum of the raw weights
+  float offset;  // triangle filter: from the sampled point to the middle of the first pixel
+  float value;   // triangle filter: the sum of the raw weights; bilinear: the second pixel's weight
 };
 
 // Weight before normalisation that the triangle filter gives the footprint's pixel j.
-DLFS_HD inline float triangle_weight(const SampleAxis& axis, int32_t first, float center, int32_t j) {
-  const float d = (static_cast<float>(first + j) - center + 0.5f) * axis.inverse_scale;
+DLFS_HD inline float triangle_weight(const SampleAxis& axis, float offset, int32_t j) {
+  const float d = (offset + static_cast<float>(j)) * axis.inverse;
   const float w = 1.0f - (d < 0.0f ? -d : d);
   return w > 0.0f ? w : 0.0f;
 }
 
+// The sampled point, where pixel i spans i to i + 1, is computed in double: torch's fp32 coordinates, whose rounding
+// shows in the fifth digit of the result, differ between its kernels.
 DLFS_HD inline Footprint footprint(const SampleAxis& axis, int32_t output) {
-  float t = static_cast<float>(output) + 0.5f - axis.target;
-  if (t < 0.0f || t >= axis.target_size) return {0, 0, 0.0f, 0.0f};
+  double t = output + 0.5 - axis.target;
+  if (t < 0.0 || t >= axis.target_size) return {0, 0, 0.0f, 0.0f};
   if (axis.flip) t = axis.target_size - t;
-  const float center = axis.scale * t + axis.crop;
-  const float size = static_cast<float>(axis.size);
-  // Outside the image is outside [0, size]; the margin is for the coordinate's own rounding.
-  const float margin = size * 0x1p-22f;
-  if (!(center >= -margin && center <= size + margin)) return {0, 0, 0.0f, 0.0f};
+  const double point = axis.scale * t + axis.crop;
+  if (!(point >= 0.0 && point <= axis.size)) return {0, 0, 0.0f, 0.0f};
   if (axis.antialias) {
-    const int32_t low = static_cast<int32_t>(center - axis.scale + 0.5f);
-    const int32_t high = static_cast<int32_t>(center + axis.scale + 0.5f);
+    const int32_t low = static_cast<int32_t>(point - axis.scale + 0.5);
+    const int32_t high = static_cast<int32_t>(point + axis.scale + 0.5);
     const int32_t first = low > 0 ? low : 0;
     const int32_t count = (high < axis.size ? high : axis.size) - first;
+    const float offset = static_cast<float>(first + 0.5 - point);
     float total = 0.0f;
-    for (int32_t j = 0; j < count; ++j) total += triangle_weight(axis, first, center, j);
-    return {first, count, center, total};
+    for (int32_t j = 0; j < count; ++j) total += triangle_weight(axis, offset, j);
+    return {first, count, offset, total};
   }
-  float s = center - 0.5f;
-  s = s < 0.0f ? 0.0f : s;
-  s = s > size - 1.0f ? size - 1.0f : s;
+  const double last = axis.size - 1;
+  double s = point - 0.5;
+  s = s < 0.0 ? 0.0 : s;
+  s = s > last ? last : s;
   const int32_t first = static_cast<int32_t>(s);
-  return {first, first + 1 < axis.size ? 2 : 1, center, s - static_cast<float>(first)};
+  return {first, first + 1 < axis.size ? 2 : 1, 0.0f, static_cast<float>(s - first)};
 }
 
 // Weight of the footprint's pixel j; they add up to 1.
 DLFS_HD inline float footprint_weight(const SampleAxis& axis, const Footprint& f, int32_t j) {
-  if (axis.antialias) return triangle_weight(axis, f.first, f.center, j) / f.value;
+  if (axis.antialias) return triangle_weight(axis, f.offset, j) / f.value;
   return j == 0 ? 1.0f - f.value : f.value;
 }
 
