@@ -104,6 +104,11 @@ function parseSize(text: string): [number, number] {
   return [h, w];
 }
 
+function parsePrecision(text: string): Config["precision"] {
+  if (text !== "f32" && text !== "bf16" && text !== "f16") usage(`--precision: expected f32, bf16 or f16, got "${text}"`);
+  return text;
+}
+
 function parse() {
   try {
     return parseArgs({ args: process.argv.slice(2), options, strict: true }).values;
@@ -128,7 +133,15 @@ async function main(): Promise<number> {
   const resumed = args.resume ? findRun(args.resume) : null;
   const earlier = resumed ? (JSON.parse(readFileSync(join(resumed.run, "config.json"), "utf8")) as Config) : null;
 
-  const seed = args.seed === undefined ? (earlier?.seed ?? 0) : integer("seed", args.seed, 0);
+  // What was typed wrong is said before anything is opened or drawn.
+  const given = {
+    seed: args.seed === undefined ? undefined : integer("seed", args.seed, 0),
+    batch: args.batch === undefined ? undefined : integer("batch", args.batch, 1),
+    iterations: args.iterations === undefined ? undefined : integer("iterations", args.iterations, 1),
+    size: args.size === undefined ? undefined : parseSize(args.size),
+    precision: args.precision === undefined ? undefined : parsePrecision(args.precision),
+  };
+  const seed = given.seed ?? earlier?.seed ?? 0;
   using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic: false }, console.log);
   const codec = new DeviceImageCodec(device);
   const cuda = device.backend === "cuda";
@@ -149,16 +162,15 @@ async function main(): Promise<number> {
   });
   for (const line of describeDataset(dataset)) console.log(`  ${line}`);
 
-  const batch = args.batch === undefined ? (earlier?.batch ?? 16) : integer("batch", args.batch, 1);
-  const size = args.size === undefined ? (earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320")) : parseSize(args.size);
-  const precision = args.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
-  if (precision !== "f32" && precision !== "bf16" && precision !== "f16") usage(`--precision: expected f32, bf16 or f16, got "${precision}"`);
+  const batch = given.batch ?? earlier?.batch ?? 16;
+  const size = given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320");
+  const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
   const config: Config = {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
     valSplit: dataset.valSplit as string,
-    iterations: args.iterations === undefined ? (earlier?.iterations ?? (isDemo ? 1100 : passes)) : integer("iterations", args.iterations, 1),
+    iterations: given.iterations ?? earlier?.iterations ?? (isDemo ? 1100 : passes),
     batch,
     size,
     precision,
