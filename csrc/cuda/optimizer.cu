@@ -67,7 +67,7 @@ __device__ __forceinline__ void for_piece(const SgdTensor& tensor, const SgdPiec
 
 // Cast: the type of the low-precision copies.
 template <class Cast>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 4)
     sgd_step_kernel(const SgdTensor* tensors, const SgdPiece* pieces, const float* lr, const int32_t* skip, float momentum,
                     bool nesterov, float grad_factor) {
   if (skip && *skip != 0) return;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(block_threads)
 }
 
 template <class Cast>
-__global__ void __launch_bounds__(block_threads) refresh_kernel(const SgdTensor* tensors, const SgdPiece* pieces) {
+__global__ void __launch_bounds__(block_threads, 4) refresh_kernel(const SgdTensor* tensors, const SgdPiece* pieces) {
   const SgdPiece piece = pieces[blockIdx.x];
   const SgdTensor tensor = tensors[piece.tensor];
   if (!tensor.cast) return;

@@ -47,7 +47,7 @@ __device__ __forceinline__ int64_t address(int32_t n, int32_t row, int32_t colum
 // ---- maximum ------------------------------------------------------------------------------------------------------
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) max_pool_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
+__global__ void __launch_bounds__(256, 4) max_pool_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
     const Pixel out = pixel_of(row, g.p, g.q);
     const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(256) max_pool_kernel(T* y, uint8_t* index, con
 }
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) max_pool_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
+__global__ void __launch_bounds__(256, 4) max_pool_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.h * g.w), g.c / V, [&](Index row, int32_t vector) {
     const Pixel in = pixel_of(row, g.h, g.w);
     const Span ps = covering_windows(in.row, g.r, g.stride_h, g.pad_h, g.p);
@@ -113,7 +113,7 @@ __device__ __forceinline__ float inverse_count(const Span& rows, const Span& col
 }
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) avg_pool_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
+__global__ void __launch_bounds__(256, 4) avg_pool_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
     const Pixel out = pixel_of(row, g.p, g.q);
     const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(256) avg_pool_kernel(T* y, const T* x, PoolGeo
 
 // Large windows (global pooling): a block of 32 channel vectors by 8 threads that share the window.
 template <class T, int V>
-__global__ void __launch_bounds__(256) avg_pool_large_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
+__global__ void __launch_bounds__(256, 4) avg_pool_large_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
   __shared__ float partial[8][32][V];
   const int32_t vectors = g.c / V;
   const int64_t pixels = int64_t{g.n} * g.p * g.q;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(256) avg_pool_large_kernel(T* y, const T* x, P
 }
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) avg_pool_backward_kernel(T* dx, const T* dy, PoolGeometry g, bool padded) {
+__global__ void __launch_bounds__(256, 4) avg_pool_backward_kernel(T* dx, const T* dy, PoolGeometry g, bool padded) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.h * g.w), g.c / V, [&](Index row, int32_t vector) {
     const Pixel in = pixel_of(row, g.h, g.w);
     const Span ps = covering_windows(in.row, g.r, g.stride_h, g.pad_h, g.p);

@@ -130,6 +130,23 @@ Context::Context(int device) : device(device) {
   check_device_code(device, compute_capability);
 }
 
+std::shared_ptr<cudnnContext> create_cudnn(int device, cudaStream_t stream) {
+  cudnnHandle_t handle = nullptr;
+  CUDNN_CHECK(cudnnCreate(&handle));
+  std::shared_ptr<cudnnContext> owner(handle, [device](cudnnContext* h) {
+    cudaSetDevice(device);
+    cudnnDestroy(h);
+  });
+  if (stream) CUDNN_CHECK(cudnnSetStream(handle, stream));
+  return owner;
+}
+
+cudnnContext* Context::planner() {
+  const std::lock_guard lock(mutex_);
+  if (!planner_) planner_ = create_cudnn(device, nullptr);
+  return planner_.get();
+}
+
 void* Context::allocate(int64_t bytes) {
   check_size(bytes, "bytes");
   void* address = nullptr;

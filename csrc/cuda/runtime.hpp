@@ -39,6 +39,9 @@ namespace dlfs {
 // Throws DLFS_ERROR_UNSUPPORTED where this library holds no code for the current device.
 void check_device_code(int device, int compute_capability);
 
+// A new cuDNN handle on a device, for a stream (null for none).
+std::shared_ptr<cudnnContext> create_cudnn(int device, cudaStream_t stream);
+
 // Counts captures underway on a device, so that nothing waits for the whole device meanwhile.
 void begin_capture_on(int device, cudaStream_t stream);
 void end_capture_on(int device);
@@ -78,6 +81,10 @@ class Context : public std::enable_shared_from_this<Context> {
 
   void use() const { use_device(device); }
 
+  // The cuDNN handle with which plans are built (streams have their own), used under `planning`.
+  cudnnContext* planner();
+  std::mutex planning;
+
   // Device and pinned memory behind dlfs_malloc and dlfs_host_malloc.
   void* allocate(int64_t bytes);
   void free(void* address);
@@ -102,7 +109,8 @@ class Context : public std::enable_shared_from_this<Context> {
   };
 
   std::array<std::atomic<int64_t>, 16> live_{};
-  std::mutex mutex_;
+  std::mutex mutex_;  // guards what follows
+  std::shared_ptr<cudnnContext> planner_;
   std::map<void*, Block> device_blocks_;
   std::map<void*, Block> host_blocks_;
   int64_t allocated_ = 0;

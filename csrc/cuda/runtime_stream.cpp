@@ -21,19 +21,7 @@ Stream::~Stream() {
 }
 
 cudnnContext* Stream::cudnn() {
-  if (!cudnn_) {
-    cudnnHandle_t handle = nullptr;
-    CUDNN_CHECK(cudnnCreate(&handle));
-    cudnn_ = std::shared_ptr<cudnnContext>(handle, [device = context->device](cudnnContext* h) {
-      cudaSetDevice(device);
-      cudnnDestroy(h);
-    });
-    const cudnnStatus_t status = cudnnSetStream(handle, stream);
-    if (status != CUDNN_STATUS_SUCCESS) {
-      cudnn_.reset();
-      throw_cudnn(status, "cudnnSetStream");
-    }
-  }
+  if (!cudnn_) cudnn_ = create_cudnn(context->device, stream);
   return cudnn_.get();
 }
 

@@ -21,7 +21,7 @@ struct Axis {
 };
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) upsample_kernel(T* y, const T* x, Axis vertical, Axis horizontal, Index rows, int32_t c) {
+__global__ void __launch_bounds__(256, 4) upsample_kernel(T* y, const T* x, Axis vertical, Axis horizontal, Index rows, int32_t c) {
   for_rows(rows, c / V, [&](Index row, int32_t vector) {
     const Index line = row / static_cast<Index>(horizontal.out);
     const int32_t q = static_cast<int32_t>(row % static_cast<Index>(horizontal.out));
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(256) upsample_kernel(T* y, const T* x, Axis ve
 }
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     upsample_backward_kernel(T* dx, const T* dy, Axis vertical, Axis horizontal, Index rows, int32_t c) {
   for_rows(rows, c / V, [&](Index row, int32_t vector) {
     const Index line = row / static_cast<Index>(horizontal.in);

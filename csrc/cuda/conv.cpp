@@ -1,0 +1,318 @@
+// Convolution plans: choosing an algorithm by heuristics, by measurement or from a recorded pick, and running it.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <mutex>
+
+#include "cuda/conv.hpp"
+
+namespace dlfs {
+namespace {
+
+struct Conv {
+  std::shared_ptr<Context> context;
+  ConvProblem problem;
+
+  std::shared_ptr<const ConvAlgorithm> algorithm() const {
+    const std::lock_guard lock(mutex_);
+    return algorithm_;
+  }
+  void use(std::shared_ptr<const ConvAlgorithm> algorithm) {
+    const std::lock_guard lock(mutex_);
+    algorithm_ = std::move(algorithm);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<const ConvAlgorithm> algorithm_;
+};
+
+using ConvTable = HandleTable<Conv, HandleKind::conv>;
+
+ConvTable& convs() {
+  static auto* const table = new ConvTable();
+  return *table;
+}
+
+const char* direction_name(int32_t direction) {
+  static const char* const names[] = {"forward", "backward-data", "backward-weight"};
+  return names[direction];
+}
+
+// The most workspace that an algorithm may ask for: a sixteenth of the card, within 64 MiB to 1 GiB. It depends on the card
+// alone, so that the choice of algorithm does, too.
+int64_t workspace_limit() {
+  size_t free_bytes = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
+  return std::clamp<int64_t>(static_cast<int64_t>(total / 16), int64_t{64} << 20, int64_t{1} << 30);
+}
+
+// The first engine of the most promising recipe that can be built; our own kernels where cuDNN has none.
+std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
+  if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
+  const int64_t limit = workspace_limit();
+  for (const CudnnRecipe& recipe : cudnn_recipes(problem, false)) {
+    for (const bool fallback : {false, true}) {
+      for (const auto& candidate : cudnn_candidates(context, problem, recipe, fallback)) {
+        if (!recipe.compile && cudnn_compiles(*candidate)) continue;
+        if (auto algorithm = cudnn_build(*candidate, limit)) return algorithm;
+      }
+    }
+  }
+  return direct_algorithm(problem);
+}
+
+std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
+  if (pick.empty()) return choose(context, problem);
+  if (pick == "direct") return direct_algorithm(problem);
+  if (pick == "depthwise") {
+    DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s", problem.g.text().c_str());
+    return depthwise_algorithm(context, problem);
+  }
+  return cudnn_from_pick(context, problem, pick);
+}
+
+// ---- measuring ----------------------------------------------------------------------------------------------------
+
+// Tensors full of noise for one problem.
+class Scratch {
+ public:
+  Scratch(Stream& s, const ConvProblem& problem) {
+    const ConvGeometry& g = problem.g;
+    const bool wgrad = problem.direction == DLFS_CONV_BACKWARD_WEIGHT;
+    tensors_.x = noise(s, g.x_elements(), problem.dtype);
+    tensors_.w = noise(s, g.w_elements(), wgrad ? DLFS_F32 : problem.dtype);
+    tensors_.y = noise(s, g.y_elements(), problem.dtype);
+    tensors_.bias = problem.bias ? static_cast<const float*>(noise(s, g.k, DLFS_F32)) : nullptr;
+    tensors_.residual = problem.residual ? noise(s, g.y_elements(), problem.dtype) : nullptr;
+  }
+
+  const ConvTensors& tensors() const { return tensors_; }
+
+  void* workspace(Context& context, int64_t bytes) {
+    if (bytes > workspace_.bytes()) workspace_ = DeviceBuffer(context, bytes, "tuning a convolution");
+    return workspace_.data();
+  }
+
+ private:
+  void* noise(Stream& s, int64_t n, dlfs_dtype dtype) {
+    buffers_.emplace_back(*s.context, n * dtype_size(dtype), "tuning a convolution");
+    fill_noise(s, buffers_.back().data(), n, dtype, static_cast<uint32_t>(buffers_.size()));
+    return buffers_.back().data();
+  }
+
+  std::vector<DeviceBuffer> buffers_;
+  DeviceBuffer workspace_;
+  ConvTensors tensors_{};
+};
+
+class Timer {
+ public:
+  Timer() {
+    CUDA_CHECK(cudaEventCreate(&start_));
+    const cudaError_t status = cudaEventCreate(&end_);
+    if (status != cudaSuccess) {
+      cudaEventDestroy(start_);
+      throw_cuda(status, "cudaEventCreate");
+    }
+  }
+  ~Timer() {
+    cudaEventDestroy(start_);
+    cudaEventDestroy(end_);
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+  // Milliseconds of one run, out of `runs` in a row.
+  double measure(Stream& s, const ConvAlgorithm& algorithm, const ConvTensors& tensors, void* workspace, int runs) {
+    CUDA_CHECK(cudaEventRecord(start_, s.stream));
+    for (int i = 0; i < runs; ++i) algorithm.run(s, tensors, workspace);
+    CUDA_CHECK(cudaEventRecord(end_, s.stream));
+    CUDA_CHECK(cudaEventSynchronize(end_));
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, start_, end_));
+    return milliseconds / runs;
+  }
+
+ private:
+  cudaEvent_t start_ = nullptr, end_ = nullptr;
+};
+
+std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double budget_ms) {
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  const auto spent = [&] { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count() >= budget_ms; };
+  Context& context = *conv.context;
+  const ConvProblem& problem = conv.problem;
+  Scratch scratch(s, problem);
+  Timer timer;
+  std::shared_ptr<const ConvAlgorithm> best;
+  double best_ms = 0;
+  std::vector<std::string> seen;
+  const auto consider = [&](const std::shared_ptr<const ConvAlgorithm>& algorithm) {
+    if (!algorithm) return;
+    const std::string pick = algorithm->pick();
+    if (std::find(seen.begin(), seen.end(), pick) != seen.end()) return;
+    seen.push_back(pick);
+    try {
+      void* const workspace = scratch.workspace(context, algorithm->workspace_bytes());
+      // The first run loads the kernels, the second says how often to repeat.
+      timer.measure(s, *algorithm, scratch.tensors(), workspace, 1);
+      double ms = timer.measure(s, *algorithm, scratch.tensors(), workspace, 1);
+      if (best && ms > 2 * best_ms) return;
+      const int runs = std::clamp(static_cast<int>(2.0 / std::max(ms, 1e-3)), 3, 50);
+      ms = timer.measure(s, *algorithm, scratch.tensors(), workspace, runs);
+      if (!best || ms < best_ms) {
+        best = algorithm;
+        best_ms = ms;
+      }
+    } catch (const Error& error) {
+      if (error.code == DLFS_ERROR_CUDA_FATAL) throw;
+      cudaGetLastError();  // this algorithm cannot run here: the next
+    }
+  };
+  consider(conv.algorithm());
+  if (depthwise_supports(problem)) consider(depthwise_algorithm(context, problem));
+  const int64_t limit = workspace_limit();
+  for (const CudnnRecipe& recipe : cudnn_recipes(problem, true)) {
+    if (spent()) break;
+    for (const auto& candidate : cudnn_candidates(context, problem, recipe, false)) {
+      if (spent()) break;
+      consider(cudnn_build(*candidate, limit));
+    }
+  }
+  return best ? best : conv.algorithm();
+}
+
+// ---- running ------------------------------------------------------------------------------------------------------
+
+void check_direction(const Conv& conv, int32_t direction) {
+  DLFS_CHECK(conv.problem.direction == direction, DLFS_ERROR_ARGUMENT, "expected a plan of direction %s, got one of %s",
+             direction_name(direction), direction_name(conv.problem.direction));
+}
+
+void run(Stream& s, const Conv& conv, const ConvTensors& tensors, void* workspace) {
+  DLFS_CHECK(conv.context == s.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+  const std::shared_ptr<const ConvAlgorithm> algorithm = conv.algorithm();
+  DLFS_CHECK(workspace || algorithm->workspace_bytes() == 0, DLFS_ERROR_ARGUMENT,
+             "workspace is NULL, the plan needs %lld bytes", static_cast<long long>(algorithm->workspace_bytes()));
+  s.retain(std::const_pointer_cast<ConvAlgorithm>(algorithm));
+  algorithm->run(s, tensors, workspace);
+}
+
+}  // namespace
+}  // namespace dlfs
+
+using namespace dlfs;
+
+extern "C" {
+
+dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick, int32_t direction, dlfs_dtype dtype, int32_t n,
+                             int32_t h, int32_t w, int32_t c, int32_t k, int32_t r, int32_t s, int32_t stride_h,
+                             int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t dilation_h, int32_t dilation_w,
+                             int32_t groups, int32_t flags, dlfs_activation activation) {
+  return context_call("dlfs_conv_create", ctx, [&](Context& context) {
+    check_pointer(out, "out");
+    check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
+    check_float_dtype(dtype);
+    check_activation(activation);
+    const int32_t all_flags = DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL;
+    DLFS_CHECK((flags & ~all_flags) == 0, DLFS_ERROR_ARGUMENT, "unknown flags %d", flags & ~all_flags);
+    DLFS_CHECK(direction == DLFS_CONV_FORWARD || (flags == 0 && activation == DLFS_ACT_NONE), DLFS_ERROR_ARGUMENT,
+               "flags and activation apply to the forward direction only");
+    DLFS_CHECK(dtype != DLFS_BF16 || context.compute_capability >= 80, DLFS_ERROR_UNSUPPORTED,
+               "bf16 convolutions need compute capability 8.0, this device has %d.%d", context.compute_capability / 10,
+               context.compute_capability % 10);
+    auto conv = std::make_shared<Conv>();
+    conv->context = context.shared_from_this();
+    conv->problem = {conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
+                     direction,
+                     dtype,
+                     (flags & DLFS_CONV_BIAS) != 0,
+                     (flags & DLFS_CONV_RESIDUAL) != 0,
+                     activation,
+                     context.deterministic,
+                     context.tf32};
+    conv->use(from_pick(context, conv->problem, pick ? pick : ""));
+    *out = adopt(convs(), context, std::move(conv));
+  });
+}
+
+dlfs_status dlfs_conv_destroy(dlfs_conv conv) {
+  return guard("dlfs_conv_destroy", [&] {
+    std::shared_ptr<Conv> object = disown(convs(), conv);
+    const std::shared_ptr<Context> context = object->context;
+    context->release(std::move(object));
+  });
+}
+
+dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budget_ms) {
+  return stream_call("dlfs_conv_tune_sync", stream, [&](Stream& s) {
+    s.require_not_capturing("tuning");
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+    DLFS_CHECK(budget_ms >= 0, DLFS_ERROR_ARGUMENT, "expected a budget of at least 0 ms, got %g", budget_ms);
+    std::shared_ptr<const ConvAlgorithm> before = object->algorithm();
+    object->use(tune(s, *object, budget_ms));
+    // Work enqueued with the previous algorithm may still run.
+    s.context->release(std::const_pointer_cast<ConvAlgorithm>(std::move(before)));
+  });
+}
+
+dlfs_status dlfs_conv_workspace(dlfs_conv conv, int64_t* out) {
+  return guard("dlfs_conv_workspace", [&] {
+    check_pointer(out, "out");
+    *out = convs().find(conv)->algorithm()->workspace_bytes();
+  });
+}
+
+dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacity) {
+  return guard("dlfs_conv_pick", [&] {
+    check_pointer(out, "out");
+    const std::string pick = convs().find(conv)->algorithm()->pick();
+    DLFS_CHECK(static_cast<int64_t>(pick.size()) < capacity, DLFS_ERROR_ARGUMENT, "the pick needs %zu bytes, capacity is %lld",
+               pick.size() + 1, static_cast<long long>(capacity));
+    std::memcpy(out, pick.c_str(), pick.size() + 1);
+  });
+}
+
+dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w, const float* bias,
+                              const void* residual, void* workspace) {
+  return stream_call("dlfs_conv_forward", stream, [&](Stream& s) {
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    check_direction(*object, DLFS_CONV_FORWARD);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    check_pointer(w, "w");
+    DLFS_CHECK((bias != nullptr) == object->problem.bias, DLFS_ERROR_ARGUMENT, "bias must be given exactly with DLFS_CONV_BIAS");
+    DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
+               "residual must be given exactly with DLFS_CONV_RESIDUAL");
+    run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual}, workspace);
+  });
+}
+
+dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy, const void* w,
+                                    void* workspace) {
+  return stream_call("dlfs_conv_backward_data", stream, [&](Stream& s) {
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    check_direction(*object, DLFS_CONV_BACKWARD_DATA);
+    check_pointer(dx, "dx");
+    check_pointer(dy, "dy");
+    check_pointer(w, "w");
+    run(s, *object, {dx, const_cast<void*>(w), const_cast<void*>(dy), nullptr, nullptr}, workspace);
+  });
+}
+
+dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float* dw, const void* x, const void* dy,
+                                      void* workspace) {
+  return stream_call("dlfs_conv_backward_weight", stream, [&](Stream& s) {
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    check_direction(*object, DLFS_CONV_BACKWARD_WEIGHT);
+    check_pointer(dw, "dw");
+    check_pointer(x, "x");
+    check_pointer(dy, "dy");
+    run(s, *object, {const_cast<void*>(x), dw, const_cast<void*>(dy), nullptr, nullptr}, workspace);
+  });
+}
+
+}  // extern "C"

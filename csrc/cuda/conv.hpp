@@ -1,0 +1,105 @@
+// Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of three kinds: cuDNN
+// (conv_cudnn.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels (conv_direct.cu), which take everything
+// that cuDNN has no engine for.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/geometry.hpp"
+#include "cuda/runtime.hpp"
+
+namespace dlfs {
+
+// What a plan computes, fixed when it is created.
+struct ConvProblem {
+  ConvGeometry g;
+  int32_t direction;  // DLFS_CONV_FORWARD, ...
+  dlfs_dtype dtype;
+  bool bias;
+  bool residual;
+  dlfs_activation activation;
+  bool deterministic;
+  bool tf32;
+
+  // True where something follows the convolution itself.
+  bool epilogue() const { return bias || residual || activation != DLFS_ACT_NONE; }
+};
+
+// The device addresses of one execution. The direction says which of x, w, y is the output: y forward, x (dx) for the data
+// gradient, w (dw, always fp32) for the weight gradient; y is dy for both gradients.
+struct ConvTensors {
+  void* x;
+  void* w;
+  void* y;
+  const float* bias;
+  const void* residual;
+};
+
+// One way to compute a problem. Immutable; run may be called from several threads for different streams.
+class ConvAlgorithm {
+ public:
+  virtual ~ConvAlgorithm() = default;
+  virtual int64_t workspace_bytes() const = 0;
+  // The text for dlfs_conv_pick, under 256 characters.
+  virtual std::string pick() const = 0;
+  virtual void run(Stream& stream, const ConvTensors& tensors, void* workspace) const = 0;
+};
+
+// ---- cuDNN --------------------------------------------------------------------------------------------------------
+
+// How a problem is put to cuDNN.
+struct CudnnRecipe {
+  bool fused;    // forward: bias, residual and activation in cuDNN's graph, else in a kernel of ours afterwards
+  int32_t c, k;  // channels after padding with zeros, which tensor cores want in multiples of 8
+  bool low_dw;   // weight gradient: computed in the dtype of the activations and then widened
+  bool compile;  // engines that cuDNN compiles when the plan is made are worth their time here
+};
+
+// The recipes for a problem, most promising first; more_padding adds those that only a measurement can rank.
+std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool more_padding);
+
+// An engine of cuDNN with its settings, not yet built.
+struct CudnnCandidate;
+
+// The engines that cuDNN's heuristics name for a recipe, best first, without those that the problem's options exclude.
+// fallback: the short list of engines that nearly always work.
+std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& context, const ConvProblem& problem,
+                                                                    const CudnnRecipe& recipe, bool fallback);
+
+// True for an engine that cuDNN compiles when the plan is made.
+bool cudnn_compiles(const CudnnCandidate& candidate);
+
+// Makes the execution plan; null where this engine cannot, or wants more workspace than the limit.
+std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate, int64_t workspace_limit);
+
+// The algorithm that a pick names; throws DLFS_ERROR_ARGUMENT where it does not fit.
+std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem, const std::string& pick);
+
+// ---- our kernels --------------------------------------------------------------------------------------------------
+
+// True where the depthwise kernels can compute the problem.
+bool depthwise_supports(const ConvProblem& problem);
+std::shared_ptr<const ConvAlgorithm> depthwise_algorithm(Context& context, const ConvProblem& problem);
+std::shared_ptr<const ConvAlgorithm> direct_algorithm(const ConvProblem& problem);
+
+// The direct kernels; any alignment, no workspace.
+void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& tensors);
+
+// dst (rows_out, c_out) = src (rows_in, c_in) of the dtype, zero beyond src's rows and channels.
+void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out, int32_t c_in,
+                  dlfs_dtype dtype);
+
+// dst (rows, c_out) = the first c_out of src's (rows, c_in) channels, converted.
+void slice_channels(Stream& stream, void* dst, const void* src, int64_t rows, int32_t c_out, int32_t c_in,
+                    dlfs_dtype dst_dtype, dlfs_dtype src_dtype);
+
+// y (rows, k) = activation(the first k of src's (rows, k_in) channels + bias + residual); src may be y where k == k_in.
+void conv_epilogue(Stream& stream, void* y, const void* src, const float* bias, const void* residual, int64_t rows, int32_t k,
+                   int32_t k_in, dlfs_dtype dtype, dlfs_activation activation);
+
+// Fills n values with noise in [-1, 1), for timing on data that switches as many bits as real data.
+void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed);
+
+}  // namespace dlfs

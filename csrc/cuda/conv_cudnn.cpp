@@ -1,0 +1,578 @@
+// Convolutions by cuDNN's backend descriptors (cuDNN 9's graph API in plain C): building operation graphs, asking the
+// heuristics for engines, making and running execution plans. All use of the descriptors is in this file.
+#include <cudnn.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <utility>
+
+#include "common/arguments.hpp"
+#include "cuda/conv.hpp"
+
+namespace dlfs {
+namespace {
+
+// ---- descriptors --------------------------------------------------------------------------------------------------
+
+class Descriptor {
+ public:
+  explicit Descriptor(cudnnBackendDescriptorType_t type) { CUDNN_CHECK(cudnnBackendCreateDescriptor(type, &descriptor_)); }
+  ~Descriptor() {
+    if (descriptor_) cudnnBackendDestroyDescriptor(descriptor_);
+  }
+  Descriptor(Descriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, nullptr)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(descriptor_, other.descriptor_);
+    return *this;
+  }
+
+  cudnnBackendDescriptor_t get() const { return descriptor_; }
+
+  void set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count, const void* values) {
+    CUDNN_CHECK(cudnnBackendSetAttribute(descriptor_, name, type, count, values));
+  }
+  void set(cudnnBackendAttributeName_t name, int64_t value) { set(name, CUDNN_TYPE_INT64, 1, &value); }
+  void set(cudnnBackendAttributeName_t name, float value) { set(name, CUDNN_TYPE_FLOAT, 1, &value); }
+  void set(cudnnBackendAttributeName_t name, double value) { set(name, CUDNN_TYPE_DOUBLE, 1, &value); }
+  void set(cudnnBackendAttributeName_t name, bool value) { set(name, CUDNN_TYPE_BOOLEAN, 1, &value); }
+  void set(cudnnBackendAttributeName_t name, cudnnDataType_t value) { set(name, CUDNN_TYPE_DATA_TYPE, 1, &value); }
+  void set(cudnnBackendAttributeName_t name, const Descriptor& value) {
+    const cudnnBackendDescriptor_t raw = value.get();
+    set(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &raw);
+  }
+  void set(cudnnBackendAttributeName_t name, const std::vector<int64_t>& values) {
+    set(name, CUDNN_TYPE_INT64, static_cast<int64_t>(values.size()), values.data());
+  }
+
+  int64_t get_int64(cudnnBackendAttributeName_t name) const {
+    int64_t value = 0, count = 0;
+    CUDNN_CHECK(cudnnBackendGetAttribute(descriptor_, name, CUDNN_TYPE_INT64, 1, &count, &value));
+    return value;
+  }
+
+  Descriptor&& finalize() {
+    CUDNN_CHECK(cudnnBackendFinalize(descriptor_));
+    return std::move(*this);
+  }
+
+ private:
+  cudnnBackendDescriptor_t descriptor_ = nullptr;
+};
+
+// A failed attempt with one engine is no error, unless the process cannot go on.
+void ignore_unless_fatal(const Error& error) {
+  cudaGetLastError();
+  if (error.code == DLFS_ERROR_CUDA_FATAL) throw error;
+}
+
+cudnnDataType_t cudnn_type(dlfs_dtype dtype) {
+  switch (dtype) {
+    case DLFS_BF16: return CUDNN_DATA_BFLOAT16;
+    case DLFS_F16: return CUDNN_DATA_HALF;
+    default: return CUDNN_DATA_FLOAT;
+  }
+}
+
+// ---- operation graphs ---------------------------------------------------------------------------------------------
+
+enum TensorId : int64_t { id_x = 1, id_w, id_y, id_bias, id_residual, id_virtual };
+
+// A tensor (n, c, h, w) as cuDNN counts its dimensions, packed as (n, h, w, c). Virtual ones stay inside the kernel, in fp32.
+Descriptor tensor(int64_t id, cudnnDataType_t type, int64_t n, int64_t c, int64_t h, int64_t w, bool is_virtual = false) {
+  Descriptor t(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+  t.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, id);
+  t.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
+  t.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, int64_t{16});
+  t.set(CUDNN_ATTR_TENSOR_DIMENSIONS, std::vector<int64_t>{n, c, h, w});
+  t.set(CUDNN_ATTR_TENSOR_STRIDES, std::vector<int64_t>{h * w * c, 1, w * c, c});
+  t.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, is_virtual);
+  return t.finalize();
+}
+
+Descriptor convolution(const ConvGeometry& g) {
+  Descriptor c(CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
+  const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
+  const std::vector<int64_t> pads{g.pad_h, g.pad_w};
+  c.set(CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_DATA_FLOAT);
+  c.set(CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
+  c.set(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, int64_t{2});
+  c.set(CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, pads);
+  c.set(CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, pads);
+  c.set(CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, std::vector<int64_t>{g.stride_h, g.stride_w});
+  c.set(CUDNN_ATTR_CONVOLUTION_DILATIONS, std::vector<int64_t>{g.dilation_h, g.dilation_w});
+  return c.finalize();
+}
+
+Descriptor pointwise_mode(cudnnPointwiseMode_t mode) {
+  Descriptor p(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
+  p.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
+  p.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
+  if (mode == CUDNN_POINTWISE_RELU_FWD) {
+    const cudnnNanPropagation_t propagate = CUDNN_PROPAGATE_NAN;
+    p.set(CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_TYPE_NAN_PROPOGATION, 1, &propagate);
+    p.set(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP, 0.0);
+    p.set(CUDNN_ATTR_POINTWISE_RELU_UPPER_CLIP, static_cast<double>(std::numeric_limits<float>::max()));
+    p.set(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP_SLOPE, 0.0);
+  }
+  if (mode == CUDNN_POINTWISE_SWISH_FWD) p.set(CUDNN_ATTR_POINTWISE_SWISH_BETA, 1.0);
+  return p.finalize();
+}
+
+cudnnPointwiseMode_t activation_mode(dlfs_activation activation) {
+  switch (activation) {
+    case DLFS_ACT_SIGMOID: return CUDNN_POINTWISE_SIGMOID_FWD;
+    case DLFS_ACT_SILU: return CUDNN_POINTWISE_SWISH_FWD;
+    default: return CUDNN_POINTWISE_RELU_FWD;
+  }
+}
+
+// An operation graph with the descriptors that it is made of.
+struct Graph {
+  std::vector<Descriptor> parts;
+  Descriptor descriptor{CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR};
+
+  const Descriptor& keep(Descriptor part) {
+    parts.push_back(std::move(part));
+    return parts.back();
+  }
+};
+
+std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem& problem, const CudnnRecipe& recipe) {
+  const ConvGeometry& g = problem.g;
+  const cudnnDataType_t type = cudnn_type(problem.dtype);
+  const bool wgrad = problem.direction == DLFS_CONV_BACKWARD_WEIGHT;
+  auto graph = std::make_shared<Graph>();
+  graph->parts.reserve(32);  // keep() hands out references
+  const Descriptor& x = graph->keep(tensor(id_x, type, g.n, recipe.c, g.h, g.w));
+  const Descriptor& w = graph->keep(tensor(id_w, wgrad && !recipe.low_dw ? CUDNN_DATA_FLOAT : type, recipe.k,
+                                           recipe.c / g.groups, g.r, g.s));
+  const Descriptor& y = graph->keep(tensor(id_y, type, g.n, recipe.k, g.p, g.q));
+  const Descriptor& conv = graph->keep(convolution(g));
+  std::vector<cudnnBackendDescriptor_t> operations;
+  const auto operation = [&](Descriptor done) { operations.push_back(graph->keep(std::move(done)).get()); };
+
+  if (problem.direction == DLFS_CONV_BACKWARD_DATA) {
+    Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, conv);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, w);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, x);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, y);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1.0f);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0.0f);
+    operation(op.finalize());
+  } else if (wgrad) {
+    Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, conv);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, w);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, x);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, y);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1.0f);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0.0f);
+    operation(op.finalize());
+  } else {
+    // conv -> + residual -> + bias -> activation, each result but the last virtual. This order is also the one of cuDNN's
+    // precompiled engines.
+    const int steps = recipe.fused ? problem.residual + problem.bias + (problem.activation != DLFS_ACT_NONE) : 0;
+    int64_t next_id = id_virtual;
+    const auto result = [&](int step) -> const Descriptor& {
+      return step == steps ? y : graph->keep(tensor(next_id++, CUDNN_DATA_FLOAT, g.n, recipe.k, g.p, g.q, true));
+    };
+    int step = 0;
+    const Descriptor* value = &result(step);
+    Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, conv);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, w);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, *value);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0f);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0f);
+    operation(op.finalize());
+    const auto pointwise = [&](cudnnPointwiseMode_t mode, const Descriptor* operand) {
+      const Descriptor& out = result(++step);
+      Descriptor point(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+      point.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, graph->keep(pointwise_mode(mode)));
+      point.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, *value);
+      if (operand) point.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *operand);
+      point.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, out);
+      operation(point.finalize());
+      value = &out;
+    };
+    if (recipe.fused && problem.residual) {
+      pointwise(CUDNN_POINTWISE_ADD, &graph->keep(tensor(id_residual, type, g.n, recipe.k, g.p, g.q)));
+    }
+    if (recipe.fused && problem.bias) {
+      pointwise(CUDNN_POINTWISE_ADD, &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
+    }
+    if (recipe.fused && problem.activation != DLFS_ACT_NONE) pointwise(activation_mode(problem.activation), nullptr);
+  }
+  Descriptor& d = graph->descriptor;
+  d.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(operations.size()), operations.data());
+  d.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  CUDNN_CHECK(cudnnBackendFinalize(d.get()));
+  return graph;
+}
+
+// ---- engines ------------------------------------------------------------------------------------------------------
+
+struct EngineNotes {
+  int64_t index = -1;
+  std::vector<cudnnBackendNumericalNote_t> numerical;
+  bool compiles = false;
+
+  bool has(cudnnBackendNumericalNote_t note) const {
+    return std::find(numerical.begin(), numerical.end(), note) != numerical.end();
+  }
+};
+
+EngineNotes notes_of(const Descriptor& config) {
+  Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+  cudnnBackendDescriptor_t raw = engine.get();
+  int64_t count = 0;
+  CUDNN_CHECK(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &raw));
+  EngineNotes notes;
+  notes.index = engine.get_int64(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
+  notes.numerical.resize(CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
+  CUDNN_CHECK(cudnnBackendGetAttribute(engine.get(), CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+                                       static_cast<int64_t>(notes.numerical.size()), &count, notes.numerical.data()));
+  // A newer library may know, and count, more notes than this header.
+  notes.numerical.resize(static_cast<size_t>(std::clamp<int64_t>(count, 0, CUDNN_NUMERICAL_NOTE_TYPE_COUNT)));
+  std::vector<cudnnBackendBehaviorNote_t> behaviour(CUDNN_BEHAVIOR_NOTE_TYPE_COUNT);
+  CUDNN_CHECK(cudnnBackendGetAttribute(engine.get(), CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
+                                       static_cast<int64_t>(behaviour.size()), &count, behaviour.data()));
+  behaviour.resize(static_cast<size_t>(std::clamp<int64_t>(count, 0, CUDNN_BEHAVIOR_NOTE_TYPE_COUNT)));
+  notes.compiles = std::find(behaviour.begin(), behaviour.end(), CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != behaviour.end();
+  return notes;
+}
+
+// Why an engine may not be used for a problem; null where it may.
+const char* excluded(const ConvProblem& problem, const EngineNotes& notes) {
+  if (problem.deterministic && notes.has(CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)) return "it is not deterministic";
+  if (notes.has(CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)) return "it does not sum in fp32";
+  if (problem.dtype == DLFS_F32) {
+    if (!problem.tf32 && (notes.has(CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || notes.has(CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))) {
+      return "it rounds fp32 inputs and tf32 is off";
+    }
+    if (notes.has(CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13)) return "its large Winograd tiles lose precision";
+  }
+  return nullptr;
+}
+
+struct KnobChoice {
+  cudnnBackendKnobType_t type;
+  int64_t value;
+};
+
+std::vector<KnobChoice> knobs_of(const Descriptor& config) {
+  std::vector<Descriptor> choices;
+  std::vector<cudnnBackendDescriptor_t> raw;
+  for (int i = 0; i < CUDNN_KNOB_TYPE_COUNTS; ++i) {
+    choices.emplace_back(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+    raw.push_back(choices.back().get());
+  }
+  int64_t count = 0;
+  CUDNN_CHECK(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                       static_cast<int64_t>(raw.size()), &count, raw.data()));
+  std::vector<KnobChoice> knobs(static_cast<size_t>(std::clamp<int64_t>(count, 0, CUDNN_KNOB_TYPE_COUNTS)));
+  for (size_t i = 0; i < knobs.size(); ++i) {
+    int64_t got = 0;
+    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &got, &knobs[i].type));
+    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &got, &knobs[i].value));
+  }
+  return knobs;
+}
+
+int64_t aligned_bytes(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+}  // namespace
+
+struct CudnnCandidate {
+  Context* context;
+  ConvProblem problem;
+  CudnnRecipe recipe;
+  std::shared_ptr<const Graph> graph;
+  std::shared_ptr<const Descriptor> config;
+  EngineNotes notes;
+};
+
+namespace {
+
+// ---- the algorithm ------------------------------------------------------------------------------------------------
+
+class CudnnConv final : public ConvAlgorithm {
+ public:
+  CudnnConv(const CudnnCandidate& from, Descriptor plan)
+      : problem_(from.problem),
+        recipe_(from.recipe),
+        graph_(from.graph),
+        config_(from.config),
+        plan_(std::move(plan)),
+        cudnn_bytes_(plan_.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)) {
+    const ConvGeometry& g = problem_.g;
+    const int64_t size = dtype_size(problem_.dtype);
+    const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
+    int64_t at = aligned_bytes(cudnn_bytes_);
+    const auto section = [&at](bool wanted, int64_t bytes) {
+      const int64_t here = at;
+      if (wanted) at += aligned_bytes(bytes);
+      return wanted ? here : -1;
+    };
+    const bool pad_c = recipe_.c != g.c, pad_k = recipe_.k != g.k;
+    x_at_ = section(pad_c, int64_t{g.n} * g.h * g.w * recipe_.c * size);
+    w_at_ = section(pad_c || pad_k || (wgrad && recipe_.low_dw),
+                    int64_t{recipe_.k} * g.r * g.s * (recipe_.c / g.groups) * (wgrad && !recipe_.low_dw ? 4 : size));
+    y_at_ = section(pad_k, int64_t{g.n} * g.p * g.q * recipe_.k * size);
+    bytes_ = at;
+    pick_ = format("cudnn %zu sm%d f%d c%d k%d l%d e%lld w%lld k", cudnnGetVersion(), from.context->compute_capability,
+                   recipe_.fused, recipe_.c, recipe_.k, recipe_.low_dw, static_cast<long long>(from.notes.index),
+                   static_cast<long long>(cudnn_bytes_));
+    for (const KnobChoice& knob : knobs_of(*config_)) {
+      pick_ += format("%s%d=%lld", pick_.back() == 'k' ? "" : ",", static_cast<int>(knob.type), static_cast<long long>(knob.value));
+    }
+  }
+
+  int64_t workspace_bytes() const override { return bytes_; }
+  std::string pick() const override { return pick_; }
+
+  void run(Stream& s, const ConvTensors& t, void* workspace) const override {
+    // The tensors are described to cuDNN as multiples of 16 bytes, which its fast engines need.
+    const auto odd = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 != 0; };
+    if (odd(t.x) || odd(t.w) || odd(t.y) || odd(t.bias) || odd(t.residual) || odd(workspace)) {
+      return run_direct(s, problem_, t);
+    }
+    const ConvGeometry& g = problem_.g;
+    const int64_t in_pixels = int64_t{g.n} * g.h * g.w, out_pixels = int64_t{g.n} * g.p * g.q;
+    const int64_t w_rows = int64_t{g.k} * g.r * g.s;
+    const auto place = [&](int64_t at, void* otherwise) { return at < 0 ? otherwise : static_cast<char*>(workspace) + at; };
+    void* const x = place(x_at_, t.x);
+    void* const w = place(w_at_, t.w);
+    void* const y = place(y_at_, t.y);
+    const bool dgrad = problem_.direction == DLFS_CONV_BACKWARD_DATA;
+    const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
+    const bool forward = !dgrad && !wgrad;
+    if (x != t.x && !dgrad) pad_channels(s, x, t.x, in_pixels, in_pixels, recipe_.c, g.c, problem_.dtype);
+    if (w != t.w && !wgrad) {
+      pad_channels(s, w, t.w, int64_t{recipe_.k} * g.r * g.s, w_rows, recipe_.c, g.c, problem_.dtype);
+    }
+    if (y != t.y && !forward) pad_channels(s, y, t.y, out_pixels, out_pixels, recipe_.k, g.k, problem_.dtype);
+
+    execute(s, x, w, y, t, workspace);
+
+    if (forward && ((problem_.epilogue() && !recipe_.fused) || y != t.y)) {
+      conv_epilogue(s, t.y, y, t.bias, t.residual, out_pixels, g.k, recipe_.k, problem_.dtype, problem_.activation);
+    } else if (dgrad && x != t.x) {
+      slice_channels(s, t.x, x, in_pixels, g.c, recipe_.c, problem_.dtype, problem_.dtype);
+    } else if (wgrad && w != t.w) {
+      slice_channels(s, t.w, w, w_rows, g.c / g.groups, recipe_.c / g.groups, DLFS_F32,
+                     recipe_.low_dw ? problem_.dtype : DLFS_F32);
+    }
+  }
+
+ private:
+  void execute(Stream& s, void* x, void* w, void* y, const ConvTensors& t, void* workspace) const {
+    int64_t ids[5] = {id_x, id_w, id_y};
+    void* pointers[5] = {x, w, y};
+    int64_t count = 3;
+    if (recipe_.fused && problem_.bias) {
+      ids[count] = id_bias;
+      pointers[count++] = const_cast<float*>(t.bias);
+    }
+    if (recipe_.fused && problem_.residual) {
+      ids[count] = id_residual;
+      pointers[count++] = const_cast<void*>(t.residual);
+    }
+    Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, ids);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, pointers);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
+    CUDNN_CHECK(cudnnBackendFinalize(pack.get()));
+    CUDNN_CHECK(cudnnBackendExecute(s.cudnn(), plan_.get(), pack.get()));
+  }
+
+  const ConvProblem problem_;
+  const CudnnRecipe recipe_;
+  const std::shared_ptr<const Graph> graph_;
+  const std::shared_ptr<const Descriptor> config_;
+  const Descriptor plan_;
+  const int64_t cudnn_bytes_;
+  int64_t x_at_ = -1, w_at_ = -1, y_at_ = -1;  // where padded copies lie in the workspace; -1: not needed
+  int64_t bytes_ = 0;
+  std::string pick_;
+};
+
+Descriptor make_plan(Context& context, const Descriptor& config) {
+  const std::lock_guard lock(context.planning);
+  const cudnnHandle_t handle = context.planner();
+  Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
+  return plan.finalize();
+}
+
+}  // namespace
+
+std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool more_padding) {
+  const ConvGeometry& g = problem.g;
+  const bool low = problem.dtype != DLFS_F32;
+  const bool pad = low && g.groups == 1;
+  const int32_t c8 = pad && g.c <= INT32_MAX - 8 ? (g.c + 7) / 8 * 8 : g.c;
+  const int32_t k8 = pad && g.k <= INT32_MAX - 8 ? (g.k + 7) / 8 * 8 : g.k;
+  std::vector<CudnnRecipe> recipes;
+  const auto add = [&](bool fused, int32_t c, int32_t k, bool low_dw, bool compile) {
+    for (const CudnnRecipe& one : recipes) {
+      if (one.fused == fused && one.c == c && one.k == k && one.low_dw == low_dw) return;
+    }
+    recipes.push_back({fused, c, k, low_dw, compile});
+  };
+  switch (problem.direction) {
+    case DLFS_CONV_FORWARD: {
+      const bool fuse = problem.epilogue();
+      // An odd K takes the fast kernels and a pass that drops the padding; the epilogue goes into that pass.
+      if (k8 != g.k) add(false, c8, k8, false, true);
+      add(fuse, c8, g.k, false, true);
+      add(false, c8, g.k, false, true);
+      if (more_padding && pad && g.c <= 4 && g.c != 4) add(fuse && k8 == g.k, 4, k8, false, true);
+      add(fuse, g.c, g.k, false, true);
+      add(false, g.c, g.k, false, true);
+      break;
+    }
+    case DLFS_CONV_BACKWARD_DATA:
+      add(false, c8, k8, false, true);
+      add(false, g.c, g.k, false, true);
+      break;
+    default:
+      // Without measuring, compiling an engine for an fp32 result is not worth the wait: rounding the result to the dtype
+      // of the activations first is what mixed-precision training does elsewhere, too.
+      add(false, c8, k8, false, !low);
+      if (low) add(false, c8, k8, true, true);
+      if (more_padding && pad && g.c <= 4 && g.c != 4) add(false, 4, k8, true, true);
+      add(false, g.c, g.k, false, !low);
+      if (low) add(false, g.c, g.k, true, true);
+  }
+  return recipes;
+}
+
+std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& context, const ConvProblem& problem,
+                                                                    const CudnnRecipe& recipe, bool fallback) {
+  std::vector<std::shared_ptr<const CudnnCandidate>> candidates;
+  const std::lock_guard lock(context.planning);
+  try {
+    const std::shared_ptr<const Graph> graph = build_graph(context.planner(), problem, recipe);
+    Descriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    const cudnnBackendHeurMode_t mode = fallback ? CUDNN_HEUR_MODE_FALLBACK : CUDNN_HEUR_MODE_A;
+    heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph->descriptor);
+    heuristics.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    CUDNN_CHECK(cudnnBackendFinalize(heuristics.get()));
+    int64_t count = 0;
+    CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0,
+                                         &count, nullptr));
+    std::vector<std::shared_ptr<const Descriptor>> configs;
+    std::vector<cudnnBackendDescriptor_t> raw;
+    for (int64_t i = 0; i < count; ++i) {
+      configs.push_back(std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR));
+      raw.push_back(configs.back()->get());
+    }
+    int64_t filled = 0;
+    if (count > 0) {
+      CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count,
+                                           &filled, raw.data()));
+    }
+    for (int64_t i = 0; i < std::min(count, filled); ++i) {
+      const std::shared_ptr<const Descriptor>& config = configs[static_cast<size_t>(i)];
+      try {
+        EngineNotes notes = notes_of(*config);
+        if (excluded(problem, notes)) continue;
+        candidates.push_back(std::make_shared<CudnnCandidate>(
+            CudnnCandidate{&context, problem, recipe, graph, config, std::move(notes)}));
+      } catch (const Error& error) {
+        ignore_unless_fatal(error);
+      }
+    }
+  } catch (const Error& error) {  // cuDNN has nothing for this graph
+    ignore_unless_fatal(error);
+  }
+  return candidates;
+}
+
+bool cudnn_compiles(const CudnnCandidate& candidate) { return candidate.notes.compiles; }
+
+std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate, int64_t workspace_limit) {
+  try {
+    auto algorithm = std::make_shared<CudnnConv>(candidate, make_plan(*candidate.context, *candidate.config));
+    return algorithm->workspace_bytes() <= workspace_limit ? algorithm : nullptr;
+  } catch (const Error& error) {
+    ignore_unless_fatal(error);
+    return nullptr;
+  }
+}
+
+std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
+  size_t version = 0;
+  int capability = 0, fused = 0, low_dw = 0, length = 0;
+  CudnnRecipe recipe{};
+  long long engine_index = -1, bytes = 0;
+  const int fields = sscanf(pick.c_str(), "cudnn %zu sm%d f%d c%d k%d l%d e%lld w%lld k%n", &version, &capability, &fused,
+                            &recipe.c, &recipe.k, &low_dw, &engine_index, &bytes, &length);
+  DLFS_CHECK(fields == 8 && length > 0, DLFS_ERROR_ARGUMENT, "pick '%.200s' is not one of dlfs_conv_pick", pick.c_str());
+  DLFS_CHECK(version == cudnnGetVersion(), DLFS_ERROR_ARGUMENT, "the pick is of cuDNN %zu, this is %zu", version,
+             cudnnGetVersion());
+  DLFS_CHECK(capability == context.compute_capability, DLFS_ERROR_ARGUMENT,
+             "the pick is of a device of compute capability %d.%d, this one has %d.%d", capability / 10, capability % 10,
+             context.compute_capability / 10, context.compute_capability % 10);
+  recipe.fused = fused != 0;
+  recipe.low_dw = low_dw != 0;
+  recipe.compile = true;
+  bool known = false;
+  for (const CudnnRecipe& one : cudnn_recipes(problem, true)) {
+    known = known || (one.fused == recipe.fused && one.c == recipe.c && one.k == recipe.k && one.low_dw == recipe.low_dw);
+  }
+  DLFS_CHECK(known, DLFS_ERROR_ARGUMENT, "pick '%.200s' is of another convolution than %s", pick.c_str(),
+             problem.g.text().c_str());
+  std::vector<KnobChoice> knobs;
+  for (const char* p = pick.c_str() + length; *p;) {
+    int type = 0, used = 0;
+    long long value = 0;
+    DLFS_CHECK(sscanf(p, "%d=%lld%n", &type, &value, &used) == 2, DLFS_ERROR_ARGUMENT, "pick '%.200s' is damaged", pick.c_str());
+    knobs.push_back({static_cast<cudnnBackendKnobType_t>(type), value});
+    p += used;
+    if (*p == ',') ++p;
+  }
+  try {
+    std::shared_ptr<const Graph> graph;
+    std::shared_ptr<const Descriptor> config;
+    {
+      const std::lock_guard lock(context.planning);
+      graph = build_graph(context.planner(), problem, recipe);
+      Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+      engine.set(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph->descriptor);
+      engine.set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, static_cast<int64_t>(engine_index));
+      CUDNN_CHECK(cudnnBackendFinalize(engine.get()));
+      std::vector<Descriptor> choices;
+      std::vector<cudnnBackendDescriptor_t> raw;
+      for (const KnobChoice& knob : knobs) {
+        Descriptor choice(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+        choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &knob.type);
+        choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, knob.value);
+        choices.push_back(choice.finalize());
+        raw.push_back(choices.back().get());
+      }
+      auto made = std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+      made->set(CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+      if (!raw.empty()) {
+        made->set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()), raw.data());
+      }
+      CUDNN_CHECK(cudnnBackendFinalize(made->get()));
+      config = std::move(made);
+    }
+    EngineNotes notes = notes_of(*config);
+    const char* const why_not = excluded(problem, notes);
+    DLFS_CHECK(!why_not, DLFS_ERROR_ARGUMENT, "engine %lld of the pick is excluded: %s", engine_index, why_not);
+    const CudnnCandidate candidate{&context, problem, recipe, std::move(graph), std::move(config), std::move(notes)};
+    return std::make_shared<CudnnConv>(candidate, make_plan(context, *candidate.config));
+  } catch (const Error& error) {
+    if (error.code != DLFS_ERROR_CUDNN) throw;
+    throw Error(DLFS_ERROR_ARGUMENT, format("pick '%.200s' does not fit: %s", pick.c_str(), error.what()));
+  }
+}
+
+}  // namespace dlfs
