@@ -79,7 +79,7 @@ export async function generateDemo(dir: string, options: DemoOptions): Promise<b
     await writeFile(join(partial, STAMP), stamp);
     await moveInto(partial, folder, stamp);
   } catch (error) {
-    await rm(partial, { recursive: true, force: true });
+    await rm(partial, { recursive: true, force: true }).catch(() => {}); // what failed first is what to report
     if (signal?.aborted) throw signal.reason;
     throw fileError("generateDemo", folder, error);
   }

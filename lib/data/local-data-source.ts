@@ -132,7 +132,7 @@ export class LocalDataSource extends DataSource {
       }
       await rename(partial, path);
     } catch (error) {
-      await rm(partial, { force: true });
+      await rm(partial, { force: true }).catch(() => {}); // what failed first is what to report
       throw fileError("LocalDataSource.write", path, error);
     }
   }
