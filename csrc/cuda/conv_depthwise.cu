@@ -3,6 +3,7 @@
 // positions in registers over many pixels, then over the block, and last over the blocks, in a fixed order.
 #include "cuda/conv.hpp"
 #include "cuda/norm.cuh"
+#include "cuda/pixel.cuh"
 
 namespace dlfs {
 namespace {
@@ -11,17 +12,6 @@ constexpr size_t shared_limit = 48 * 1024;
 
 // Kernel positions that a thread of the weight gradient sums at once: all of a 3x3 filter.
 constexpr int taps_at_once = 9;
-
-struct Pixel {
-  int32_t n, row, column;
-};
-
-template <class Index>
-__device__ __forceinline__ Pixel pixel_of(Index number, int32_t height, int32_t width) {
-  const Index line = number / static_cast<Index>(width);
-  return {static_cast<int32_t>(line / static_cast<Index>(height)), static_cast<int32_t>(line % static_cast<Index>(height)),
-          static_cast<int32_t>(number % static_cast<Index>(width))};
-}
 
 // Loads the filters of the block's channels, w (C, R, S), as filters[tap][channel in the block].
 template <class T>
@@ -56,7 +46,7 @@ __global__ void __launch_bounds__(channel_threads, 4)
         const int32_t v = out.column * g.stride_w - g.pad_w + s * g.dilation_w;
         if (v < 0 || v >= g.w) continue;
         float value[V];
-        load(value, x + ((int64_t{out.n} * g.h + h) * g.w + v) * g.c + channel);
+        load(value, x + pixel_offset(out.n, h, v, g.h, g.w, g.c) + channel);
         const float* const filter = filters + (r * g.s + s) * count + lane;
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += value[j] * filter[j];
@@ -102,7 +92,7 @@ __global__ void __launch_bounds__(channel_threads, 4)
         if (g.stride_w > 1) q /= g.stride_w;
         if (q >= g.q) continue;
         float gradient[V];
-        load(gradient, dy + ((int64_t{in.n} * g.p + p) * g.q + q) * g.c + channel);
+        load(gradient, dy + pixel_offset(in.n, p, q, g.p, g.q, g.c) + channel);
         const float* const filter = filters + (r * g.s + s) * count + lane;
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += gradient[j] * filter[j];
@@ -139,7 +129,7 @@ __global__ void __launch_bounds__(channel_threads, 2)
         const int32_t h = top + r * g.dilation_h, v = left + s * g.dilation_w;
         if (r < g.r && h >= 0 && h < g.h && v >= 0 && v < g.w) {
           float value[V];
-          load(value, x + ((int64_t{out.n} * g.h + h) * g.w + v) * g.c + channel);
+          load(value, x + pixel_offset(out.n, h, v, g.h, g.w, g.c) + channel);
 #pragma unroll
           for (int j = 0; j < V; ++j) sums[i][j] += gradient[j] * value[j];
         }

@@ -3,19 +3,11 @@
 // order, no workspace.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
+#include "cuda/pixel.cuh"
 #include "cuda/runtime.cuh"
 
 namespace dlfs {
 namespace {
-
-struct Pixel {
-  int32_t n, row, column;
-};
-
-__device__ __forceinline__ Pixel pixel_of(int64_t number, int32_t height, int32_t width) {
-  const int64_t line = number / width;
-  return {static_cast<int32_t>(line / height), static_cast<int32_t>(line % height), static_cast<int32_t>(number % width)};
-}
 
 // Input coordinate of output `out` at kernel position `tap`; outside [0, size) in the padding.
 __device__ __forceinline__ int64_t input_at(int32_t out, int32_t stride, int32_t pad, int32_t tap, int32_t dilation) {

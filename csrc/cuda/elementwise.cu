@@ -218,16 +218,14 @@ dlfs_status dlfs_fill(dlfs_stream stream, void* dst, int64_t n, dlfs_dtype dtype
   return stream_call("dlfs_fill", stream, [&](Stream& s) {
     check_dtype(dtype, {DLFS_F32, DLFS_BF16, DLFS_F16, DLFS_I32});
     check_count(n, "n");
-    if (dtype == DLFS_I32) {
-      DLFS_CHECK(value >= INT32_MIN && value <= INT32_MAX, DLFS_ERROR_ARGUMENT, "%g does not fit in i32", value);
-    }
     if (n == 0) return;
     check_pointer(dst, "dst");
     switch (dtype) {
       case DLFS_F32: return fill(s, dst, n, static_cast<float>(value));
       case DLFS_BF16: return fill(s, dst, n, __float2bfloat16_rn(static_cast<float>(value)));
       case DLFS_F16: return fill(s, dst, n, __float2half_rn(static_cast<float>(value)));
-      default: return fill(s, dst, n, static_cast<int32_t>(std::nearbyint(value)));
+      default:
+        return fill(s, dst, n, static_cast<int32_t>(std::fmin(2147483647.0, std::fmax(-2147483648.0, std::nearbyint(value)))));
     }
   });
 }

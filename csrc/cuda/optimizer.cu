@@ -116,7 +116,6 @@ __global__ void schedule_kernel(float* lr, int32_t* step, const float* table, in
 template <class T>
 DeviceBuffer upload(Context& context, const std::vector<T>& values, const char* what) {
   DeviceBuffer buffer(context, static_cast<int64_t>(values.size() * sizeof(T)), what);
-  if (values.empty()) return buffer;
   cudaStream_t stream = nullptr;
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   cudaError_t status = cudaMemcpyAsync(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
@@ -154,16 +153,18 @@ dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const int64_t* para
     check_pointer(elements, "elements");
     check_pointer(weight_decays, "weight_decays");
     check_pointer(lr_factors, "lr_factors");
-    check_float_dtype(cast_dtype, "cast_dtype");
-    const int64_t cast_size = dtype_size(cast_dtype);
+    const bool has_casts = std::any_of(casts, casts + count, [](int64_t cast) { return cast != 0; });
+    if (has_casts) check_dtype(cast_dtype, {DLFS_BF16, DLFS_F16}, "cast_dtype");
+    const int64_t cast_size = has_casts ? dtype_size(cast_dtype) : 1;
     std::vector<SgdTensor> tensors(static_cast<size_t>(count));
     std::vector<SgdPiece> pieces;
     for (int32_t i = 0; i < count; ++i) {
-      check_count(elements[i], "elements");
+      check_size(elements[i], "elements");
+      check_number(weight_decays[i], "weight_decays");
+      check_number(lr_factors[i], "lr_factors");
       SgdTensor& t = tensors[static_cast<size_t>(i)];
       t = SgdTensor{};
       t.elements = elements[i];
-      if (t.elements == 0) continue;
       t.parameter = address<float>(parameters[i], "parameter", i);
       t.gradient = address<float>(gradients[i], "gradient", i);
       t.momentum = address<float>(momenta[i], "momentum", i);
@@ -185,7 +186,7 @@ dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const int64_t* para
     sgd->tensors = upload(context, tensors, "the optimizer's tensor list");
     sgd->pieces = upload(context, pieces, "the optimizer's tensor list");
     sgd->blocks = static_cast<unsigned>(pieces.size());
-    sgd->cast_dtype = cast_dtype;
+    sgd->cast_dtype = has_casts ? cast_dtype : DLFS_F32;
     *out = adopt(sgds(), context, std::move(sgd));
   });
 }
@@ -204,7 +205,8 @@ dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float* lr, con
     const std::shared_ptr<Sgd> object = sgds().find(sgd);
     DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
     check_pointer(lr, "lr");
-    if (object->blocks == 0) return;
+    check_number(momentum, "momentum");
+    check_number(grad_factor, "grad_factor");
     s.retain(object);
     dispatch_float(object->cast_dtype, [&](auto tag) {
       launch(s, object->blocks, block_threads, 0, sgd_step_kernel<typename decltype(tag)::type>,
@@ -218,7 +220,6 @@ dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd) {
   return stream_call("dlfs_sgd_refresh_casts", stream, [&](Stream& s) {
     const std::shared_ptr<Sgd> object = sgds().find(sgd);
     DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
-    if (object->blocks == 0) return;
     s.retain(object);
     dispatch_float(object->cast_dtype, [&](auto tag) {
       launch(s, object->blocks, block_threads, 0, refresh_kernel<typename decltype(tag)::type>,

@@ -3,22 +3,11 @@
 // sums is fixed.
 #include "common/geometry.hpp"
 #include "cuda/numeric.cuh"
+#include "cuda/pixel.cuh"
 #include "cuda/runtime.cuh"
 
 namespace dlfs {
 namespace {
-
-// A pixel of a batch of images from its number: n, row, column.
-struct Pixel {
-  int32_t n, row, column;
-};
-
-template <class Index>
-__device__ __forceinline__ Pixel pixel_of(Index number, int32_t height, int32_t width) {
-  const Index line = number / static_cast<Index>(width);
-  return {static_cast<int32_t>(line / static_cast<Index>(height)), static_cast<int32_t>(line % static_cast<Index>(height)),
-          static_cast<int32_t>(number % static_cast<Index>(width))};
-}
 
 // A window's rows or columns inside the image: [first, last), and the window position of the first.
 struct Span {
@@ -40,10 +29,6 @@ __device__ __forceinline__ Span covering_windows(int32_t at, int32_t window, int
   return {static_cast<int32_t>(min(first, last)), static_cast<int32_t>(last), 0};
 }
 
-__device__ __forceinline__ int64_t address(int32_t n, int32_t row, int32_t column, int32_t height, int32_t width, int32_t c) {
-  return ((static_cast<int64_t>(n) * height + row) * width + column) * c;
-}
-
 // ---- maximum ------------------------------------------------------------------------------------------------------
 
 template <class T, int V, class Index>
@@ -59,7 +44,7 @@ __global__ void __launch_bounds__(256, 4) max_pool_kernel(T* y, uint8_t* index, 
       for (int32_t w = columns.first; w < columns.last; ++w) {
         const int32_t position = (h - rows.start) * g.s + (w - columns.start);
         float value[V];
-        load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+        load(value, x + pixel_offset(out.n, h, w, g.h, g.w, g.c) + vector * V);
 #pragma unroll
         for (int j = 0; j < V; ++j) {
           if (empty || value[j] > best[j] || (isnan(value[j]) && !isnan(best[j]))) {
@@ -91,7 +76,7 @@ __global__ void __launch_bounds__(256, 4) max_pool_backward_kernel(T* dx, const 
     for (int32_t p = ps.first; p < ps.last; ++p) {
       for (int32_t q = qs.first; q < qs.last; ++q) {
         const int32_t position = (in.row + g.pad_h - p * g.stride_h) * g.s + (in.column + g.pad_w - q * g.stride_w);
-        const int64_t at = address(in.n, p, q, g.p, g.q, g.c) + vector * V;
+        const int64_t at = pixel_offset(in.n, p, q, g.p, g.q, g.c) + vector * V;
         const Pack<uint8_t, V> winner = *reinterpret_cast<const Pack<uint8_t, V>*>(index + at);
         float gradient[V];
         load(gradient, dy + at);
@@ -122,7 +107,7 @@ __global__ void __launch_bounds__(256, 4) avg_pool_kernel(T* y, const T* x, Pool
     for (int32_t h = rows.first; h < rows.last; ++h) {
       for (int32_t w = columns.first; w < columns.last; ++w) {
         float value[V];
-        load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+        load(value, x + pixel_offset(out.n, h, w, g.h, g.w, g.c) + vector * V);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += value[j];
       }
@@ -154,7 +139,7 @@ __global__ void __launch_bounds__(256, 4) avg_pool_large_kernel(T* y, const T* x
           const int32_t h = rows.first + static_cast<int32_t>(i / width);
           const int32_t w = columns.first + static_cast<int32_t>(i % width);
           float value[V];
-          load(value, x + address(out.n, h, w, g.h, g.w, g.c) + vector * V);
+          load(value, x + pixel_offset(out.n, h, w, g.h, g.w, g.c) + vector * V);
 #pragma unroll
           for (int j = 0; j < V; ++j) sum[j] += value[j];
         }
@@ -189,7 +174,7 @@ __global__ void __launch_bounds__(256, 4) avg_pool_backward_kernel(T* dx, const 
         const Span columns = window_span(q, g.s, g.stride_w, g.pad_w, g.w);
         const float by = inverse_count(rows, columns, g, padded);
         float gradient[V];
-        load(gradient, dy + address(in.n, p, q, g.p, g.q, g.c) + vector * V);
+        load(gradient, dy + pixel_offset(in.n, p, q, g.p, g.q, g.c) + vector * V);
 #pragma unroll
         for (int j = 0; j < V; ++j) sum[j] += gradient[j] * by;
       }

@@ -48,7 +48,12 @@ void throw_cuda(cudaError_t error, const char* call) {
 void throw_cudnn(int status, const char* call) {
   char detail[512] = "";
   cudnnGetLastErrorString(detail, sizeof detail);
-  const cudaError_t cuda = cudaGetLastError();
+  cudaError_t cuda = cudaGetLastError();
+  // cuDNN carries a CUDA runtime of its own, whose last error is not ours: ask the driver, through a stream nobody captures.
+  if (cuda == cudaSuccess && status / 1000 == CUDNN_STATUS_EXECUTION_FAILED / 1000) {
+    cuda = cudaStreamQuery(cudaStreamPerThread);
+    cudaGetLastError();
+  }
   const char* const name = cudnnGetErrorString(static_cast<cudnnStatus_t>(status));
   if (cuda_error_is_fatal(cuda)) {
     throw Error(DLFS_ERROR_CUDA_FATAL,
