@@ -77,6 +77,15 @@ inline void check_activation(dlfs_activation activation) {
   check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU, DLFS_ACT_SIGMOID, DLFS_ACT_SILU});
 }
 
+// A workspace of at least `bytes`, which may be NULL when that is 0.
+inline void check_workspace(const void* workspace, int64_t bytes) {
+  if (bytes == 0) return;
+  DLFS_CHECK(workspace != nullptr, DLFS_ERROR_ARGUMENT, "workspace is NULL, expected %lld bytes",
+             static_cast<long long>(bytes));
+  DLFS_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, DLFS_ERROR_ARGUMENT, "workspace is not 256-byte aligned (%p)",
+             workspace);
+}
+
 // Throws where [a, a + bytes_a) and [b, b + bytes_b) share a byte.
 inline void check_no_overlap(const void* a, int64_t bytes_a, const char* name_a, const void* b, int64_t bytes_b,
                              const char* name_b) {

@@ -61,11 +61,6 @@ int quota_cores() {
   return 0;
 }
 
-bool has_bf16() {
-  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
-  return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
-}
-
 const char* isa_name() {
   switch (dnnl::get_effective_cpu_isa()) {
     case dnnl::cpu_isa::sse41: return "sse4.1";
@@ -95,6 +90,11 @@ void check_device(int32_t device) {
 }  // namespace
 
 std::shared_ptr<Context> require_context(dlfs_context handle) { return contexts().find(handle); }
+
+bool has_bf16() {
+  const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
+  return isa == dnnl::cpu_isa::avx512_core_bf16 || isa == dnnl::cpu_isa::avx512_core_amx;
+}
 
 int available_cores() {
   static const int cores = [] {

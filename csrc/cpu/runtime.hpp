@@ -90,6 +90,9 @@ MachineMemory machine_memory();
 // Cores that this process may use: its affinity mask, limited by its control group's CPU quota.
 int available_cores();
 
+// Whether the processor multiplies bf16 natively and oneDNN uses it.
+bool has_bf16();
+
 // ---- handles ----------------------------------------------------------------------------------------------------
 
 // A HandleTable whose objects have a member `context` (shared_ptr<Context>) and are counted there while they have a handle.
@@ -143,7 +146,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void enqueue(std::function<void()> run, Lane lane = Lane::compute, int threads = 0);
 
   // Appends a task, waits for it, and throws what it threw. Refused during capture.
-  void run_sync(std::function<void()> run, Lane lane = Lane::compute);
+  void run_sync(std::function<void()> run, Lane lane = Lane::compute, int threads = 0);
 
   // Appends the tasks of a graph: other streams may run between them.
   void enqueue_graph(std::shared_ptr<const std::vector<Task>> tasks);

@@ -221,20 +221,22 @@ void Stream::enqueue_wait(std::shared_ptr<EventRecord> record) {
   push(std::move(entry));
 }
 
-void Stream::run_sync(std::function<void()> run, Lane lane) {
+void Stream::run_sync(std::function<void()> run, Lane lane, int threads) {
   refuse_capture("a call that waits");
   if (lane == Lane::copy && query()) {
     run();
     return;
   }
   std::exception_ptr failure;
-  enqueue([&] {
-    try {
-      run();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-  });
+  enqueue(
+      [&] {
+        try {
+          run();
+        } catch (...) {
+          failure = std::current_exception();
+        }
+      },
+      lane, threads);
   synchronize();
   if (failure) std::rethrow_exception(failure);
 }

@@ -1,0 +1,247 @@
+// Convolution plans on the CPU: creation, choice and measurement of algorithms, execution.
+#include "cpu/conv.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <iterator>
+
+#include "cpu/numeric.hpp"
+
+namespace dlfs::cpu {
+
+namespace {
+
+struct ConvPlan {
+  std::shared_ptr<Context> context;
+  ConvProblem problem;
+  std::mutex mutex;
+  std::shared_ptr<const ConvAlgorithm> algorithm;  // guarded by the mutex: tuning replaces it
+};
+
+auto& plans() {
+  static auto& table = *new ObjectTable<ConvPlan, HandleKind::conv>;
+  return table;
+}
+
+// What can compute a problem, in the order of preference; `name` is the first word of the algorithm's name.
+struct Candidate {
+  const char* name;
+  std::shared_ptr<const ConvAlgorithm> (*create)(const ConvProblem&);
+};
+constexpr Candidate candidates[] = {
+    {"nhwc", [](const ConvProblem& problem) { return onednn_convolution(problem, false); }},
+    {"depthwise", [](const ConvProblem& problem) { return depthwise_convolution(problem); }},
+    {"blocked", [](const ConvProblem& problem) { return onednn_convolution(problem, true); }},
+};
+
+// The heuristic choice: NHWC, which is within a few per cent of the fastest on processors with AVX-512 and needs no reorders
+// of activations, unless oneDNN has no good implementation there and another candidate has.
+std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
+  std::shared_ptr<const ConvAlgorithm> first;
+  for (const Candidate& candidate : candidates) {
+    std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(problem);
+    if (!algorithm) continue;
+    if (!algorithm->slow()) return algorithm;
+    if (!first) first = std::move(algorithm);
+  }
+  DLFS_CHECK(first, DLFS_ERROR_UNSUPPORTED, "oneDNN has no %s convolution in %s for %s", problem.direction_name(),
+             dtype_name(problem.dtype), problem.g.text().c_str());
+  return first;
+}
+
+// The algorithm that a text of dlfs_conv_pick names.
+std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const std::string& pick) {
+  for (const Candidate& candidate : candidates) {
+    if (pick.compare(0, pick.find(' '), candidate.name) != 0) continue;
+    std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(problem);
+    DLFS_CHECK(algorithm, DLFS_ERROR_ARGUMENT, "pick: there is no algorithm '%s' for %s", pick.c_str(), problem.g.text().c_str());
+    DLFS_CHECK(algorithm->name() == pick, DLFS_ERROR_ARGUMENT, "pick: expected '%s', got '%s'", algorithm->name().c_str(),
+               pick.c_str());
+    return algorithm;
+  }
+  throw Error(DLFS_ERROR_ARGUMENT, format("pick: expected a name that begins with nhwc, depthwise or blocked, got '%s'", pick.c_str()));
+}
+
+std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
+  std::lock_guard lock(plan.mutex);
+  return plan.algorithm;
+}
+
+// Checks what the three executions have in common, and enqueues.
+void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuffers& buffers) {
+  const std::shared_ptr<ConvPlan> plan = plans().find(handle);
+  const ConvProblem& problem = plan->problem;
+  DLFS_CHECK(plan->context == stream.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+  DLFS_CHECK(problem.direction == direction, DLFS_ERROR_ARGUMENT, "this is a plan for the %s direction",
+             problem.direction_name());
+  check_pointer(buffers.x, direction == DLFS_CONV_BACKWARD_DATA ? "dx" : "x");
+  check_pointer(buffers.y, direction == DLFS_CONV_FORWARD ? "y" : "dy");
+  check_pointer(buffers.w, direction == DLFS_CONV_BACKWARD_WEIGHT ? "dw" : "w");
+  DLFS_CHECK(problem.bias() == (buffers.bias != nullptr), DLFS_ERROR_ARGUMENT,
+             problem.bias() ? "bias is NULL, but the plan adds one" : "a bias was given, but the plan adds none");
+  DLFS_CHECK(problem.residual() == (buffers.residual != nullptr), DLFS_ERROR_ARGUMENT,
+             problem.residual() ? "residual is NULL, but the plan adds one" : "a residual was given, but the plan adds none");
+  const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plan);
+  check_workspace(buffers.workspace, algorithm->workspace());
+  stream.enqueue([algorithm, buffers] { algorithm->run(buffers); }, Lane::compute, problem.threads);
+}
+
+// Memory for measuring, released with the scope.
+class Scratch {
+ public:
+  Scratch(const ConvProblem& problem, int64_t workspace) {
+    const ConvGeometry& g = problem.g;
+    const bool half = problem.dtype == DLFS_BF16;
+    buffers.x = filled(g.x_elements(), half);
+    buffers.y = filled(g.y_elements(), half);
+    buffers.w = filled(g.w_elements(), half && problem.direction != DLFS_CONV_BACKWARD_WEIGHT);
+    if (problem.bias()) buffers.bias = static_cast<const float*>(filled(g.k, false));
+    if (problem.residual()) buffers.residual = filled(g.y_elements(), half);
+    if (workspace > 0) buffers.workspace = context_.allocate(workspace, false);
+  }
+
+  ConvBuffers buffers{};
+
+ private:
+  // Small normal numbers: zeros and denormals are faster or slower than what is to be measured.
+  void* filled(int64_t elements, bool half) {
+    void* address = context_.allocate(elements * (half ? 2 : 4), false);
+    for (int64_t i = 0; i < elements; ++i) {
+      const float value = 0.01f + 0.01f * static_cast<float>(i * 7919 % 97);
+      half ? store(static_cast<Bf16*>(address) + i, value) : store(static_cast<float*>(address) + i, value);
+    }
+    return address;
+  }
+
+  Context context_;  // releases its memory at its end
+};
+
+// Milliseconds of the fastest of several runs: at least two, for about budget_ms.
+double measure(Stream& stream, const ConvProblem& problem, const ConvAlgorithm& algorithm, double budget_ms) {
+  using Clock = std::chrono::steady_clock;
+  Scratch scratch(problem, algorithm.workspace());
+  double best = INFINITY;
+  double spent = 0;
+  for (int run = 0; run < 2 || (spent < budget_ms && run < 100); ++run) {
+    double ms = 0;
+    stream.run_sync(
+        [&] {
+          const auto start = Clock::now();
+          algorithm.run(scratch.buffers);
+          ms = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+        },
+        Lane::compute, problem.threads);
+    best = std::min(best, ms);
+    spent += ms;
+  }
+  return best;
+}
+
+}  // namespace
+
+const char* ConvProblem::direction_name() const {
+  static const char* const names[] = {"forward", "backward-data", "backward-weight"};
+  return names[direction];
+}
+
+}  // namespace dlfs::cpu
+
+using namespace dlfs;
+using namespace dlfs::cpu;
+
+extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick, int32_t direction,
+                                        dlfs_dtype dtype, int32_t n, int32_t h, int32_t w, int32_t c, int32_t k, int32_t r,
+                                        int32_t s, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
+                                        int32_t dilation_h, int32_t dilation_w, int32_t groups, int32_t flags,
+                                        dlfs_activation activation) {
+  return guard("dlfs_conv_create", [&] {
+    auto plan = std::make_shared<ConvPlan>();
+    plan->context = require_context(ctx);
+    check_pointer(out, "out");
+    check_pointer(pick, "pick");
+    check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
+    check_float_dtype(dtype);
+    check_range(flags, 0, DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL, "flags");
+    check_activation(activation);
+    const bool forward = direction == DLFS_CONV_FORWARD;
+    plan->problem = {conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
+                     direction,
+                     dtype,
+                     forward ? flags : 0,
+                     forward ? activation : DLFS_ACT_NONE,
+                     plan->context->threads()};
+    DLFS_CHECK(dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
+    DLFS_CHECK(dtype != DLFS_BF16 || has_bf16(), DLFS_ERROR_UNSUPPORTED,
+               "bf16 is not supported by this processor (AVX512_BF16 or AMX)");
+    plan->algorithm = *pick ? find_pick(plan->problem, pick) : choose(plan->problem);
+    *out = plans().add(std::move(plan));
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_destroy(dlfs_conv conv) {
+  return guard("dlfs_conv_destroy", [&] { plans().remove(conv); });
+}
+
+extern "C" dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budget_ms) {
+  return on_stream("dlfs_conv_tune_sync", stream, [&](Stream& s) {
+    const std::shared_ptr<ConvPlan> plan = plans().find(conv);
+    DLFS_CHECK(plan->context == s.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+    DLFS_CHECK(budget_ms >= 0, DLFS_ERROR_ARGUMENT, "expected budget_ms >= 0, got %g", budget_ms);
+    s.refuse_capture("a call that waits");
+    std::shared_ptr<const ConvAlgorithm> fastest;
+    double fastest_ms = INFINITY;
+    for (const Candidate& candidate : candidates) {
+      std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(plan->problem);
+      // oneDNN's reference code can be a thousand times slower; it is measured only where there is nothing else.
+      if (!algorithm || (algorithm->slow() && fastest)) continue;
+      const double ms = measure(s, plan->problem, *algorithm, budget_ms / static_cast<double>(std::size(candidates)));
+      if (ms < fastest_ms || (fastest && fastest->slow() && !algorithm->slow())) {
+        fastest_ms = ms;
+        fastest = std::move(algorithm);
+      }
+    }
+    if (!fastest) return;
+    std::lock_guard lock(plan->mutex);
+    plan->algorithm = std::move(fastest);
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_workspace(dlfs_conv conv, int64_t* out) {
+  return guard("dlfs_conv_workspace", [&] {
+    check_pointer(out, "out");
+    *out = current_algorithm(*plans().find(conv))->workspace();
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacity) {
+  return guard("dlfs_conv_pick", [&] {
+    check_pointer(out, "out");
+    const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plans().find(conv));
+    const std::string& name = algorithm->name();
+    DLFS_CHECK(capacity > static_cast<int64_t>(name.size()), DLFS_ERROR_ARGUMENT, "expected a capacity of at least %zu, got %lld",
+               name.size() + 1, static_cast<long long>(capacity));
+    std::memcpy(out, name.c_str(), name.size() + 1);
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w,
+                                         const float* bias, const void* residual, void* workspace) {
+  return on_stream("dlfs_conv_forward", stream, [&](Stream& s) {
+    execute(s, conv, DLFS_CONV_FORWARD, {const_cast<void*>(x), y, const_cast<void*>(w), bias, residual, workspace});
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy, const void* w,
+                                               void* workspace) {
+  return on_stream("dlfs_conv_backward_data", stream, [&](Stream& s) {
+    execute(s, conv, DLFS_CONV_BACKWARD_DATA, {dx, const_cast<void*>(dy), const_cast<void*>(w), nullptr, nullptr, workspace});
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float* dw, const void* x, const void* dy,
+                                                 void* workspace) {
+  return on_stream("dlfs_conv_backward_weight", stream, [&](Stream& s) {
+    execute(s, conv, DLFS_CONV_BACKWARD_WEIGHT,
+            {const_cast<void*>(x), const_cast<void*>(dy), dw, nullptr, nullptr, workspace});
+  });
+}

@@ -1,0 +1,293 @@
+// Convolutions by oneDNN (https://oneapi-src.github.io/oneDNN, version 2's operation descriptors, which 3 removed: they
+// stay in this file). Weights cross the ABI as KRSC and are reordered into oneDNN's blocked layout in the workspace at every
+// call, which costs 0.1 to 1 % of the convolution.
+#include <omp.h>
+
+#include <cstring>
+#include <dnnl.hpp>
+
+#include "cpu/conv.hpp"
+#include "cpu/numeric.hpp"
+
+namespace dlfs::cpu {
+
+namespace {
+
+using dnnl::memory;
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine& engine = *new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+dnnl::stream& cpu_stream() {
+  thread_local dnnl::stream stream(cpu_engine());
+  return stream;
+}
+
+// Runs body with the number of OpenMP threads that primitives are to be built for.
+template <class Body>
+auto with_threads(int threads, Body&& body) {
+  struct Restore {
+    int threads;
+    ~Restore() { omp_set_num_threads(threads); }
+  } restore{omp_get_max_threads()};
+  omp_set_num_threads(threads);
+  return body();
+}
+
+// A tensor as the caller lays it out, and as the primitive wants it.
+struct Operand {
+  memory::desc user, inner;
+  int64_t offset = 0;  // of the reordered copy in the workspace
+  dnnl::reorder reorder;
+
+  bool reordered() const { return user != inner; }
+};
+
+class OnednnConvolution : public ConvAlgorithm {
+ public:
+  OnednnConvolution(const ConvProblem& problem, bool blocked);
+
+  // Whether activations really are in another layout than NHWC.
+  bool blocked() const { return x_.reordered() || y_.reordered(); }
+
+  void run(const ConvBuffers& buffers) const override;
+
+ private:
+  void create_forward(const ConvProblem& problem, const memory::desc& x, const memory::desc& w, const memory::desc& y);
+  void create_backward_data(const memory::desc& x, const memory::desc& w, const memory::desc& y);
+  void create_backward_weights(const memory::desc& x, const memory::desc& w, const memory::desc& y);
+
+  template <class Primitive>
+  void adopt(const typename Primitive::primitive_desc& descriptor) {
+    const std::string implementation = descriptor.impl_info_str();
+    const auto is = [&](const char* part) { return implementation.find(part) != std::string::npos; };
+    slow_ = is("ref") || is("gemm") || (g_.depthwise() && !is("dw"));
+    name_ = implementation;
+    scratchpad_ = descriptor.scratchpad_desc();
+    primitive_ = Primitive(descriptor);
+  }
+
+  // Chooses how the residual is added and creates the descriptor: as an operand of its own where the implementation is as
+  // good as without it, else by accumulating into y, which then starts as a copy of the residual.
+  dnnl::convolution_forward::primitive_desc describe_forward(const ConvProblem& problem, const memory::desc& x,
+                                                             const memory::desc& w, const memory::desc& y, bool accumulate);
+
+  ConvGeometry g_;
+  int32_t direction_;
+  bool bias_, residual_;
+  bool accumulate_ = false;
+  memory::dims strides_, dilation_, padding_;
+  Operand x_, w_, y_, r_;  // r: the residual
+  memory::desc bias_desc_, scratchpad_;
+  int64_t scratchpad_offset_ = 0;
+  dnnl::primitive primitive_;
+};
+
+OnednnConvolution::OnednnConvolution(const ConvProblem& problem, bool blocked)
+    : g_(problem.g), direction_(problem.direction), bias_(problem.bias()), residual_(problem.residual()) {
+  const ConvGeometry& g = g_;
+  const memory::data_type type = problem.dtype == DLFS_BF16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const memory::data_type w_type = direction_ == DLFS_CONV_BACKWARD_WEIGHT ? memory::data_type::f32 : type;
+  const memory::dims x_dims{g.n, g.c, g.h, g.w}, y_dims{g.n, g.k, g.p, g.q};
+  const int64_t ci = g.c / g.groups, ko = g.k / g.groups, rs = int64_t{g.r} * g.s;
+  memory::dims w_dims, w_strides;  // KRSC
+  if (g.groups == 1) {
+    w_dims = {g.k, g.c, g.r, g.s};
+    w_strides = {rs * ci, 1, g.s * ci, ci};
+  } else {
+    w_dims = {g.groups, ko, ci, g.r, g.s};
+    w_strides = {ko * rs * ci, rs * ci, 1, g.s * ci, ci};
+  }
+  x_.user = memory::desc(x_dims, type, memory::format_tag::nhwc);
+  y_.user = memory::desc(y_dims, type, memory::format_tag::nhwc);
+  w_.user = memory::desc(w_dims, w_type, w_strides);
+  const memory::desc x = blocked ? memory::desc(x_dims, type, memory::format_tag::any) : x_.user;
+  const memory::desc y = blocked ? memory::desc(y_dims, type, memory::format_tag::any) : y_.user;
+  const memory::desc w(w_dims, w_type, memory::format_tag::any);
+  strides_ = {g.stride_h, g.stride_w};
+  dilation_ = {g.dilation_h - 1, g.dilation_w - 1};
+  padding_ = {g.pad_h, g.pad_w};
+
+  switch (direction_) {
+    case DLFS_CONV_FORWARD: create_forward(problem, x, w, y); break;
+    case DLFS_CONV_BACKWARD_DATA: create_backward_data(x, w, y); break;
+    default: create_backward_weights(x, w, y);
+  }
+  name_ = (blocked ? "blocked " : "nhwc ") + name_;
+
+  const auto plan = [this](Operand& operand, bool output) {
+    if (!operand.reordered()) return;
+    operand.offset = reserve(static_cast<int64_t>(operand.inner.get_size()));
+    const memory::desc& from = output ? operand.inner : operand.user;
+    const memory::desc& to = output ? operand.user : operand.inner;
+    operand.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(cpu_engine(), from, cpu_engine(), to));
+  };
+  plan(x_, direction_ == DLFS_CONV_BACKWARD_DATA);
+  plan(w_, direction_ == DLFS_CONV_BACKWARD_WEIGHT);
+  plan(y_, direction_ == DLFS_CONV_FORWARD);
+  if (residual_) {
+    r_.user = y_.user;
+    r_.inner = y_.inner;
+    // Accumulated into y: the residual is copied (and reordered) to where the primitive writes.
+    if (accumulate_ || r_.reordered()) {
+      r_.offset = accumulate_ ? y_.offset : reserve(static_cast<int64_t>(r_.inner.get_size()));
+      r_.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(cpu_engine(), r_.user, cpu_engine(), r_.inner));
+    }
+  }
+  scratchpad_offset_ = reserve(static_cast<int64_t>(scratchpad_.get_size()));
+}
+
+dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(const ConvProblem& problem,
+                                                                              const memory::desc& x, const memory::desc& w,
+                                                                              const memory::desc& y, bool accumulate) {
+  const dnnl::convolution_forward::desc operation =
+      bias_ ? dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, x, w,
+                                              bias_desc_, y, strides_, dilation_, padding_, padding_)
+            : dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, x, w, y,
+                                              strides_, dilation_, padding_, padding_);
+  dnnl::post_ops after;
+  if (residual_ && accumulate) after.append_sum(1.0f);
+  if (residual_ && !accumulate) {
+    // The operand takes y's layout, which is known once the convolution has chosen it.
+    const memory::desc layout = dnnl::convolution_forward::primitive_desc(operation, cpu_engine()).dst_desc();
+    after.append_binary(dnnl::algorithm::binary_add, layout);
+  }
+  switch (problem.activation) {
+    case DLFS_ACT_RELU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f); break;
+    case DLFS_ACT_SIGMOID: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_logistic, 0.0f, 0.0f); break;
+    case DLFS_ACT_SILU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.0f, 0.0f); break;
+    default: break;
+  }
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  attributes.set_post_ops(after);
+  return {operation, attributes, cpu_engine()};
+}
+
+void OnednnConvolution::create_forward(const ConvProblem& problem, const memory::desc& x, const memory::desc& w,
+                                       const memory::desc& y) {
+  if (bias_) bias_desc_ = memory::desc({g_.k}, memory::data_type::f32, memory::format_tag::x);
+  dnnl::convolution_forward::primitive_desc descriptor;
+  if (residual_) {
+    accumulate_ = true;
+    descriptor = describe_forward(problem, x, w, y, true);
+    try {
+      const auto separate = describe_forward(problem, x, w, y, false);
+      if (std::strcmp(separate.impl_info_str(), descriptor.impl_info_str()) == 0 && separate.dst_desc() == descriptor.dst_desc()) {
+        descriptor = separate;
+        accumulate_ = false;
+      }
+    } catch (const dnnl::error&) {  // no implementation takes the operand
+    }
+  } else {
+    descriptor = describe_forward(problem, x, w, y, false);
+  }
+  x_.inner = descriptor.src_desc();
+  w_.inner = descriptor.weights_desc();
+  y_.inner = descriptor.dst_desc();
+  adopt<dnnl::convolution_forward>(descriptor);
+}
+
+void OnednnConvolution::create_backward_data(const memory::desc& x, const memory::desc& w, const memory::desc& y) {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  const dnnl::convolution_forward::primitive_desc hint(
+      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_},
+      cpu_engine());
+  const dnnl::convolution_backward_data::primitive_desc descriptor(
+      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(), hint);
+  x_.inner = descriptor.diff_src_desc();
+  w_.inner = descriptor.weights_desc();
+  y_.inner = descriptor.diff_dst_desc();
+  adopt<dnnl::convolution_backward_data>(descriptor);
+}
+
+void OnednnConvolution::create_backward_weights(const memory::desc& x, const memory::desc& w, const memory::desc& y) {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  // The forward pass that the gradient belongs to has weights of the activations' type.
+  const memory::desc forward_w(w.dims(), x.data_type(), memory::format_tag::any);
+  const dnnl::convolution_forward::primitive_desc hint(
+      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, forward_w, y, strides_, dilation_, padding_,
+       padding_},
+      cpu_engine());
+  const dnnl::convolution_backward_weights::primitive_desc descriptor(
+      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(), hint);
+  x_.inner = descriptor.src_desc();
+  w_.inner = descriptor.diff_weights_desc();
+  y_.inner = descriptor.diff_dst_desc();
+  adopt<dnnl::convolution_backward_weights>(descriptor);
+}
+
+void OnednnConvolution::run(const ConvBuffers& b) const {
+  try {
+    dnnl::stream& stream = cpu_stream();
+    const dnnl::engine& engine = cpu_engine();
+    char* const workspace = static_cast<char*>(b.workspace);
+    const auto user = [&](const Operand& operand, const void* address) {
+      return memory(operand.user, engine, const_cast<void*>(address));
+    };
+    // The memory that the primitive reads or writes.
+    const auto inner = [&](const Operand& operand, const memory& outside) {
+      return operand.reordered() ? memory(operand.inner, engine, workspace + operand.offset) : outside;
+    };
+    const memory user_x = user(x_, b.x), user_w = user(w_, b.w), user_y = user(y_, b.y);
+    const memory x = inner(x_, user_x), w = inner(w_, user_w), y = inner(y_, user_y);
+    const auto reorder_in = [&](const Operand& operand, const memory& from, const memory& to) {
+      if (operand.reordered()) operand.reorder.execute(stream, const_cast<memory&>(from), const_cast<memory&>(to));
+    };
+    const bool forward = direction_ == DLFS_CONV_FORWARD, data = direction_ == DLFS_CONV_BACKWARD_DATA;
+    if (!data) reorder_in(x_, user_x, x);
+    if (forward || data) reorder_in(w_, user_w, w);
+    if (!forward) reorder_in(y_, user_y, y);
+
+    std::unordered_map<int, memory> arguments;
+    arguments.emplace(data ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, x);
+    arguments.emplace(forward || data ? DNNL_ARG_WEIGHTS : DNNL_ARG_DIFF_WEIGHTS, w);
+    arguments.emplace(forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, y);
+    arguments.emplace(DNNL_ARG_SCRATCHPAD, memory(scratchpad_, engine, workspace + scratchpad_offset_));
+    if (bias_) arguments.emplace(DNNL_ARG_BIAS, memory(bias_desc_, engine, const_cast<float*>(b.bias)));
+    if (residual_) {
+      const memory given = user(r_, b.residual);
+      if (accumulate_) {
+        if (r_.reordered() || b.residual != b.y) r_.reorder.execute(stream, const_cast<memory&>(given), const_cast<memory&>(y));
+      } else {
+        const memory residual = inner(r_, given);
+        reorder_in(r_, given, residual);
+        arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, residual);
+      }
+    }
+    primitive_.execute(stream, arguments);
+
+    const auto reorder_out = [&](const Operand& operand, const memory& from, const memory& to) {
+      if (operand.reordered()) operand.reorder.execute(stream, const_cast<memory&>(from), const_cast<memory&>(to));
+    };
+    if (forward) reorder_out(y_, y, user_y);
+    if (data) reorder_out(x_, x, user_x);
+    if (!forward && !data) reorder_out(w_, w, user_w);
+    stream.wait();
+  } catch (const dnnl::error& e) {
+    throw Error(e.status == dnnl_out_of_memory ? DLFS_ERROR_HOST_MEMORY : DLFS_ERROR_ONEDNN,
+                format("convolution (%s): oneDNN: %s: %s", name_.c_str(), e.message, g_.text().c_str()));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<const ConvAlgorithm> onednn_convolution(const ConvProblem& problem, bool blocked) {
+  try {
+    return with_threads(problem.threads, [&]() -> std::shared_ptr<const ConvAlgorithm> {
+      auto algorithm = std::make_shared<const OnednnConvolution>(problem, blocked);
+      if (blocked && !algorithm->blocked()) return nullptr;
+      return algorithm;
+    });
+  } catch (const dnnl::error& e) {
+    if (e.status == dnnl_unimplemented) return nullptr;
+    throw Error(e.status == dnnl_out_of_memory ? DLFS_ERROR_HOST_MEMORY : DLFS_ERROR_ONEDNN,
+                format("oneDNN: %s: %s", e.message, problem.g.text().c_str()));
+  }
+}
+
+}  // namespace dlfs::cpu
