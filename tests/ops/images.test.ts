@@ -1,9 +1,10 @@
 import { describe, expect, test } from "bun:test";
-import { DlfsError, ErrorCode, fromCString } from "../../lib/native";
+import { ErrorCode, fromCString } from "../../lib/native";
 import { dtypeCode, elementCount, outHandle, PinnedBuffer, Tensor, until } from "../../lib/tensor";
 import { runChild } from "../support/child";
 import { expectClose, expectSameBytes } from "../support/compare";
 import { missing, testDevice } from "../support/device";
+import { errorOf } from "../support/errors";
 import { type GoldenCase, loadGolden } from "../support/golden";
 import { packTransform } from "./reference/preprocess";
 
@@ -15,17 +16,6 @@ const files = loadGolden<{ components: number; process: number }>("images");
 const file = (name: string) => files.find((golden) => golden.name === name)!;
 const bytesOf = (golden: GoldenCase<unknown>) => golden.array("bytes") as Uint8Array<ArrayBuffer>;
 const sizeOf = (golden: GoldenCase<unknown>) => golden.shape("pixels") as [height: number, width: number, channels: number];
-
-/** The error that `run` throws; fails where it throws none. */
-function errorOf(run: () => unknown): DlfsError {
-  try {
-    run();
-  } catch (error) {
-    expect(error).toBeInstanceOf(DlfsError);
-    return error as DlfsError;
-  }
-  throw new Error("expected an error, got none");
-}
 
 function decode(bytes: Uint8Array, height: number, width: number): Uint8Array {
   using pixels = Tensor.empty(device, [height, width, 3], "u8");
