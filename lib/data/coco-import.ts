@@ -14,6 +14,8 @@ export interface ImportOptions {
   folder?: string;
   /** What messages call the annotation file, where it is given as bytes. */
   name?: string;
+  /** Values for AnnotationStore.setMetadata, set together with the import or not at all. */
+  metadata?: Record<string, string>;
   progress?: ProgressListener;
 }
 
@@ -54,7 +56,7 @@ export async function importCoco(
   input: string | Uint8Array,
   options: ImportOptions,
 ): Promise<ImportReport> {
-  const { split, folder = "", progress = showProgress() } = options;
+  const { split, folder = "", metadata = {}, progress = showProgress() } = options;
   const name = typeof input === "string" ? input : (options.name ?? "annotations");
   check(split !== "", "importCoco", () => "the split's name is empty");
   check(
@@ -82,6 +84,7 @@ export async function importCoco(
         return { ...box, imageId: ids[box.imageId] as number };
       }),
     );
+    for (const [key, value] of Object.entries(metadata)) store.setMetadata(key, value);
     const entries = problems.entries();
     store.recordImport({ split, source: name, size, modified, importedAt: Date.now(), problems: entries });
     const counts = { images: ids.length, annotations, crowds, categories: content.categories.length };

@@ -8,7 +8,7 @@ import { checkImages } from "./check-images";
 import { importCoco } from "./coco-import";
 import type { ImageCodec } from "./codec";
 import { fileError, isMissing, LocalDataSource } from "./local-data-source";
-import { ProblemList } from "./problems";
+import { counted, ProblemList } from "./problems";
 import type { ProgressListener } from "./progress";
 import { SQLiteAnnStore } from "./sqlite-ann-store";
 
@@ -98,9 +98,10 @@ export async function loadDataset(dir: string, options: LoadDatasetOptions): Pro
 /** Lines that say what a data set holds and what is left out of it. */
 export function describeDataset({ classes, train, val, trainSplit, valSplit, problems }: Dataset): string[] {
   const line = (split: string, c: StoreCounts): string => {
-    const boxes = `${c.annotations - c.crowds} boxes${c.crowds > 0 ? ` and ${c.crowds} crowds` : ""}`;
+    const crowds = c.crowds > 0 ? ` and ${counted(c.crowds, "crowd")}` : "";
     const empty = c.withoutBoxes > 0 ? `, ${c.withoutBoxes} without boxes` : "";
-    return `${split}: ${c.usable} images${empty}, ${boxes}, ${classes.length} classes`;
+    const boxes = `${counted(c.annotations - c.crowds, "box")}${crowds}`;
+    return `${split}: ${counted(c.usable, "image")}${empty}, ${boxes}, ${counted(classes.length, "class")}`;
   };
   const lines = [line(trainSplit, train)];
   if (val && valSplit !== null) lines.push(line(valSplit, val));
@@ -198,7 +199,14 @@ async function importSplits(
     for (const { split } of stale) store.deleteSplit(split);
   }
   for (const part of wanted) {
-    await importCoco(store, part.annotations, { split: part.split, folder: part.imageFolder, progress });
-    store.setMetadata(keptUnder(part.split), signature(part));
+    const { split, annotations, imageFolder } = part;
+    const metadata = { [keptUnder(split)]: signature(part) };
+    try {
+      await importCoco(store, annotations, { split, folder: imageFolder, metadata, progress });
+    } catch (error) {
+      // Another process may have imported the same file into this store in the meantime.
+      const done = store.splits().includes(split) && store.getMetadata(keptUnder(split)) === signature(part);
+      if (!done) throw error;
+    }
   }
 }

@@ -62,11 +62,13 @@ export class ProblemList {
   lines(): string[] {
     return this.entries().map(({ noun, action, reason, count, examples }) => {
       const rest = count > examples.length ? `, and ${count - examples.length} more` : "";
-      return `${count} ${count === 1 ? noun : plural(noun)} ${action}: ${reason} (${examples.join(", ")}${rest})`;
+      return `${counted(count, noun)} ${action}: ${reason} (${examples.join(", ")}${rest})`;
     });
   }
 }
 
-function plural(noun: string): string {
-  return /(x|s|ch|sh)$/.test(noun) ? `${noun}es` : `${noun}s`;
+/** "1 image", "3 boxes". */
+export function counted(count: number, noun: string): string {
+  if (count === 1) return `1 ${noun}`;
+  return `${count} ${noun}${/(x|s|ch|sh)$/.test(noun) ? "es" : "s"}`;
 }
