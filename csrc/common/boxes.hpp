@@ -30,8 +30,9 @@ DLFS_HD inline float float_from_bits(uint32_t bits) {
   return x;
 }
 
-// a where the mask is all ones, b where it is 0. Compilers turn conditional expressions back into branches around what they
-// select from, which keeps a loop from being vectorised (for fear of the floating-point exceptions of either side).
+// a where the mask is all ones, b where it is 0. Compilers turn conditional expressions back into branches around what
+// they select from, which keeps a loop from being vectorised (for fear of the floating-point exceptions of either
+// side).
 DLFS_HD inline float blend_f32(uint32_t mask, float a, float b) {
   return float_from_bits((float_bits(a) & mask) | (float_bits(b) & ~mask));
 }
@@ -61,8 +62,8 @@ DLFS_HD inline float exp_f32(float x) {
   return blend_f32(nan, x, scaled);
 }
 
-// log(x) of a normal positive x to within one unit in the last place. x = 2^k (1 + f) with sqrt(1/2) <= 1 + f < sqrt(2),
-// s = f / (2 + f), log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with a minimax polynomial R.
+// log(x) of a normal positive x to within one unit in the last place. x = 2^k (1 + f) with sqrt(1/2) <= 1 + f <
+// sqrt(2), s = f / (2 + f), log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + R(s^2))) with a minimax polynomial R.
 DLFS_HD inline float log_normal_f32(float x) {
   const uint32_t root_half = 0x3f3504f3u;  // sqrt(1/2)
   const uint32_t bits = float_bits(x) - root_half;
@@ -233,7 +234,8 @@ DLFS_HD inline LossTerm focal_loss_term(float x, bool positive, const FocalParam
   const float l = log1p_f32(e);
   const float ce = float_from_bits(bits & negative & 0x7fffffffu) + l;  // max(-z, 0) + l = softplus(-z)
   const float modulator =
-      gamma_is_two ? q * q : exp_f32(-parameters.gamma * (float_from_bits(bits & ~negative) + l));  // e^(-gamma softplus(z))
+      gamma_is_two ? q * q
+                   : exp_f32(-parameters.gamma * (float_from_bits(bits & ~negative) + l));  // e^(-gamma softplus(z))
   const float weight = (positive ? parameters.alpha_positive : parameters.alpha_negative) * modulator;
   const float slope = weight * (parameters.gamma * p * ce + q);
   return {weight * ce, positive ? -slope : slope};

@@ -31,13 +31,14 @@ enum Marker : int {
 // Walks over a file's markers. A reader stands behind the last marker it returned, and with a segment behind that.
 class MarkerReader {
  public:
-  MarkerReader(const uint8_t* bytes, int64_t length, int64_t position) : bytes_(bytes), length_(length), position_(position) {}
+  MarkerReader(const uint8_t* bytes, int64_t length, int64_t position)
+      : bytes_(bytes), length_(length), position_(position) {}
 
   // The next marker, skipping what is none (entropy-coded data, garbage, fill bytes); -1 at the end of the bytes.
   int next() {
     for (;;) {
-      const void* found = position_ < length_ ? memchr(bytes_ + position_, 0xff, static_cast<size_t>(length_ - position_))
-                                              : nullptr;
+      const void* found =
+          position_ < length_ ? memchr(bytes_ + position_, 0xff, static_cast<size_t>(length_ - position_)) : nullptr;
       if (!found) return -1;
       position_ = static_cast<const uint8_t*>(found) - bytes_;
       while (position_ < length_ && bytes_[position_] == 0xff) ++position_;
@@ -56,8 +57,8 @@ class MarkerReader {
   bool read_segment() {
     if (length_ - position_ < 2) return false;
     const int64_t size = bytes_[position_] << 8 | bytes_[position_ + 1];
-    DLFS_CHECK(size >= 2, DLFS_ERROR_IMAGE, "damaged JPEG: the segment of marker FF%02X at byte %lld has length %lld", marker_,
-               static_cast<long long>(position_ - 2), static_cast<long long>(size));
+    DLFS_CHECK(size >= 2, DLFS_ERROR_IMAGE, "damaged JPEG: the segment of marker FF%02X at byte %lld has length %lld",
+               marker_, static_cast<long long>(position_ - 2), static_cast<long long>(size));
     if (length_ - position_ < size) return false;
     segment_ = bytes_ + position_ + 2;
     size_ = size - 2;
@@ -92,19 +93,31 @@ void read_frame(JpegHeader& header, int marker, const uint8_t* segment, int64_t 
   header.width = segment[3] << 8 | segment[4];
   header.components = segment[5];
   switch (marker) {
-    case marker_sof0: case marker_sof0 + 1: header.process = JpegProcess::sequential; break;
-    case marker_sof2: header.process = JpegProcess::progressive; break;
-    case marker_sof3: case marker_sof11: header.process = JpegProcess::lossless; break;
-    case marker_sof9: case marker_sof10: header.process = JpegProcess::arithmetic; break;
+    case marker_sof0:
+    case marker_sof0 + 1:
+      header.process = JpegProcess::sequential;
+      break;
+    case marker_sof2:
+      header.process = JpegProcess::progressive;
+      break;
+    case marker_sof3:
+    case marker_sof11:
+      header.process = JpegProcess::lossless;
+      break;
+    case marker_sof9:
+    case marker_sof10:
+      header.process = JpegProcess::arithmetic;
+      break;
     default:
       throw Error(DLFS_ERROR_IMAGE, format("hierarchical JPEG (frame FF%02X) is not supported", marker));
   }
-  DLFS_CHECK(header.width > 0 && header.height > 0, DLFS_ERROR_IMAGE, "the JPEG's size is 0: %d x %d pixels", header.width,
-             header.height);
+  DLFS_CHECK(header.width > 0 && header.height > 0, DLFS_ERROR_IMAGE, "the JPEG's size is 0: %d x %d pixels",
+             header.width, header.height);
   const bool lossless = header.process == JpegProcess::lossless;
   DLFS_CHECK(header.components >= 1 && (lossless || header.components <= 4), DLFS_ERROR_IMAGE,
              "damaged JPEG: expected 1 to 4 components, got %d", header.components);
-  DLFS_CHECK(header.bits == 8 || (marker != marker_sof0 && header.bits == 12) || (lossless && header.bits >= 2 && header.bits <= 16),
+  DLFS_CHECK(header.bits == 8 || (marker != marker_sof0 && header.bits == 12) ||
+                 (lossless && header.bits >= 2 && header.bits <= 16),
              DLFS_ERROR_IMAGE, "damaged JPEG: %d bits per sample in a frame FF%02X", header.bits, marker);
   DLFS_CHECK(size >= 6 + 3 * header.components, DLFS_ERROR_IMAGE,
              "damaged JPEG: a frame header of %lld bytes for %d components", static_cast<long long>(size),
@@ -117,8 +130,9 @@ void read_frame(JpegHeader& header, int marker, const uint8_t* segment, int64_t 
   static const struct {
     const char* name;
     const char* magic;
-  } kinds[] = {{"PNG", "\x89PNG"}, {"GIF", "GIF8"}, {"WebP or another RIFF file", "RIFF"}, {"TIFF", "II*"},
-               {"TIFF", "MM"},     {"BMP", "BM"},   {"HTML or XML", "<"}};
+  } kinds[] = {{"PNG", "\x89PNG"},  {"GIF", "GIF8"}, {"WebP or another RIFF file", "RIFF"},
+               {"TIFF", "II*"},     {"TIFF", "MM"},  {"BMP", "BM"},
+               {"HTML or XML", "<"}};
   const char* kind = nullptr;
   for (const auto& one : kinds) {
     const size_t size = strlen(one.magic);
@@ -126,8 +140,8 @@ void read_frame(JpegHeader& header, int marker, const uint8_t* segment, int64_t 
   }
   std::string start;
   for (int64_t i = 0; i < length && i < 4; ++i) start += format("%s%02X", i ? " " : "", bytes[i]);
-  throw Error(DLFS_ERROR_IMAGE, format("not a JPEG: expected the file to start with FF D8 FF, got %s%s%s%s", start.c_str(),
-                                       kind ? " (" : "", kind ? kind : "", kind ? ")" : ""));
+  throw Error(DLFS_ERROR_IMAGE, format("not a JPEG: expected the file to start with FF D8 FF, got %s%s%s%s",
+                                       start.c_str(), kind ? " (" : "", kind ? kind : "", kind ? ")" : ""));
 }
 
 // Fewer blocks than these do not make up so many pixels: Huffman coding spends at least one bit on each block of 8 x 8
@@ -154,21 +168,23 @@ JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length) {
     DLFS_CHECK(marker != marker_soi, DLFS_ERROR_IMAGE, "damaged JPEG: a second start marker at byte %lld",
                static_cast<long long>(start));
     DLFS_CHECK(marker != marker_sof55, DLFS_ERROR_IMAGE, "JPEG-LS is not supported");
-    DLFS_CHECK(marker != marker_sos || frame, DLFS_ERROR_IMAGE, "damaged JPEG: a scan before the frame header at byte %lld",
-               static_cast<long long>(start));
+    DLFS_CHECK(marker != marker_sos || frame, DLFS_ERROR_IMAGE,
+               "damaged JPEG: a scan before the frame header at byte %lld", static_cast<long long>(start));
     if (marker == marker_sos) header.scan = start;
     if (marker == marker_sos || marker == marker_eoi) break;
     if (!MarkerReader::has_segment(marker)) continue;
     if (!reader.read_segment()) break;
     if (is_frame(marker)) {
-      DLFS_CHECK(!frame, DLFS_ERROR_IMAGE, "damaged JPEG: a second frame header at byte %lld", static_cast<long long>(start));
+      DLFS_CHECK(!frame, DLFS_ERROR_IMAGE, "damaged JPEG: a second frame header at byte %lld",
+                 static_cast<long long>(start));
       read_frame(header, marker, reader.segment(), reader.size());
       frame = true;
     } else if (marker == marker_app14 && reader.size() >= 12 && memcmp(reader.segment(), "Adobe", 5) == 0) {
       header.adobe_transform = reader.segment()[11];
     }
   }
-  DLFS_CHECK(frame, DLFS_ERROR_IMAGE, "truncated JPEG: no frame header in its %lld bytes", static_cast<long long>(length));
+  DLFS_CHECK(frame, DLFS_ERROR_IMAGE, "truncated JPEG: no frame header in its %lld bytes",
+             static_cast<long long>(length));
   return header;
 }
 
@@ -177,7 +193,8 @@ JpegHeader check_jpeg(const uint8_t* bytes, int64_t length) {
   const int64_t pixels = int64_t{header.width} * header.height;
   DLFS_CHECK(pixels <= max_jpeg_pixels, DLFS_ERROR_IMAGE, "the JPEG claims %d x %d pixels, more than the limit of %lld",
              header.width, header.height, static_cast<long long>(max_jpeg_pixels));
-  DLFS_CHECK(header.scan >= 0, DLFS_ERROR_IMAGE, "truncated JPEG: no scan in its %lld bytes", static_cast<long long>(length));
+  DLFS_CHECK(header.scan >= 0, DLFS_ERROR_IMAGE, "truncated JPEG: no scan in its %lld bytes",
+             static_cast<long long>(length));
   DLFS_CHECK(pixels <= most_pixels(header, length - header.scan), DLFS_ERROR_IMAGE,
              "truncated or damaged JPEG: %lld bytes of scans cannot hold %d x %d pixels",
              static_cast<long long>(length - header.scan), header.width, header.height);
@@ -188,7 +205,8 @@ JpegHeader check_jpeg(const uint8_t* bytes, int64_t length) {
     if (marker == marker_sos) ++scans;
     DLFS_CHECK(scans <= max_jpeg_scans, DLFS_ERROR_IMAGE, "the JPEG has more than %d scans", max_jpeg_scans);
     const bool ended = marker < 0 || (MarkerReader::has_segment(marker) && !reader.read_segment());
-    DLFS_CHECK(!ended, DLFS_ERROR_IMAGE, "truncated JPEG: no end marker in its %lld bytes", static_cast<long long>(length));
+    DLFS_CHECK(!ended, DLFS_ERROR_IMAGE, "truncated JPEG: no end marker in its %lld bytes",
+               static_cast<long long>(length));
   }
 }
 

@@ -1,6 +1,6 @@
-// Reads JPEG headers with a parser of our own (ITU-T T.81, annex B) that allocates nothing and trusts no length, so that
-// what reaches a decoding library is known to be a complete JPEG of a sensible size. Shared by both libraries: they
-// refuse the same files with the same messages.
+// Reads JPEG headers with a parser of our own (ITU-T T.81, annex B) that allocates nothing and trusts no length, so
+// that what reaches a decoding library is known to be a complete JPEG of a sensible size. Shared by both libraries:
+// they refuse the same files with the same messages.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct JpegHeader {
 // Throws DLFS_ERROR_IMAGE where the bytes are not a JPEG or end before the frame header.
 JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length);
 
-// read_jpeg_header, and throws DLFS_ERROR_IMAGE as well for what must not be decoded: no scan, no end marker (a truncated
-// file), fewer bytes than the pixels need at least, more than max_jpeg_pixels or max_jpeg_scans.
+// read_jpeg_header, and throws DLFS_ERROR_IMAGE as well for what must not be decoded: no scan, no end marker (a
+// truncated file), fewer bytes than the pixels need at least, more than max_jpeg_pixels or max_jpeg_scans.
 JpegHeader check_jpeg(const uint8_t* bytes, int64_t length);
 
 }  // namespace dlfs

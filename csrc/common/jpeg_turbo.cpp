@@ -36,7 +36,9 @@ void on_message(j_common_ptr cinfo, int level) {
   if (level >= 0) return;
   const jpeg_error_mgr& error = *cinfo->err;
   switch (error.msg_code) {
-    case JWRN_ADOBE_XFORM: case JWRN_JFIF_MAJOR: return;
+    case JWRN_ADOBE_XFORM:
+    case JWRN_JFIF_MAJOR:
+      return;
     case JWRN_EXTRANEOUS_DATA: {
       const int marker = error.msg_parm.i[1];
       if (marker < 0xd0 || marker > 0xd7) return;
@@ -60,8 +62,8 @@ jpeg_error_mgr* init_errors(ErrorManager& errors) {
 }
 
 void throw_failure(const ErrorManager& errors, const char* what) {
-  DLFS_CHECK(!errors.failed, errors.out_of_memory ? DLFS_ERROR_HOST_MEMORY : DLFS_ERROR_IMAGE, "%s: libjpeg-turbo: %s", what,
-             errors.text);
+  DLFS_CHECK(!errors.failed, errors.out_of_memory ? DLFS_ERROR_HOST_MEMORY : DLFS_ERROR_IMAGE, "%s: libjpeg-turbo: %s",
+             what, errors.text);
 }
 
 // One row of Adobe CMYK (255 - ink) to RGB, rounded as Pillow's CMYK to RGB conversion does.
@@ -76,8 +78,8 @@ void convert_cmyk_row(uint8_t* rgb, const uint8_t* cmyk, int32_t width) {
 }
 
 // cmyk_row: width * 4 bytes of scratch where the file has four components.
-void run_decode(ErrorManager& errors, uint8_t* rgb, uint8_t* cmyk_row, const uint8_t* bytes, int64_t length, int32_t width,
-                int32_t height) {
+void run_decode(ErrorManager& errors, uint8_t* rgb, uint8_t* cmyk_row, const uint8_t* bytes, int64_t length,
+                int32_t width, int32_t height) {
   jpeg_decompress_struct cinfo;
   cinfo.err = init_errors(errors);
   if (setjmp(errors.jump)) {
@@ -183,9 +185,9 @@ void jpeg_turbo_decode(uint8_t* rgb, const uint8_t* bytes, int64_t length, const
 }
 
 EncodedJpeg jpeg_turbo_encode(const uint8_t* rgb, int32_t width, int32_t height, int32_t quality) {
-  DLFS_CHECK(width >= 1 && height >= 1 && width <= JPEG_MAX_DIMENSION && height <= JPEG_MAX_DIMENSION, DLFS_ERROR_ARGUMENT,
-             "expected an image of 1 to %d pixels in width and height, got %d x %d", static_cast<int>(JPEG_MAX_DIMENSION), width,
-             height);
+  DLFS_CHECK(width >= 1 && height >= 1 && width <= JPEG_MAX_DIMENSION && height <= JPEG_MAX_DIMENSION,
+             DLFS_ERROR_ARGUMENT, "expected an image of 1 to %d pixels in width and height, got %d x %d",
+             static_cast<int>(JPEG_MAX_DIMENSION), width, height);
   DLFS_CHECK(quality >= 1 && quality <= 100, DLFS_ERROR_ARGUMENT, "expected a quality from 1 to 100, got %d", quality);
   Destination destination{};
   ErrorManager errors;

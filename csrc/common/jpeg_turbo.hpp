@@ -12,11 +12,11 @@
 
 namespace dlfs {
 
-// Decodes to rgb (height, width, 3) uint8; header is what check_jpeg gave for these bytes. Slow-but-accurate integer DCT
-// and smooth chroma upsampling (libjpeg's defaults, as in Pillow and torchvision). Grayscale is replicated. CMYK and YCCK
-// follow Adobe's convention (stored inverted) whether the marker is there or not, and are converted as Pillow does.
-// Throws DLFS_ERROR_IMAGE with the library's text for files that are damaged or that it does not support; rgb's content
-// is undefined then.
+// Decodes to rgb (height, width, 3) uint8; header is what check_jpeg gave for these bytes. Slow-but-accurate integer
+// DCT and smooth chroma upsampling (libjpeg's defaults, as in Pillow and torchvision). Grayscale is replicated. CMYK
+// and YCCK follow Adobe's convention (stored inverted) whether the marker is there or not, and are converted as Pillow
+// does. Throws DLFS_ERROR_IMAGE with the library's text for files that are damaged or that it does not support; rgb's
+// content is undefined then.
 void jpeg_turbo_decode(uint8_t* rgb, const uint8_t* bytes, int64_t length, const JpegHeader& header);
 
 struct EncodedJpeg {

@@ -103,8 +103,8 @@ static_assert(sizeof(ImageTransform) == DLFS_TRANSFORM_FLOATS * sizeof(float), "
 constexpr int32_t max_image_side = 65535;  // JPEG's own limit
 
 // Checks what dlfs_preprocess and dlfs_decoder_submit have in common, before anything is enqueued.
-inline void check_preprocess(const float* transforms, const float* normalisation, int32_t n, int32_t out_h, int32_t out_w,
-                             int32_t out_c, dlfs_dtype dtype, int32_t flags) {
+inline void check_preprocess(const float* transforms, const float* normalisation, int32_t n, int32_t out_h,
+                             int32_t out_w, int32_t out_c, dlfs_dtype dtype, int32_t flags) {
   check_pointer(transforms, "transforms");
   check_pointer(normalisation, "normalisation");
   check_range(n, 1, 1 << 20, "n");
@@ -120,13 +120,16 @@ inline void check_preprocess(const float* transforms, const float* normalisation
     const double size = value < 0 ? -value : value;
     DLFS_CHECK(size <= 1e6 && (i / 3 != 1 || size >= 1e-6), DLFS_ERROR_ARGUMENT,
                "normalisation: expected values up to 1e6, std from 1e-6 in magnitude, got %s[%d] = %g",
-               i < 3 ? "mean" : i < 6 ? "std" : "fill", i % 3, value);
+               i < 3   ? "mean"
+               : i < 6 ? "std"
+                       : "fill",
+               i % 3, value);
   }
   const float limit = 0x1p24f;  // up to here fp32 holds every pixel's coordinate
   for (int32_t i = 0; i < n; ++i) {
     const float* t = transforms + int64_t{i} * DLFS_TRANSFORM_FLOATS;
-    static const char* const names[] = {"crop_x",   "crop_y",   "crop_w",   "crop_h", "target_x", "target_y",
-                                        "target_w", "target_h", "flip_x",   "flip_y", "unused",   "unused"};
+    static const char* const names[] = {"crop_x",   "crop_y",   "crop_w", "crop_h", "target_x", "target_y",
+                                        "target_w", "target_h", "flip_x", "flip_y", "unused",   "unused"};
     for (int32_t j = 0; j < DLFS_TRANSFORM_FLOATS; ++j) {
       const bool is_size = j == 2 || j == 3 || j == 6 || j == 7;
       DLFS_CHECK(t[j] >= -limit && t[j] <= limit && (!is_size || t[j] > 0), DLFS_ERROR_ARGUMENT,
@@ -138,7 +141,8 @@ inline void check_preprocess(const float* transforms, const float* normalisation
     }
     DLFS_CHECK(t[2] / t[6] <= limit && t[3] / t[7] <= limit && t[6] / t[2] <= limit && t[7] / t[3] <= limit,
                DLFS_ERROR_ARGUMENT, "transforms of image %d: a crop of %g x %g does not scale to %g x %g", i,
-               static_cast<double>(t[2]), static_cast<double>(t[3]), static_cast<double>(t[6]), static_cast<double>(t[7]));
+               static_cast<double>(t[2]), static_cast<double>(t[3]), static_cast<double>(t[6]),
+               static_cast<double>(t[7]));
   }
 }
 

@@ -1,5 +1,5 @@
-// JPEG decoding threads on the CPU. Jobs queue up in order; a thread takes one image at a time, decodes it into memory of
-// its own and preprocesses it into its slot of the batch. A failing image fills its slot and keeps its message.
+// JPEG decoding threads on the CPU. Jobs queue up in order; a thread takes one image at a time, decodes it into memory
+// of its own and preprocesses it into its slot of the batch. A failing image fills its slot and keeps its message.
 #include <pthread.h>
 
 #include <algorithm>

@@ -19,7 +19,8 @@ extern "C" dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void* dst, cons
     const uint8_t* file = static_cast<const uint8_t*>(bytes);
     const JpegHeader header = check_jpeg(file, length);
     DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
-               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width, height);
+               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width,
+               height);
     s.run_sync([&] { jpeg_turbo_decode(static_cast<uint8_t*>(dst), file, length, header); }, Lane::copy);
   });
 }
@@ -32,7 +33,8 @@ extern "C" dlfs_status dlfs_jpeg_encode_sync(dlfs_stream stream, void* out, int6
     check_pointer(pixels, "pixels");
     check_count(capacity, "capacity");
     EncodedJpeg jpeg;
-    s.run_sync([&] { jpeg = jpeg_turbo_encode(static_cast<const uint8_t*>(pixels), width, height, quality); }, Lane::copy);
+    s.run_sync([&] { jpeg = jpeg_turbo_encode(static_cast<const uint8_t*>(pixels), width, height, quality); },
+               Lane::copy);
     DLFS_CHECK(jpeg.length <= capacity, DLFS_ERROR_ARGUMENT, "expected a capacity of at least %lld bytes, got %lld",
                static_cast<long long>(jpeg.length), static_cast<long long>(capacity));
     std::memcpy(out, jpeg.bytes.get(), static_cast<size_t>(jpeg.length));

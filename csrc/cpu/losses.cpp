@@ -1,8 +1,8 @@
-// Detection losses on the CPU: sigmoid focal loss on class logits and smooth L1 on box deltas, each with its gradient in
-// the same pass. The maths of one element is in common/boxes.hpp.
+// Detection losses on the CPU: sigmoid focal loss on class logits and smooth L1 on box deltas, each with its gradient
+// in the same pass. The maths of one element is in common/boxes.hpp.
 //
-// Sums: every block of block_anchors anchors of an image has one float64 partial sum, itself of fixed lanes, and partials
-// are added in order, so the result does not depend on the number of threads.
+// Sums: every block of block_anchors anchors of an image has one float64 partial sum, itself of fixed lanes, and
+// partials are added in order, so the result does not depend on the number of threads.
 #include <algorithm>
 
 #include "common/boxes.hpp"
@@ -156,8 +156,8 @@ struct BoxLoss {
       const int32_t match = matches[image * anchors + a];
       float grads[4] = {0, 0, 0, 0};
       if (match >= 0) {
-        const BoxDeltas truth = box_encode(load_box(boxes + (image * max_boxes + match) * 4),
-                                           load_box(anchor_boxes + a * 4), weights);
+        const BoxDeltas truth =
+            box_encode(load_box(boxes + (image * max_boxes + match) * 4), load_box(anchor_boxes + a * 4), weights);
         const float expected[4] = {truth.dx, truth.dy, truth.dw, truth.dh};
         for (int64_t i = 0; i < 4; ++i) {
           const LossTerm term = smooth_l1_term(load(deltas + element + i) - expected[i], beta);
@@ -213,9 +213,19 @@ extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, void* dl
     DLFS_CHECK(gamma >= 0 && gamma <= 1000, DLFS_ERROR_ARGUMENT, "expected gamma from 0 to 1000, got %g", gamma);
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const FocalLoss<T> work{loss, static_cast<T*>(dlogits), static_cast<const T*>(logits), matches, labels, foreground,
-                              static_cast<double*>(workspace), n, anchors, classes, max_boxes,
-                              focal_parameters(alpha, gamma), grad_factor};
+      const FocalLoss<T> work{loss,
+                              static_cast<T*>(dlogits),
+                              static_cast<const T*>(logits),
+                              matches,
+                              labels,
+                              foreground,
+                              static_cast<double*>(workspace),
+                              n,
+                              anchors,
+                              classes,
+                              max_boxes,
+                              focal_parameters(alpha, gamma),
+                              grad_factor};
       s.enqueue([work] { run_loss(work); });
     });
   });
@@ -238,12 +248,24 @@ extern "C" dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, void* ddel
     check_pointer(workspace, "workspace");
     check_number(grad_factor, "grad_factor");
     const BoxWeights weights = box_weights(wx, wy, ww, wh);
-    DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g", beta);
+    DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g",
+               beta);
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const BoxLoss<T> work{loss, static_cast<T*>(ddeltas), static_cast<const T*>(deltas), anchors, matches, boxes,
-                            foreground, static_cast<double*>(workspace), n, anchors_count, max_boxes, weights,
-                            static_cast<float>(beta), grad_factor};
+      const BoxLoss<T> work{loss,
+                            static_cast<T*>(ddeltas),
+                            static_cast<const T*>(deltas),
+                            anchors,
+                            matches,
+                            boxes,
+                            foreground,
+                            static_cast<double*>(workspace),
+                            n,
+                            anchors_count,
+                            max_boxes,
+                            weights,
+                            static_cast<float>(beta),
+                            grad_factor};
       s.enqueue([work] { run_loss(work); });
     });
   });

@@ -1,6 +1,6 @@
 // Assigns ground-truth boxes to anchors on the CPU as torchvision's Matcher does. IoUs are computed block by block of
-// anchors, once for each anchor's best box and each box's best anchor, and once more to find the anchors that reach their
-// box's largest IoU, so no (A, M) matrix is kept.
+// anchors, once for each anchor's best box and each box's best anchor, and once more to find the anchors that reach
+// their box's largest IoU, so no (A, M) matrix is kept.
 #include <algorithm>
 
 #include "common/boxes.hpp"
@@ -11,8 +11,8 @@ using namespace dlfs::cpu;
 
 namespace {
 
-constexpr int64_t block = 64;     // anchors whose IoUs with one box are computed together, in vector registers
-constexpr int64_t chunk = 4096;   // anchors between two of a thread's turns; one row of box maxima is kept for each
+constexpr int64_t block = 64;    // anchors whose IoUs with one box are computed together, in vector registers
+constexpr int64_t chunk = 4096;  // anchors between two of a thread's turns; one row of box maxima is kept for each
 
 struct Matching {
   int32_t* matches;       // (N, A)
@@ -154,10 +154,10 @@ extern "C" dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, int64_t* o
   });
 }
 
-extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* foreground, const float* anchors,
-                                          const float* boxes, const int32_t* counts, void* workspace, int32_t n,
-                                          int32_t anchors_count, int32_t max_boxes, double high, double low,
-                                          int32_t allow_low_quality) {
+extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* foreground,
+                                          const float* anchors, const float* boxes, const int32_t* counts,
+                                          void* workspace, int32_t n, int32_t anchors_count, int32_t max_boxes,
+                                          double high, double low, int32_t allow_low_quality) {
   return on_stream("dlfs_match_anchors", stream, [&](Stream& s) {
     const int64_t bytes = workspace_bytes(n, anchors_count, max_boxes);
     check_pointer(matches, "matches");
@@ -169,8 +169,18 @@ extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, 
       check_pointer(workspace, "workspace");
     }
     DLFS_CHECK(low <= high, DLFS_ERROR_ARGUMENT, "expected low <= high, got low %g and high %g", low, high);
-    const Matching m{matches, foreground, anchors, boxes, counts, static_cast<float*>(workspace), n, anchors_count, max_boxes,
-                     static_cast<float>(high), static_cast<float>(low), allow_low_quality != 0};
+    const Matching m{matches,
+                     foreground,
+                     anchors,
+                     boxes,
+                     counts,
+                     static_cast<float*>(workspace),
+                     n,
+                     anchors_count,
+                     max_boxes,
+                     static_cast<float>(high),
+                     static_cast<float>(low),
+                     allow_low_quality != 0};
     s.enqueue([=] { match_batch(m); });
   });
 }

@@ -1,5 +1,5 @@
-// Batched, class-aware greedy non-maximum suppression on the CPU. Candidates are visited from the best score down; each is
-// compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
+// Batched, class-aware greedy non-maximum suppression on the CPU. Candidates are visited from the best score down; each
+// is compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
 #include <algorithm>
 
 #include "common/boxes.hpp"
@@ -19,7 +19,9 @@ struct Scratch {
   int32_t* label;
 
   static int64_t kept_capacity(int32_t k) { return (int64_t{k} + block - 1) / block * block; }
-  static int64_t bytes(int32_t k) { return kept_capacity(k) * static_cast<int64_t>(sizeof(uint64_t) + 6 * sizeof(float)); }
+  static int64_t bytes(int32_t k) {
+    return kept_capacity(k) * static_cast<int64_t>(sizeof(uint64_t) + 6 * sizeof(float));
+  }
 
   Scratch(void* workspace, int64_t image, int32_t k) {
     char* base = static_cast<char*>(workspace) + image * bytes(k);
@@ -44,10 +46,10 @@ struct Scratch {
 };
 
 struct Nms {
-  int32_t* keep;         // (N, max_out)
-  int32_t* keep_counts;  // (N)
-  const float* boxes;    // (N, K, 4)
-  const float* scores;   // (N, K)
+  int32_t* keep;          // (N, max_out)
+  int32_t* keep_counts;   // (N)
+  const float* boxes;     // (N, K, 4)
+  const float* scores;    // (N, K)
   const int32_t* labels;  // (N, K)
   void* workspace;
   int32_t n, k, max_out;
@@ -122,8 +124,17 @@ extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep
     check_pointer(workspace, "workspace");
     DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
                "expected iou_threshold from 0 to 1, got %g", iou_threshold);
-    const Nms work{keep, keep_counts, boxes, scores, labels, workspace, n, k, max_out,
-                   static_cast<float>(iou_threshold), class_aware != 0};
+    const Nms work{keep,
+                   keep_counts,
+                   boxes,
+                   scores,
+                   labels,
+                   workspace,
+                   n,
+                   k,
+                   max_out,
+                   static_cast<float>(iou_threshold),
+                   class_aware != 0};
     s.enqueue([work] {
       parallel_for(work.n, 1, [&](int64_t begin, int64_t end) {
         for (int64_t image = begin; image < end; ++image) work.run(image);
@@ -133,8 +144,8 @@ extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep
 }
 
 extern "C" dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const float* boxes,
-                                              const float* scores, const int32_t* labels, const int32_t* keep, int32_t n,
-                                              int32_t k, int32_t max_out) {
+                                              const float* scores, const int32_t* labels, const int32_t* keep,
+                                              int32_t n, int32_t k, int32_t max_out) {
   return on_stream("dlfs_gather_detections", stream, [&](Stream& s) {
     check_range(n, 1, INT32_MAX, "n");
     check_range(k, 1, INT32_MAX, "k");

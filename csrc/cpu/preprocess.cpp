@@ -1,6 +1,6 @@
-// Crop, resize, flip, normalise and cast in one pass on the CPU, row by row: the source rows behind an output row are summed
-// with their weights into a row of floats (contiguous, vectorised), then every output pixel sums a few neighbours of
-// that row. The order of sums is that of common/sampling.hpp.
+// Crop, resize, flip, normalise and cast in one pass on the CPU, row by row: the source rows behind an output row are
+// summed with their weights into a row of floats (contiguous, vectorised), then every output pixel sums a few
+// neighbours of that row. The order of sums is that of common/sampling.hpp.
 #include "cpu/preprocess.hpp"
 
 #include <algorithm>
@@ -35,10 +35,14 @@ inline void put(uint8_t* p, float value) { *p = static_cast<uint8_t>(round_u8(va
 template <class Body>
 void dispatch_output(dlfs_dtype dtype, const Body& body) {
   switch (dtype) {
-    case DLFS_F32: return body(static_cast<float*>(nullptr));
-    case DLFS_BF16: return body(static_cast<Bf16*>(nullptr));
-    case DLFS_F16: return body(static_cast<F16*>(nullptr));
-    case DLFS_U8: return body(static_cast<uint8_t*>(nullptr));
+    case DLFS_F32:
+      return body(static_cast<float*>(nullptr));
+    case DLFS_BF16:
+      return body(static_cast<Bf16*>(nullptr));
+    case DLFS_F16:
+      return body(static_cast<F16*>(nullptr));
+    case DLFS_U8:
+      return body(static_cast<uint8_t*>(nullptr));
   }
 }
 
@@ -52,7 +56,8 @@ void fill_pixels(T* row, const PreprocessFormat& format, int32_t begin, int32_t 
 }
 
 // Sums the source rows of a footprint into scratch.row.
-void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int32_t width, const SampleAxis& rows, const Footprint& f) {
+void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int32_t width, const SampleAxis& rows,
+              const Footprint& f) {
   const int64_t stride = int64_t{width} * 3;
   const int64_t count = int64_t{scratch.column_end - scratch.column_begin} * 3;
   const uint8_t* p = src + f.first * stride + int64_t{scratch.column_begin} * 3;
@@ -147,8 +152,8 @@ void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, cons
   scratch.row.assign(static_cast<size_t>(floats + padding), 0.0f);
 }
 
-void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows, const PreprocessFormat& format,
-                     PreprocessScratch& scratch, int32_t row_begin, int32_t row_end) {
+void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows,
+                     const PreprocessFormat& format, PreprocessScratch& scratch, int32_t row_begin, int32_t row_end) {
   dispatch_output(format.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     for (int32_t v = row_begin; v < row_end; ++v) {

@@ -38,8 +38,8 @@ void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, cons
 
 // Writes output rows [row_begin, row_end) of one image: dst (out_h, out_w, out_c), src (height, width, 3) uint8 RGB.
 // prepare_columns must have been called for this image.
-void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows, const PreprocessFormat& format,
-                     PreprocessScratch& scratch, int32_t row_begin, int32_t row_end);
+void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows,
+                     const PreprocessFormat& format, PreprocessScratch& scratch, int32_t row_begin, int32_t row_end);
 
 // Fills rows of an image with the fill colour.
 void fill_rows(void* dst, const PreprocessFormat& format, int32_t row_begin, int32_t row_end);

@@ -17,8 +17,8 @@ constexpr int64_t chunk = 32768;
 constexpr int64_t block = 64;  // logits whose scores are computed together, in vector registers
 
 struct Layout {
-  int64_t chunks;    // of a row
-  int64_t capacity;  // keys that a chunk keeps
+  int64_t chunks;     // of a row
+  int64_t capacity;   // keys that a chunk keeps
   int64_t counts_at;  // byte offset of the chunks' numbers of keys
   int64_t bytes;
 
@@ -88,8 +88,8 @@ struct TopK {
     parallel_for(n * chunks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i % chunks * chunk;
-        counts[i] = select_chunk(keys + i * layout.capacity, layout.capacity, logits + i / chunks * logits_stride, first,
-                                 std::min(first + chunk, m), threshold);
+        counts[i] = select_chunk(keys + i * layout.capacity, layout.capacity, logits + i / chunks * logits_stride,
+                                 first, std::min(first + chunk, m), threshold);
       }
     });
     parallel_for(n, 1, [&](int64_t begin, int64_t end) {
@@ -140,9 +140,18 @@ extern "C" dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* ind
     check_number(threshold, "threshold");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const TopK<T> work{scores, index, static_cast<const T*>(logits), static_cast<uint64_t*>(workspace),
-                         reinterpret_cast<int64_t*>(static_cast<char*>(workspace) + layout.counts_at), layout, n, m,
-                         logits_stride, k, row_stride, static_cast<float>(threshold)};
+      const TopK<T> work{scores,
+                         index,
+                         static_cast<const T*>(logits),
+                         static_cast<uint64_t*>(workspace),
+                         reinterpret_cast<int64_t*>(static_cast<char*>(workspace) + layout.counts_at),
+                         layout,
+                         n,
+                         m,
+                         logits_stride,
+                         k,
+                         row_stride,
+                         static_cast<float>(threshold)};
       s.enqueue([work] { work.run(); });
     });
   });
@@ -183,8 +192,8 @@ extern "C" dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, 
             }
             const int64_t anchor = candidate / classes;
             const T* d = typed_deltas + image * deltas_stride + 4 * anchor;
-            const Box box = box_decode({load(d), load(d + 1), load(d + 2), load(d + 3)}, load_box(anchors + 4 * anchor),
-                                       weights);
+            const Box box =
+                box_decode({load(d), load(d + 1), load(d + 2), load(d + 3)}, load_box(anchors + 4 * anchor), weights);
             store_box(boxes + 4 * slot, box_clip(box, image_sizes[2 * image], image_sizes[2 * image + 1]));
           }
         });
