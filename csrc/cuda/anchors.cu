@@ -1,4 +1,5 @@
-// Anchors and boxes, one element per thread: the anchor grid of a pyramid level, pairwise IoU, BoxCoder's encode and decode.
+// Anchors and boxes, one element per thread: the anchor grid of a pyramid level, pairwise IoU, BoxCoder's encode and
+// decode.
 #include "cuda/detection.cuh"
 
 namespace dlfs {
@@ -8,8 +9,8 @@ constexpr int threads_per_block = 256;
 
 // out (rows * columns * A, 4) from cell_anchors (A, 4)
 __global__ void __launch_bounds__(threads_per_block)
-    anchor_grid_kernel(float* out, const float* cell_anchors, int64_t count, int32_t columns, int32_t per_cell, double stride_h,
-                       double stride_w, bool aligned) {
+    anchor_grid_kernel(float* out, const float* cell_anchors, int64_t count, int32_t columns, int32_t per_cell,
+                       double stride_h, double stride_w, bool aligned) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
     const int64_t cell = i / per_cell;
@@ -64,8 +65,8 @@ using namespace dlfs;
 
 extern "C" {
 
-dlfs_status dlfs_anchor_grid(dlfs_stream stream, float* out, const float* cell_anchors, int32_t feature_h, int32_t feature_w,
-                             int32_t anchors_per_cell, double stride_h, double stride_w) {
+dlfs_status dlfs_anchor_grid(dlfs_stream stream, float* out, const float* cell_anchors, int32_t feature_h,
+                             int32_t feature_w, int32_t anchors_per_cell, double stride_h, double stride_w) {
   return stream_call("dlfs_anchor_grid", stream, [&](Stream& s) {
     check_pointer(out, "out");
     check_pointer(cell_anchors, "cell_anchors");
@@ -75,12 +76,13 @@ dlfs_status dlfs_anchor_grid(dlfs_stream stream, float* out, const float* cell_a
     check_number(stride_h, "stride_h");
     check_number(stride_w, "stride_w");
     const int64_t count = checked_product({feature_h, feature_w, anchors_per_cell}, "out");
-    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, anchor_grid_kernel, out, cell_anchors,
-           count, feature_w, anchors_per_cell, stride_h, stride_w, aligned16({out}));
+    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, anchor_grid_kernel, out,
+           cell_anchors, count, feature_w, anchors_per_cell, stride_h, stride_w, aligned16({out}));
   });
 }
 
-dlfs_status dlfs_box_iou(dlfs_stream stream, float* out, const float* a, const float* b, int32_t count_a, int32_t count_b) {
+dlfs_status dlfs_box_iou(dlfs_stream stream, float* out, const float* a, const float* b, int32_t count_a,
+                         int32_t count_b) {
   return stream_call("dlfs_box_iou", stream, [&](Stream& s) {
     check_count(count_a, "count_a");
     check_count(count_b, "count_b");
@@ -103,8 +105,8 @@ dlfs_status dlfs_box_encode(dlfs_stream stream, float* deltas, const float* boxe
     check_pointer(deltas, "deltas");
     check_pointer(boxes, "boxes");
     check_pointer(anchors, "anchors");
-    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, box_encode_kernel, deltas, boxes, anchors,
-           count, weights, aligned16({deltas, boxes, anchors}));
+    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, box_encode_kernel, deltas, boxes,
+           anchors, count, weights, aligned16({deltas, boxes, anchors}));
   });
 }
 
@@ -117,8 +119,8 @@ dlfs_status dlfs_box_decode(dlfs_stream stream, float* boxes, const float* delta
     check_pointer(boxes, "boxes");
     check_pointer(deltas, "deltas");
     check_pointer(anchors, "anchors");
-    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, box_decode_kernel, boxes, deltas, anchors,
-           count, weights, aligned16({boxes, deltas, anchors}));
+    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, box_decode_kernel, boxes, deltas,
+           anchors, count, weights, aligned16({boxes, deltas, anchors}));
   });
 }
 

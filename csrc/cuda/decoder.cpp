@@ -1,7 +1,7 @@
 // Decoding threads. Jobs queue up in order; a thread takes one image at a time, decodes it on a stream of its own and
-// preprocesses it into its slot of the batch. Each thread has two lanes (stream, codec, pixel memory), so that the host's
-// part of one image overlaps with the device's part of the one before. An image counts as finished once its thread has
-// waited for its lane, so that asking about a job is a look at a counter and involves no CUDA call.
+// preprocesses it into its slot of the batch. Each thread has two lanes (stream, codec, pixel memory), so that the
+// host's part of one image overlaps with the device's part of the one before. An image counts as finished once its
+// thread has waited for its lane, so that asking about a job is a look at a counter and involves no CUDA call.
 #include <pthread.h>
 #include <sched.h>
 

@@ -1,5 +1,6 @@
 // What the detection kernels share: arrays within a workspace, boxes in device memory, sums over a block. Box and loss
-// maths come from common/boxes.hpp; the files that use it are compiled with -fmad=false so that they give the CPU's bits.
+// maths come from common/boxes.hpp; the files that use it are compiled with -fmad=false so that they give the CPU's
+// bits.
 #pragma once
 
 #include "common/arguments.hpp"

@@ -1,7 +1,7 @@
 // JPEG through nvJPEG, with libjpeg-turbo beside it.
 //
-// nvJPEG decodes by its hybrid method: Huffman decoding on the calling thread, the rest on the GPU. Threads scale it, the
-// result does not depend on what else runs, and damage is found on the host, where it can be reported.
+// nvJPEG decodes by its hybrid method: Huffman decoding on the calling thread, the rest on the GPU. Threads scale it,
+// the result does not depend on what else runs, and damage is found on the host, where it can be reported.
 #include "cuda/jpeg.hpp"
 
 #include <nvjpeg.h>
@@ -59,9 +59,9 @@ struct Refusal {
                            cuda == cudaSuccess ? "" : ": ", cuda == cudaSuccess ? "" : cudaGetErrorString(cuda)));
 }
 
-#define NVJPEG_CHECK(call)                                                              \
-  do {                                                                                  \
-    const nvjpegStatus_t nvjpeg_check_status_ = (call);                                 \
+#define NVJPEG_CHECK(call)                                                                        \
+  do {                                                                                            \
+    const nvjpegStatus_t nvjpeg_check_status_ = (call);                                           \
     if (nvjpeg_check_status_ != NVJPEG_STATUS_SUCCESS) throw_nvjpeg(nvjpeg_check_status_, #call); \
   } while (0)
 
@@ -109,8 +109,8 @@ using Owned = std::unique_ptr<std::remove_pointer_t<T>, Destroy<T, destroy>>;
 
 }  // namespace
 
-// nvJPEG's handle, shared by all codecs of a context: it may be used by several threads at once. The context outlives it,
-// as each codec holds the context too.
+// nvJPEG's handle, shared by all codecs of a context: it may be used by several threads at once. The context outlives
+// it, as each codec holds the context too.
 struct NvjpegDevice {
   nvjpegDevAllocatorV2_t device_allocator;
   nvjpegPinnedAllocatorV2_t pinned_allocator;
@@ -209,7 +209,8 @@ struct NvjpegDecoder {
     nvjpegImage_t image{};
     image.channel[0] = rgb;
     image.pitch[0] = static_cast<size_t>(header.width) * 3;
-    check_file(nvjpegDecodeJpegDevice(handle, decoder.get(), state.get(), &image, stream.stream), "nvjpegDecodeJpegDevice");
+    check_file(nvjpegDecodeJpegDevice(handle, decoder.get(), state.get(), &image, stream.stream),
+               "nvjpegDecodeJpegDevice");
   }
 };
 
@@ -230,8 +231,8 @@ struct NvjpegEncoder {
     NVJPEG_CHECK(nvjpegEncoderParamsSetOptimizedHuffman(new_parameters, 0, stream));
   }
 
-  int64_t encode(const Stream& stream, uint8_t* out, int64_t capacity, const uint8_t* rgb, int32_t width, int32_t height,
-                 int32_t quality) {
+  int64_t encode(const Stream& stream, uint8_t* out, int64_t capacity, const uint8_t* rgb, int32_t width,
+                 int32_t height, int32_t quality) {
     NVJPEG_CHECK(nvjpegEncoderParamsSetQuality(parameters.get(), quality, stream.stream));
     nvjpegImage_t image{};
     image.channel[0] = const_cast<uint8_t*>(rgb);
@@ -259,8 +260,9 @@ uint8_t* PinnedBuffer::reserve(int64_t bytes) {
     const cudaError_t status = cudaHostAlloc(&memory, static_cast<size_t>(size), cudaHostAllocDefault);
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
-      throw Error(DLFS_ERROR_HOST_MEMORY, format("%lld bytes of pinned host memory for a decoded image could not be allocated",
-                                                 static_cast<long long>(size)));
+      throw Error(DLFS_ERROR_HOST_MEMORY,
+                  format("%lld bytes of pinned host memory for a decoded image could not be allocated",
+                         static_cast<long long>(size)));
     }
     if (status != cudaSuccess) throw_cuda(status, "cudaHostAlloc");
     memory_ = std::shared_ptr<void>(memory, free_pinned);
@@ -285,7 +287,8 @@ JpegCodec::JpegCodec(Context& context)
 
 JpegCodec::~JpegCodec() = default;
 
-void JpegCodec::decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes, int64_t length, const JpegHeader& header) {
+void JpegCodec::decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes, int64_t length,
+                       const JpegHeader& header) {
   const int64_t pixels = int64_t{header.width} * header.height;
   largest_pixels_ = std::max(largest_pixels_, pixels);
   const JpegRoute route = route_jpeg(bytes, length, header);
@@ -321,7 +324,8 @@ void JpegCodec::decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes,
   if (!refusal.empty()) throw Error(DLFS_ERROR_IMAGE, "damaged or unsupported JPEG: " + refusal);
   const bool damaged = std::strcmp(route.reason, "malformed tables") == 0;
   throw Error(damaged ? DLFS_ERROR_IMAGE : DLFS_ERROR_UNSUPPORTED,
-              format("a JPEG with %s: nvJPEG cannot decode it, and this library was built without libjpeg-turbo", route.reason));
+              format("a JPEG with %s: nvJPEG cannot decode it, and this library was built without libjpeg-turbo",
+                     route.reason));
 #endif
 }
 
@@ -400,7 +404,8 @@ dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void* dst, const void* byt
     const uint8_t* file = static_cast<const uint8_t*>(bytes);
     const JpegHeader header = check_jpeg(file, length);
     DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
-               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width, height);
+               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width,
+               height);
     s.synchronize();  // reports errors of earlier work as such, not as this file's
     JpegCodec& codec = codec_of(s);
     codec.decode(s, static_cast<uint8_t*>(dst), file, length, header);
@@ -419,9 +424,10 @@ dlfs_status dlfs_jpeg_encode_sync(dlfs_stream stream, void* out, int64_t* length
     check_count(capacity, "capacity");
     DLFS_CHECK(width >= 1 && height >= 1 && width <= 65500 && height <= 65500, DLFS_ERROR_ARGUMENT,
                "expected an image of 1 to 65500 pixels in width and height, got %d x %d", width, height);
-    DLFS_CHECK(quality >= 1 && quality <= 100, DLFS_ERROR_ARGUMENT, "expected a quality from 1 to 100, got %d", quality);
-    *length = codec_of(s).encode(s, static_cast<uint8_t*>(out), capacity, static_cast<const uint8_t*>(pixels), width, height,
-                                 quality);
+    DLFS_CHECK(quality >= 1 && quality <= 100, DLFS_ERROR_ARGUMENT, "expected a quality from 1 to 100, got %d",
+               quality);
+    *length = codec_of(s).encode(s, static_cast<uint8_t*>(out), capacity, static_cast<const uint8_t*>(pixels), width,
+                                 height, quality);
   });
 }
 

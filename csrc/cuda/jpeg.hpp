@@ -1,5 +1,5 @@
-// JPEG decoding and encoding for one stream: nvJPEG, and libjpeg-turbo (where the library was built with it) for what nvJPEG
-// refuses or does not convert as libjpeg does. Which of the two decodes depends on the file alone.
+// JPEG decoding and encoding for one stream: nvJPEG, and libjpeg-turbo (where the library was built with it) for what
+// nvJPEG refuses or does not convert as libjpeg does. Which of the two decodes depends on the file alone.
 #pragma once
 
 #include "common/jpeg_header.hpp"
@@ -40,14 +40,14 @@ class JpegCodec {
   JpegCodec& operator=(const JpegCodec&) = delete;
 
   // Decodes to rgb (height, width, 3) on the device: the host's part is done on return, the device's is enqueued on the
-  // stream. header must be check_jpeg's of these bytes. Every earlier decode of this object must have been passed by its
-  // stream. Throws DLFS_ERROR_IMAGE for damaged files; the stream has been waited for then.
+  // stream. header must be check_jpeg's of these bytes. Every earlier decode of this object must have been passed by
+  // its stream. Throws DLFS_ERROR_IMAGE for damaged files; the stream has been waited for then.
   void decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes, int64_t length, const JpegHeader& header);
 
   // Encodes rgb (height, width, 3) on the device as a baseline JPEG, 4:2:0; waits. Returns the length; throws
   // DLFS_ERROR_ARGUMENT where capacity is less.
-  int64_t encode(const Stream& stream, uint8_t* out, int64_t capacity, const uint8_t* rgb, int32_t width, int32_t height,
-                 int32_t quality);
+  int64_t encode(const Stream& stream, uint8_t* out, int64_t capacity, const uint8_t* rgb, int32_t width,
+                 int32_t height, int32_t quality);
 
   // After an image of more than 2^24 pixels was decoded: drops the memory. Its stream must have passed.
   void trim();

@@ -15,8 +15,9 @@ struct JpegRoute {
 //
 // nvJPEG gets what it converts as libjpeg-turbo does: 8-bit gray and YCbCr in 4:4:4, 4:2:2 or 4:2:0, sequential or
 // progressive. Not CMYK and YCCK, not RGB without a colour transform, which it takes for YCbCr, not arithmetic coding,
-// which it lacks, and no other samplings, whose chroma it does not interpolate. It is also kept from files with malformed
-// tables, as releases before 13.4 may read out of bounds for them; libjpeg-turbo says what is wrong with those.
+// which it lacks, and no other samplings, whose chroma it does not interpolate. It is also kept from files with
+// malformed tables, as releases before 13.4 may read out of bounds for them; libjpeg-turbo says what is wrong with
+// those.
 JpegRoute route_jpeg(const uint8_t* bytes, int64_t length, const JpegHeader& header);
 
 }  // namespace dlfs

@@ -1,6 +1,6 @@
-// Focal loss and smooth L1 with their gradients. Each reads its input once and writes the gradient in the same pass; the
-// loss is summed per thread, then per block into the workspace, then by one block in the order of the blocks: no float
-// atomics, so the same bytes each run. Every term carries its image's weight 1 / (N max(1, foreground)) already.
+// Focal loss and smooth L1 with their gradients. Each reads its input once and writes the gradient in the same pass;
+// the loss is summed per thread, then per block into the workspace, then by one block in the order of the blocks: no
+// float atomics, so the same bytes each run. Every term carries its image's weight 1 / (N max(1, foreground)) already.
 #include "cuda/detection.cuh"
 
 namespace dlfs {
@@ -12,15 +12,16 @@ constexpr int most_tile_rows = 1024;      // anchors of a focal loss tile
 constexpr int64_t tile_elements = 12288;  // about this many logits to a tile
 
 // *loss = the sum of partial (count), in a fixed order.
-__global__ void __launch_bounds__(threads_per_block) sum_partials_kernel(float* loss, const double* partial, int count) {
+__global__ void __launch_bounds__(threads_per_block)
+    sum_partials_kernel(float* loss, const double* partial, int count) {
   double sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads_per_block) sum += partial[i];
   sum = block_sum<threads_per_block>(sum);
   if (threadIdx.x == 0) *loss = static_cast<float>(sum);
 }
 
-// focal_loss_term by the special function units: about 3e-6 relative, far below what 16-bit logits resolve, at a third of
-// the instructions. The terms of fp32 logits are those of the CPU, bit by bit.
+// focal_loss_term by the special function units: about 3e-6 relative, far below what 16-bit logits resolve, at a third
+// of the instructions. The terms of fp32 logits are those of the CPU, bit by bit.
 __device__ __forceinline__ LossTerm fast_focal_term(float x, bool positive, const FocalParameters& parameters) {
   const float z = positive ? x : -x;
   const float e = __expf(-fabsf(z));
@@ -61,8 +62,8 @@ struct AnchorTarget {
   float loss_weight, grad_weight;
 };
 
-// logits, dlogits (rows = N A, K). Blocks stride over tiles of tile_rows anchors, a multiple of V, so that a tile starts at
-// a multiple of V logits; its anchors' targets are looked up once, into shared memory. V logits to an access.
+// logits, dlogits (rows = N A, K). Blocks stride over tiles of tile_rows anchors, a multiple of V, so that a tile
+// starts at a multiple of V logits; its anchors' targets are looked up once, into shared memory. V logits to an access.
 template <class T, int V>
 __global__ void __launch_bounds__(threads_per_block)
     focal_loss_kernel(double* partial, T* dlogits, const T* logits, const int32_t* matches, const int32_t* labels,
@@ -202,9 +203,9 @@ dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* out, int32_
 }
 
 dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, void* dlogits, const void* logits, const int32_t* matches,
-                            const int32_t* labels, const int32_t* foreground, void* workspace, int32_t n, int32_t anchors,
-                            int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha, double gamma,
-                            double grad_factor) {
+                            const int32_t* labels, const int32_t* foreground, void* workspace, int32_t n,
+                            int32_t anchors, int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha,
+                            double gamma, double grad_factor) {
   return stream_call("dlfs_focal_loss", stream, [&](Stream& s) {
     check_pointer(loss, "loss");
     check_pointer(logits, "logits");
@@ -226,18 +227,19 @@ dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, void* dlogits, cons
     double* const partial = WorkspaceLayout(workspace).take<double>(most_blocks);
     dispatch_vector(dtype, aligned16({logits, dlogits}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
-      launch(s, static_cast<unsigned>(blocks), threads_per_block, 0, focal_loss_kernel<T, decltype(width)::value>, partial,
-             static_cast<T*>(dlogits), static_cast<const T*>(logits), matches, labels, foreground, rows, n, anchors,
-             static_cast<uint32_t>(classes), max_boxes, tile_rows, focal_parameters(alpha, gamma), grad_factor);
+      launch(s, static_cast<unsigned>(blocks), threads_per_block, 0, focal_loss_kernel<T, decltype(width)::value>,
+             partial, static_cast<T*>(dlogits), static_cast<const T*>(logits), matches, labels, foreground, rows, n,
+             anchors, static_cast<uint32_t>(classes), max_boxes, tile_rows, focal_parameters(alpha, gamma),
+             grad_factor);
     });
     launch(s, 1, threads_per_block, 0, sum_partials_kernel, loss, partial, blocks);
   });
 }
 
 dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, void* ddeltas, const void* deltas, const float* anchors,
-                          const int32_t* matches, const float* boxes, const int32_t* foreground, void* workspace, int32_t n,
-                          int32_t anchors_count, int32_t max_boxes, dlfs_dtype dtype, double wx, double wy, double ww,
-                          double wh, double beta, double grad_factor) {
+                          const int32_t* matches, const float* boxes, const int32_t* foreground, void* workspace,
+                          int32_t n, int32_t anchors_count, int32_t max_boxes, dlfs_dtype dtype, double wx, double wy,
+                          double ww, double wh, double beta, double grad_factor) {
   return stream_call("dlfs_box_loss", stream, [&](Stream& s) {
     check_pointer(loss, "loss");
     check_pointer(deltas, "deltas");
@@ -250,7 +252,8 @@ dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, void* ddeltas, const 
     check_count(max_boxes, "max_boxes");
     if (max_boxes > 0) check_pointer(boxes, "boxes");
     const BoxWeights weights = box_weights(wx, wy, ww, wh);
-    DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g", beta);
+    DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g",
+               beta);
     check_number(grad_factor, "grad_factor");
     const int64_t rows = int64_t{n} * anchors_count;
     const int blocks = static_cast<int>(std::min<int64_t>(ceil_div<int64_t>(rows, threads_per_block), most_blocks));
@@ -258,9 +261,9 @@ dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, void* ddeltas, const 
     dispatch_float(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       launch(s, static_cast<unsigned>(blocks), threads_per_block, 0,
-             aligned16({deltas, ddeltas}) ? box_loss_kernel<T, 4> : box_loss_kernel<T, 1>, partial, static_cast<T*>(ddeltas),
-             static_cast<const T*>(deltas), anchors, matches, boxes, foreground, rows, n, anchors_count, max_boxes, weights,
-             static_cast<float>(beta), grad_factor);
+             aligned16({deltas, ddeltas}) ? box_loss_kernel<T, 4> : box_loss_kernel<T, 1>, partial,
+             static_cast<T*>(ddeltas), static_cast<const T*>(deltas), anchors, matches, boxes, foreground, rows, n,
+             anchors_count, max_boxes, weights, static_cast<float>(beta), grad_factor);
     });
     launch(s, 1, threads_per_block, 0, sum_partials_kernel, loss, partial, blocks);
   });

@@ -1,6 +1,6 @@
-// Assigning boxes to anchors (torchvision's Matcher) for a whole batch. IoUs are computed twice and never stored: a first
-// pass finds each box's best IoU (only needed for low-quality matches), a second each anchor's match. Both passes run the
-// same instructions on the same values, so "equals the box's best IoU" is exact.
+// Assigning boxes to anchors (torchvision's Matcher) for a whole batch. IoUs are computed twice and never stored: a
+// first pass finds each box's best IoU (only needed for low-quality matches), a second each anchor's match. Both passes
+// run the same instructions on the same values, so "equals the box's best IoU" is exact.
 #include "cuda/detection.cuh"
 
 namespace dlfs {
@@ -32,8 +32,8 @@ struct ThreadAnchors {
   float area[anchors_per_thread];
 };
 
-__device__ __forceinline__ void load_anchors(ThreadAnchors& mine, const float* anchors, int64_t first, int32_t anchors_count,
-                                             bool aligned) {
+__device__ __forceinline__ void load_anchors(ThreadAnchors& mine, const float* anchors, int64_t first,
+                                             int32_t anchors_count, bool aligned) {
 #pragma unroll
   for (int j = 0; j < anchors_per_thread; ++j) {
     const int64_t a = first + j * threads_per_block;
@@ -58,8 +58,8 @@ __device__ __forceinline__ unsigned warp_max(unsigned value) {
 
 // best (N, M): the bits of each box's largest IoU, which order as the floats do since IoU >= 0; zeroed before.
 __global__ void __launch_bounds__(threads_per_block)
-    best_iou_kernel(unsigned* best, const float* anchors, const float* boxes, const int32_t* counts, int32_t anchors_count,
-                    int32_t max_boxes, bool aligned) {
+    best_iou_kernel(unsigned* best, const float* anchors, const float* boxes, const int32_t* counts,
+                    int32_t anchors_count, int32_t max_boxes, bool aligned) {
   __shared__ BoxChunk chunk;
   __shared__ unsigned chunk_best[boxes_per_chunk];
   const int32_t image = static_cast<int32_t>(blockIdx.y);
@@ -168,7 +168,8 @@ using namespace dlfs;
 
 extern "C" {
 
-dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, int64_t* out, int32_t n, int32_t anchors, int32_t max_boxes) {
+dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, int64_t* out, int32_t n, int32_t anchors,
+                                         int32_t max_boxes) {
   return context_call("dlfs_match_anchors_workspace", ctx, [&](Context&) {
     check_pointer(out, "out");
     check_range(n, 1, max_images, "n");
@@ -181,8 +182,9 @@ dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, int64_t* out, int32_t
 }
 
 dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* foreground, const float* anchors,
-                               const float* boxes, const int32_t* counts, void* workspace, int32_t n, int32_t anchors_count,
-                               int32_t max_boxes, double high, double low, int32_t allow_low_quality) {
+                               const float* boxes, const int32_t* counts, void* workspace, int32_t n,
+                               int32_t anchors_count, int32_t max_boxes, double high, double low,
+                               int32_t allow_low_quality) {
   return stream_call("dlfs_match_anchors", stream, [&](Stream& s) {
     check_pointer(matches, "matches");
     check_pointer(foreground, "foreground");
@@ -196,17 +198,20 @@ dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* fo
       check_pointer(boxes, "boxes");
       check_workspace(workspace);
     }
-    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(anchors_count, anchors_per_block)), static_cast<unsigned>(n));
+    const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(anchors_count, anchors_per_block)),
+                    static_cast<unsigned>(n));
     const bool aligned = aligned16({anchors});
     const bool low_quality = allow_low_quality != 0 && max_boxes > 0;
     unsigned* const best = WorkspaceLayout(workspace).take<unsigned>(int64_t{n} * max_boxes);
     CUDA_CHECK(cudaMemsetAsync(foreground, 0, static_cast<size_t>(n) * sizeof(int32_t), s.stream));
     if (low_quality) {
       CUDA_CHECK(cudaMemsetAsync(best, 0, static_cast<size_t>(n) * max_boxes * sizeof(unsigned), s.stream));
-      launch(s, grid, threads_per_block, 0, best_iou_kernel, best, anchors, boxes, counts, anchors_count, max_boxes, aligned);
+      launch(s, grid, threads_per_block, 0, best_iou_kernel, best, anchors, boxes, counts, anchors_count, max_boxes,
+             aligned);
     }
-    launch(s, grid, threads_per_block, 0, low_quality ? match_kernel<true> : match_kernel<false>, matches, foreground, best,
-           anchors, boxes, counts, anchors_count, max_boxes, static_cast<float>(high), static_cast<float>(low), aligned);
+    launch(s, grid, threads_per_block, 0, low_quality ? match_kernel<true> : match_kernel<false>, matches, foreground,
+           best, anchors, boxes, counts, anchors_count, max_boxes, static_cast<float>(high), static_cast<float>(low),
+           aligned);
   });
 }
 

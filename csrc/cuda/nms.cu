@@ -1,10 +1,10 @@
 // Greedy non-maximum suppression of a batch, without a host in the loop and without a mask of all pairs.
 //
-// 1. sort: each candidate's place is the number of keys (score descending, then index: unique) smaller than its own; boxes
-//    and labels are copied there.
-// 2. For each chunk of 512 candidates, best first: `test` marks those that a box kept from earlier chunks suppresses and
-//    computes the chunk's own pairs as bits, 64 x 64 to a tile; `keep` then walks over the chunk in order, one block per image.
-//    Once an image has its max_out boxes, or has no more candidates, its blocks return at once.
+// 1. sort: each candidate's place is the number of keys (score descending, then index: unique) smaller than its own;
+//    boxes and labels are copied there.
+// 2. For each chunk of 512 candidates, best first: `test` marks those that a box kept from earlier chunks suppresses
+//    and computes the chunk's own pairs as bits, 64 x 64 to a tile; `keep` then walks over the chunk in order, one block
+//    per image. Once an image has its max_out boxes, or has no more candidates, its blocks return at once.
 // The number of IoUs is that of (candidates x kept boxes) plus 512 x 512 / 2 per chunk.
 #include "cuda/detection.cuh"
 
@@ -12,8 +12,8 @@ namespace dlfs {
 namespace {
 
 constexpr int threads_per_block = 256;
-constexpr int sort_tile = 1024;   // keys compared with at a time
-constexpr int tile = 64;          // candidates to a word of bits
+constexpr int sort_tile = 1024;  // keys compared with at a time
+constexpr int tile = 64;         // candidates to a word of bits
 constexpr int chunk_tiles = 8;
 constexpr int chunk = tile * chunk_tiles;
 constexpr int least_splits = chunk_tiles;  // of the work on a tile: as many as mask tiles
@@ -21,14 +21,14 @@ constexpr int most_splits = 32;
 constexpr uint64_t no_candidate = ~uint64_t{0};
 
 struct NmsWorkspace {
-  int32_t* valid;           // (N): candidates with a label >= 0
-  uint32_t* removed;        // (N, chunks * 512 / 32): suppressed by a box of an earlier chunk; zeroed before
-  int32_t* order;           // (N, K): candidate of each place
-  float4* box;              // (N, K), sorted
-  int32_t* label;           // (N, K), sorted
-  float4* kept_box;         // (N, K)
-  int32_t* kept_label;      // (N, K)
-  uint64_t* mask;           // (N, 512, 8): bit j of word t of row i: i suppresses candidate 64 t + j of the chunk
+  int32_t* valid;       // (N): candidates with a label >= 0
+  uint32_t* removed;    // (N, chunks * 512 / 32): suppressed by a box of an earlier chunk; zeroed before
+  int32_t* order;       // (N, K): candidate of each place
+  float4* box;          // (N, K), sorted
+  int32_t* label;       // (N, K), sorted
+  float4* kept_box;     // (N, K)
+  int32_t* kept_label;  // (N, K)
+  uint64_t* mask;       // (N, 512, 8): bit j of word t of row i: i suppresses candidate 64 t + j of the chunk
   int32_t chunks;
   int64_t bytes;
 
@@ -57,7 +57,8 @@ __device__ __forceinline__ uint64_t sort_key(const float* scores, const int32_t*
 
 // Grid (K / 256, N). boxes (N, K, 4), scores and labels (N, K).
 __global__ void __launch_bounds__(threads_per_block)
-    sort_kernel(NmsWorkspace workspace, const float* boxes, const float* scores, const int32_t* labels, int32_t k, bool aligned) {
+    sort_kernel(NmsWorkspace workspace, const float* boxes, const float* scores, const int32_t* labels, int32_t k,
+                bool aligned) {
   __shared__ uint64_t keys[sort_tile];
   const int64_t row = int64_t{blockIdx.y} * k;
   const int32_t mine = static_cast<int32_t>(blockIdx.x * threads_per_block + threadIdx.x);
@@ -102,8 +103,8 @@ struct NmsRules {
   }
 };
 
-// Grid (8 tiles of the chunk, splits, N). Block (t, s) tests the 64 candidates of tile t against every splits-th of the boxes
-// kept so far, and, for s <= t, computes the bits of tile s's rows for tile t.
+// Grid (8 tiles of the chunk, splits, N). Block (t, s) tests the 64 candidates of tile t against every splits-th of the
+// boxes kept so far, and, for s <= t, computes the bits of tile s's rows for tile t.
 __global__ void __launch_bounds__(threads_per_block)
     test_kernel(NmsWorkspace workspace, const int32_t* keep_counts, int32_t k, int32_t max_out, int32_t chunk_index,
                 NmsRules rules) {
@@ -168,7 +169,8 @@ __global__ void __launch_bounds__(threads_per_block)
 
 // Grid (N). keep (N, max_out), keep_counts (N).
 __global__ void __launch_bounds__(threads_per_block)
-    keep_kernel(int32_t* keep, int32_t* keep_counts, NmsWorkspace workspace, int32_t k, int32_t max_out, int32_t chunk_index) {
+    keep_kernel(int32_t* keep, int32_t* keep_counts, NmsWorkspace workspace, int32_t k, int32_t max_out,
+                int32_t chunk_index) {
   __shared__ uint64_t mask[chunk * chunk_tiles];
   __shared__ int32_t picked[chunk];
   __shared__ int32_t picked_count;
@@ -191,7 +193,8 @@ __global__ void __launch_bounds__(threads_per_block)
     const int32_t lane = static_cast<int32_t>(threadIdx.x);
     uint64_t gone = ~uint64_t{0};  // of this lane's word of 64 candidates: suppressed, or none at all
     if (lane < chunk_tiles) {
-      const uint32_t* words = workspace.removed + image * workspace.removed_words() + int64_t{chunk_index} * (chunk / 32) + 2 * lane;
+      const uint32_t* words =
+          workspace.removed + image * workspace.removed_words() + int64_t{chunk_index} * (chunk / 32) + 2 * lane;
       const int32_t real = max(0, min(tile, rows - lane * tile));
       const uint64_t unreal = real == tile ? 0 : ~uint64_t{0} << real;
       gone = (uint64_t{words[1]} << 32 | words[0]) | unreal;
@@ -226,8 +229,8 @@ __global__ void __launch_bounds__(threads_per_block)
 
 // detections (N, max_out, 6)
 __global__ void __launch_bounds__(threads_per_block)
-    gather_kernel(float* detections, const float* boxes, const float* scores, const int32_t* labels, const int32_t* keep,
-                  int64_t count, int32_t k, int32_t max_out) {
+    gather_kernel(float* detections, const float* boxes, const float* scores, const int32_t* labels,
+                  const int32_t* keep, int64_t count, int32_t k, int32_t max_out) {
   const int64_t step = int64_t{gridDim.x} * threads_per_block;
   for (int64_t i = int64_t{blockIdx.x} * threads_per_block + threadIdx.x; i < count; i += step) {
     const int32_t candidate = keep[i];
@@ -260,8 +263,8 @@ dlfs_status dlfs_nms_workspace(dlfs_context ctx, int64_t* out, int32_t n, int32_
 }
 
 dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, const float* boxes, const float* scores,
-                     const int32_t* labels, void* workspace, int32_t n, int32_t k, int32_t max_out, double iou_threshold,
-                     int32_t class_aware) {
+                     const int32_t* labels, void* workspace, int32_t n, int32_t k, int32_t max_out,
+                     double iou_threshold, int32_t class_aware) {
   return stream_call("dlfs_nms", stream, [&](Stream& s) {
     check_pointer(keep, "keep");
     check_pointer(keep_counts, "keep_counts");
@@ -272,20 +275,22 @@ dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, co
     check_range(n, 1, max_images, "n");
     check_range(k, 1, 1 << 24, "k");
     check_size(max_out, "max_out");
-    DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT, "expected iou_threshold from 0 to 1, got %g",
-               iou_threshold);
+    DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
+               "expected iou_threshold from 0 to 1, got %g", iou_threshold);
     const NmsWorkspace ws(workspace, n, k);
     const NmsRules rules{static_cast<float>(iou_threshold), class_aware != 0};
     const unsigned images = static_cast<unsigned>(n);
     CUDA_CHECK(cudaMemsetAsync(keep, 0xff, static_cast<size_t>(n) * max_out * sizeof(int32_t), s.stream));  // -1
     CUDA_CHECK(cudaMemsetAsync(keep_counts, 0, static_cast<size_t>(n) * sizeof(int32_t), s.stream));
-    CUDA_CHECK(cudaMemsetAsync(ws.removed, 0, static_cast<size_t>(ws.removed_words()) * n * sizeof(uint32_t), s.stream));
-    launch(s, dim3(static_cast<unsigned>(ceil_div(k, threads_per_block)), images), threads_per_block, 0, sort_kernel, ws, boxes,
-           scores, labels, k, aligned16({boxes}));
+    CUDA_CHECK(
+        cudaMemsetAsync(ws.removed, 0, static_cast<size_t>(ws.removed_words()) * n * sizeof(uint32_t), s.stream));
+    launch(s, dim3(static_cast<unsigned>(ceil_div(k, threads_per_block)), images), threads_per_block, 0, sort_kernel,
+           ws, boxes, scores, labels, k, aligned16({boxes}));
     // Few images share their tiles among more blocks.
     const unsigned splits = static_cast<unsigned>(std::clamp(256 / n, least_splits, most_splits));
     for (int32_t i = 0; i < ws.chunks; ++i) {
-      launch(s, dim3(chunk_tiles, splits, images), threads_per_block, 0, test_kernel, ws, keep_counts, k, max_out, i, rules);
+      launch(s, dim3(chunk_tiles, splits, images), threads_per_block, 0, test_kernel, ws, keep_counts, k, max_out, i,
+             rules);
       launch(s, images, threads_per_block, 0, keep_kernel, keep, keep_counts, ws, k, max_out, i);
     }
   });
@@ -303,8 +308,8 @@ dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const 
     check_size(k, "k");
     check_size(max_out, "max_out");
     const int64_t count = int64_t{n} * max_out;
-    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, gather_kernel, detections, boxes, scores,
-           labels, keep, count, k, max_out);
+    launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, gather_kernel, detections, boxes,
+           scores, labels, keep, count, k, max_out);
   });
 }
 

@@ -1,7 +1,7 @@
-// Crop, resize, flip, normalise, cast: one kernel from decoded pixels to a slot of a batch, up to 32 images to a launch with
-// their parameters passed by value. A block computes a tile of 32 x 8 output pixels, one to a thread; the footprints of
-// its columns and rows, and the triangle filter's weights, are computed once into shared memory. Sums follow the order of
-// common/sampling.hpp and the file is compiled with -fmad=false, so the result has the CPU's bits.
+// Crop, resize, flip, normalise, cast: one kernel from decoded pixels to a slot of a batch, up to 32 images to a launch
+// with their parameters passed by value. A block computes a tile of 32 x 8 output pixels, one to a thread; the
+// footprints of its columns and rows, and the triangle filter's weights, are computed once into shared memory. Sums
+// follow the order of common/sampling.hpp and the file is compiled with -fmad=false, so the result has the CPU's bits.
 #include "cuda/preprocess.hpp"
 
 #include "cuda/numeric.cuh"
@@ -13,7 +13,8 @@ namespace {
 constexpr int tile_w = 32;  // a warp to a row
 constexpr int tile_h = 8;
 constexpr int images_per_launch = 32;
-constexpr int cached_taps = 64;  // weights of wider footprints (shrinking more than 31 times) are computed as they are used
+// Weights of footprints wider than this (shrinking more than 31 times) are computed as they are used.
+constexpr int cached_taps = 64;
 
 struct Parameters {
   PreprocessSource sources[images_per_launch];
@@ -36,7 +37,8 @@ struct Footprints {
   float row_weight[tile_h][cached_taps];
 };
 
-__device__ __forceinline__ float column_weight(const Footprints& all, const SampleAxis& axis, const Footprint& f, int j) {
+__device__ __forceinline__ float column_weight(const Footprints& all, const SampleAxis& axis, const Footprint& f,
+                                               int j) {
   return j < cached_taps ? all.column_weight[j][threadIdx.x] : footprint_weight(axis, f, j);
 }
 
@@ -45,7 +47,8 @@ __device__ __forceinline__ float row_weight(const Footprints& all, const SampleA
 }
 
 // Fills the footprints of this block's tile; for all of its threads, ends with a barrier.
-__device__ void compute_footprints(Footprints& all, const SampleAxis& columns, const SampleAxis& rows, int32_t u0, int32_t v0) {
+__device__ void compute_footprints(Footprints& all, const SampleAxis& columns, const SampleAxis& rows, int32_t u0,
+                                   int32_t v0) {
   const int thread = static_cast<int>(threadIdx.y * tile_w + threadIdx.x);
   if (thread < tile_w) all.column[thread] = footprint(columns, u0 + thread);
   if (thread >= tile_w && thread < tile_w + tile_h) all.row[thread - tile_w] = footprint(rows, v0 + thread - tile_w);
@@ -88,10 +91,11 @@ __device__ __forceinline__ float pick(const float (&rgb)[3], int32_t channel) {
   return channel == 0 ? rgb[0] : channel == 1 ? rgb[1] : rgb[2];
 }
 
-// Grid (columns / 32, rows / 8, images). dst: the first image's slot. C: 3, 4 or 8 channels stored by vectors (dst and the
-// row pitch are aligned then), or 0 for any number, one by one.
+// Grid (columns / 32, rows / 8, images). dst: the first image's slot. C: 3, 4 or 8 channels stored by vectors (dst and
+// the row pitch are aligned then), or 0 for any number, one by one.
 template <class T, int C>
-__global__ void __launch_bounds__(tile_w * tile_h) preprocess_kernel(T* dst, const __grid_constant__ Parameters parameters) {
+__global__ void __launch_bounds__(tile_w * tile_h)
+    preprocess_kernel(T* dst, const __grid_constant__ Parameters parameters) {
   __shared__ Footprints all;
   const PreprocessSource& source = parameters.sources[blockIdx.z];
   const int32_t u0 = static_cast<int32_t>(blockIdx.x) * tile_w;
@@ -156,14 +160,15 @@ auto kernel_for(const PreprocessFormat& format, const void* dst) {
 
 template <class T>
 void enqueue(const Stream& stream, T* dst, const Parameters& parameters, int32_t n, const PreprocessFormat& format) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(format.out_w, tile_w)), static_cast<unsigned>(ceil_div(format.out_h, tile_h)),
-                  static_cast<unsigned>(n));
+  const dim3 grid(static_cast<unsigned>(ceil_div(format.out_w, tile_w)),
+                  static_cast<unsigned>(ceil_div(format.out_h, tile_h)), static_cast<unsigned>(n));
   launch(stream, grid, dim3(tile_w, tile_h), 0, kernel_for<T>(format, dst), dst, parameters);
 }
 
 }  // namespace
 
-void preprocess(const Stream& stream, void* dst, const PreprocessSource* sources, int32_t n, const PreprocessFormat& format) {
+void preprocess(const Stream& stream, void* dst, const PreprocessSource* sources, int32_t n,
+                const PreprocessFormat& format) {
   Parameters parameters{};
   parameters.color = format.color;
   parameters.out_h = format.out_h;
@@ -200,9 +205,11 @@ extern "C" dlfs_status dlfs_preprocess(dlfs_stream stream, void* dst, const int6
       DLFS_CHECK(sources[i] != 0, DLFS_ERROR_ARGUMENT, "the source of image %d is NULL", i);
       for (int32_t j = 0; j < 2; ++j) check_range(sizes[2 * i + j], 1, max_image_side, j ? "width" : "height");
       const ImageTransform transform = image_transform(transforms, i);
-      images.push_back({reinterpret_cast<const uint8_t*>(sources[i]), sample_columns(transform, sizes[2 * i + 1], flags),
+      images.push_back({reinterpret_cast<const uint8_t*>(sources[i]),
+                        sample_columns(transform, sizes[2 * i + 1], flags),
                         sample_rows(transform, sizes[2 * i], flags)});
     }
-    preprocess(s, dst, images.data(), n, {out_h, out_w, out_c, dtype, flags, color_transform(normalisation, dtype, flags)});
+    preprocess(s, dst, images.data(), n,
+               {out_h, out_w, out_c, dtype, flags, color_transform(normalisation, dtype, flags)});
   });
 }

@@ -23,6 +23,7 @@ struct PreprocessSource {
 };
 
 // Enqueues n images into consecutive slots of dst.
-void preprocess(const Stream& stream, void* dst, const PreprocessSource* sources, int32_t n, const PreprocessFormat& format);
+void preprocess(const Stream& stream, void* dst, const PreprocessSource* sources, int32_t n,
+                const PreprocessFormat& format);
 
 }  // namespace dlfs

@@ -1,14 +1,14 @@
-// The k best candidates of each image, and their boxes. No float is compared for its order: scores are turned into unique
-// integer keys (candidate_key: score descending, then index ascending), so the result does not depend on the order in
-// which blocks find candidates.
+// The k best candidates of each image, and their boxes. No float is compared for its order: scores are turned into
+// unique integer keys (candidate_key: score descending, then index ascending), so the result does not depend on the
+// order in which blocks find candidates.
 //
-// 1. filter: one pass over the logits. Those whose score exceeds the threshold are counted, put into a buffer while there is
-//    room, and into a histogram of score classes.
-// 2. refill: does nothing for an image whose candidates all fit. Else fills the buffer again with only the score classes
-//    that can hold the k best.
-// 3. select: one block per image. Narrows its candidates to at most 4096 (or k) by radix selection on the keys, sorts these in
-//    shared memory and writes the first k. The candidates are in the buffer, or, where even the second filling did not fit
-//    (many equal scores), are read from the logits.
+// 1. filter: one pass over the logits. Those whose score exceeds the threshold are counted, put into a buffer while
+//    there is room, and into a histogram of score classes.
+// 2. refill: does nothing for an image whose candidates all fit. Else fills the buffer again with only the score
+//    classes that can hold the k best.
+// 3. select: one block per image. Narrows its candidates to at most 4096 (or k) by radix selection on the keys, sorts
+//    these in shared memory and writes the first k. The candidates are in the buffer, or, where even the second filling
+//    did not fit (many equal scores), are read from the logits.
 // 4. place, for k above 4096 only: writes each selected candidate to its place, the number of keys smaller than its own.
 #include <cmath>
 
@@ -149,8 +149,8 @@ __global__ void __launch_bounds__(filter_threads) filter_kernel(TopkWorkspace wo
   }
 }
 
-// The smallest bin at which the running sum of counts (bins) reaches `wanted`, and the sum before it. For all threads of a
-// block of `threads`, bins a multiple of it; wanted is at most the sum of all. Ends with a barrier.
+// The smallest bin at which the running sum of counts (bins) reaches `wanted`, and the sum before it. For all threads
+// of a block of `threads`, bins a multiple of it; wanted is at most the sum of all. Ends with a barrier.
 template <int threads, int bins>
 __device__ void find_bin(const uint32_t* counts, uint32_t wanted, int& bin, uint32_t& before) {
   constexpr int per_thread = bins / threads;
@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(filter_threads)
   if (state->found <= static_cast<uint32_t>(workspace.capacity) || k > workspace.capacity) return;
   int last_class;
   uint32_t before;
-  find_bin<filter_threads, score_classes>(workspace.histogram + int64_t{image} * score_classes, static_cast<uint32_t>(k),
-                                          last_class, before);
+  find_bin<filter_threads, score_classes>(workspace.histogram + int64_t{image} * score_classes,
+                                          static_cast<uint32_t>(k), last_class, before);
   uint64_t* buffer = workspace.buffer + int64_t{image} * workspace.capacity;
   const int64_t vectors = input.vectors(image);
   const int64_t first = int64_t{blockIdx.x} * (filter_threads * filter_turns) + threadIdx.x;
@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(filter_threads)
 
 // scores, index: k entries of a row of row_stride; written for k up to select_capacity, else selected is
 template <class T>
-__global__ void __launch_bounds__(select_threads)
-    select_kernel(float* scores, int32_t* index, TopkWorkspace workspace, TopkInput<T> input, int32_t k, int64_t row_stride) {
+__global__ void __launch_bounds__(select_threads) select_kernel(float* scores, int32_t* index, TopkWorkspace workspace,
+                                                                TopkInput<T> input, int32_t k, int64_t row_stride) {
   __shared__ uint64_t keys[select_capacity];
   __shared__ uint32_t digits[digit_values];
   __shared__ uint32_t collected;
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(select_threads)
     }
   };
 
-  // Keys with key >> shift <= limit are kept: at first all, after each round of the radix selection those up to the digit at
-  // which the k-th best lies. It is the `wanted`-th best of those with key >> shift == limit.
+  // Keys with key >> shift <= limit are kept: at first all, after each round of the radix selection those up to the
+  // digit at which the k-th best lies. It is the `wanted`-th best of those with key >> shift == limit.
   int shift = key_bits;
   uint64_t limit = key_prefix;
   uint32_t kept = candidates;
@@ -336,8 +336,8 @@ __global__ void __launch_bounds__(filter_threads)
 template <class T>
 __global__ void __launch_bounds__(filter_threads)
     decode_candidates_kernel(float* boxes, int32_t* labels, const int32_t* index, const T* deltas, const float* anchors,
-                             const float* image_sizes, int32_t k, int64_t row_stride, int64_t deltas_stride, int32_t classes,
-                             BoxWeights weights) {
+                             const float* image_sizes, int32_t k, int64_t row_stride, int64_t deltas_stride,
+                             int32_t classes, BoxWeights weights) {
   const int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= k) return;
   const int32_t image = static_cast<int32_t>(blockIdx.y);
@@ -392,7 +392,8 @@ dlfs_status dlfs_topk_workspace(dlfs_context ctx, int64_t* out, int32_t n, int64
 }
 
 dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const void* logits, void* workspace, int32_t n,
-                      int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride, dlfs_dtype dtype, double threshold) {
+                      int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride, dlfs_dtype dtype,
+                      double threshold) {
   return stream_call("dlfs_topk", stream, [&](Stream& s) {
     check_pointer(scores, "scores");
     check_pointer(index, "index");
@@ -412,7 +413,8 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
                                logit_floor(threshold)};
       // One more vector than the logits fill, as a row may start between two boundaries.
       const int64_t vectors = m / vector_width<T> + 2;
-      const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(vectors, filter_threads * filter_turns)), static_cast<unsigned>(n));
+      const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(vectors, filter_threads * filter_turns)),
+                      static_cast<unsigned>(n));
       launch(s, grid, filter_threads, 0, filter_kernel<T>, ws, input);
       launch(s, grid, filter_threads, 0, refill_kernel<T>, ws, input, k);
       launch(s, static_cast<unsigned>(n), select_threads, 0, select_kernel<T>, scores, index, ws, input, k, row_stride);
@@ -425,9 +427,9 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
 }
 
 dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
-                                   const void* deltas, const float* anchors, const float* image_sizes, int32_t n, int32_t k,
-                                   int64_t row_stride, int64_t deltas_stride, int32_t classes, dlfs_dtype dtype, double wx,
-                                   double wy, double ww, double wh) {
+                                   const void* deltas, const float* anchors, const float* image_sizes, int32_t n,
+                                   int32_t k, int64_t row_stride, int64_t deltas_stride, int32_t classes,
+                                   dlfs_dtype dtype, double wx, double wy, double ww, double wh) {
   return stream_call("dlfs_decode_candidates", stream, [&](Stream& s) {
     check_pointer(boxes, "boxes");
     check_pointer(labels, "labels");
@@ -444,8 +446,8 @@ dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* la
     dispatch_float(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(k, filter_threads)), static_cast<unsigned>(n));
-      launch(s, grid, filter_threads, 0, decode_candidates_kernel<T>, boxes, labels, index, static_cast<const T*>(deltas),
-             anchors, image_sizes, k, row_stride, deltas_stride, classes, weights);
+      launch(s, grid, filter_threads, 0, decode_candidates_kernel<T>, boxes, labels, index,
+             static_cast<const T*>(deltas), anchors, image_sizes, k, row_stride, deltas_stride, classes, weights);
     });
   });
 }
