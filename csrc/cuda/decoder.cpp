@@ -126,7 +126,7 @@ class Lane {
  private:
   // What the first image needs is made then, so that a failure is that image's.
   void prepare() {
-    if (!stream_) stream_ = std::make_unique<Stream>(context_.shared_from_this());
+    if (!stream_) stream_ = std::make_unique<Stream>(context_.shared_from_this(), /*urgent=*/true);
     if (!event_) {
       // Waiting blocks rather than spins: these threads share the cores with the rest of the program.
       CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync));

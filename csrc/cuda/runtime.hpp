@@ -163,7 +163,8 @@ struct Capture {
 // An ordered queue of work. Calls on one stream do not overlap in time, so it needs no lock of its own.
 class Stream {
  public:
-  explicit Stream(std::shared_ptr<Context> context);
+  // urgent: its blocks go before those of other streams, for short work that must not wait behind a training step.
+  explicit Stream(std::shared_ptr<Context> context, bool urgent = false);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

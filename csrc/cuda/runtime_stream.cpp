@@ -8,8 +8,10 @@ namespace dlfs {
 
 // ---- streams ------------------------------------------------------------------------------------------------------
 
-Stream::Stream(std::shared_ptr<Context> context) : context(std::move(context)) {
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+Stream::Stream(std::shared_ptr<Context> context, bool urgent) : context(std::move(context)) {
+  int least = 0, greatest = 0;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least));
 }
 
 Stream::~Stream() {
