@@ -69,14 +69,21 @@ class OnednnConvolution : public ConvAlgorithm {
     primitive_ = Primitive(descriptor);
   }
 
-  // Chooses how the residual is added and creates the descriptor: as an operand of its own where the implementation is as
-  // good as without it, else by accumulating into y, which then starts as a copy of the residual.
-  dnnl::convolution_forward::primitive_desc describe_forward(const ConvProblem& problem, const memory::desc& x,
-                                                             const memory::desc& w, const memory::desc& y, bool accumulate);
+  // The forward operation with its epilogue. accumulate: the residual is what y holds before; else it is an operand.
+  dnnl::convolution_forward::primitive_desc describe_forward(const memory::desc& x, const memory::desc& w,
+                                                             const memory::desc& y, dlfs_activation activation,
+                                                             bool accumulate) const;
+  // Describes and builds it; false where oneDNN cannot.
+  bool try_forward(const memory::desc& x, const memory::desc& w, const memory::desc& y, dlfs_activation activation,
+                   bool accumulate);
+
+  void activate_output(void* y) const;
 
   ConvGeometry g_;
   int32_t direction_;
   bool bias_, residual_;
+  dlfs_dtype dtype_;
+  dlfs_activation late_activation_ = DLFS_ACT_NONE;  // applied by our own loop afterwards
   bool accumulate_ = false;
   memory::dims strides_, dilation_, padding_;
   Operand x_, w_, y_, r_;  // r: the residual
@@ -86,7 +93,11 @@ class OnednnConvolution : public ConvAlgorithm {
 };
 
 OnednnConvolution::OnednnConvolution(const ConvProblem& problem, bool blocked)
-    : g_(problem.g), direction_(problem.direction), bias_(problem.bias()), residual_(problem.residual()) {
+    : g_(problem.g),
+      direction_(problem.direction),
+      bias_(problem.bias()),
+      residual_(problem.residual()),
+      dtype_(problem.dtype) {
   const ConvGeometry& g = g_;
   const memory::data_type type = problem.dtype == DLFS_BF16 ? memory::data_type::bf16 : memory::data_type::f32;
   const memory::data_type w_type = direction_ == DLFS_CONV_BACKWARD_WEIGHT ? memory::data_type::f32 : type;
@@ -139,14 +150,15 @@ OnednnConvolution::OnednnConvolution(const ConvProblem& problem, bool blocked)
   scratchpad_offset_ = reserve(static_cast<int64_t>(scratchpad_.get_size()));
 }
 
-dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(const ConvProblem& problem,
-                                                                              const memory::desc& x, const memory::desc& w,
-                                                                              const memory::desc& y, bool accumulate) {
-  const dnnl::convolution_forward::desc operation =
-      bias_ ? dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, x, w,
-                                              bias_desc_, y, strides_, dilation_, padding_, padding_)
-            : dnnl::convolution_forward::desc(dnnl::prop_kind::forward_inference, dnnl::algorithm::convolution_direct, x, w, y,
-                                              strides_, dilation_, padding_, padding_);
+dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(const memory::desc& x, const memory::desc& w,
+                                                                              const memory::desc& y,
+                                                                              dlfs_activation activation,
+                                                                              bool accumulate) const {
+  const auto kind = dnnl::prop_kind::forward_inference;
+  const auto direct = dnnl::algorithm::convolution_direct;
+  using Operation = dnnl::convolution_forward::desc;
+  const Operation operation = bias_ ? Operation(kind, direct, x, w, bias_desc_, y, strides_, dilation_, padding_, padding_)
+                                    : Operation(kind, direct, x, w, y, strides_, dilation_, padding_, padding_);
   dnnl::post_ops after;
   if (residual_ && accumulate) after.append_sum(1.0f);
   if (residual_ && !accumulate) {
@@ -154,7 +166,7 @@ dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(co
     const memory::desc layout = dnnl::convolution_forward::primitive_desc(operation, cpu_engine()).dst_desc();
     after.append_binary(dnnl::algorithm::binary_add, layout);
   }
-  switch (problem.activation) {
+  switch (activation) {
     case DLFS_ACT_RELU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f); break;
     case DLFS_ACT_SIGMOID: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_logistic, 0.0f, 0.0f); break;
     case DLFS_ACT_SILU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.0f, 0.0f); break;
@@ -166,28 +178,41 @@ dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(co
   return {operation, attributes, cpu_engine()};
 }
 
+bool OnednnConvolution::try_forward(const memory::desc& x, const memory::desc& w, const memory::desc& y,
+                                    dlfs_activation activation, bool accumulate) {
+  try {
+    const auto descriptor = describe_forward(x, w, y, activation, accumulate);
+    adopt<dnnl::convolution_forward>(descriptor);
+    x_.inner = descriptor.src_desc();
+    w_.inner = descriptor.weights_desc();
+    y_.inner = descriptor.dst_desc();
+    accumulate_ = accumulate;
+    return true;
+  } catch (const dnnl::error& e) {
+    if (e.status == dnnl_out_of_memory) throw;
+    return false;
+  }
+}
+
 void OnednnConvolution::create_forward(const ConvProblem& problem, const memory::desc& x, const memory::desc& w,
                                        const memory::desc& y) {
   if (bias_) bias_desc_ = memory::desc({g_.k}, memory::data_type::f32, memory::format_tag::x);
-  dnnl::convolution_forward::primitive_desc descriptor;
-  if (residual_) {
-    accumulate_ = true;
-    descriptor = describe_forward(problem, x, w, y, true);
-    try {
-      const auto separate = describe_forward(problem, x, w, y, false);
-      if (std::strcmp(separate.impl_info_str(), descriptor.impl_info_str()) == 0 && separate.dst_desc() == descriptor.dst_desc()) {
-        descriptor = separate;
-        accumulate_ = false;
-      }
-    } catch (const dnnl::error&) {  // no implementation takes the operand
-    }
-  } else {
-    descriptor = describe_forward(problem, x, w, y, false);
+  // The residual as an operand saves a copy of it into y, but some implementations do not take it, and oneDNN then silently
+  // chooses a slower one.
+  const bool operand = residual_ && try_forward(x, w, y, problem.activation, false);
+  const std::string with_operand = name_;
+  if (try_forward(x, w, y, problem.activation, residual_)) {
+    if (operand && name_ == with_operand) try_forward(x, w, y, problem.activation, false);
+    return;
   }
-  x_.inner = descriptor.src_desc();
-  w_.inner = descriptor.weights_desc();
-  y_.inner = descriptor.dst_desc();
-  adopt<dnnl::convolution_forward>(descriptor);
+  if (operand) {
+    try_forward(x, w, y, problem.activation, false);
+    return;
+  }
+  // Some describe an epilogue that they then fail to build (bf16 with groups and a sigmoid).
+  late_activation_ = problem.activation;
+  if (late_activation_ != DLFS_ACT_NONE && try_forward(x, w, y, DLFS_ACT_NONE, residual_)) return;
+  throw dnnl::error(dnnl_unimplemented, "no implementation");
 }
 
 void OnednnConvolution::create_backward_data(const memory::desc& x, const memory::desc& w, const memory::desc& y) {
@@ -221,6 +246,19 @@ void OnednnConvolution::create_backward_weights(const memory::desc& x, const mem
   adopt<dnnl::convolution_backward_weights>(descriptor);
 }
 
+void OnednnConvolution::activate_output(void* address) const {
+  dispatch_float(dtype_, [&](auto type) {
+    using T = typename decltype(type)::type;
+    T* y = static_cast<T*>(address);
+    dispatch_activation(late_activation_, [&](auto tag) {
+      parallel_for(g_.y_elements(), 16384, [=](int64_t begin, int64_t end) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) y[i] = from_float<T>(activate<decltype(tag)::value>(to_float(y[i])));
+      });
+    });
+  });
+}
+
 void OnednnConvolution::run(const ConvBuffers& b) const {
   try {
     dnnl::stream& stream = cpu_stream();
@@ -235,13 +273,13 @@ void OnednnConvolution::run(const ConvBuffers& b) const {
     };
     const memory user_x = user(x_, b.x), user_w = user(w_, b.w), user_y = user(y_, b.y);
     const memory x = inner(x_, user_x), w = inner(w_, user_w), y = inner(y_, user_y);
-    const auto reorder_in = [&](const Operand& operand, const memory& from, const memory& to) {
+    const auto reorder = [&](const Operand& operand, const memory& from, const memory& to) {
       if (operand.reordered()) operand.reorder.execute(stream, const_cast<memory&>(from), const_cast<memory&>(to));
     };
     const bool forward = direction_ == DLFS_CONV_FORWARD, data = direction_ == DLFS_CONV_BACKWARD_DATA;
-    if (!data) reorder_in(x_, user_x, x);
-    if (forward || data) reorder_in(w_, user_w, w);
-    if (!forward) reorder_in(y_, user_y, y);
+    if (!data) reorder(x_, user_x, x);
+    if (forward || data) reorder(w_, user_w, w);
+    if (!forward) reorder(y_, user_y, y);
 
     std::unordered_map<int, memory> arguments;
     arguments.emplace(data ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, x);
@@ -255,19 +293,17 @@ void OnednnConvolution::run(const ConvBuffers& b) const {
         if (r_.reordered() || b.residual != b.y) r_.reorder.execute(stream, const_cast<memory&>(given), const_cast<memory&>(y));
       } else {
         const memory residual = inner(r_, given);
-        reorder_in(r_, given, residual);
+        reorder(r_, given, residual);
         arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, residual);
       }
     }
     primitive_.execute(stream, arguments);
 
-    const auto reorder_out = [&](const Operand& operand, const memory& from, const memory& to) {
-      if (operand.reordered()) operand.reorder.execute(stream, const_cast<memory&>(from), const_cast<memory&>(to));
-    };
-    if (forward) reorder_out(y_, y, user_y);
-    if (data) reorder_out(x_, x, user_x);
-    if (!forward && !data) reorder_out(w_, w, user_w);
+    if (forward) reorder(y_, y, user_y);
+    if (data) reorder(x_, x, user_x);
+    if (!forward && !data) reorder(w_, w, user_w);
     stream.wait();
+    if (late_activation_ != DLFS_ACT_NONE) activate_output(b.y);
   } catch (const dnnl::error& e) {
     throw Error(e.status == dnnl_out_of_memory ? DLFS_ERROR_HOST_MEMORY : DLFS_ERROR_ONEDNN,
                 format("convolution (%s): oneDNN: %s: %s", name_.c_str(), e.message, g_.text().c_str()));
