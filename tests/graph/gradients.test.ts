@@ -1,0 +1,248 @@
+/** Backward passes of composed operations. */
+import { describe, expect, test } from "bun:test";
+import { add, applyOp, avgPool2d, cast, concat, conv2d, maxPool2d, type Op, relu, reshape, scale, sigmoid, silu, slice, upsample, useParameter, type Value } from "../../lib/graph";
+import { elementCount } from "../../lib/tensor";
+import { expectClose } from "../support/compare";
+import { missing, testDevice } from "../support/device";
+import { errorOf } from "../support/errors";
+import { Random } from "../support/random";
+import { expectGradients, numbers, parameter, program } from "./support";
+
+const device = testDevice();
+const x = { shape: [2, 4, 4, 3] };
+
+describe("gradients agree with finite differences", () => {
+  const unary: [string, (x: Value) => Value][] = [
+    ["a value used three times", (v) => add(add(silu(v), sigmoid(v)), v)],
+    ["a value added to itself", (v) => silu(add(v, v))],
+    ["a chain of uses of one value", (v) => add(silu(add(v, scale(v, 0.5))), v)],
+    ["concat of one value twice", (v) => silu(concat([v, v]))],
+    ["concat along rows", (v) => silu(concat([scale(v, 2), v], 1))],
+    ["concat along the batch", (v) => silu(concat([scale(v, 2), v, scale(v, 3)], 0))],
+    ["a slice of channels", (v) => silu(slice(v, 3, 1, 2))],
+    ["slices that overlap", (v) => add(slice(v, 2, 0, 3), slice(v, 2, 1, 3))],
+    ["a slice of images", (v) => silu(slice(v, 0, 1, 1))],
+    ["a reshape in the middle", (v) => silu(reshape(silu(reshape(v, [8, 12])), [96]))],
+    ["a reshape of a value that is used too", (v) => add(reshape(silu(reshape(v, [96])), [2, 4, 4, 3]), v)],
+    ["scaling", (v) => scale(silu(v), -0.7)],
+    ["average pooling", (v) => silu(avgPool2d(silu(v), 3, { stride: 1, padding: 1, countIncludePad: false }))],
+    ["upsampling", (v) => silu(upsample(silu(v), { size: [7, 5] }))],
+    ["down and up again, joined", (v) => add(upsample(avgPool2d(silu(v), 2), { scale: 2 }), v)],
+  ];
+  test.each(unary)("%s", (_name, body) => {
+    expectGradients(device, { x }, ({ x: v }) => ({ y: body(v!) }));
+  });
+
+  test("a convolution's operands and bias", () => {
+    using w = parameter(device, { shape: [5, 3, 3, 3] }, "w");
+    using b = parameter(device, { shape: [5] }, "b");
+    expectGradients(device, { x }, ({ x: v }) => ({ y: silu(conv2d(v!, useParameter(w), useParameter(b), { stride: 2, padding: 1 })) }), [w, b]);
+  });
+
+  test("a parameter shared by two convolutions of different sizes", () => {
+    using w = parameter(device, { shape: [4, 3, 3, 3] }, "w");
+    using b = parameter(device, { shape: [4] }, "b");
+    const head = (v: Value) => silu(conv2d(v, useParameter(w), useParameter(b), { padding: 1 }));
+    expectGradients(device, { x }, ({ x: v }) => ({ large: head(v!), small: head(avgPool2d(v!, 2)) }), [w, b]);
+  });
+
+  test("a convolution whose weight is computed", () => {
+    using w = parameter(device, { shape: [3, 1, 1, 3] }, "w");
+    expectGradients(device, { x }, ({ x: v }) => ({ y: conv2d(v!, scale(useParameter(w), 0.5), null) }), [w]);
+  });
+
+  test("several inputs and results, with a result that is used inside too", () => {
+    expectGradients(device, { a: x, b: x }, ({ a, b }) => {
+      const sum = silu(add(a!, b!));
+      return { sum, product: silu(add(sum, a!)) };
+    });
+  });
+
+  test("max pooling away from ties", () => {
+    const values = new Random("max pool").distinct(elementCount(x.shape), -4, 4);
+    expectGradients(device, { x: { ...x, values } }, ({ x: v }) => ({ y: maxPool2d(v!, 3, { stride: 2, padding: 1 }) }));
+  });
+});
+
+describe("exact gradients", () => {
+  const gradientOf = (body: (x: Value) => Value, values: number[], upstream: number[]): number[] => {
+    using made = program(device, { x: { shape: [values.length], values } }, ({ x: v }) => ({ y: body(v!) }), { training: true, seeds: "inputs", inputGradients: ["x"] });
+    made.inputs["grad.y"]!.write(upstream);
+    made.run();
+    return numbers(made.results["grad.x"]);
+  };
+
+  test("of x + x + x is 3", () => {
+    expect(gradientOf((v) => add(add(v, v), v), [1, -2], [1, 10])).toEqual([3, 30]);
+  });
+
+  test("of relu(x) + x is 2 where x > 0, else 1; at 0 it is 1", () => {
+    expect(gradientOf((v) => add(relu(v), v), [3, -3, 0], [1, 1, 1])).toEqual([2, 1, 1]);
+  });
+
+  test("of a value that is returned as it is", () => {
+    expect(gradientOf((v) => v, [1, 2], [5, 6])).toEqual([5, 6]);
+  });
+
+  test("of a slice is zero outside it", () => {
+    expect(gradientOf((v) => slice(v, 0, 1, 2), [1, 2, 3, 4], [7, 8])).toEqual([0, 7, 8, 0]);
+  });
+
+  test("parts that lead nowhere do not change it", () => {
+    expect(
+      gradientOf((v) => {
+        silu(add(v, v));
+        return scale(v, 2);
+      }, [1, 2], [1, 1]),
+    ).toEqual([2, 2]);
+  });
+});
+
+/** The sum of all elements, as an operation of the user's own: a scalar loss from one convolution-free call. */
+const total: Op<object> = {
+  kind: "total",
+  infer: () => [{ shape: [1], dtype: "f32" }],
+  gradient(builder, { inputs: [v] }, [dy]) {
+    // a constant upstream gradient fills the whole; nothing need be read
+    return [typeof dy === "number" ? dy : builder.apply(spread, [dy!], { shape: v!.shape })[0]!];
+  },
+  prepare(on, { inputs: [v] }) {
+    const out = new BigInt64Array(1);
+    on.native.channelSumWorkspace(on.handle, out, elementCount(v!.shape), 1, 0);
+    return { workspace: Number(out[0]) };
+  },
+  emit(e, { inputs: [v], outputs: [y] }) {
+    const [dst, src, workspace, n] = [e.address(y!), e.address(v!), e.workspace, elementCount(v!.shape)];
+    e.call(() => e.native.channelSum(e.stream, dst, src, workspace, n, 1, 0));
+  },
+};
+
+const spread: Op<{ shape: readonly number[] }> = {
+  kind: "spread",
+  infer: (_, { shape }) => [{ shape, dtype: "f32" }],
+  emit(e, { inputs: [s], outputs: [y] }) {
+    const [dst, src, n] = [e.address(y!), e.address(s!), elementCount(y!.shape)];
+    e.call(() => e.native.fill(e.stream, dst, n, 0, 1));
+    e.call(() => e.native.scale(e.stream, dst, dst, src, n, 0, 1));
+  },
+};
+
+describe("scalar losses with constant seeds", () => {
+  test("the seed scales the gradients, losses add up", () => {
+    using w = parameter(device, { shape: [4], values: [1, 2, 3, 4] }, "w");
+    using made = program(
+      device,
+      { x: { shape: [4], values: [1, 1, 1, 1] } },
+      ({ x: v }) => ({ a: applyOp(total, [add(v!, useParameter(w))], {})[0]!, b: applyOp(total, [scale(useParameter(w), 3)], {})[0]! }),
+      { training: true, seeds: { a: 1, b: 0.5 } },
+    );
+    made.run();
+    expect([numbers(made.results.a), numbers(made.results.b)]).toEqual([[14], [30]]);
+    expect(numbers(w.grad!)).toEqual([2.5, 2.5, 2.5, 2.5]);
+  });
+
+  test("one loss of two can be differentiated", () => {
+    using w = parameter(device, { shape: [2], values: [1, 2] }, "w");
+    using made = program(device, {}, () => ({ a: applyOp(total, [useParameter(w)], {})[0]!, b: applyOp(total, [scale(useParameter(w), 100)], {})[0]! }), {
+      training: true,
+      seeds: { a: 1 },
+    });
+    made.run();
+    expect(numbers(w.grad!)).toEqual([1, 1]);
+  });
+
+  test("a result that is no scalar needs a gradient, and one that is not there is named", () => {
+    using w = parameter(device, { shape: [2] }, "w");
+    const body = () => ({ y: scale(useParameter(w), 2) });
+    expect(errorOf(() => program(device, {}, body, { seeds: { y: 1 } })).message).toBe('Program: expected a scalar loss for "y", got (2)');
+    expect(errorOf(() => program(device, {}, body, { seeds: { z: 1 } })).message).toBe('Program: no result named "z" to differentiate');
+    expect(errorOf(() => program(device, {}, body, { seeds: { y: "input" }, inputGradients: ["x"] })).message).toBe('Program: no input named "x"');
+  });
+});
+
+describe("what is not trained", () => {
+  test("a parameter with requiresGrad false keeps its gradient untouched, and its branch costs no backward calls", () => {
+    using frozen = parameter(device, { shape: [4, 1, 1, 3] }, "frozen");
+    using trained = parameter(device, { shape: [4, 1, 1, 4] }, "trained");
+    frozen.requiresGrad = false;
+    using made = program(device, { x }, ({ x: v }) => ({ y: conv2d(conv2d(v!, useParameter(frozen), null), useParameter(trained), null) }), { training: true, seeds: "inputs" });
+    made.run();
+    expect(made.calls.map((call) => call.kind)).toEqual(["conv2d", "conv2d", "conv2d_backward_weight"]);
+    expect(numbers(frozen.grad!).every((g) => g === 0)).toBe(true);
+    expect(numbers(trained.grad!).some((g) => g !== 0)).toBe(true);
+  });
+
+  test("an operation without a gradient is named, with its path", () => {
+    const opaque: Op = { kind: "opaque", infer: ([v]) => [v!], emit() {} };
+    const error = errorOf(() => program(device, { x }, ({ x: v }) => ({ y: applyOp(opaque, [v!], {})[0]! }), { seeds: "inputs", inputGradients: ["x"] }));
+    expect(error.message).toBe("opaque: opaque has no gradient");
+  });
+
+  test("a parameter without gradient memory is named", () => {
+    using w = parameter(device, { shape: [3] }, "head.weight");
+    w.grad = null;
+    expect(errorOf(() => program(device, {}, () => ({ y: scale(useParameter(w), 2) }), { seeds: "inputs" })).message).toContain("head.weight: has no gradient memory");
+  });
+});
+
+describe("gradients of parameters", () => {
+  const build = (accumulate: boolean, w: ReturnType<typeof parameter>) =>
+    program(device, { x: { shape: [3], values: [1, 2, 3] } }, ({ x: v }) => ({ y: add(scale(useParameter(w), 2), v!) }), { training: true, seeds: "inputs", accumulate });
+
+  test("replace what was there", () => {
+    using w = parameter(device, { shape: [3] }, "w");
+    w.grad!.write([100, 100, 100]);
+    using made = build(false, w);
+    made.inputs["grad.y"]!.write([1, 2, 3]);
+    made.run();
+    made.run();
+    expect(numbers(w.grad!)).toEqual([2, 4, 6]);
+  });
+
+  test("add to it when asked", () => {
+    using w = parameter(device, { shape: [3] }, "w");
+    w.grad!.write([100, 100, 100]);
+    using made = build(true, w);
+    made.inputs["grad.y"]!.write([1, 2, 3]);
+    made.run();
+    made.run();
+    expect(numbers(w.grad!)).toEqual([104, 108, 112]);
+  });
+
+  test("that are the same value for two parameters reach both", () => {
+    using a = parameter(device, { shape: [3] }, "a");
+    using b = parameter(device, { shape: [3] }, "b");
+    using made = program(device, {}, () => ({ y: add(useParameter(a), useParameter(b)) }), { training: true, seeds: "inputs" });
+    made.inputs["grad.y"]!.write([1, 2, 3]);
+    made.run();
+    expect([numbers(a.grad!), numbers(b.grad!)]).toEqual([[1, 2, 3], [1, 2, 3]]);
+  });
+
+  test("of a parameter that is a result itself", () => {
+    using w = parameter(device, { shape: [2], values: [5, 6] }, "w");
+    using made = program(device, {}, () => ({ y: useParameter(w) }), { training: true, seeds: "inputs" });
+    made.inputs["grad.y"]!.write([1, 2]);
+    made.run();
+    expect([numbers(made.results.y), numbers(w.grad!)]).toEqual([[5, 6], [1, 2]]);
+  });
+
+  const bf16 = missing(device, "bf16", ["conv.bf16"]);
+  (bf16 ? test.skip : test)("of an fp32 weight used through its bf16 copy and directly are added, in fp32", () => {
+    using w = parameter(device, { shape: [2, 1, 1, 3], values: [1, 2, 3, 4, 5, 6] }, "w");
+    using copy = parameter(device, { shape: [2, 1, 1, 3] }, "copy");
+    using made = program(
+      device,
+      { x: { shape: [1, 1, 1, 3], values: [1, 1, 1] } },
+      ({ x: v }) => {
+        const exact = conv2d(v!, useParameter(w), null);
+        return { y: add(cast(conv2d(cast(v!, "bf16"), cast(useParameter(w), "bf16"), null), "f32"), exact) };
+      },
+      { training: true, seeds: "inputs" },
+    );
+    made.inputs["grad.y"]!.write([1, 10]);
+    made.run();
+    expectClose(numbers(w.grad!), [2, 2, 2, 20, 20, 20], { rtol: 0, atol: 0 });
+    expect(numbers(made.results.y)).toEqual([12, 30]);
+    expect(copy.size).toBe(6);
+  });
+});

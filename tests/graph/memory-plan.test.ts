@@ -1,0 +1,206 @@
+/** Properties of memory plans: nothing that is still needed is overwritten, and memory is shared. */
+import { describe, expect, test } from "bun:test";
+import { Graph, type Node, type Op, type Value } from "../../lib/graph";
+import { byteSize, planMemory, storageOf } from "../../lib/graph/memory-plan";
+import { ALIGNMENT } from "../../lib/tensor";
+import { Random } from "../support/random";
+
+interface Attrs {
+  shapes: number[][];
+}
+
+function op(kind: string, options: Partial<Op<Attrs>> = {}): Op<Attrs> {
+  return { kind, infer: (_, { shapes }) => shapes.map((shape) => ({ shape, dtype: "f32" as const })), emit() {}, ...options };
+}
+
+const plain = op("plain");
+const view = op("view", { alias: true });
+const overwriting = op("overwriting", { inplace: [0, 1] });
+const twoOutputs = op("two outputs", { optionalOutputs: [1] });
+
+interface Case {
+  graph: Graph;
+  results: Value[];
+  workspaces: Map<Node, number>;
+}
+
+/** A random graph of plain, in-place, viewing and two-output operations on tensors of a few sizes. */
+function randomGraph(seed: string, length: number): Case {
+  const random = new Random(seed);
+  const graph = new Graph();
+  const sizes = [1, 60, 64, 65, 200, 1000];
+  const pick = <T>(items: readonly T[]): T => items[random.integer(0, items.length)]!;
+  const values: Value[] = [graph.input("a", { shape: [pick(sizes)], dtype: "f32" }), graph.input("b", { shape: [pick(sizes)], dtype: "f32" })];
+  const workspaces = new Map<Node, number>();
+  for (let i = 0; i < length; ++i) {
+    const recent = () => values[Math.max(0, values.length - 1 - random.integer(0, 8))]!;
+    const first = recent();
+    const kind = random.integer(0, 10);
+    const [chosen, inputs, shapes] =
+      kind < 2
+        ? [view, [first], [[1, ...first.shape]]]
+        : kind < 6
+          ? [overwriting, [first, recent()], [[...first.shape]]]
+          : kind < 8
+            ? [twoOutputs, [first], [[pick(sizes)], [pick(sizes)]]]
+            : [plain, [first, recent(), recent()], [[pick(sizes)]]];
+    const outputs = graph.append(chosen, inputs, { shapes }, "");
+    if (random.next() < 0.3) workspaces.set(graph.nodes.at(-1)!, pick([16, 300, 5000]));
+    values.push(outputs[0]!);
+    if (outputs[1] && random.next() < 0.5) values.push(outputs[1]);
+  }
+  return { graph, results: [values.at(-1)!, pick(values), pick(values)], workspaces };
+}
+
+function plan({ graph, results, workspaces }: Case, keepAll = false) {
+  return planMemory({ nodes: graph.nodes, permanent: [...graph.inputs.values()], results, bound: new Set(), workspaces, keepAll });
+}
+
+/**
+ * Runs a plan on a pretended memory in which every 64 bytes carry the name of who wrote them last: a read that finds another
+ * name than that of the value it wants is a fault of the plan.
+ */
+function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof planMemory>): string[] {
+  const unit = 64;
+  const memory = new Array<number>(Math.ceil(made.bytes / unit)).fill(-1);
+  const faults: string[] = [];
+  const write = (offset: number, bytes: number, name: number, what: string) => {
+    if (offset % ALIGNMENT !== 0 || offset < 0 || offset + bytes > made.bytes) faults.push(`${what} lies at ${offset}, ${bytes} bytes of ${made.bytes}`);
+    for (let at = Math.floor(offset / unit); at * unit < offset + bytes; ++at) memory[at] = name;
+  };
+  const read = (value: Value, what: string) => {
+    const root = storageOf(value);
+    const offset = made.offsetOf(value);
+    if (offset === null) faults.push(`${what}: value ${value.id} has no memory`);
+    else
+      for (let at = Math.floor(offset / unit); at * unit < offset + byteSize(root); ++at)
+        if (memory[at] !== root.id) {
+          faults.push(`${what}: value ${value.id} was overwritten by ${memory[at]}`);
+          break;
+        }
+  };
+  const mine = 1_000_000;
+  for (const value of graph.inputs.values()) write(made.offsetOf(value)!, byteSize(value), value.id, "input");
+  for (const [index, node] of graph.nodes.entries()) {
+    const what = `node ${index} (${node.op.kind})`;
+    for (const input of node.inputs) read(input, what);
+    if (node.op.alias) continue;
+    // Workspaces and all but in-place outputs are written before the last input has been read.
+    const scratch = workspaces.get(node);
+    if (scratch) write(made.workspaceOf(node)!, scratch, mine + index, `${what}: workspace`);
+    const inplace = node.op.inplace?.some((slot) => made.offsetOf(node.inputs[slot]!) === made.offsetOf(node.outputs[0]!));
+    for (const [slot, output] of node.outputs.entries()) {
+      const offset = made.offsetOf(output);
+      if (offset === null) {
+        if (!node.op.optionalOutputs?.includes(slot)) faults.push(`${what}: output ${slot} has no memory`);
+      } else if (!inplace || slot > 0) write(offset, byteSize(output), output.id, what);
+    }
+    const ends = node.inputs.filter((input) => !inplace || made.offsetOf(input) !== made.offsetOf(node.outputs[0]!));
+    for (const input of ends) read(input, `${what}, while it runs`);
+    if (scratch && memory[Math.floor(made.workspaceOf(node)! / unit)] !== mine + index) faults.push(`${what}: an output lies in its workspace`);
+    if (inplace) write(made.offsetOf(node.outputs[0]!)!, byteSize(node.outputs[0]!), node.outputs[0]!.id, what);
+  }
+  for (const value of results) read(value, "result");
+  return faults;
+}
+
+describe("random graphs", () => {
+  const seeds = Array.from({ length: 60 }, (_, i) => `graph ${i}`);
+
+  test("never overwrite what is still read", () => {
+    for (const seed of seeds) {
+      const made = randomGraph(seed, 10 + (seeds.indexOf(seed) % 6) * 15);
+      expect(simulate(made, plan(made)), seed).toEqual([]);
+    }
+  });
+
+  test("take less memory than without sharing, and no more than all blocks together", () => {
+    let [arena, unshared] = [0, 0];
+    for (const seed of seeds) {
+      const { bytes, unshared: all } = plan(randomGraph(seed, 60));
+      expect(bytes).toBeLessThanOrEqual(all);
+      arena += bytes;
+      unshared += all;
+    }
+    expect(arena).toBeLessThan(unshared / 2);
+  });
+
+  test("with keepAll every value keeps memory of its own", () => {
+    for (const seed of seeds.slice(0, 20)) {
+      const made = randomGraph(seed, 40);
+      const kept = plan(made, true);
+      const everything = { ...made, results: made.graph.nodes.flatMap((node) => node.outputs).filter((value) => kept.offsetOf(value) !== null) };
+      expect(simulate(everything, kept), seed).toEqual([]);
+    }
+  });
+
+  test("are planned the same each time", () => {
+    for (const seed of seeds.slice(0, 10)) {
+      const offsets = () => {
+        const made = randomGraph(seed, 50);
+        const planned = plan(made);
+        return made.graph.nodes.flatMap((node) => node.outputs.map((output) => planned.offsetOf(output)));
+      };
+      expect(offsets()).toEqual(offsets());
+    }
+  });
+});
+
+describe("small graphs", () => {
+  const chain = (graph: Graph, chosen: Op<Attrs>, from: Value, length: number): Value => {
+    let value = from;
+    for (let i = 0; i < length; ++i) value = graph.append(chosen, [value], { shapes: [[64]] }, "")[0]!;
+    return value;
+  };
+  const planOf = (build: (graph: Graph, x: Value) => Value[]) => {
+    const graph = new Graph();
+    const x = graph.input("x", { shape: [64], dtype: "f32" });
+    const results = build(graph, x);
+    return plan({ graph, results, workspaces: new Map() });
+  };
+
+  test("a long chain needs two blocks besides its input", () => {
+    expect(planOf((graph, x) => [chain(graph, plain, x, 20)]).bytes).toBe(3 * ALIGNMENT);
+  });
+
+  test("a chain of in-place operations needs one", () => {
+    expect(planOf((graph, x) => [chain(graph, overwriting, x, 20)]).bytes).toBe(2 * ALIGNMENT);
+  });
+
+  test("an input of the program is never overwritten", () => {
+    const made = planOf((graph, x) => [chain(graph, overwriting, x, 1)]);
+    expect(made.bytes).toBe(2 * ALIGNMENT);
+  });
+
+  test("a value that is read later is not overwritten in place", () => {
+    const graph = new Graph();
+    const x = graph.input("x", { shape: [64], dtype: "f32" });
+    const a = chain(graph, plain, x, 1);
+    const b = chain(graph, overwriting, a, 1);
+    const c = graph.append(plain, [a, b], { shapes: [[64]] }, "")[0]!;
+    const made = plan({ graph, results: [c], workspaces: new Map() });
+    expect(made.offsetOf(b)).not.toBe(made.offsetOf(a));
+  });
+
+  test("a view lies where its source lies, and keeps it alive", () => {
+    const graph = new Graph();
+    const x = graph.input("x", { shape: [64], dtype: "f32" });
+    const a = chain(graph, plain, x, 1);
+    const v = graph.append(view, [a], { shapes: [[8, 8]] }, "")[0]!;
+    const b = chain(graph, plain, a, 5);
+    const end = graph.append(plain, [v, b], { shapes: [[64]] }, "")[0]!;
+    const made = { graph, results: [end], workspaces: new Map<Node, number>() };
+    const planned = plan(made);
+    expect(planned.offsetOf(v)).toBe(planned.offsetOf(a));
+    expect(simulate(made, planned)).toEqual([]);
+  });
+
+  test("an output that nobody reads has no memory where that is allowed", () => {
+    const graph = new Graph();
+    const x = graph.input("x", { shape: [64], dtype: "f32" });
+    const [y, extra] = graph.append(twoOutputs, [x], { shapes: [[64], [64]] }, "");
+    const planned = plan({ graph, results: [y!], workspaces: new Map() });
+    expect(planned.offsetOf(extra!)).toBeNull();
+    expect(planned.offsetOf(y!)).not.toBeNull();
+  });
+});
