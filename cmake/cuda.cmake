@@ -49,6 +49,10 @@ string(REPLACE ";" "," arch_names "${DLFS_CUDA_ARCHS}")
 # lets compute-sanitizer and the profilers name source lines.
 target_compile_options(dlfs PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--expt-relaxed-constexpr;--threads=1;-Xcompiler=-Wall;${gencode}>")
+# Box, loss and sampling maths give the CPU's bits: no product is merged with a sum.
+foreach(name anchors losses matching nms preprocess topk)
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/csrc/cuda/${name}.cu" PROPERTIES COMPILE_OPTIONS -fmad=false)
+endforeach()
 target_compile_definitions(dlfs PRIVATE "DLFS_CUDA_ARCHS=\"${arch_names}\"")
 target_include_directories(dlfs SYSTEM PRIVATE ${DLFS_CUDA_INCLUDE_DIRS})
 if(DLFS_CUDA_PRELOADS)

@@ -5,8 +5,9 @@
 #include <csetjmp>
 #include <cstdio>  // jpeglib.h needs FILE
 
-#include <jerror.h>
+// In this order: the numbers of jerror.h's messages depend on a version that jpeglib.h sets.
 #include <jpeglib.h>
+#include <jerror.h>
 
 namespace dlfs {
 namespace {
