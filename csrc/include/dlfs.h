@@ -237,7 +237,9 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
 
 /* Plans one direction of y = activation(conv(x, w) + bias + residual).
  * x (N, H, W, C), w (K, R, S, C / groups), y (N, P, Q, K); P = (H + 2 pad_h - dilation_h (R - 1) - 1) / stride_h + 1,
- * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); weight gradients are always fp32; sums are fp32.
+ * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); sums are fp32. Weight gradients are stored as fp32,
+ * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
+ * `dtype` before bias, residual and activation where the device has no fused form of them.
  * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
  * "deterministic" option, repeated runs give the same bytes.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library

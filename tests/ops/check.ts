@@ -1,7 +1,7 @@
 /** Registers the tests of a list of cases: results, the same bytes in deterministic mode, and gradients. */
 import { describe, expect, test } from "bun:test";
 import type { DType } from "../../lib/tensor";
-import { expectClose, expectSameBytes } from "../support/compare";
+import { expectClose, expectSameBytes, roundoff } from "../support/compare";
 import { missing, testDevice } from "../support/device";
 import { Random } from "../support/random";
 import { type Arrays, type GradientCheck, kindOf, type OpCase, tolerance } from "./cases/case";
@@ -41,7 +41,12 @@ export function checkResults(opCase: OpCase, dtype: DType): void {
 function compare(opCase: OpCase, dtype: DType, actual: Arrays, expected: Arrays): void {
   for (const [name, output] of Object.entries(opCase.outputs)) {
     const kind = kindOf(output, dtype);
-    const allowed = output.tolerance ?? (kind === "i32" || kind === "u8" ? { rtol: 0, atol: 0 } : tolerance(kind, output.terms));
+    const exact = kind === "i32" || kind === "u8";
+    const allowed = { ...(output.tolerance ?? (exact ? { rtol: 0, atol: 0 } : tolerance(kind, output.terms))) };
+    if (output.roundings && (dtype === "bf16" || dtype === "f16")) {
+      allowed.rtol = Math.max(allowed.rtol, tolerance(dtype).rtol);
+      allowed.atol += (output.roundings - 1) * (output.magnitude ?? 1) * roundoff[dtype];
+    }
     expectClose(actual[name]!, expected[name]!, allowed, name, output.shape);
   }
 }

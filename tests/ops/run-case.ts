@@ -1,13 +1,15 @@
 /**
- * Runs a case on a device. All operands lie in one block of device memory with 256 guard bytes around each: a write outside
- * an operand, a changed input and an output element that was not written are all found, whatever the operation.
+ * Runs a case on a device. All operands lie in one block of device memory with guard bytes around each: a write outside an
+ * operand or a workspace, a changed input and an output element that was not written are all found, whatever the operation.
  */
 import type { Device, DType } from "../../lib/tensor";
 import { decodeElements, dtypeCode, dtypeSize, elementCount, encodeElements } from "../../lib/tensor";
 import { Random } from "../support/random";
 import { type Arrays, type CaseContext, kindOf, type OpCase, type Operand } from "./cases/case";
 
-const GUARD = 256;
+const GUARD = 4096;
+/** Guard behind a workspace, where a wrong size means a thread's worth of scratch memory and not an element. */
+const WORKSPACE_GUARD = 1 << 16;
 const GUARD_BYTE = 0x5a;
 /** Poison of outputs: NaN as floating-point numbers, -1515870811 and 165 as integers. */
 const FLOAT_POISON = 0xff;
@@ -82,7 +84,7 @@ export function runCase(device: Device, opCase: OpCase, dtype: DType, inputs: Ar
     defer: (release) => releases.push(release),
     workspace(bytes) {
       if (bytes === 0) return null;
-      const total = new Uint8Array(bytes + GUARD).fill(FLOAT_POISON, 0, bytes).fill(GUARD_BYTE, bytes);
+      const total = new Uint8Array(bytes + WORKSPACE_GUARD).fill(FLOAT_POISON, 0, bytes).fill(GUARD_BYTE, bytes);
       const address = device.malloc(total.byteLength);
       releases.push(() => device.free(address));
       native.uploadSync(stream.handle, address, total, total.byteLength);
@@ -97,8 +99,8 @@ export function runCase(device: Device, opCase: OpCase, dtype: DType, inputs: Ar
     const after = new Uint8Array(image.byteLength);
     native.downloadSync(stream.handle, after, block, after.byteLength);
     for (const { address, bytes } of scratch) {
-      const guard = new Uint8Array(GUARD);
-      native.downloadSync(stream.handle, guard, address + bytes, GUARD);
+      const guard = new Uint8Array(WORKSPACE_GUARD);
+      native.downloadSync(stream.handle, guard, address + bytes, WORKSPACE_GUARD);
       if (guard.some((byte) => byte !== GUARD_BYTE)) throw new Error(`wrote past the end of its workspace of ${bytes} bytes`);
     }
     expectUntouched(opCase, slots, image, after);

@@ -30,6 +30,13 @@ export interface Output extends Operand {
   inPlaceOf?: string;
   /** How many products one element sums up; default 1. */
   terms?: number;
+  /**
+   * How often the value is rounded to the activations' dtype on its way; default once where that is its own dtype. More where
+   * the contract lets a library without a fused form store an intermediate result.
+   */
+  roundings?: number;
+  /** Magnitude of intermediate results that are rounded so. Default 1. */
+  magnitude?: number;
   /** Replaces the default of `tolerance()`. */
   tolerance?: Tolerance;
 }

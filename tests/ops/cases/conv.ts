@@ -81,7 +81,8 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
     name,
     features: needsConv,
     inputs: { x, w, ...(bias && { bias: { shape: [shape.k], kind: "f32" as const } }), ...(residual && { residual: dy }) },
-    outputs: { y: { shape: dy.shape, terms: terms + 2 } },
+    // Where the library has no fused epilogue the sums are stored before it runs: magnitude 1, 4 in the tails.
+    outputs: { y: { shape: dy.shape, terms: terms + 2, roundings: bias || residual || activation !== "none" ? 2 : 1, magnitude: 4 } },
     prepare(c) {
       const { handle, workspace } = plan(c, constants.CONV_FORWARD, shape, epilogue);
       const [y, xs, ws, b, z] = ["y", "x", "w", "bias", "residual"].map((operand) => c.address(operand));
@@ -122,7 +123,7 @@ export function convBackwardWeight(name: string, shape: ConvShape): OpCase {
     name,
     features: needsConv,
     inputs: { x, dy },
-    outputs: { dw: { shape: w.shape, kind: "f32", terms: summed } },
+    outputs: { dw: { shape: w.shape, kind: "f32", terms: summed, roundings: 1 } },
     prepare(c) {
       const { handle, workspace } = plan(c, constants.CONV_BACKWARD_WEIGHT, shape);
       const [dw, xs, upstream] = ["dw", "x", "dy"].map((operand) => c.address(operand));
