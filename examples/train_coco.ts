@@ -222,6 +222,7 @@ async function main(): Promise<number> {
     console.error("\nstopping after this step, with a checkpoint; again to stop at once");
   };
   process.on("SIGINT", interrupt);
+  console.log("training; Ctrl-C stops with a checkpoint");
 
   const { iterations } = config;
   const checkpoint = await openCheckpoint(resumed, run);

@@ -66,9 +66,9 @@ test("SIGINT saves a checkpoint and exits with 130", async () => {
   for (;;) {
     const { done, value } = await reader.read();
     stdout += decoder.decode(value, { stream: true });
-    if (done || stdout.includes("model:")) break;
+    if (done || stdout.includes("training;")) break;
   }
-  await Bun.sleep(500);
+  await Bun.sleep(300);
   child.kill("SIGINT");
   for (;;) {
     const { done, value } = await reader.read();
