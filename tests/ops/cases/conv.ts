@@ -163,6 +163,10 @@ const shapes: [string, ConvShape][] = [
   ["1x1", convShape({ h: 7, w: 9, c: 16, k: 24 })],
   ["1x1 on one pixel", convShape({ n: 1, h: 1, w: 1, c: 8, k: 5 })],
   ["1x1 stride 2 of an even size (last row unread)", convShape({ h: 6, w: 8, c: 8, k: 16, stride: [2, 2] })],
+  ["1x1 stride 2, few channels", convShape({ n: 1, h: 12, w: 10, c: 8, k: 4, stride: [2, 2] })],
+  ["1x1 stride 1x2", convShape({ n: 3, h: 9, w: 6, c: 7, k: 3, stride: [1, 2] })],
+  ["1x1 to 5 channels, 6x5", convShape({ h: 6, w: 5, c: 16, k: 5 })],
+  ["1x1 to 27 channels, 9x10", convShape({ n: 1, h: 9, w: 10, c: 32, k: 27 })],
   ["1x1 padding 1", convShape({ h: 4, w: 4, c: 4, k: 4, padding: [1, 1] })],
   ["3x3", convShape({ h: 8, w: 6, c: 16, k: 16, r: 3, s: 3, padding: [1, 1] })],
   ["3x3 without padding", convShape({ h: 5, w: 7, c: 8, k: 8, r: 3, s: 3 })],
@@ -187,6 +191,11 @@ const shapes: [string, ConvShape][] = [
   ["1x1 of 1 channel to 1", convShape({ h: 5, w: 5, c: 1, k: 1 })],
   ["kernel of the image's size", convShape({ h: 5, w: 4, c: 3, k: 6, r: 5, s: 4 })],
   ["1x1 of 513 channels", convShape({ n: 1, h: 3, w: 3, c: 513, k: 17 })],
+  // The smallest levels of a pyramid: most of the kernel lies outside the image.
+  ["3x3 on one pixel", convShape({ h: 1, w: 1, c: 8, k: 9, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 stride 2 on one column", convShape({ n: 1, h: 11, w: 1, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["3x3 stride 2 on 3x1", convShape({ n: 3, h: 3, w: 1, c: 3, k: 48, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["7x7 stride 2 on 13x2", convShape({ n: 1, h: 13, w: 2, c: 3, k: 8, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
   ["3x3, batch of 5", convShape({ n: 5, h: 4, w: 4, c: 32, k: 32, r: 3, s: 3, padding: [1, 1] })],
 ];
 
@@ -228,6 +237,9 @@ export const convCases: OpCase[] = [
   ]),
   convForward("depthwise with bias and relu", convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }), { bias: true, activation: "relu" }),
   convForward("stem with bias and silu", convShape({ n: 1, h: 15, w: 13, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }), { bias: true, activation: "silu" }),
+  convForward("groups with bias, residual and silu, image narrower than the kernel", convShape({ n: 3, h: 5, w: 1, c: 32, k: 8, r: 5, s: 5, padding: [2, 2], groups: 4 }), { bias: true, residual: true, activation: "silu" }),
+  convForward("1x1 in 4 groups with silu", convShape({ n: 3, h: 5, w: 8, c: 16, k: 32, groups: 4 }), { activation: "silu" }),
+  convForward("2x3 in 4 groups with residual and sigmoid", convShape({ h: 10, w: 11, c: 16, k: 32, r: 2, s: 3, padding: [1, 0], groups: 4 }), { residual: true, activation: "sigmoid" }),
   convForward("819 channels with bias and sigmoid", convShape({ n: 1, h: 2, w: 3, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] }), { bias: true, activation: "sigmoid" }),
   channelSum("one row", 1, 5),
   channelSum("one channel", 1000, 1),
