@@ -10,7 +10,6 @@ namespace dlfs::cpu {
 
 namespace {
 
-constexpr int32_t chunk = 64;  // channels at a time
 // Partial weight gradients: a number that does not depend on the threads, so the order of sums does not either.
 constexpr int64_t max_parts = 32;
 
@@ -86,9 +85,9 @@ class DepthwiseConvolution : public ConvAlgorithm {
         const int64_t left = int64_t{q} * g.stride_w - g.pad_w;
         const Taps columns = valid_taps(left, g.s, g.dilation_w, g.w);
         const int64_t out = ((n * g.p + p) * g.q + q) * g.c;
-        for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-          const int32_t count = std::min(chunk, g.c - c0);
-          float sum[chunk];
+        for_each_chunk(g.c, [&](auto width, int32_t c0) {
+          const int32_t count = width;
+          float sum[channel_chunk];
           for (int32_t j = 0; j < count; ++j) sum[j] = bias ? bias[c0 + j] : 0.0f;
           for (int32_t r = rows.begin; r < rows.end; ++r) {
             for (int32_t s = columns.begin; s < columns.end; ++s) {
@@ -102,7 +101,7 @@ class DepthwiseConvolution : public ConvAlgorithm {
             for (int32_t j = 0; j < count; ++j) sum[j] += to_float(residual[out + c0 + j]);
           }
           for (int32_t j = 0; j < count; ++j) y[out + c0 + j] = from_float<T>(activate<activation>(sum[j]));
-        }
+        });
       }
     });
   }
@@ -113,9 +112,9 @@ class DepthwiseConvolution : public ConvAlgorithm {
     for_each_row(g.h, int64_t{g.w} * g.c * taps() / (int64_t{g.stride_h} * g.stride_w), [&](int64_t n, int32_t h) {
       for (int32_t w = 0; w < g.w; ++w) {
         T* out = dx + ((n * g.h + h) * g.w + w) * g.c;
-        for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-          const int32_t count = std::min(chunk, g.c - c0);
-          float sum[chunk] = {};
+        for_each_chunk(g.c, [&](auto width, int32_t c0) {
+          const int32_t count = width;
+          float sum[channel_chunk] = {};
           for (int32_t r = 0; r < g.r; ++r) {
             const int64_t row = int64_t{h} + g.pad_h - int64_t{r} * g.dilation_h;
             if (row < 0 || row % g.stride_h != 0 || row / g.stride_h >= g.p) continue;
@@ -129,22 +128,23 @@ class DepthwiseConvolution : public ConvAlgorithm {
             }
           }
           for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j]);
-        }
+        });
       }
     });
   }
 
   // Adds x * dy of one output row, for one row of taps and one chunk of channels, to part (S, C). The taps' sums are kept
   // apart over the row, which also keeps fp32 sums short.
-  template <class T>
-  void accumulate_row(float* part, const T* x_row, const T* dy_row, int32_t c0, int32_t count) const {
+  template <class T, class Width>
+  void accumulate_row(float* part, const T* x_row, const T* dy_row, int32_t c0, Width width) const {
+    const int32_t count = width;
     const ConvGeometry& g = g_;
     for (int32_t s = 0; s < g.s; ++s) {
       const int64_t shift = int64_t{s} * g.dilation_w - g.pad_w;
       // Outputs q whose column q * stride + shift lies inside the image.
       const int64_t first = shift >= 0 ? 0 : (-shift + g.stride_w - 1) / g.stride_w;
       const int64_t last = shift >= g.w ? 0 : std::min<int64_t>(g.q, (g.w - 1 - shift) / g.stride_w + 1);
-      float sum[chunk] = {};
+      float sum[channel_chunk] = {};
       for (int64_t q = first; q < last; ++q) {
         const T* in = x_row + (q * g.stride_w + shift) * g.c + c0;
         const T* gradient = dy_row + q * g.c + c0;
@@ -167,12 +167,12 @@ class DepthwiseConvolution : public ConvAlgorithm {
         for (int64_t row = rows * i / parts_count_; row < rows * (i + 1) / parts_count_; ++row) {
           const int64_t n = row / g.p, top = row % g.p * g.stride_h - g.pad_h;
           const Taps valid = valid_taps(top, g.r, g.dilation_h, g.h);
-          for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
+          for_each_chunk(g.c, [&](auto width, int32_t c0) {
             for (int32_t r = valid.begin; r < valid.end; ++r) {
               accumulate_row(part + int64_t{r} * g.s * g.c, x + (n * g.h + top + int64_t{r} * g.dilation_h) * g.w * g.c,
-                             dy + row * g.q * g.c, c0, std::min(chunk, g.c - c0));
+                             dy + row * g.q * g.c, c0, width);
             }
-          }
+          });
         }
       }
     });

@@ -1,5 +1,6 @@
 // Elementwise operations: fill, cast, add, scale, activations and their gradients, the finite check. One pass over memory
-// each, in parallel parts, computed in fp32.
+// each, in parallel parts, computed in fp32. Results may overwrite an operand element by element: `omp simd` says so, where
+// the compiler's own check for overlap would send such calls to its scalar loop.
 #include <limits>
 #include <type_traits>
 
@@ -95,6 +96,7 @@ extern "C" dlfs_status dlfs_cast(dlfs_stream stream, void* dst, const void* src,
           To* out = static_cast<To*>(dst);
           const From* in = static_cast<const From*>(src);
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
             for (int64_t i = begin; i < end; ++i) out[i] = convert<To>(in[i]);
           });
         });
@@ -121,6 +123,7 @@ extern "C" dlfs_status dlfs_add(dlfs_stream stream, void* dst, const void* a, co
         const T* right = static_cast<const T*>(b);
         dispatch_activation(activation, [&](auto act) {
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
             for (int64_t i = begin; i < end; ++i) {
               store(out + i, activate<decltype(act)::value>(load(left + i) + load(right + i)));
             }
@@ -146,6 +149,7 @@ extern "C" dlfs_status dlfs_scale(dlfs_stream stream, void* dst, const void* src
         T* out = static_cast<T*>(dst);
         const T* in = static_cast<const T*>(src);
         parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
           for (int64_t i = begin; i < end; ++i) store(out + i, load(in + i) * scale);
         });
       });
@@ -169,6 +173,7 @@ extern "C" dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, cons
         const T* in = static_cast<const T*>(x);
         dispatch_activation(activation, [&](auto act) {
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
             for (int64_t i = begin; i < end; ++i) store(out + i, activate<decltype(act)::value>(load(in + i)));
           });
         });
@@ -197,6 +202,7 @@ extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, co
         const T* memory = static_cast<const T*>(kept);
         dispatch_activation(activation, [&](auto act) {
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
             for (int64_t i = begin; i < end; ++i) {
               float g = load(upstream + i);
               if constexpr (decltype(act)::value == DLFS_ACT_RELU) {
@@ -234,6 +240,7 @@ extern "C" dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t* flag, cons
           parallel_for(n, kGrain, [in, &bad](int64_t begin, int64_t end) {
             // All exponent bits set: NaN or infinity.
             uint32_t found = 0;
+#pragma omp simd reduction(| : found)
             for (int64_t i = begin; i < end; ++i) {
               found |= (float_bits(to_float(in[i])) & 0x7f800000u) == 0x7f800000u ? 1u : 0u;
             }

@@ -1,182 +1,205 @@
-// Batch normalization over rows (N H W) of NHWC tensors, and sums per channel. Rows are cut into a fixed number of parts, each
-// summed by one thread with its channels in vector registers; the parts' results are combined in order, in fp64, so that the
-// result depends neither on timing nor on the number of threads.
-#include "cpu/numeric.hpp"
-#include "cpu/runtime.hpp"
+// Sums per channel and batch normalization on the CPU; see norm_channels.hpp for the order of sums.
+#include <cmath>
+
+#include "cpu/norm_channels.hpp"
 
 namespace dlfs::cpu {
+
 namespace {
 
-constexpr int64_t kMaxParts = 64;
-constexpr int64_t kRowsPerPart = 256;  // an fp32 sum over so few rows keeps its digits
-
-// Parts of the rows: the same for any number of threads.
-inline int64_t part_count(int64_t rows) { return std::max<int64_t>(1, std::min(kMaxParts, rows / kRowsPerPart)); }
-inline int64_t part_begin(int64_t rows, int64_t parts, int64_t part) {
-  return rows / parts * part + std::min(part, rows % parts);
+void check_rows(int64_t rows, int32_t c, int64_t least_rows) {
+  DLFS_CHECK(rows >= least_rows && rows <= max_elements, DLFS_ERROR_SHAPE, "expected at least %lld rows, got %lld",
+             static_cast<long long>(least_rows), static_cast<long long>(rows));
+  DLFS_CHECK(c >= 1, DLFS_ERROR_SHAPE, "expected at least 1 channel, got %d", c);
+  checked_product({rows, c}, "x");
 }
 
-// Sums of Count values per row and channel, for the rows of one part, in runs of kRowsPerPart rows whose fp32 sums are
-// added up in fp64. term(row offset, channel, values) gives the values. out (Count, c) fp64.
-template <int Count, class Term>
-void sum_part(int64_t begin, int64_t end, int64_t c, double* out, const Term& term) {
-  std::fill(out, out + Count * c, 0.0);
-  std::vector<float> run(static_cast<size_t>(Count * c));
-  for (int64_t first = begin; first < end; first += kRowsPerPart) {
-    const int64_t last = std::min(end, first + kRowsPerPart);
-    std::fill(run.begin(), run.end(), 0.0f);
-    float* sums = run.data();
-    for (int64_t row = first; row < last; ++row) {
-      for (int64_t j = 0; j < c; ++j) {
-        float values[Count];
-        term(row * c + j, j, values);
-        for (int i = 0; i < Count; ++i) sums[i * c + j] += values[i];
-      }
-    }
-    for (int64_t i = 0; i < Count * c; ++i) out[i] += sums[i];
+void check_eps(double eps) { DLFS_CHECK(eps >= 0 && eps - eps == 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps); }
+
+// Joins the mean and the sum of squared differences of n values into those of `count` values (Chan, Golub and LeVeque
+// 1979), per channel.
+void join_moments(int64_t c, double* mean, double* squares, int64_t count, const double* other_mean,
+                  const double* other_squares, int64_t n) {
+  const double share = static_cast<double>(n) / static_cast<double>(count + n);
+  const double factor = static_cast<double>(count) * share;
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) {
+    const double delta = other_mean[j] - mean[j];
+    mean[j] += delta * share;
+    squares[j] += other_squares[j] + delta * delta * factor;
   }
 }
 
-// The sums over all rows: parts (parts, Count, c) fp64 in the workspace, then their total in the first of them.
-template <int Count, class Term>
-double* sum_rows(double* parts_memory, int64_t rows, int64_t c, const Term& term) {
-  const int64_t parts = part_count(rows);
-  parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      sum_part<Count>(part_begin(rows, parts, part), part_begin(rows, parts, part + 1), c, parts_memory + part * Count * c, term);
+// Adds up the folds of a tile's sums: (fold, C) -> (C).
+void fold_sums(const ChannelLayout& l, float* sums) {
+  for (int64_t f = 1; f < l.fold; ++f) {
+    for (int64_t j = 0; j < l.c; ++j) sums[j] += sums[f * l.c + j];
+  }
+}
+
+constexpr int64_t moments_width = 4;  // doubles per channel of a block: its moments and a tile's
+
+// Mean and sum of squared differences from it, per channel, in one pass over memory: each tile is read twice while it is
+// in the cache. Returns (2, C): means, then sums of squares, in the workspace.
+template <class T>
+double* channel_moments(const ChannelLayout& l, void* workspace, const T* x) {
+  for_each_tile(l, [&](int64_t block, int64_t first, int64_t last) {
+    double* moments = l.block_sums(workspace, moments_width, block);
+    double* tile_moments = moments + 2 * l.c;
+    float* mean = l.block_tile(workspace, moments_width, block);
+    float* squares = mean + l.width;
+    float* rest = squares + l.width;
+    const int64_t start = block * l.block_rows * l.width;
+    if (first == start) std::fill_n(moments, 2 * l.c, 0.0);
+    const int64_t n = (last - first) / l.c;
+    const float scale = 1.0f / static_cast<float>(n);
+
+    std::fill_n(mean, 3 * l.width, 0.0f);
+    for_each_wide_row(l, first, last, [&](int64_t i, int64_t count) {
+      const T* row = x + i;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) mean[j] += to_float(row[j]);
+    });
+    fold_sums(l, mean);
+    for (int64_t j = 0; j < l.c; ++j) mean[j] *= scale;
+    for (int64_t j = l.c; j < l.width; ++j) mean[j] = mean[j - l.c];
+
+    for_each_wide_row(l, first, last, [&](int64_t i, int64_t count) {
+      const T* row = x + i;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) {
+        const float difference = to_float(row[j]) - mean[j];
+        squares[j] += difference * difference;
+        rest[j] += difference;
+      }
+    });
+    fold_sums(l, squares);
+    fold_sums(l, rest);
+    // The tile's mean was rounded to fp32: the rest, the sum of what it left, corrects both moments.
+#pragma omp simd
+    for (int64_t j = 0; j < l.c; ++j) {
+      const double correction = static_cast<double>(rest[j]) / static_cast<double>(n);
+      tile_moments[j] = mean[j] + correction;
+      tile_moments[l.c + j] = squares[j] - rest[j] * correction;
     }
+    join_moments(l.c, moments, moments + l.c, (first - start) / l.c, tile_moments, tile_moments + l.c, n);
   });
-  for (int64_t part = 1; part < parts; ++part) {
-    for (int64_t i = 0; i < Count * c; ++i) parts_memory[i] += parts_memory[part * Count * c + i];
+
+  double* totals = static_cast<double*>(workspace);
+  std::fill_n(totals, 2 * l.c, 0.0);
+  int64_t count = 0;
+  for (int64_t block = 0; block < l.blocks; ++block) {
+    const double* part = l.block_sums(workspace, moments_width, block);
+    const int64_t end = std::min(l.rows, (block + 1) * l.block_rows * l.fold);
+    const int64_t n = end - block * l.block_rows * l.fold;
+    join_moments(l.c, totals, totals + l.c, count, part, part + l.c, n);
+    count += n;
   }
-  return parts_memory;
+  return totals;
 }
 
-// Two sums per part and channel, and two rows of coefficients.
-int64_t workspace_bytes(int64_t rows, int64_t c) {
-  return part_count(rows) * 2 * c * static_cast<int64_t>(sizeof(double)) + 3 * c * static_cast<int64_t>(sizeof(float));
-}
-
-float* coefficients(void* workspace, int64_t rows, int64_t c) {
-  return reinterpret_cast<float*>(static_cast<double*>(workspace) + part_count(rows) * 2 * c);
-}
-
-// y = activation(x * scale + shift + residual), scale and shift (c)
-template <class T, bool relu, bool with_residual>
-void apply(T* y, const T* x, const T* residual, const float* scale, const float* shift, int64_t rows, int64_t c) {
-  parallel_for(rows, std::max<int64_t>(1, 16384 / c), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* in = x + row * c;
-      const T* add = with_residual ? residual + row * c : nullptr;
-      T* out = y + row * c;
-      for (int64_t j = 0; j < c; ++j) {
-        float v = load(in + j) * scale[j] + shift[j];
-        if constexpr (with_residual) v += load(add + j);
-        if constexpr (relu) v = v < 0.0f ? 0.0f : v;
-        store(out + j, v);
-      }
+// y = activation((x - mean) * scale + shift + residual); mean, scale, shift (C). y may be x or residual.
+template <class T, bool relu, bool residual>
+void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const float* mean, const float* scale,
+               const float* shift) {
+  const std::vector<float> wide_mean = l.widen(mean), wide_scale = l.widen(scale), wide_shift = l.widen(shift);
+  const float *m = wide_mean.data(), *a = wide_scale.data(), *b = wide_shift.data();
+  map_wide_rows(l, [=](int64_t i, int64_t count) {
+    const T* in = x + i;
+    T* out = y + i;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      float value = (to_float(in[j]) - m[j]) * a[j] + b[j];
+      if constexpr (residual) value += to_float(added[i + j]);
+      if constexpr (relu) value = value < 0.0f ? 0.0f : value;
+      out[j] = from_float<T>(value);
     }
   });
 }
 
 template <class T>
-void apply(T* y, const T* x, const T* residual, const float* scale, const float* shift, int64_t rows, int64_t c, bool relu) {
-  if (relu) {
-    residual ? apply<T, true, true>(y, x, residual, scale, shift, rows, c) : apply<T, true, false>(y, x, residual, scale, shift, rows, c);
-  } else {
-    residual ? apply<T, false, true>(y, x, residual, scale, shift, rows, c) : apply<T, false, false>(y, x, residual, scale, shift, rows, c);
-  }
+void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const float* mean, const float* scale,
+               const float* shift, dlfs_activation activation) {
+  const bool relu = activation == DLFS_ACT_RELU;
+  if (relu && added) return normalise<T, true, true>(l, y, x, added, mean, scale, shift);
+  if (relu) return normalise<T, true, false>(l, y, x, added, mean, scale, shift);
+  if (added) return normalise<T, false, true>(l, y, x, added, mean, scale, shift);
+  return normalise<T, false, false>(l, y, x, added, mean, scale, shift);
 }
 
-struct TrainArguments {
+struct TrainStatistics {
   float *save_mean, *save_invstd, *running_mean, *running_var;
-  const float *weight, *bias;
-  void* workspace;
-  int64_t rows, c;
   double eps, momentum;
-  bool relu;
 };
 
 template <class T>
-void batch_norm_train(const TrainArguments& a, T* y, const T* x, const T* residual) {
-  const int64_t rows = a.rows, c = a.c;
-  double* parts = static_cast<double*>(a.workspace);
-  float* scale = coefficients(a.workspace, rows, c);
-  float* shift = scale + c;
-  // Sums of x - x[0] and of its square: the shift takes the mean's size out of the squares (a one-pass variance that does
-  // not cancel).
-  float* origin = shift + c;
-  for (int64_t j = 0; j < c; ++j) origin[j] = load(x + j);
-  const double* sums = sum_rows<2>(parts, rows, c, [=](int64_t i, int64_t j, float* values) {
-    const float d = load(x + i) - origin[j];
-    values[0] = d;
-    values[1] = d * d;
-  });
-  for (int64_t j = 0; j < c; ++j) {
-    const double n = static_cast<double>(rows);
-    const double offset = sums[j] / n;
-    const double mean = origin[j] + offset;
-    const double var = std::max(0.0, sums[c + j] / n - offset * offset);
-    const double invstd = 1.0 / std::sqrt(var + a.eps);
-    a.save_mean[j] = static_cast<float>(mean);
-    a.save_invstd[j] = static_cast<float>(invstd);
-    if (a.running_mean) {
-      const double unbiased = var * n / (n - 1);
-      a.running_mean[j] = static_cast<float>((1 - a.momentum) * a.running_mean[j] + a.momentum * mean);
-      a.running_var[j] = static_cast<float>((1 - a.momentum) * a.running_var[j] + a.momentum * unbiased);
-    }
-    scale[j] = static_cast<float>(invstd * a.weight[j]);
-    shift[j] = static_cast<float>(a.bias[j] - mean * invstd * a.weight[j]);
+void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residual, const float* weight, const float* bias,
+                      void* workspace, const TrainStatistics& s, dlfs_activation activation) {
+  const double* moments = channel_moments(l, workspace, x);
+  const double n = static_cast<double>(l.rows);
+  std::vector<float> scale(static_cast<size_t>(l.c));
+  for (int64_t j = 0; j < l.c; ++j) {
+    const double mean = moments[j], squares = std::max(0.0, moments[l.c + j]), variance = squares / n;
+    const double invstd = 1.0 / std::sqrt(variance + s.eps);
+    s.save_mean[j] = static_cast<float>(mean);
+    s.save_invstd[j] = static_cast<float>(invstd);
+    scale[static_cast<size_t>(j)] = static_cast<float>(invstd * weight[j]);
+    if (!s.running_mean) continue;
+    const double unbiased = squares / (n - 1);
+    s.running_mean[j] = static_cast<float>((1 - s.momentum) * s.running_mean[j] + s.momentum * mean);
+    s.running_var[j] = static_cast<float>((1 - s.momentum) * s.running_var[j] + s.momentum * unbiased);
   }
-  apply(y, x, residual, scale, shift, rows, c, a.relu);
+  normalise(l, y, x, residual, s.save_mean, scale.data(), bias, activation);
 }
 
-struct BackwardArguments {
-  float *dweight, *dbias;
-  const float *weight, *save_mean, *save_invstd;
-  void* workspace;
-  int64_t rows, c;
-};
-
+// dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy where y > 0 with ReLU.
 template <class T, bool relu>
-void batch_norm_backward(const BackwardArguments& a, T* dx, T* dresidual, const T* dy, const T* x, const T* y) {
-  const int64_t rows = a.rows, c = a.c;
-  const float *mean = a.save_mean, *invstd = a.save_invstd;
-  const double* sums = sum_rows<2>(static_cast<double*>(a.workspace), rows, c, [=](int64_t i, int64_t j, float* values) {
-    float g = load(dy + i);
-    if constexpr (relu) g = load(y + i) > 0.0f ? g : 0.0f;
-    values[0] = g;
-    values[1] = g * (load(x + i) - mean[j]) * invstd[j];
-  });
-  // dx = weight invstd (g - mean(g) - xhat mean(g xhat)) = p g + q x + r
-  float* p = coefficients(a.workspace, rows, c);
-  float* q = p + c;
-  float* r = q + c;
-  for (int64_t j = 0; j < c; ++j) {
-    a.dbias[j] = static_cast<float>(sums[j]);
-    a.dweight[j] = static_cast<float>(sums[c + j]);
-    const double n = static_cast<double>(rows);
-    const double factor = static_cast<double>(a.weight[j]) * invstd[j];
-    const double slope = -factor * invstd[j] * sums[c + j] / n;
-    p[j] = static_cast<float>(factor);
-    q[j] = static_cast<float>(slope);
-    r[j] = static_cast<float>(-factor * sums[j] / n);
-  }
-  parallel_for(rows, std::max<int64_t>(1, 16384 / c), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t at = row * c;
-      for (int64_t j = 0; j < c; ++j) {
-        float g = load(dy + at + j);
-        if constexpr (relu) g = load(y + at + j) > 0.0f ? g : 0.0f;
-        const float v = p[j] * g + (q[j] * (load(x + at + j) - mean[j]) + r[j]);
-        if (dresidual) store(dresidual + at + j, g);
-        store(dx + at + j, v);
-      }
+void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dweight, float* dbias, const T* dy, const T* x,
+                         const T* y, const float* weight, const float* save_mean, const float* save_invstd,
+                         void* workspace) {
+  const std::vector<float> wide_mean = l.widen(save_mean);
+  const float* m = wide_mean.data();
+  const double* totals = sum_channels<2>(l, workspace, [=, width = l.width](int64_t i, int64_t count, float* tile) {
+    float* products = tile + width;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      float g = to_float(dy[i + j]);
+      if constexpr (relu) g = to_float(y[i + j]) <= 0.0f ? 0.0f : g;
+      tile[j] += g;
+      products[j] += g * (to_float(x[i + j]) - m[j]);
     }
   });
+  const size_t c = static_cast<size_t>(l.c);
+  std::vector<float> scale(c), offset(c), slope(c);
+  const double n = static_cast<double>(l.rows);
+  for (size_t j = 0; j < c; ++j) {
+    const double invstd = save_invstd[j];
+    dbias[j] = static_cast<float>(totals[j]);
+    dweight[j] = static_cast<float>(totals[c + j] * invstd);
+    scale[j] = static_cast<float>(weight[j] * invstd);
+    offset[j] = static_cast<float>(totals[j] / n);
+    slope[j] = static_cast<float>(totals[c + j] * invstd * invstd / n);
+  }
+  const std::vector<float> wide_scale = l.widen(scale.data()), wide_offset = l.widen(offset.data()),
+                           wide_slope = l.widen(slope.data());
+  const float *a = wide_scale.data(), *b = wide_offset.data(), *k = wide_slope.data();
+  const auto pass = [=, &l](auto with_residual) {
+    map_wide_rows(l, [=](int64_t i, int64_t count) {
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) {
+        float g = to_float(dy[i + j]);
+        if constexpr (relu) g = to_float(y[i + j]) <= 0.0f ? 0.0f : g;
+        const float gradient = a[j] * (g - b[j] - (to_float(x[i + j]) - m[j]) * k[j]);
+        if constexpr (decltype(with_residual)::value) dresidual[i + j] = from_float<T>(g);
+        dx[i + j] = from_float<T>(gradient);
+      }
+    });
+  };
+  dresidual ? pass(std::true_type{}) : pass(std::false_type{});
 }
 
 }  // namespace
+
 }  // namespace dlfs::cpu
 
 using namespace dlfs;
@@ -186,29 +209,30 @@ extern "C" dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, int64_t* out
   return guard("dlfs_channel_sum_workspace", [&] {
     require_context(ctx);
     check_pointer(out, "out");
-    check_size(rows, "rows");
-    check_size(c, "c");
     check_float_dtype(dtype);
-    *out = part_count(rows) * c * static_cast<int64_t>(sizeof(double));
+    check_rows(rows, c, 1);
+    *out = ChannelLayout(rows, c).workspace(1);
   });
 }
 
 extern "C" dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const void* x, void* workspace, int64_t rows, int32_t c,
                                         dlfs_dtype dtype) {
   return on_stream("dlfs_channel_sum", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    check_rows(rows, c, 1);
     check_pointer(out, "out");
     check_pointer(x, "x");
-    check_pointer(workspace, "workspace");
-    check_size(rows, "rows");
-    check_size(c, "c");
-    dispatch_float(dtype, [](auto) {});
-    s.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        const T* in = static_cast<const T*>(x);
-        const double* sums = sum_rows<1>(static_cast<double*>(workspace), rows, c,
-                                         [=](int64_t i, int64_t, float* values) { values[0] = load(in + i); });
-        for (int32_t j = 0; j < c; ++j) out[j] = static_cast<float>(sums[j]);
+    check_workspace(workspace, ChannelLayout(rows, c).workspace(1));
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const T* in = static_cast<const T*>(x);
+      s.enqueue([=] {
+        const ChannelLayout layout(rows, c);
+        const double* totals = sum_channels<1>(layout, workspace, [=](int64_t i, int64_t count, float* tile) {
+#pragma omp simd
+          for (int64_t j = 0; j < count; ++j) tile[j] += to_float(in[i + j]);
+        });
+        for (int64_t j = 0; j < c; ++j) out[j] = static_cast<float>(totals[j]);
       });
     });
   });
@@ -218,37 +242,37 @@ extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out,
   return guard("dlfs_batch_norm_workspace", [&] {
     require_context(ctx);
     check_pointer(out, "out");
-    check_size(rows, "rows");
-    check_size(c, "c");
     check_float_dtype(dtype);
-    *out = workspace_bytes(rows, c);
+    check_rows(rows, c, 2);
+    *out = ChannelLayout(rows, c).workspace(moments_width);  // the backward pass needs less
   });
 }
 
 extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd,
                                              float* running_mean, float* running_var, const void* x, const void* residual,
-                                             const float* weight, const float* bias, void* workspace, int64_t rows, int32_t c,
-                                             dlfs_dtype dtype, double eps, double momentum, dlfs_activation activation) {
+                                             const float* weight, const float* bias, void* workspace, int64_t rows,
+                                             int32_t c, dlfs_dtype dtype, double eps, double momentum,
+                                             dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_train", stream, [&](Stream& s) {
-    for (auto [pointer, name] : {std::pair<const void*, const char*>{y, "y"}, {save_mean, "save_mean"}, {save_invstd, "save_invstd"},
-                                 {x, "x"}, {weight, "weight"}, {bias, "bias"}, {workspace, "workspace"}}) {
-      check_pointer(pointer, name);
-    }
-    DLFS_CHECK((running_mean == nullptr) == (running_var == nullptr), DLFS_ERROR_ARGUMENT,
-               "running_mean and running_var: expected both or neither");
-    DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel, got %lld", static_cast<long long>(rows));
-    check_size(c, "c");
-    checked_product({rows, c}, "x");
-    dispatch_float(dtype, [](auto) {});
+    check_float_dtype(dtype);
+    check_rows(rows, c, 2);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    DLFS_CHECK(eps >= 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
-    check_number(momentum, "momentum");
-    const TrainArguments a{save_mean, save_invstd, running_mean, running_var, weight, bias, workspace, rows, c, eps, momentum,
-                           activation == DLFS_ACT_RELU};
-    s.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        batch_norm_train(a, static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual));
+    check_eps(eps);
+    DLFS_CHECK(momentum >= 0 && momentum <= 1, DLFS_ERROR_ARGUMENT, "expected momentum from 0 to 1, got %g", momentum);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    check_pointer(save_mean, "save_mean");
+    check_pointer(save_invstd, "save_invstd");
+    check_pointer(weight, "weight");
+    check_pointer(bias, "bias");
+    check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
+    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT, "running_mean and running_var: expected both or neither");
+    const TrainStatistics statistics{save_mean, save_invstd, running_mean, running_var, eps, momentum};
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      s.enqueue([=] {
+        batch_norm_train(ChannelLayout(rows, c), static_cast<T*>(y), static_cast<const T*>(x),
+                         static_cast<const T*>(residual), weight, bias, workspace, statistics, activation);
       });
     });
   });
@@ -259,28 +283,23 @@ extern "C" dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const 
                                              int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
                                              dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_infer", stream, [&](Stream& s) {
-    for (auto [pointer, name] : {std::pair<const void*, const char*>{y, "y"}, {x, "x"}, {weight, "weight"}, {bias, "bias"},
-                                 {mean, "mean"}, {var, "var"}}) {
-      check_pointer(pointer, name);
-    }
-    check_size(rows, "rows");
-    check_size(c, "c");
-    checked_product({rows, c}, "x");
-    dispatch_float(dtype, [](auto) {});
+    check_float_dtype(dtype);
+    check_rows(rows, c, 1);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    DLFS_CHECK(eps >= 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
-    const bool relu = activation == DLFS_ACT_RELU;
-    s.enqueue([=] {
-      std::vector<float> scale(static_cast<size_t>(c)), shift(static_cast<size_t>(c));
-      for (int32_t j = 0; j < c; ++j) {
-        const double g = weight[j] / std::sqrt(static_cast<double>(var[j]) + eps);
-        scale[j] = static_cast<float>(g);
-        shift[j] = static_cast<float>(bias[j] - mean[j] * g);
-      }
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        apply(static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual), scale.data(), shift.data(), rows,
-              c, relu);
+    check_eps(eps);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    check_pointer(weight, "weight");
+    check_pointer(bias, "bias");
+    check_pointer(mean, "mean");
+    check_pointer(var, "var");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      s.enqueue([=] {
+        std::vector<float> scale(static_cast<size_t>(c));
+        for (int32_t j = 0; j < c; ++j) scale[static_cast<size_t>(j)] = static_cast<float>(weight[j] / std::sqrt(var[j] + eps));
+        normalise(ChannelLayout(rows, c), static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual), mean,
+                  scale.data(), bias, activation);
       });
     });
   });
@@ -291,27 +310,27 @@ extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, vo
                                                 const float* save_mean, const float* save_invstd, void* workspace,
                                                 int64_t rows, int32_t c, dlfs_dtype dtype, dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_backward", stream, [&](Stream& s) {
-    for (auto [pointer, name] : {std::pair<const void*, const char*>{dx, "dx"}, {dweight, "dweight"}, {dbias, "dbias"}, {dy, "dy"},
-                                 {x, "x"}, {weight, "weight"}, {save_mean, "save_mean"}, {save_invstd, "save_invstd"},
-                                 {workspace, "workspace"}}) {
-      check_pointer(pointer, name);
-    }
+    check_float_dtype(dtype);
+    check_rows(rows, c, 2);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    const bool relu = activation == DLFS_ACT_RELU;
-    if (relu) check_pointer(y, "y");
-    DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel, got %lld", static_cast<long long>(rows));
-    check_size(c, "c");
-    checked_product({rows, c}, "x");
-    dispatch_float(dtype, [](auto) {});
-    DLFS_CHECK(dresidual == nullptr || dresidual != dx, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same memory");
-    const BackwardArguments a{dweight, dbias, weight, save_mean, save_invstd, workspace, rows, c};
-    s.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        T *dx_out = static_cast<T*>(dx), *dresidual_out = static_cast<T*>(dresidual);
-        const T *dy_in = static_cast<const T*>(dy), *x_in = static_cast<const T*>(x), *y_in = static_cast<const T*>(y);
-        relu ? batch_norm_backward<T, true>(a, dx_out, dresidual_out, dy_in, x_in, y_in)
-             : batch_norm_backward<T, false>(a, dx_out, dresidual_out, dy_in, x_in, y_in);
+    check_pointer(dx, "dx");
+    check_pointer(dweight, "dweight");
+    check_pointer(dbias, "dbias");
+    check_pointer(dy, "dy");
+    check_pointer(x, "x");
+    check_pointer(weight, "weight");
+    check_pointer(save_mean, "save_mean");
+    check_pointer(save_invstd, "save_invstd");
+    check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
+    if (activation == DLFS_ACT_RELU) check_pointer(y, "y (read by the gradient of relu)");
+    DLFS_CHECK(dx != dresidual, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same memory");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      s.enqueue([=] {
+        const ChannelLayout layout(rows, c);
+        const auto run = activation == DLFS_ACT_RELU ? batch_norm_backward<T, true> : batch_norm_backward<T, false>;
+        run(layout, static_cast<T*>(dx), static_cast<T*>(dresidual), dweight, dbias, static_cast<const T*>(dy),
+            static_cast<const T*>(x), static_cast<const T*>(y), weight, save_mean, save_invstd, workspace);
       });
     });
   });
@@ -321,26 +340,32 @@ extern "C" dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void* folded_w, 
                                             const float* conv_bias, const float* weight, const float* bias, const float* mean,
                                             const float* var, int32_t k, int64_t per_channel, dlfs_dtype dtype, double eps) {
   return on_stream("dlfs_batch_norm_fold", stream, [&](Stream& s) {
-    for (auto [pointer, name] : {std::pair<const void*, const char*>{folded_w, "folded_w"}, {folded_bias, "folded_bias"}, {w, "w"},
-                                 {weight, "weight"}, {bias, "bias"}, {mean, "mean"}, {var, "var"}}) {
-      check_pointer(pointer, name);
-    }
-    check_size(k, "k");
+    check_float_dtype(dtype);
+    check_range(k, 1, INT32_MAX, "k");
     check_size(per_channel, "per_channel");
     checked_product({k, per_channel}, "w");
-    dispatch_float(dtype, [](auto) {});
-    DLFS_CHECK(eps >= 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
-    s.enqueue([=] {
-      dispatch_float(dtype, [&](auto type) {
-        using T = typename decltype(type)::type;
-        for (int32_t i = 0; i < k; ++i) {
-          const double g = weight[i] / std::sqrt(static_cast<double>(var[i]) + eps);
-          const double start = conv_bias ? conv_bias[i] : 0.0;
-          folded_bias[i] = static_cast<float>((start - mean[i]) * g + bias[i]);
-          T* out = static_cast<T*>(folded_w) + i * per_channel;
-          const float factor = static_cast<float>(g);
-          for (int64_t j = 0; j < per_channel; ++j) store(out + j, w[i * per_channel + j] * factor);
-        }
+    check_eps(eps);
+    check_pointer(folded_w, "folded_w");
+    check_pointer(folded_bias, "folded_bias");
+    check_pointer(w, "w");
+    check_pointer(weight, "weight");
+    check_pointer(bias, "bias");
+    check_pointer(mean, "mean");
+    check_pointer(var, "var");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      T* out = static_cast<T*>(folded_w);
+      s.enqueue([=] {
+        parallel_for(k, std::max<int64_t>(1, 16384 / per_channel), [=](int64_t begin, int64_t end) {
+          for (int64_t j = begin; j < end; ++j) {
+            const double factor = weight[j] / std::sqrt(var[j] + eps);
+            folded_bias[j] = static_cast<float>(((conv_bias ? conv_bias[j] : 0.0) - mean[j]) * factor + bias[j]);
+            const float g = static_cast<float>(factor);
+            const int64_t first = j * per_channel;
+#pragma omp simd
+            for (int64_t i = 0; i < per_channel; ++i) out[first + i] = from_float<T>(w[first + i] * g);
+          }
+        });
       });
     });
   });

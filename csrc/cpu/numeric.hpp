@@ -138,6 +138,19 @@ auto dispatch_activation(dlfs_activation activation, Body&& body) {
   }
 }
 
+// Channels that a kernel takes at a time: four vector registers of AVX-512.
+constexpr int32_t channel_chunk = 64;
+
+// Calls body(count, first) for runs of at most channel_chunk channels that cover [0, c). For a whole run `count` is a
+// compile-time constant, so that its sums stay in registers. (Shorter constants would be worse than none: GCC unrolls such
+// loops before it could vectorise them.)
+template <class Body>
+inline void for_each_chunk(int32_t c, const Body& body) {
+  int32_t first = 0;
+  for (; first + channel_chunk <= c; first += channel_chunk) body(std::integral_constant<int32_t, channel_chunk>{}, first);
+  if (first < c) body(c - first, first);
+}
+
 template <class T>
 struct Type {
   using type = T;

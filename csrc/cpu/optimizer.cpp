@@ -18,8 +18,15 @@ struct SgdTensor {
 }  // namespace
 
 struct Sgd {
+  // A run of one tensor's elements: threads share all tensors in one parallel region, which small ones are not worth.
+  struct Piece {
+    int32_t tensor;
+    int64_t begin, end;
+  };
+
   std::shared_ptr<Context> context;
   std::vector<SgdTensor> tensors;
+  std::vector<Piece> pieces;
   dlfs_dtype cast_dtype;
 };
 
@@ -30,13 +37,31 @@ ObjectTable<Sgd, HandleKind::sgd>& sgds() {
   return *table;
 }
 
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kPiece = 8192;  // elements
+
+// Calls body(tensor, begin, end) for runs of elements that cover all tensors, in parallel.
+template <class Body>
+void for_pieces(const Sgd& sgd, const Body& body) {
+  parallel_for(static_cast<int64_t>(sgd.pieces.size()), 2, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Sgd::Piece& piece = sgd.pieces[static_cast<size_t>(i)];
+      body(sgd.tensors[static_cast<size_t>(piece.tensor)], piece.begin, piece.end);
+    }
+  });
+}
+
+std::shared_ptr<const Sgd> find_sgd(const Stream& stream, dlfs_sgd handle) {
+  std::shared_ptr<const Sgd> sgd = sgds().find(handle);
+  DLFS_CHECK(sgd->context == stream.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context than the stream");
+  return sgd;
+}
 
 // Writes the low-precision copy of elements [begin, end).
 void write_cast(const SgdTensor& t, dlfs_dtype dtype, int64_t begin, int64_t end) {
   if (!t.cast) return;
   if (dtype == DLFS_BF16) {
     Bf16* out = static_cast<Bf16*>(t.cast);
+#pragma omp simd
     for (int64_t i = begin; i < end; ++i) out[i] = from_float<Bf16>(t.parameter[i]);
   } else {
     F16* out = static_cast<F16*>(t.cast);
@@ -77,6 +102,9 @@ extern "C" dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const in
       sgd->tensors.push_back({reinterpret_cast<float*>(parameters[i]), reinterpret_cast<const float*>(gradients[i]),
                               reinterpret_cast<float*>(momenta[i]), reinterpret_cast<void*>(casts[i]), elements[i],
                               weight_decays[i], lr_factors[i]});
+      for (int64_t begin = 0; begin < elements[i]; begin += kPiece) {
+        sgd->pieces.push_back({i, begin, std::min(begin + kPiece, elements[i])});
+      }
     }
     *out = sgds().add(std::move(sgd));
   });
@@ -89,37 +117,39 @@ extern "C" dlfs_status dlfs_sgd_destroy(dlfs_sgd handle) {
 extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const float* lr, const int32_t* skip,
                                      double momentum, int32_t nesterov, double grad_factor) {
   return on_stream("dlfs_sgd_step", stream, [&](Stream& s) {
-    auto sgd = sgds().find(handle);
+    std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     check_pointer(lr, "lr");
     check_number(momentum, "momentum");
     check_number(grad_factor, "grad_factor");
     s.enqueue([=] {
       if (skip && *skip != 0) return;
       const float rate = *lr, mu = static_cast<float>(momentum), factor = static_cast<float>(grad_factor);
-      for (const SgdTensor& t : sgd->tensors) {
-        const float step = rate * t.lr_factor;
-        parallel_for(t.elements, kGrain, [&, step](int64_t begin, int64_t end) {
+      for_pieces(*sgd, [&](const SgdTensor& t, int64_t begin, int64_t end) {
+        float *parameter = t.parameter, *velocity = t.momentum;
+        const float* gradient = t.gradient;
+        const float step = rate * t.lr_factor, decay = t.weight_decay;
+        const auto update = [=](auto is_nesterov) {
+#pragma omp simd
           for (int64_t i = begin; i < end; ++i) {
-            const float p = t.parameter[i];
-            const float g = t.gradient[i] * factor + t.weight_decay * p;
-            const float v = mu * t.momentum[i] + g;
-            t.momentum[i] = v;
-            t.parameter[i] = p - step * (nesterov ? g + mu * v : v);
+            const float p = parameter[i];
+            const float g = gradient[i] * factor + decay * p;
+            const float v = mu * velocity[i] + g;
+            velocity[i] = v;
+            parameter[i] = p - step * (decltype(is_nesterov)::value ? g + mu * v : v);
           }
-          write_cast(t, sgd->cast_dtype, begin, end);
-        });
-      }
+        };
+        nesterov ? update(std::true_type{}) : update(std::false_type{});
+        write_cast(t, sgd->cast_dtype, begin, end);
+      });
     });
   });
 }
 
 extern "C" dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd handle) {
   return on_stream("dlfs_sgd_refresh_casts", stream, [&](Stream& s) {
-    auto sgd = sgds().find(handle);
+    std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     s.enqueue([=] {
-      for (const SgdTensor& t : sgd->tensors) {
-        parallel_for(t.elements, kGrain, [&](int64_t begin, int64_t end) { write_cast(t, sgd->cast_dtype, begin, end); });
-      }
+      for_pieces(*sgd, [&](const SgdTensor& t, int64_t begin, int64_t end) { write_cast(t, sgd->cast_dtype, begin, end); });
     });
   });
 }

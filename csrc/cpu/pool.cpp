@@ -1,5 +1,5 @@
 // Max and average pooling on the CPU. Every pass gathers: a thread owns whole rows of what it writes, sums are fp32 in a
-// fixed order, and nothing is cleared first. Loops run over chunks of channels that fit the registers and the L1 cache.
+// fixed order, and nothing is cleared first. Loops run over chunks of channels that fit the vector registers.
 #include <cmath>
 
 #include "common/geometry.hpp"
@@ -9,8 +9,6 @@
 namespace dlfs::cpu {
 
 namespace {
-
-constexpr int32_t chunk = 64;  // channels at a time
 
 // Calls body(image, row) for all rows of (n, rows), in parallel; row_work is the number of elements read for one row.
 template <class Body>
@@ -48,23 +46,19 @@ void max_pool_forward(const PoolGeometry& g, T* y, uint8_t* index, const T* x) {
       const Range columns = window_pixels(q, g.s, g.stride_w, g.pad_w, g.w);
       const int32_t left = q * g.stride_w - g.pad_w;
       const int64_t out = ((int64_t{n} * g.p + p) * g.q + q) * g.c;
-      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-        const int32_t count = std::min(chunk, g.c - c0);
-        float best[chunk];
-        int32_t winner[chunk];
-        bool first = true;
+      for_each_chunk(g.c, [&](auto width, int32_t c0) {
+        const int32_t count = width;
+        const T* corner = x + ((int64_t{n} * g.h + rows.begin) * g.w + columns.begin) * g.c + c0;
+        float best[channel_chunk];
+        int32_t winner[channel_chunk];
+        for (int32_t j = 0; j < count; ++j) {
+          best[j] = to_float(corner[j]);
+          winner[j] = (rows.begin - top) * g.s + (columns.begin - left);
+        }
         for (int32_t h = rows.begin; h < rows.end; ++h) {
           for (int32_t w = columns.begin; w < columns.end; ++w) {
             const T* in = x + ((int64_t{n} * g.h + h) * g.w + w) * g.c + c0;
             const int32_t position = (h - top) * g.s + (w - left);
-            if (first) {
-              for (int32_t j = 0; j < count; ++j) {
-                best[j] = to_float(in[j]);
-                winner[j] = position;
-              }
-              first = false;
-              continue;
-            }
 #pragma omp simd
             for (int32_t j = 0; j < count; ++j) {
               const float value = to_float(in[j]);
@@ -75,15 +69,15 @@ void max_pool_forward(const PoolGeometry& g, T* y, uint8_t* index, const T* x) {
           }
         }
         for (int32_t j = 0; j < count; ++j) y[out + c0 + j] = from_float<T>(best[j]);
-        if (!index) continue;
+        if (!index) return;
         for (int32_t j = 0; j < count; ++j) index[out + c0 + j] = static_cast<uint8_t>(winner[j]);
-      }
+      });
     }
   });
 }
 
-// dx[pixel] = sum over the windows that cover it: add(sum, count, offset of dy, position of the
-// pixel in the window, p, q) adds the part of window (p, q) for `count` channels.
+// dx[pixel] = sum over the windows that cover it: add(width, sum, offset of dy, position of the
+// pixel in the window, p, q) adds the part of window (p, q) for `width` channels.
 template <class T, class Add>
 void gather_windows(const PoolGeometry& g, T* dx, const Add& add) {
   const int64_t covering = int64_t{(g.r + g.stride_h - 1) / g.stride_h} * ((g.s + g.stride_w - 1) / g.stride_w);
@@ -92,26 +86,30 @@ void gather_windows(const PoolGeometry& g, T* dx, const Add& add) {
     for (int32_t w = 0; w < g.w; ++w) {
       const Range columns = covering_windows(w, g.s, g.stride_w, g.pad_w, g.q);
       T* out = dx + ((int64_t{n} * g.h + h) * g.w + w) * g.c;
-      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-        const int32_t count = std::min(chunk, g.c - c0);
-        float sum[chunk] = {};
+      for_each_chunk(g.c, [&](auto width, int32_t c0) {
+        const int32_t count = width;
+        float sum[channel_chunk] = {};
         for (int32_t p = rows.begin; p < rows.end; ++p) {
           for (int32_t q = columns.begin; q < columns.end; ++q) {
             const int32_t position = (h + g.pad_h - p * g.stride_h) * g.s + (w + g.pad_w - q * g.stride_w);
-            add(sum, count, ((int64_t{n} * g.p + p) * g.q + q) * g.c + c0, position, p, q);
+            add(width, sum, ((int64_t{n} * g.p + p) * g.q + q) * g.c + c0, position, p, q);
           }
         }
         for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j]);
-      }
+      });
     }
   });
 }
 
 template <class T>
 void max_pool_backward(const PoolGeometry& g, T* dx, const T* dy, const uint8_t* index) {
-  gather_windows(g, dx, [=](float* sum, int32_t count, int64_t offset, int32_t position, int32_t, int32_t) {
+  gather_windows(g, dx, [=](auto width, float* sum, int64_t offset, int32_t position, int32_t, int32_t) {
+    const int32_t count = width;
 #pragma omp simd
-    for (int32_t j = 0; j < count; ++j) sum[j] += index[offset + j] == position ? to_float(dy[offset + j]) : 0.0f;
+    for (int32_t j = 0; j < count; ++j) {
+      const float gradient = to_float(dy[offset + j]);  // read in any case, so that the loop has no branch
+      sum[j] += static_cast<int32_t>(index[offset + j]) == position ? gradient : 0.0f;
+    }
   });
 }
 
@@ -131,9 +129,9 @@ void avg_pool_forward(const PoolGeometry& g, T* y, const T* x, bool count_includ
       const Range columns = window_pixels(q, g.s, g.stride_w, g.pad_w, g.w);
       const float weight = window_weight(g, p, q, count_include_pad);
       T* out = y + ((int64_t{n} * g.p + p) * g.q + q) * g.c;
-      for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-        const int32_t count = std::min(chunk, g.c - c0);
-        float sum[chunk] = {};
+      for_each_chunk(g.c, [&](auto width, int32_t c0) {
+        const int32_t count = width;
+        float sum[channel_chunk] = {};
         for (int32_t h = rows.begin; h < rows.end; ++h) {
           for (int32_t w = columns.begin; w < columns.end; ++w) {
             const T* in = x + ((int64_t{n} * g.h + h) * g.w + w) * g.c + c0;
@@ -142,14 +140,15 @@ void avg_pool_forward(const PoolGeometry& g, T* y, const T* x, bool count_includ
           }
         }
         for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j] * weight);
-      }
+      });
     }
   });
 }
 
 template <class T>
 void avg_pool_backward(const PoolGeometry& g, T* dx, const T* dy, bool count_include_pad) {
-  gather_windows(g, dx, [=, &g](float* sum, int32_t count, int64_t offset, int32_t, int32_t p, int32_t q) {
+  gather_windows(g, dx, [=, &g](auto width, float* sum, int64_t offset, int32_t, int32_t p, int32_t q) {
+    const int32_t count = width;
     const float weight = window_weight(g, p, q, count_include_pad);
 #pragma omp simd
     for (int32_t j = 0; j < count; ++j) sum[j] += to_float(dy[offset + j]) * weight;

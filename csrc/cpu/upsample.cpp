@@ -47,7 +47,6 @@ void upsample_forward(const UpsampleGeometry& g, char* y, const char* x, int64_t
 
 template <class T>
 void upsample_backward(const UpsampleGeometry& g, T* dx, const T* dy) {
-  constexpr int32_t chunk = 64;  // channels at a time
   const int64_t row_work = std::max<int64_t>(1, int64_t{g.q} * g.c * g.p / g.h);
   parallel_for(int64_t{g.n} * g.h, std::max<int64_t>(1, 16384 / row_work), [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -57,9 +56,9 @@ void upsample_backward(const UpsampleGeometry& g, T* dx, const T* dy) {
       for (int32_t w = 0; w < g.w; ++w) {
         const int32_t left = nearest_first(w, g.w, g.q), right = nearest_first(w + 1, g.w, g.q);
         T* out = dx + (i * g.w + w) * g.c;
-        for (int32_t c0 = 0; c0 < g.c; c0 += chunk) {
-          const int32_t count = std::min(chunk, g.c - c0);
-          float sum[chunk] = {};
+        for_each_chunk(g.c, [&](auto width, int32_t c0) {
+          const int32_t count = width;
+          float sum[channel_chunk] = {};
           for (int32_t p = top; p < bottom; ++p) {
             for (int32_t q = left; q < right; ++q) {
               const T* in = dy + ((n * g.p + p) * g.q + q) * g.c + c0;
@@ -68,7 +67,7 @@ void upsample_backward(const UpsampleGeometry& g, T* dx, const T* dy) {
             }
           }
           for (int32_t j = 0; j < count; ++j) out[c0 + j] = from_float<T>(sum[j]);
-        }
+        });
       }
     }
   });
