@@ -167,6 +167,11 @@ __global__ void __launch_bounds__(threads_per_block)
   quarters[group] = static_cast<uint16_t>(pairs);
 }
 
+// The bits first, first + 1, ... of 32. (With a 64-bit shift of all ones by 0 to 64, ptxas 13.0 gave 0 for 1 to 63 on sm_90.)
+__device__ __forceinline__ uint32_t bits_from(int32_t first) {
+  return first <= 0 ? full_warp : first >= 32 ? 0u : full_warp << first;
+}
+
 // Grid (N). keep (N, max_out), keep_counts (N).
 __global__ void __launch_bounds__(threads_per_block)
     keep_kernel(int32_t* keep, int32_t* keep_counts, NmsWorkspace workspace, int32_t k, int32_t max_out,
@@ -196,7 +201,7 @@ __global__ void __launch_bounds__(threads_per_block)
       const uint32_t* words =
           workspace.removed + image * workspace.removed_words() + int64_t{chunk_index} * (chunk / 32) + 2 * lane;
       const int32_t real = max(0, min(tile, rows - lane * tile));
-      const uint64_t unreal = real == tile ? 0 : ~uint64_t{0} << real;
+      const uint64_t unreal = uint64_t{bits_from(real - 32)} << 32 | bits_from(real);
       gone = (uint64_t{words[1]} << 32 | words[0]) | unreal;
     }
     const int32_t wanted = max_out - kept;
