@@ -60,18 +60,18 @@ export function differentiate(graph: Graph, seeds: [Value, Gradient][], wanted: 
   }
 
   const result: LeafGradients = { parameters: new Map(), inputs: new Map() };
+  path = "";
   for (const [value, gradient] of gradients) {
-    if (!value.leaf) continue;
-    path = "";
-    if (value.leaf.leaf === "input") {
-      if (wanted.includes(value)) result.inputs.set(value.leaf.name, builder.value(gradient, value));
-      continue;
-    }
+    if (!value.leaf || value.leaf.leaf === "input") continue;
     const { parameter } = value.leaf;
     const fp32 = builder.value(gradient, { shape: value.shape, dtype: "f32" });
     const known = result.parameters.get(parameter);
     // The fp32 parameter and its low-precision copy are one parameter.
     result.parameters.set(parameter, known ? (builder.apply(add, [known, fp32], { activation: "none" })[0] as Value) : fp32);
+  }
+  // In the order asked for; an input that no seed depends on has a gradient of 0.
+  for (const value of wanted) {
+    if (value.leaf?.leaf === "input") result.inputs.set(value.leaf.name, builder.value(gradients.get(value) ?? 0, value));
   }
   return result;
 }

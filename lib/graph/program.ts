@@ -115,15 +115,20 @@ export class Program implements Disposable {
     this.#arena = new Arena(device, this.memory.bytes);
     watchLeak(this, "Program");
 
-    for (const [name, value] of graph.inputs) this.inputs[name] = this.#tensor(value);
-    for (const [name, value] of Object.entries(results)) this.results[name] = this.#tensor(value);
-    this.#hoisted = [...isHoisted].flatMap((node) => this.#record(node, prepared.get(node)));
-    const before = options.before?.(this) ?? [];
-    const forwardCalls = main.filter((node) => forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
-    const backwardCalls = main.filter((node) => !forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
-    const exportCalls = exports.map(({ value, target, accumulate }) => this.#export(value, target, accumulate));
-    this.backwardStart = before.length + forwardCalls.length;
-    this.calls = [...before, ...forwardCalls, ...backwardCalls, ...exportCalls, ...(options.after?.(this) ?? [])];
+    try {
+      for (const [name, value] of graph.inputs) this.inputs[name] = this.#tensor(value);
+      for (const [name, value] of Object.entries(results)) this.results[name] = this.#tensor(value);
+      this.#hoisted = [...isHoisted].flatMap((node) => this.#record(node, prepared.get(node)));
+      const before = options.before?.(this) ?? [];
+      const forwardCalls = main.filter((node) => forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
+      const backwardCalls = main.filter((node) => !forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
+      const exportCalls = exports.map(({ value, target, accumulate }) => this.#export(value, target, accumulate));
+      this.backwardStart = before.length + forwardCalls.length;
+      this.calls = [...before, ...forwardCalls, ...backwardCalls, ...exportCalls, ...(options.after?.(this) ?? [])];
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
   }
 
   /** Bytes of the arena: activations, inputs, results, workspaces. */

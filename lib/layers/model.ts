@@ -77,6 +77,12 @@ export abstract class Model extends Layer {
     for (const program of this.#programs.values()) program.refresh();
   }
 
+  /** As Layer.train(); what inference holds of weights and running statistics is computed again from what they are now. */
+  override train(mode = true): this {
+    for (const program of this.#programs.values()) program.refresh();
+    return super.train(mode);
+  }
+
   /** Sets all gradients to 0. */
   zeroGrad(): void {
     const arena = this.#memory?.gradients;
@@ -88,7 +94,10 @@ export abstract class Model extends Layer {
     return new Map([...this.namedState()].map(([name, parameter]) => [name, parameter.tensor]));
   }
 
-  /** Replaces parameters and buffers. Every name must be present with its shape, and no other, unless `strict` is false. */
+  /**
+   * Replaces parameters and buffers, or none where one does not fit. Every name must be present with its shape, and no
+   * other, unless `strict` is false.
+   */
   loadStateDict(values: ReadonlyMap<string, ArrayLike<number>>, { strict = true } = {}): void {
     const state = this.namedState();
     const missing = [...state.keys()].filter((name) => !values.has(name));
@@ -98,17 +107,19 @@ export abstract class Model extends Layer {
       `${this.constructor.name}.loadStateDict`,
       () => `missing: ${missing.join(", ") || "none"}; unexpected: ${unexpected.join(", ") || "none"}`,
     );
-    for (const [name, parameter] of state) {
-      const given = values.get(name);
-      if (!given) continue;
+    const given = [...state].flatMap(([name, parameter]) => {
+      const found = values.get(name);
+      return found ? [{ name, parameter, found }] : [];
+    });
+    for (const { name, parameter, found } of given) {
       check(
-        given.length === parameter.size,
+        found.length === parameter.size,
         name,
-        () => `expected ${parameter.size} values for (${parameter.shape.join(", ")}), got ${given.length}`,
+        () => `expected ${parameter.size} values for (${parameter.shape.join(", ")}), got ${found.length}`,
         ErrorCode.shape,
       );
-      parameter.tensor.write(given);
     }
+    for (const { parameter, found } of given) parameter.tensor.write(found);
     this.refresh();
   }
 
@@ -117,7 +128,7 @@ export abstract class Model extends Layer {
    * views that the next call with these shapes overwrites. In training mode, backward() can follow.
    */
   call(...inputs: Tensor[]): Tensor | Tensor[] {
-    const key = `${this.training}:${inputs.map((x) => `${x.dtype}(${x.shape.join()})`).join()}`;
+    const key = `${this.#modes()}:${inputs.map((x) => `${x.dtype}(${x.shape.join()})`).join()}`;
     let program = this.#programs.get(key);
     if (program) this.#programs.delete(key);
     else program = this.#build(inputs);
@@ -150,6 +161,13 @@ export abstract class Model extends Layer {
     return Object.keys(program.results)
       .filter((name) => name.startsWith("grad."))
       .map((name) => program.results[name] as Tensor);
+  }
+
+  /** What a traced program depends on besides its inputs: which layers train, and which parameters. */
+  #modes(): string {
+    const layers = [...this.namedLayers()].map(([, layer]) => (layer.training ? "t" : "e"));
+    const parameters = [...this.namedState().values()].map((parameter) => (parameter.requiresGrad ? "1" : "0"));
+    return `${layers.join("")}${parameters.join("")}`;
   }
 
   #build(inputs: Tensor[]): Program {

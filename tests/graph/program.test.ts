@@ -270,6 +270,19 @@ describe("lifetime", () => {
     expect(device.memory().allocated).toBe(before);
   });
 
+  test("a program that cannot be built leaves no memory behind", () => {
+    const before = device.memory().allocated;
+    const broken: Op = {
+      kind: "broken",
+      infer: ([v]) => [v!],
+      emit() {
+        throw new RangeError("no");
+      },
+    };
+    expect(() => program(device, { x }, ({ x: v }) => ({ y: applyOp(broken, [v!], {})[0]! }))).toThrow(RangeError);
+    expect(device.memory().allocated).toBe(before);
+  });
+
   test("a program may have a stream of its own", () => {
     using stream = new Stream(device);
     using made = program(device, { x: { shape: [4], values: [1, 2, 3, 4] } }, ({ x: v }) => ({ y: scale(v!, 2) }), { stream });

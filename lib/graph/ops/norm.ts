@@ -1,7 +1,7 @@
 import { type Device, dtypeCode, elementCount } from "../../tensor";
 import { expectActivation, expectShape, type Node, nhwc, type Op, type Preparation } from "../node";
-import type { Spec } from "../value";
-import { type Activation, activationCode } from "./elementwise";
+import type { Spec, Value } from "../value";
+import { type Activation, activateBackward, activationCode } from "./elementwise";
 
 export interface BatchNormAttrs {
   readonly eps: number;
@@ -102,11 +102,35 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   },
 };
 
-/** Batch normalization with the running statistics; inputs as batchNormTrain. Not differentiated: training uses the batch's. */
+/**
+ * Batch normalization with the running statistics; inputs as batchNormTrain. Where a layer in inference mode is part of a model
+ * that trains ("frozen" statistics), it is an affine map of x, and differentiated as such.
+ */
 export const batchNormInfer: Op<BatchNormAttrs> = {
   kind: "batch_norm_infer",
   inplace: [0],
   infer: (inputs, attrs) => [checkOperands(inputs, attrs)],
+  gradient(builder, node, [dy]) {
+    const [x, weight, bias, mean, variance] = node.inputs as [Value, Value, Value, Value, Value];
+    const { residual, activation } = node.attrs;
+    const y = node.outputs[0]!;
+    let upstream = builder.value(dy!, y);
+    if (activation !== "none") upstream = builder.apply(activateBackward, [upstream, y], { activation })[0]!;
+    const plain: BatchNormAttrs = { ...node.attrs, residual: false, activation: "none" };
+    const zero = builder.value(0, weight);
+    const dx = builder.needed(x) ? builder.apply(batchNormInfer, [upstream, weight, zero, zero, variance], plain)[0]! : null;
+    let dweight: Value | null = null;
+    let dbias: Value | null = null;
+    if (builder.needed(weight) || builder.needed(bias)) {
+      // Of values already normalised, the training rule with mean 0 and deviation 1 gives the sums of dy x and of dy.
+      const one = builder.value(1, weight);
+      const normalised = builder.apply(batchNormInfer, [x, one, zero, mean, variance], plain)[0]!;
+      const sums = builder.apply(batchNormBackward, [upstream, normalised, weight, zero, one], { residual: false, activation: "none" });
+      dweight = sums[1]!;
+      dbias = sums[2]!;
+    }
+    return [dx, dweight, dbias, null, null, ...(residual ? [upstream] : [])];
+  },
   emit(e, { inputs, outputs, attrs }) {
     const [x, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
     const [y, residual] = [e.address(outputs[0]!), e.optional(inputs[5])];

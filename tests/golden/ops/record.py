@@ -384,7 +384,7 @@ class Cat(nn.Module):
         return torch.cat(inputs, 1)
 
 
-def layer_case(name, module, *shapes, params=None, training=True):
+def layer_case(name, module, *shapes, training=True, backward=True):
     for parameter in module.parameters():
         nn.init.normal_(parameter, 0.3, 0.5)
     for key, buffer in module.named_buffers():
@@ -400,7 +400,7 @@ def layer_case(name, module, *shapes, params=None, training=True):
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     arrays.update({f"input.{i}": nhwc(x) for i, x in enumerate(inputs)})
     arrays.update({f"output.{i}": nhwc(y) for i, y in enumerate(outputs)})
-    if training:
+    if backward:
         upstream = [torch.randn_like(y) for y in outputs]
         torch.autograd.backward(outputs, upstream)
         arrays.update({f"upstream.{i}": nhwc(dy) for i, dy in enumerate(upstream)})
@@ -410,7 +410,7 @@ def layer_case(name, module, *shapes, params=None, training=True):
         for key, value in module.named_buffers():
             if "running" in key:
                 arrays[f"after.{key}"] = value.clone()
-    return case(name, dict(params or {}, training=training), **arrays)
+    return case(name, dict(training=training, backward=backward), **arrays)
 
 
 def layer_cases():
@@ -421,7 +421,7 @@ def layer_cases():
         layer_case("Conv2d in groups without bias", nn.Conv2d(4, 8, (3, 1), 1, (2, 0), (2, 1), 4, False), x),
         layer_case("SeparableConv2d", Separable(4, 5, 3, padding=1), x),
         layer_case("BatchNorm2d", nn.BatchNorm2d(4, 1e-3, 0.2), x),
-        layer_case("BatchNorm2d, eval", nn.BatchNorm2d(4, 1e-3, 0.2), x, training=False),
+        layer_case("BatchNorm2d, eval", nn.BatchNorm2d(4, 1e-3, 0.2), x, training=False, backward=False),
         layer_case("ReLU", nn.ReLU(), x),
         layer_case("SiLU", nn.SiLU(), x),
         layer_case("Sigmoid", nn.Sigmoid(), x),
@@ -432,7 +432,10 @@ def layer_cases():
         layer_case("Concat", Cat(), x, (2, 3, 6, 5), (2, 1, 6, 5)),
         layer_case("Sequential", nn.Sequential(nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.SiLU(), nn.Conv2d(6, 2, 1)), x),
         layer_case("Residual", Residual(), (2, 3, 9, 8)),
-        layer_case("Residual, eval", Residual(), (2, 3, 9, 8), training=False),
+        layer_case("Residual, eval", Residual(), (2, 3, 9, 8), training=False, backward=False),
+        # statistics that stay as they are while the rest is trained
+        layer_case("BatchNorm2d, frozen", nn.BatchNorm2d(4, 1e-3, 0.2), x, training=False),
+        layer_case("Residual, frozen", Residual(), (2, 3, 9, 8), training=False),
     ]
 
 

@@ -1,0 +1,133 @@
+/** Every layer against torch.nn: forward, gradients of inputs and parameters, running statistics. */
+import { describe, expect, test } from "bun:test";
+import { maxPool2d, type Value } from "../../lib/graph";
+import { Add, BatchNorm2d, Concat, Conv2d, Layer, MaxPool2d, Model, ReLU, SeparableConv2d, Sequential, Sigmoid, SiLU, Upsample } from "../../lib/layers";
+import { relu } from "../../lib/graph";
+import { Tensor } from "../../lib/tensor";
+import { expectClose } from "../support/compare";
+import { missing, testDevice } from "../support/device";
+import { type GoldenCase, loadGolden } from "../support/golden";
+
+const device = testDevice();
+
+type AnyLayer = Layer & { forward(...x: Value[]): Value | Value[] };
+
+/** A model of one layer, whose parameters keep the layer's own names. */
+class Single extends Model {
+  constructor(readonly layer: AnyLayer) {
+    super();
+  }
+
+  override namedChildren(): [string, Layer][] {
+    return this.layer.namedChildren();
+  }
+
+  override *namedLayers(prefix = ""): Generator<[string, Layer]> {
+    yield* this.layer.namedLayers(prefix);
+  }
+
+  forward(...x: Value[]): Value | Value[] {
+    return this.layer.forward(...x);
+  }
+}
+
+/** The block that record.py calls Residual, in this library's terms. */
+class Residual extends Layer {
+  conv1 = new Conv2d(3, 6, 3, { stride: 2, padding: 1, bias: false });
+  bn1 = new BatchNorm2d(6);
+  conv2 = new Conv2d(6, 6, 3, { padding: 1, bias: false });
+  bn2 = new BatchNorm2d(6);
+  head = new Conv2d(6, 4, 1);
+  add = new Add();
+
+  forward(x: Value): Value[] {
+    const stem = relu(this.bn1.forward(this.conv1.forward(x)));
+    const y = relu(this.add.forward(this.bn2.forward(this.conv2.forward(stem)), stem));
+    return [this.head.forward(y), this.head.forward(maxPool2d(y, 3, { stride: 2, padding: 1 }))];
+  }
+}
+
+const layers: Record<string, () => AnyLayer> = {
+  Conv2d: () => new Conv2d(4, 6, 3, { stride: 2, padding: 1 }),
+  "Conv2d in groups without bias": () => new Conv2d(4, 8, [3, 1], { padding: [2, 0], dilation: [2, 1], groups: 4, bias: false }),
+  SeparableConv2d: () => new SeparableConv2d(4, 5, 3, { padding: 1 }),
+  BatchNorm2d: () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
+  "BatchNorm2d, eval": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
+  ReLU: () => new ReLU(),
+  SiLU: () => new SiLU(),
+  Sigmoid: () => new Sigmoid(),
+  MaxPool2d: () => new MaxPool2d(3, { stride: 2, padding: 1 }),
+  "MaxPool2d, default stride": () => new MaxPool2d(2),
+  Upsample: () => new Upsample(2),
+  Add: () => new Add(),
+  Concat: () => new Concat(),
+  Sequential: () => new Sequential(new Conv2d(4, 6, 3, { bias: false }), new BatchNorm2d(6), new SiLU(), new Conv2d(6, 2, 1)),
+  Residual: () => new Residual(),
+  "Residual, eval": () => new Residual(),
+  "BatchNorm2d, frozen": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
+  "Residual, frozen": () => new Residual(),
+};
+
+/** Whether the layers were in training mode, and whether gradients were recorded. */
+interface Params {
+  training: boolean;
+  backward: boolean;
+}
+type Golden = GoldenCase<Params>;
+const goldens = loadGolden<Params>("layers");
+
+/** Arrays "prefix0", "prefix1", ... on the device, in a dtype. */
+function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[] {
+  const names = golden.names.filter((name) => name.startsWith(prefix));
+  return names.map((name) => Tensor.from(device, golden.array(name), golden.shape(name), dtype));
+}
+
+/** The parts of the arrays' names after a prefix, with the arrays. */
+function named(golden: Golden, prefix: string): Map<string, Float32Array> {
+  return new Map(golden.names.filter((name) => name.startsWith(prefix)).map((name) => [name.slice(prefix.length), golden.array(name) as Float32Array]));
+}
+
+/** What fp32 leaves of sums of some 50 products, or, in bf16, of several layers that round to 2^-8 each. */
+const margins = { f32: { rtol: 2e-5, atol: 2e-5 }, bf16: { rtol: 0.05, atol: 0.15 } };
+
+function check(golden: Golden, precision: "f32" | "bf16"): void {
+  const model = new Single(layers[golden.name]!()).to(device, { precision });
+  const owned: Tensor[] = [];
+  try {
+    model.train(golden.params.training);
+    // The model as a whole trains wherever it is differentiated, though its layers may be in inference mode.
+    model.training = golden.params.backward;
+    model.loadStateDict(named(golden, "state."));
+    const inputs = tensors(golden, "input.", precision);
+    const upstream = tensors(golden, "upstream.", precision);
+    owned.push(...inputs, ...upstream);
+    const compare = (tensor: Tensor, key: string) => expectClose(tensor.read(), golden.array(key), margins[precision], `${golden.name}: ${key}`, golden.shape(key));
+
+    const results = [model.call(...inputs)].flat();
+    expect(results.map((result) => result.shape)).toEqual(golden.names.filter((name) => name.startsWith("output.")).map((name) => golden.shape(name)));
+    for (const [i, result] of results.entries()) compare(result, `output.${i}`);
+    if (!golden.params.backward) return;
+    for (const [i, gradient] of model.backward(...upstream).entries()) compare(gradient, `dinput.${i}`);
+    const gradients = named(golden, "grad.");
+    expect([...model.namedParameters().keys()].sort()).toEqual([...gradients.keys()].sort());
+    for (const [name, parameter] of model.namedParameters()) compare(parameter.grad!, `grad.${name}`);
+    for (const name of named(golden, "after.").keys()) compare(model.stateDict().get(name)!, `after.${name}`);
+  } finally {
+    for (const tensor of owned) tensor.dispose();
+    model.dispose();
+  }
+}
+
+describe("layers compute what torch.nn computes", () => {
+  test("every recorded layer is built here", () => {
+    expect(Object.keys(layers).sort()).toEqual(goldens.map((golden) => golden.name).sort());
+  });
+
+  for (const golden of goldens) {
+    test(`${golden.name} in fp32`, () => check(golden, "f32"));
+    const reason = missing(device, "bf16", ["conv.bf16"]);
+    // Statistics of 60 values and sums of gradients that cancel say little in bf16.
+    if (reason) test.skip(`${golden.name} in bf16 (skipped: ${reason})`, () => {});
+    else if (!/Batch|Sequential|Residual/.test(golden.name) || !golden.params.backward) test(`${golden.name} in bf16`, () => check(golden, "bf16"));
+  }
+});
