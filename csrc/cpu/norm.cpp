@@ -137,19 +137,21 @@ void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residua
                       void* workspace, const TrainStatistics& s, dlfs_activation activation) {
   const double* moments = channel_moments(l, workspace, x);
   const double n = static_cast<double>(l.rows);
-  std::vector<float> scale(static_cast<size_t>(l.c));
+  std::vector<float> scale(static_cast<size_t>(l.c)), shift(scale);
   for (int64_t j = 0; j < l.c; ++j) {
     const double mean = moments[j], squares = std::max(0.0, moments[l.c + j]), variance = squares / n;
     const double invstd = 1.0 / std::sqrt(variance + s.eps);
     s.save_mean[j] = static_cast<float>(mean);
     s.save_invstd[j] = static_cast<float>(invstd);
     scale[static_cast<size_t>(j)] = static_cast<float>(invstd * weight[j]);
+    // What rounding took from the mean goes into the shift.
+    shift[static_cast<size_t>(j)] = static_cast<float>(bias[j] - (mean - s.save_mean[j]) * invstd * weight[j]);
     if (!s.running_mean) continue;
     const double unbiased = squares / (n - 1);
     s.running_mean[j] = static_cast<float>((1 - s.momentum) * s.running_mean[j] + s.momentum * mean);
     s.running_var[j] = static_cast<float>((1 - s.momentum) * s.running_var[j] + s.momentum * unbiased);
   }
-  normalise(l, y, x, residual, s.save_mean, scale.data(), bias, activation);
+  normalise(l, y, x, residual, s.save_mean, scale.data(), shift.data(), activation);
 }
 
 // dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy where y > 0 with ReLU.
