@@ -49,16 +49,23 @@ class ConvAlgorithm {
 
 // ---- cuDNN --------------------------------------------------------------------------------------------------------
 
+// In which dtypes cuDNN sees a problem's tensors.
+enum class CudnnForm : int32_t {
+  plain,       // as they are: the weight gradient in fp32, all else in the problem's dtype
+  low_result,  // the weight gradient in the problem's dtype, widened afterwards
+  wide,        // fp32 copies in the workspace, multiplied as TF32, which holds bf16 and f16 exactly
+};
+
 // How a problem is put to cuDNN.
 struct CudnnRecipe {
   bool fused;    // forward: bias, residual and activation in cuDNN's graph, else in a kernel of ours afterwards
   int32_t c, k;  // channels after padding with zeros, which tensor cores want in multiples of 8
-  bool low_dw;   // weight gradient: computed in the dtype of the activations and then widened
-  bool compile;  // engines that cuDNN compiles when the plan is made are worth their time here
+  CudnnForm form;
+  bool compile;  // engines that cuDNN compiles when the plan is made, too
 };
 
-// The recipes for a problem, most promising first; more_padding adds those that only a measurement can rank.
-std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool more_padding);
+// The recipes for a problem, most promising first; `all` adds those that only a measurement can rank.
+std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all);
 
 // An engine of cuDNN with its settings, not yet built.
 struct CudnnCandidate;
@@ -87,17 +94,15 @@ std::shared_ptr<const ConvAlgorithm> direct_algorithm(const ConvProblem& problem
 // The direct kernels; any alignment, no workspace.
 void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& tensors);
 
-// dst (rows_out, c_out) = src (rows_in, c_in) of the dtype, zero beyond src's rows and channels.
-void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out, int32_t c_in,
-                  dlfs_dtype dtype);
+// dst (rows_out, c_out) = src (rows_in, c_in), zero beyond src's rows and channels. The dtypes are equal or
+// one is F32.
+void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out,
+                  int32_t c_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype);
 
-// dst (rows, c_out) = the first c_out of src's (rows, c_in) channels, converted.
-void slice_channels(Stream& stream, void* dst, const void* src, int64_t rows, int32_t c_out, int32_t c_in,
-                    dlfs_dtype dst_dtype, dlfs_dtype src_dtype);
-
-// y (rows, k) = activation(the first k of src's (rows, k_in) channels + bias + residual); src may be y where k == k_in.
-void conv_epilogue(Stream& stream, void* y, const void* src, const float* bias, const void* residual, int64_t rows, int32_t k,
-                   int32_t k_in, dlfs_dtype dtype, dlfs_activation activation);
+// dst (rows, k) = activation(the first k of src's (rows, k_in) channels + bias + residual), bias and residual nullable, the
+// residual of dst_dtype; dst may be src where the sizes and dtypes are equal. The dtypes are equal or one is F32.
+void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias, const void* residual, int64_t rows,
+                   int32_t k, int32_t k_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype, dlfs_activation activation);
 
 // Fills n values with noise in [-1, 1), for timing on data that switches as many bits as real data.
 void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed);

@@ -8,32 +8,24 @@ namespace dlfs {
 namespace {
 
 // One vector of V channels of dst per thread; the reads overlap in the cache.
-template <class T, int V>
+template <class Dst, class Src, int V>
 __global__ void __launch_bounds__(256)
-    pad_kernel(T* dst, const T* src, int64_t rows_out, int64_t rows_in, int32_t c_out, int32_t c_in) {
+    pad_kernel(Dst* dst, const Src* src, int64_t rows_out, int64_t rows_in, int32_t c_out, int32_t c_in) {
   for_rows(rows_out, c_out / V, [&](int64_t row, int32_t vector) {
-    Pack<T, V> pack;
     const int32_t channel = vector * V;
+    float value[V];
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      pack.value[j] = row < rows_in && channel + j < c_in ? src[row * c_in + channel + j] : from_float<T>(0.0f);
+      value[j] = row < rows_in && channel + j < c_in ? to_float(src[row * c_in + channel + j]) : 0.0f;
     }
-    *reinterpret_cast<Pack<T, V>*>(dst + row * c_out + channel) = pack;
+    store(dst + row * c_out + channel, value);
   });
 }
 
-// One value per thread: the slices are small, or dropped padding of a few channels.
-template <class Dst, class Src>
+template <class Dst, class Src, int V>
 __global__ void __launch_bounds__(256)
-    slice_kernel(Dst* dst, const Src* src, int64_t rows, int32_t c_out, int32_t c_in) {
-  for_rows(rows, c_out, [&](int64_t row, int32_t channel) {
-    dst[row * c_out + channel] = from_float<Dst>(to_float(src[row * c_in + channel]));
-  });
-}
-
-template <class T, int V>
-__global__ void __launch_bounds__(256) epilogue_kernel(T* y, const T* src, const float* bias, const T* residual, int64_t rows,
-                                                       int32_t k, int32_t k_in, dlfs_activation activation) {
+    epilogue_kernel(Dst* dst, const Src* src, const float* bias, const Dst* residual, int64_t rows, int32_t k,
+                    int32_t k_in, dlfs_activation activation) {
   for_rows(rows, k / V, [&](int64_t row, int32_t vector) {
     const int32_t channel = vector * V;
     float value[V];
@@ -50,8 +42,20 @@ __global__ void __launch_bounds__(256) epilogue_kernel(T* y, const T* src, const
     }
 #pragma unroll
     for (int j = 0; j < V; ++j) value[j] = activate(activation, value[j]);
-    store(y + row * k + channel, value);
+    store(dst + row * k + channel, value);
   });
+}
+
+// Calls body(tag) with the type of `other`, which is T's dtype or, where either is fp32, any.
+template <class T, class Body>
+void dispatch_partner(dlfs_dtype dtype, dlfs_dtype other, Body&& body) {
+  if (other == dtype) return body(TypeTag<T>{});
+  if constexpr (std::is_same_v<T, float>) {
+    dispatch_float(other, body);
+  } else {
+    DLFS_CHECK(other == DLFS_F32, DLFS_ERROR_INTERNAL, "a copy between %s and %s", dtype_name(dtype), dtype_name(other));
+    body(TypeTag<float>{});
+  }
 }
 
 template <class T>
@@ -67,39 +71,33 @@ __global__ void __launch_bounds__(256) noise_kernel(T* dst, int64_t n, uint32_t 
 
 }  // namespace
 
-void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out, int32_t c_in,
-                  dlfs_dtype dtype) {
-  dispatch_channels(dtype, c_out, aligned16({dst}), [&](auto tag, auto width) {
-    using T = typename decltype(tag)::type;
+void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out,
+                  int32_t c_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype) {
+  dispatch_channels(src_dtype, c_out, aligned16({dst}), [&](auto src_tag, auto width) {
+    using Src = typename decltype(src_tag)::type;
     constexpr int V = decltype(width)::value;
-    const RowGrid g = row_grid(*stream.context, rows_out, c_out / V);
-    launch(stream, g.grid, g.block, 0, pad_kernel<T, V>, static_cast<T*>(dst), static_cast<const T*>(src), rows_out, rows_in,
-           c_out, c_in);
-  });
-}
-
-void slice_channels(Stream& stream, void* dst, const void* src, int64_t rows, int32_t c_out, int32_t c_in,
-                    dlfs_dtype dst_dtype, dlfs_dtype src_dtype) {
-  const RowGrid g = row_grid(*stream.context, rows, c_out);
-  dispatch_float(dst_dtype, [&](auto dst_tag) {
-    using Dst = typename decltype(dst_tag)::type;
-    dispatch_float(src_dtype, [&](auto src_tag) {
-      using Src = typename decltype(src_tag)::type;
-      launch(stream, g.grid, g.block, 0, slice_kernel<Dst, Src>, static_cast<Dst*>(dst), static_cast<const Src*>(src), rows,
-             c_out, c_in);
+    dispatch_partner<Src>(src_dtype, dst_dtype, [&](auto dst_tag) {
+      using Dst = typename decltype(dst_tag)::type;
+      const RowGrid g = row_grid(*stream.context, rows_out, c_out / V);
+      launch(stream, g.grid, g.block, 0, pad_kernel<Dst, Src, V>, static_cast<Dst*>(dst), static_cast<const Src*>(src),
+             rows_out, rows_in, c_out, c_in);
     });
   });
 }
 
-void conv_epilogue(Stream& stream, void* y, const void* src, const float* bias, const void* residual, int64_t rows, int32_t k,
-                   int32_t k_in, dlfs_dtype dtype, dlfs_activation activation) {
-  // Vectors need both row lengths to be multiples of them: padding is to 8, so k decides.
-  dispatch_channels(dtype, k_in % 8 == 0 || k_in == k ? k : 1, aligned16({y, src, residual}), [&](auto tag, auto width) {
-    using T = typename decltype(tag)::type;
+void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias, const void* residual, int64_t rows,
+                   int32_t k, int32_t k_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype, dlfs_activation activation) {
+  // Vectors need both row lengths to be multiples of them: padded rows are multiples of 4, so 4 channels suit both.
+  const int64_t rows_fit = k_in == k || k_in % 8 == 0 ? k : k_in % 4 == 0 && k % 4 == 0 ? 4 : 1;
+  dispatch_channels(dst_dtype, rows_fit, aligned16({dst, src, residual}), [&](auto dst_tag, auto width) {
+    using Dst = typename decltype(dst_tag)::type;
     constexpr int V = decltype(width)::value;
-    const RowGrid g = row_grid(*stream.context, rows, k / V);
-    launch(stream, g.grid, g.block, 0, epilogue_kernel<T, V>, static_cast<T*>(y), static_cast<const T*>(src), bias,
-           static_cast<const T*>(residual), rows, k, k_in, activation);
+    dispatch_partner<Dst>(dst_dtype, src_dtype, [&](auto src_tag) {
+      using Src = typename decltype(src_tag)::type;
+      const RowGrid g = row_grid(*stream.context, rows, k / V);
+      launch(stream, g.grid, g.block, 0, epilogue_kernel<Dst, Src, V>, static_cast<Dst*>(dst),
+             static_cast<const Src*>(src), bias, static_cast<const Dst*>(residual), rows, k, k_in, activation);
+    });
   });
 }
 

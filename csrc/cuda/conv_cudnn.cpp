@@ -140,13 +140,13 @@ struct Graph {
 
 std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem& problem, const CudnnRecipe& recipe) {
   const ConvGeometry& g = problem.g;
-  const cudnnDataType_t type = cudnn_type(problem.dtype);
+  const cudnnDataType_t type = cudnn_type(recipe.form == CudnnForm::wide ? DLFS_F32 : problem.dtype);
   const bool wgrad = problem.direction == DLFS_CONV_BACKWARD_WEIGHT;
   auto graph = std::make_shared<Graph>();
   graph->parts.reserve(32);  // keep() hands out references
   const Descriptor& x = graph->keep(tensor(id_x, type, g.n, recipe.c, g.h, g.w));
-  const Descriptor& w = graph->keep(tensor(id_w, wgrad && !recipe.low_dw ? CUDNN_DATA_FLOAT : type, recipe.k,
-                                           recipe.c / g.groups, g.r, g.s));
+  const cudnnDataType_t w_type = wgrad && recipe.form == CudnnForm::plain ? CUDNN_DATA_FLOAT : type;
+  const Descriptor& w = graph->keep(tensor(id_w, w_type, recipe.k, recipe.c / g.groups, g.r, g.s));
   const Descriptor& y = graph->keep(tensor(id_y, type, g.n, recipe.k, g.p, g.q));
   const Descriptor& conv = graph->keep(convolution(g));
   std::vector<cudnnBackendDescriptor_t> operations;
@@ -246,13 +246,14 @@ EngineNotes notes_of(const Descriptor& config) {
 }
 
 // Why an engine may not be used for a problem; null where it may.
-const char* excluded(const ConvProblem& problem, const EngineNotes& notes) {
+const char* excluded(const ConvProblem& problem, const CudnnRecipe& recipe, const EngineNotes& notes) {
   if (problem.deterministic && notes.has(CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)) return "it is not deterministic";
   if (notes.has(CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)) return "it does not sum in fp32";
-  if (problem.dtype == DLFS_F32) {
-    if (!problem.tf32 && (notes.has(CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || notes.has(CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))) {
-      return "it rounds fp32 inputs and tf32 is off";
-    }
+  const bool wide = recipe.form == CudnnForm::wide;
+  if (problem.dtype == DLFS_F32 || wide) {
+    const bool rounds =
+        notes.has(CUDNN_NUMERICAL_NOTE_TENSOR_CORE) || notes.has(CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS);
+    if (rounds && !problem.tf32 && !wide) return "it rounds fp32 inputs and tf32 is off";
     if (notes.has(CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13)) return "its large Winograd tiles lose precision";
   }
   return nullptr;
@@ -309,22 +310,26 @@ class CudnnConv final : public ConvAlgorithm {
         plan_(std::move(plan)),
         cudnn_bytes_(plan_.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)) {
     const ConvGeometry& g = problem_.g;
-    const int64_t size = dtype_size(problem_.dtype);
+    const int64_t size = dtype_size(inner_dtype());
     const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
+    const bool pad_c = recipe_.c != g.c, pad_k = recipe_.k != g.k, wide = recipe_.form == CudnnForm::wide;
+    const int64_t out_pixels = int64_t{g.n} * g.p * g.q;
     int64_t at = aligned_bytes(cudnn_bytes_);
     const auto section = [&at](bool wanted, int64_t bytes) {
       const int64_t here = at;
       if (wanted) at += aligned_bytes(bytes);
       return wanted ? here : -1;
     };
-    const bool pad_c = recipe_.c != g.c, pad_k = recipe_.k != g.k;
-    x_at_ = section(pad_c, int64_t{g.n} * g.h * g.w * recipe_.c * size);
-    w_at_ = section(pad_c || pad_k || (wgrad && recipe_.low_dw),
-                    int64_t{recipe_.k} * g.r * g.s * (recipe_.c / g.groups) * (wgrad && !recipe_.low_dw ? 4 : size));
-    y_at_ = section(pad_k, int64_t{g.n} * g.p * g.q * recipe_.k * size);
+    x_at_ = section(wide || pad_c, int64_t{g.n} * g.h * g.w * recipe_.c * size);
+    w_at_ = section(pad_c || pad_k || inner_w_dtype() != (wgrad ? DLFS_F32 : problem_.dtype),
+                    int64_t{recipe_.k} * g.r * g.s * (recipe_.c / g.groups) * dtype_size(inner_w_dtype()));
+    y_at_ = section(wide || pad_k, out_pixels * recipe_.k * size);
+    bias_at_ = section(recipe_.fused && problem_.bias && pad_k, recipe_.k * int64_t{4});
+    residual_at_ = section(recipe_.fused && problem_.residual && pad_k, out_pixels * recipe_.k * size);
     bytes_ = at;
-    pick_ = format("cudnn %zu sm%d f%d c%d k%d l%d e%lld w%lld k", cudnnGetVersion(), from.context->compute_capability,
-                   recipe_.fused, recipe_.c, recipe_.k, recipe_.low_dw, static_cast<long long>(from.notes.index),
+    pick_ = format("cudnn %zu sm%d f%d c%d k%d w%d e%lld b%lld k", cudnnGetVersion(), from.context->compute_capability,
+                   recipe_.fused, recipe_.c, recipe_.k, static_cast<int>(recipe_.form),
+                   static_cast<long long>(from.notes.index),
                    static_cast<long long>(cudnn_bytes_));
     for (const KnobChoice& knob : knobs_of(*config_)) {
       pick_ += format("%s%d=%lld", pick_.back() == 'k' ? "" : ",", static_cast<int>(knob.type), static_cast<long long>(knob.value));
@@ -341,45 +346,63 @@ class CudnnConv final : public ConvAlgorithm {
       return run_direct(s, problem_, t);
     }
     const ConvGeometry& g = problem_.g;
+    const dlfs_dtype dtype = problem_.dtype, inner = inner_dtype();
     const int64_t in_pixels = int64_t{g.n} * g.h * g.w, out_pixels = int64_t{g.n} * g.p * g.q;
-    const int64_t w_rows = int64_t{g.k} * g.r * g.s;
-    const auto place = [&](int64_t at, void* otherwise) { return at < 0 ? otherwise : static_cast<char*>(workspace) + at; };
+    const int64_t w_rows = int64_t{g.k} * g.r * g.s, w_rows_padded = int64_t{recipe_.k} * g.r * g.s;
+    const auto place = [&](int64_t at, const void* otherwise) {
+      return at < 0 ? const_cast<void*>(otherwise) : static_cast<char*>(workspace) + at;
+    };
     void* const x = place(x_at_, t.x);
     void* const w = place(w_at_, t.w);
     void* const y = place(y_at_, t.y);
+    void* const bias = place(bias_at_, t.bias);
+    void* const residual = place(residual_at_, t.residual);
     const bool dgrad = problem_.direction == DLFS_CONV_BACKWARD_DATA;
     const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
     const bool forward = !dgrad && !wgrad;
-    if (x != t.x && !dgrad) pad_channels(s, x, t.x, in_pixels, in_pixels, recipe_.c, g.c, problem_.dtype);
+    if (x != t.x && !dgrad) pad_channels(s, x, t.x, in_pixels, in_pixels, recipe_.c, g.c, inner, dtype);
     if (w != t.w && !wgrad) {
-      pad_channels(s, w, t.w, int64_t{recipe_.k} * g.r * g.s, w_rows, recipe_.c, g.c, problem_.dtype);
+      pad_channels(s, w, t.w, w_rows_padded, w_rows, recipe_.c / g.groups, g.c / g.groups, inner, dtype);
     }
-    if (y != t.y && !forward) pad_channels(s, y, t.y, out_pixels, out_pixels, recipe_.k, g.k, problem_.dtype);
+    if (y != t.y && !forward) pad_channels(s, y, t.y, out_pixels, out_pixels, recipe_.k, g.k, inner, dtype);
+    if (bias != t.bias) pad_channels(s, bias, t.bias, 1, 1, recipe_.k, g.k, DLFS_F32, DLFS_F32);
+    if (residual != t.residual) {
+      pad_channels(s, residual, t.residual, out_pixels, out_pixels, recipe_.k, g.k, inner, dtype);
+    }
 
-    execute(s, x, w, y, t, workspace);
+    execute(s, x, w, y, bias, residual, workspace);
 
-    if (forward && ((problem_.epilogue() && !recipe_.fused) || y != t.y)) {
-      conv_epilogue(s, t.y, y, t.bias, t.residual, out_pixels, g.k, recipe_.k, problem_.dtype, problem_.activation);
+    if (forward && !recipe_.fused && problem_.epilogue()) {
+      conv_epilogue(s, t.y, y, t.bias, t.residual, out_pixels, g.k, recipe_.k, dtype, inner, problem_.activation);
+    } else if (forward && y != t.y) {
+      conv_epilogue(s, t.y, y, nullptr, nullptr, out_pixels, g.k, recipe_.k, dtype, inner, DLFS_ACT_NONE);
     } else if (dgrad && x != t.x) {
-      slice_channels(s, t.x, x, in_pixels, g.c, recipe_.c, problem_.dtype, problem_.dtype);
+      conv_epilogue(s, t.x, x, nullptr, nullptr, in_pixels, g.c, recipe_.c, dtype, inner, DLFS_ACT_NONE);
     } else if (wgrad && w != t.w) {
-      slice_channels(s, t.w, w, w_rows, g.c / g.groups, recipe_.c / g.groups, DLFS_F32,
-                     recipe_.low_dw ? problem_.dtype : DLFS_F32);
+      conv_epilogue(s, t.w, w, nullptr, nullptr, w_rows, g.c / g.groups, recipe_.c / g.groups, DLFS_F32, inner_w_dtype(),
+                    DLFS_ACT_NONE);
     }
   }
 
  private:
-  void execute(Stream& s, void* x, void* w, void* y, const ConvTensors& t, void* workspace) const {
+  // The dtypes that cuDNN sees: of the activations, and of the weights or their gradient.
+  dlfs_dtype inner_dtype() const { return recipe_.form == CudnnForm::wide ? DLFS_F32 : problem_.dtype; }
+  dlfs_dtype inner_w_dtype() const {
+    const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
+    return wgrad && recipe_.form == CudnnForm::plain ? DLFS_F32 : inner_dtype();
+  }
+
+  void execute(Stream& s, void* x, void* w, void* y, void* bias, void* residual, void* workspace) const {
     int64_t ids[5] = {id_x, id_w, id_y};
     void* pointers[5] = {x, w, y};
     int64_t count = 3;
     if (recipe_.fused && problem_.bias) {
       ids[count] = id_bias;
-      pointers[count++] = const_cast<float*>(t.bias);
+      pointers[count++] = bias;
     }
     if (recipe_.fused && problem_.residual) {
       ids[count] = id_residual;
-      pointers[count++] = const_cast<void*>(t.residual);
+      pointers[count++] = residual;
     }
     Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, ids);
@@ -395,7 +418,8 @@ class CudnnConv final : public ConvAlgorithm {
   const std::shared_ptr<const Descriptor> config_;
   const Descriptor plan_;
   const int64_t cudnn_bytes_;
-  int64_t x_at_ = -1, w_at_ = -1, y_at_ = -1;  // where padded copies lie in the workspace; -1: not needed
+  // Where copies lie in the workspace; -1: not needed.
+  int64_t x_at_ = -1, w_at_ = -1, y_at_ = -1, bias_at_ = -1, residual_at_ = -1;
   int64_t bytes_ = 0;
   std::string pick_;
 };
@@ -411,44 +435,37 @@ Descriptor make_plan(Context& context, const Descriptor& config) {
 
 }  // namespace
 
-std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool more_padding) {
+std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
   const ConvGeometry& g = problem.g;
   const bool low = problem.dtype != DLFS_F32;
-  const bool pad = low && g.groups == 1;
-  const int32_t c8 = pad && g.c <= INT32_MAX - 8 ? (g.c + 7) / 8 * 8 : g.c;
-  const int32_t k8 = pad && g.k <= INT32_MAX - 8 ? (g.k + 7) / 8 * 8 : g.k;
+  const bool pad = low && g.groups == 1 && g.c <= INT32_MAX - 8 && g.k <= INT32_MAX - 8;
+  const int32_t c8 = pad ? (g.c + 7) / 8 * 8 : g.c;
+  const int32_t k8 = pad ? (g.k + 7) / 8 * 8 : g.k;
+  const bool epilogue = problem.direction == DLFS_CONV_FORWARD && problem.epilogue();
+  const bool first_layer = all && pad && g.c < 4;
   std::vector<CudnnRecipe> recipes;
-  const auto add = [&](bool fused, int32_t c, int32_t k, bool low_dw, bool compile) {
+  const auto add = [&](bool fused, int32_t c, int32_t k, CudnnForm form, bool compile) {
     for (const CudnnRecipe& one : recipes) {
-      if (one.fused == fused && one.c == c && one.k == k && one.low_dw == low_dw) return;
+      const bool covers = one.compile || !compile;
+      if (one.fused == fused && one.c == c && one.k == k && one.form == form && covers) return;
     }
-    recipes.push_back({fused, c, k, low_dw, compile});
+    recipes.push_back({fused, c, k, form, compile});
   };
-  switch (problem.direction) {
-    case DLFS_CONV_FORWARD: {
-      const bool fuse = problem.epilogue();
-      // An odd K takes the fast kernels and a pass that drops the padding; the epilogue goes into that pass.
-      if (k8 != g.k) add(false, c8, k8, false, true);
-      add(fuse, c8, g.k, false, true);
-      add(false, c8, g.k, false, true);
-      if (more_padding && pad && g.c <= 4 && g.c != 4) add(fuse && k8 == g.k, 4, k8, false, true);
-      add(fuse, g.c, g.k, false, true);
-      add(false, g.c, g.k, false, true);
-      break;
-    }
-    case DLFS_CONV_BACKWARD_DATA:
-      add(false, c8, k8, false, true);
-      add(false, g.c, g.k, false, true);
-      break;
-    default:
-      // Without measuring, compiling an engine for an fp32 result is not worth the wait: rounding the result to the dtype
-      // of the activations first is what mixed-precision training does elsewhere, too.
-      add(false, c8, k8, false, !low);
-      if (low) add(false, c8, k8, true, true);
-      if (more_padding && pad && g.c <= 4 && g.c != 4) add(false, 4, k8, true, true);
-      add(false, g.c, g.k, false, !low);
-      if (low) add(false, g.c, g.k, true, true);
+  if (problem.direction == DLFS_CONV_BACKWARD_WEIGHT && low) {
+    // An fp32 gradient of bf16 or f16 may need an engine that cuDNN compiles, which takes long; without a measurement to
+    // justify it, the gradient is rounded instead, as mixed-precision training commonly does.
+    add(false, c8, k8, CudnnForm::plain, all);
+    add(false, c8, k8, CudnnForm::low_result, true);
+    if (first_layer) add(false, 4, k8, CudnnForm::low_result, true);
+    add(false, g.c, g.k, CudnnForm::low_result, true);
+  } else {
+    add(epilogue, c8, k8, CudnnForm::plain, true);
+    if (first_layer) add(epilogue, 4, k8, CudnnForm::plain, true);
+    add(epilogue, g.c, g.k, CudnnForm::plain, true);
+    add(false, c8, k8, CudnnForm::plain, true);
+    add(false, g.c, g.k, CudnnForm::plain, true);
   }
+  if (low) add(false, c8, k8, CudnnForm::wide, true);
   return recipes;
 }
 
@@ -481,7 +498,7 @@ std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& con
       const std::shared_ptr<const Descriptor>& config = configs[static_cast<size_t>(i)];
       try {
         EngineNotes notes = notes_of(*config);
-        if (excluded(problem, notes)) continue;
+        if (excluded(problem, recipe, notes)) continue;
         candidates.push_back(std::make_shared<CudnnCandidate>(
             CudnnCandidate{&context, problem, recipe, graph, config, std::move(notes)}));
       } catch (const Error& error) {
@@ -508,11 +525,11 @@ std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate
 
 std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
   size_t version = 0;
-  int capability = 0, fused = 0, low_dw = 0, length = 0;
+  int capability = 0, fused = 0, form = 0, length = 0;
   CudnnRecipe recipe{};
   long long engine_index = -1, bytes = 0;
-  const int fields = sscanf(pick.c_str(), "cudnn %zu sm%d f%d c%d k%d l%d e%lld w%lld k%n", &version, &capability, &fused,
-                            &recipe.c, &recipe.k, &low_dw, &engine_index, &bytes, &length);
+  const int fields = sscanf(pick.c_str(), "cudnn %zu sm%d f%d c%d k%d w%d e%lld b%lld k%n", &version, &capability,
+                            &fused, &recipe.c, &recipe.k, &form, &engine_index, &bytes, &length);
   DLFS_CHECK(fields == 8 && length > 0, DLFS_ERROR_ARGUMENT, "pick '%.200s' is not one of dlfs_conv_pick", pick.c_str());
   DLFS_CHECK(version == cudnnGetVersion(), DLFS_ERROR_ARGUMENT, "the pick is of cuDNN %zu, this is %zu", version,
              cudnnGetVersion());
@@ -520,11 +537,11 @@ std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const Con
              "the pick is of a device of compute capability %d.%d, this one has %d.%d", capability / 10, capability % 10,
              context.compute_capability / 10, context.compute_capability % 10);
   recipe.fused = fused != 0;
-  recipe.low_dw = low_dw != 0;
+  recipe.form = static_cast<CudnnForm>(form);
   recipe.compile = true;
   bool known = false;
   for (const CudnnRecipe& one : cudnn_recipes(problem, true)) {
-    known = known || (one.fused == recipe.fused && one.c == recipe.c && one.k == recipe.k && one.low_dw == recipe.low_dw);
+    known = known || (one.fused == recipe.fused && one.c == recipe.c && one.k == recipe.k && one.form == recipe.form);
   }
   DLFS_CHECK(known, DLFS_ERROR_ARGUMENT, "pick '%.200s' is of another convolution than %s", pick.c_str(),
              problem.g.text().c_str());
@@ -565,7 +582,7 @@ std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const Con
       config = std::move(made);
     }
     EngineNotes notes = notes_of(*config);
-    const char* const why_not = excluded(problem, notes);
+    const char* const why_not = excluded(problem, recipe, notes);
     DLFS_CHECK(!why_not, DLFS_ERROR_ARGUMENT, "engine %lld of the pick is excluded: %s", engine_index, why_not);
     const CudnnCandidate candidate{&context, problem, recipe, std::move(graph), std::move(config), std::move(notes)};
     return std::make_shared<CudnnConv>(candidate, make_plan(context, *candidate.config));

@@ -35,7 +35,7 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
   return __float2half_rn(x);
 }
 
-// N values that are loaded and stored at once; the address must be a multiple of its size (at most 16 bytes).
+// N values that are loaded and stored at once; the address must be a multiple of its size.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   static_assert(sizeof(T) * N <= 16 && (N & (N - 1)) == 0, "a vector access has 1, 2, 4, 8 or 16 bytes");
@@ -46,21 +46,33 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 inline constexpr int vector_width = 16 / static_cast<int>(sizeof(T));
 
-// out[0..N) = p[0..N) as fp32.
+// How many values of N one access moves: all of them, or 16 bytes' worth.
+template <class T, int N>
+inline constexpr int access_width = N < vector_width<T> ? N : vector_width<T>;
+
+// out[0..N) = p[0..N) as fp32; p is a multiple of the size of N values, or of 16 bytes where they are longer.
 template <int N, class T>
 __device__ __forceinline__ void load(float (&out)[N], const T* p) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
+  constexpr int width = access_width<T, N>;
 #pragma unroll
-  for (int i = 0; i < N; ++i) out[i] = to_float(pack.value[i]);
+  for (int first = 0; first < N; first += width) {
+    const Pack<T, width> pack = *reinterpret_cast<const Pack<T, width>*>(p + first);
+#pragma unroll
+    for (int i = 0; i < width; ++i) out[first + i] = to_float(pack.value[i]);
+  }
 }
 
-// p[0..N) = in[0..N), rounded to nearest even.
+// p[0..N) = in[0..N), rounded to nearest even; alignment as for load.
 template <int N, class T>
 __device__ __forceinline__ void store(T* p, const float (&in)[N]) {
-  Pack<T, N> pack;
+  constexpr int width = access_width<T, N>;
 #pragma unroll
-  for (int i = 0; i < N; ++i) pack.value[i] = from_float<T>(in[i]);
-  *reinterpret_cast<Pack<T, N>*>(p) = pack;
+  for (int first = 0; first < N; first += width) {
+    Pack<T, width> pack;
+#pragma unroll
+    for (int i = 0; i < width; ++i) pack.value[i] = from_float<T>(in[first + i]);
+    *reinterpret_cast<Pack<T, width>*>(p + first) = pack;
+  }
 }
 
 // True where every pointer (NULL included) is a multiple of 16 bytes.
