@@ -18,8 +18,8 @@ export interface Scene {
   objects: SceneObject[];
 }
 
-/** Radii as fractions of the image: the largest object is five times the smallest. */
-const MIN_RADIUS = 0.05;
+/** Radii as fractions of the image: the largest object is three times the smallest. */
+const MIN_RADIUS = 0.08;
 const MAX_RADIUS = 0.25;
 const MAX_OBJECTS = 8;
 /** No object is drawn where less than this fraction of it, or of one drawn before, would be seen. */
@@ -270,7 +270,7 @@ function paint(canvas: Canvas, object: PlacedObject, number: number, random: Cou
   const behind = meanColor(canvas, object);
   const main = contrastingColor(behind, 55, random);
   const fill = randomFill(main, behind, random);
-  const rim = random.chance(0.4) ? random.uniform(0.06, 0.14) * object.radius + 0.5 : 0;
+  const rim = random.chance(0.25) ? random.uniform(0.06, 0.14) * object.radius + 0.5 : 0;
   const rimColor: Color = random.chance(0.5) ? mix(main, [0, 0, 0], 0.65) : mix(main, [255, 255, 255], 0.65);
   forEachPixel(
     canvas,

@@ -10,7 +10,7 @@ import { type ProgressListener, showProgress, yieldToEventLoop } from "./progres
 import { CounterRandom } from "./random";
 
 /** Raised with every change of what the generator draws. */
-export const DEMO_VERSION = 1;
+export const DEMO_VERSION = 2;
 
 const STAMP = "demo.json";
 

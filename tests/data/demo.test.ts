@@ -32,7 +32,7 @@ describe("drawScene", () => {
     for (const count of seen.values()) expect(count).toBeGreaterThan(10);
     sides.sort((a, b) => a - b);
     const percentile = (p: number): number => sides[Math.floor(p * sides.length)] as number;
-    expect(percentile(0.95) / percentile(0.05)).toBeGreaterThan(3.5);
+    expect(percentile(0.95) / percentile(0.05)).toBeGreaterThan(2.2);
   });
 
   test("draws the same image for the same numbers, and another one for others", () => {
