@@ -1,6 +1,18 @@
 /** Fused and unfused programs compute the same. */
 import { describe, expect, test } from "bun:test";
-import { add, avgPool2d, type Parameter, type ProgramOptions, relu, sigmoid, silu, useParameter, type Value, conv2d, batchNorm } from "../../lib/graph";
+import {
+  add,
+  avgPool2d,
+  batchNorm,
+  conv2d,
+  type Parameter,
+  type ProgramOptions,
+  relu,
+  sigmoid,
+  silu,
+  useParameter,
+  type Value,
+} from "../../lib/graph";
 import type { Tensor } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
 import { testDevice } from "../support/device";
@@ -30,12 +42,25 @@ class Store implements Disposable {
   }
 
   conv(v: Value, name: string, bias = false): Value {
-    return conv2d(v, this.get(`${name}.w`, [channels, 3, 3, channels]), bias ? this.get(`${name}.b`, [channels]) : null, { padding: 1 });
+    return conv2d(
+      v,
+      this.get(`${name}.w`, [channels, 3, 3, channels]),
+      bias ? this.get(`${name}.b`, [channels]) : null,
+      { padding: 1 },
+    );
   }
 
   norm(v: Value, name: string, training: boolean): Value {
-    const of = (key: string, low: number, high: number, buffer: boolean) => this.get(`${name}.${key}`, [channels], low, high, buffer);
-    return batchNorm(v, of("weight", 0.5, 1.5, false), of("bias", -1, 1, false), of("mean", -1, 1, true), of("var", 0.5, 2, true), { training });
+    const of = (key: string, low: number, high: number, buffer: boolean) =>
+      this.get(`${name}.${key}`, [channels], low, high, buffer);
+    return batchNorm(
+      v,
+      of("weight", 0.5, 1.5, false),
+      of("bias", -1, 1, false),
+      of("mean", -1, 1, true),
+      of("var", 0.5, 2, true),
+      { training },
+    );
   }
 
   [Symbol.dispose](): void {
@@ -54,61 +79,161 @@ interface Expected {
 const yes = <T>(value: T): T | undefined => (epilogue ? value : undefined);
 
 const bodies: [string, Body, Expected][] = [
-  ["conv, norm, relu", (s, v, t) => ({ y: relu(s.norm(s.conv(v, "c"), "n", t)) }), { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) }],
-  ["conv with bias, norm", (s, v, t) => ({ y: s.norm(s.conv(v, "c", true), "n", t) }), { train: ["conv2d", "batch_norm"], infer: ["conv2d"] }],
-  ["conv, norm, add, relu", (s, v, t) => ({ y: relu(add(s.norm(s.conv(v, "c"), "n", t), v)) }), { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) }],
-  ["add with the norm second", (s, v, t) => ({ y: relu(add(v, s.norm(s.conv(v, "c"), "n", t))) }), { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) }],
-  ["norm of an input, relu", (s, v, t) => ({ y: relu(s.norm(v, "n", t)) }), { train: ["batch_norm"], infer: ["batch_norm_infer"] }],
-  ["norm plus its own input", (s, v, t) => ({ y: relu(add(s.norm(v, "n", t), v)) }), { train: ["batch_norm"], infer: ["batch_norm_infer"] }],
-  ["conv with bias, relu", (s, v) => ({ y: relu(s.conv(v, "c", true)) }), { train: yes(["conv2d"]), infer: yes(["conv2d"]) }],
+  [
+    "conv, norm, relu",
+    (s, v, t) => ({ y: relu(s.norm(s.conv(v, "c"), "n", t)) }),
+    { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "conv with bias, norm",
+    (s, v, t) => ({ y: s.norm(s.conv(v, "c", true), "n", t) }),
+    { train: ["conv2d", "batch_norm"], infer: ["conv2d"] },
+  ],
+  [
+    "conv, norm, add, relu",
+    (s, v, t) => ({ y: relu(add(s.norm(s.conv(v, "c"), "n", t), v)) }),
+    { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "add with the norm second",
+    (s, v, t) => ({ y: relu(add(v, s.norm(s.conv(v, "c"), "n", t))) }),
+    { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "norm of an input, relu",
+    (s, v, t) => ({ y: relu(s.norm(v, "n", t)) }),
+    { train: ["batch_norm"], infer: ["batch_norm_infer"] },
+  ],
+  [
+    "norm plus its own input",
+    (s, v, t) => ({ y: relu(add(s.norm(v, "n", t), v)) }),
+    { train: ["batch_norm"], infer: ["batch_norm_infer"] },
+  ],
+  [
+    "conv with bias, relu",
+    (s, v) => ({ y: relu(s.conv(v, "c", true)) }),
+    { train: yes(["conv2d"]), infer: yes(["conv2d"]) },
+  ],
   ["conv, sigmoid", (s, v) => ({ y: sigmoid(s.conv(v, "c")) }), { train: yes(["conv2d"]), infer: yes(["conv2d"]) }],
-  ["conv, silu", (s, v) => ({ y: silu(s.conv(v, "c", true)) }), { train: ["conv2d", "activation"], infer: yes(["conv2d"]) }],
-  ["conv, norm, silu", (s, v, t) => ({ y: silu(s.norm(s.conv(v, "c"), "n", t)) }), { train: ["conv2d", "batch_norm", "activation"], infer: yes(["conv2d"]) }],
-  ["conv, add, relu", (s, v) => ({ y: relu(add(s.conv(v, "c", true), v)) }), { train: yes(["conv2d"]), infer: yes(["conv2d"]) }],
-  ["two convs added", (s, v) => ({ y: relu(add(s.conv(v, "c"), s.conv(v, "d"))) }), { train: yes(["conv2d", "conv2d"]), infer: yes(["conv2d", "conv2d"]) }],
-  ["two norms added", (s, v, t) => ({ y: relu(add(s.norm(s.conv(v, "c"), "n", t), s.norm(s.conv(v, "d"), "m", t))) }), { train: ["conv2d", "batch_norm", "conv2d", "batch_norm"] }],
-  ["add, relu", (_s, v) => ({ y: relu(add(v, avgPool2d(v, 3, { stride: 1, padding: 1 }))) }), { train: ["avg_pool", "add"], infer: ["avg_pool", "add"] }],
-  ["add of a value to itself, relu", (s, v) => { const c = s.conv(v, "c"); return { y: relu(add(c, c)) }; }, { train: ["conv2d", "add"], infer: ["conv2d", "add"] }],
-  ["a conv that is read twice", (s, v) => { const c = s.conv(v, "c"); return { y: add(relu(c), sigmoid(c)) }; }, { train: ["conv2d", "activation", "activation", "add"] }],
-  ["a conv that is a result too", (s, v) => { const c = s.conv(v, "c"); return { c, y: relu(c) }; }, { train: ["conv2d", "activation"], infer: ["conv2d", "activation"] }],
-  ["a norm that is a result too", (s, v, t) => { const n = s.norm(s.conv(v, "c"), "n", t); return { n, y: relu(n) }; }, { train: ["conv2d", "batch_norm", "activation"] }],
+  [
+    "conv, silu",
+    (s, v) => ({ y: silu(s.conv(v, "c", true)) }),
+    { train: ["conv2d", "activation"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "conv, norm, silu",
+    (s, v, t) => ({ y: silu(s.norm(s.conv(v, "c"), "n", t)) }),
+    { train: ["conv2d", "batch_norm", "activation"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "conv, add, relu",
+    (s, v) => ({ y: relu(add(s.conv(v, "c", true), v)) }),
+    { train: yes(["conv2d"]), infer: yes(["conv2d"]) },
+  ],
+  [
+    "two convs added",
+    (s, v) => ({ y: relu(add(s.conv(v, "c"), s.conv(v, "d"))) }),
+    { train: yes(["conv2d", "conv2d"]), infer: yes(["conv2d", "conv2d"]) },
+  ],
+  [
+    "two norms added",
+    (s, v, t) => ({ y: relu(add(s.norm(s.conv(v, "c"), "n", t), s.norm(s.conv(v, "d"), "m", t))) }),
+    { train: ["conv2d", "batch_norm", "conv2d", "batch_norm"] },
+  ],
+  [
+    "add, relu",
+    (_s, v) => ({ y: relu(add(v, avgPool2d(v, 3, { stride: 1, padding: 1 }))) }),
+    { train: ["avg_pool", "add"], infer: ["avg_pool", "add"] },
+  ],
+  [
+    "add of a value to itself, relu",
+    (s, v) => {
+      const c = s.conv(v, "c");
+      return { y: relu(add(c, c)) };
+    },
+    { train: ["conv2d", "add"], infer: ["conv2d", "add"] },
+  ],
+  [
+    "a conv that is read twice",
+    (s, v) => {
+      const c = s.conv(v, "c");
+      return { y: add(relu(c), sigmoid(c)) };
+    },
+    { train: ["conv2d", "activation", "activation", "add"] },
+  ],
+  [
+    "a conv that is a result too",
+    (s, v) => {
+      const c = s.conv(v, "c");
+      return { c, y: relu(c) };
+    },
+    { train: ["conv2d", "activation"], infer: ["conv2d", "activation"] },
+  ],
+  [
+    "a norm that is a result too",
+    (s, v, t) => {
+      const n = s.norm(s.conv(v, "c"), "n", t);
+      return { n, y: relu(n) };
+    },
+    { train: ["conv2d", "batch_norm", "activation"] },
+  ],
   ["relu twice", (s, v) => ({ y: relu(relu(s.conv(v, "c"))) }), {}],
   ["sigmoid of relu", (s, v) => ({ y: sigmoid(relu(s.conv(v, "c"))) }), { train: yes(["conv2d", "activation"]) }],
-  ["residual blocks", (s, v, t) => {
-    let y = v;
-    for (const block of ["p", "q"]) {
-      const inner = relu(s.norm(s.conv(y, `${block}1`), `${block}n1`, t));
-      y = relu(add(s.norm(s.conv(inner, `${block}2`), `${block}n2`, t), y));
-    }
-    return { y };
-  }, { train: Array(4).fill(["conv2d", "batch_norm"]).flat(), infer: yes(Array(4).fill("conv2d")) }],
-  ["a head shared by two levels, each with its own norm", (s, v, t) => {
-    const head = (level: Value, name: string) => relu(s.norm(s.conv(level, "shared"), name, t));
-    return { large: head(v, "n1"), small: head(avgPool2d(v, 2), "n2") };
-  }, { infer: yes(["conv2d", "avg_pool", "conv2d"]) }],
+  [
+    "residual blocks",
+    (s, v, t) => {
+      let y = v;
+      for (const block of ["p", "q"]) {
+        const inner = relu(s.norm(s.conv(y, `${block}1`), `${block}n1`, t));
+        y = relu(add(s.norm(s.conv(inner, `${block}2`), `${block}n2`, t), y));
+      }
+      return { y };
+    },
+    { train: Array(4).fill(["conv2d", "batch_norm"]).flat(), infer: yes(Array(4).fill("conv2d")) },
+  ],
+  [
+    "a head shared by two levels, each with its own norm",
+    (s, v, t) => {
+      const head = (level: Value, name: string) => relu(s.norm(s.conv(level, "shared"), name, t));
+      return { large: head(v, "n1"), small: head(avgPool2d(v, 2), "n2") };
+    },
+    { infer: yes(["conv2d", "avg_pool", "conv2d"]) },
+  ],
 ];
 
 /** Runs a body; all results, gradients and running statistics by name. */
-function outcome(body: Body, training: boolean, fuse: boolean): { values: Record<string, number[]>; forward: string[] } {
+function outcome(
+  body: Body,
+  training: boolean,
+  fuse: boolean,
+): { values: Record<string, number[]>; forward: string[] } {
   using store = new Store();
   const options: ProgramOptions = training ? { training, seeds: "inputs", inputGradients: ["x"], fuse } : { fuse };
   using made = program(device, { x }, ({ x: v }) => body(store, v!, training), options);
   made.run();
-  const read = (tensors: Iterable<[string, Tensor]>) => [...tensors].map(([name, tensor]): [string, number[]] => [name, numbers(tensor)]);
-  const state = [...store.all].flatMap(([name, p]): [string, Tensor][] => [[`state ${name}`, p.tensor], [`grad of ${name}`, p.grad!]]);
+  const read = (tensors: Iterable<[string, Tensor]>) =>
+    [...tensors].map(([name, tensor]): [string, number[]] => [name, numbers(tensor)]);
+  const state = [...store.all].flatMap(([name, p]): [string, Tensor][] => [
+    [`state ${name}`, p.tensor],
+    [`grad of ${name}`, p.grad!],
+  ]);
   return {
     values: Object.fromEntries([...read(Object.entries(made.results)), ...read(state)]),
     forward: kinds(made).slice(0, made.backwardStart),
   };
 }
 
-describe.each([["training", true], ["inference", false]] as const)("%s", (_mode, training) => {
+describe.each([
+  ["training", true],
+  ["inference", false],
+] as const)("%s", (_mode, training) => {
   test.each(bodies)("%s", (_name, body, expected) => {
     const plain = outcome(body, training, false);
     const fused = outcome(body, training, true);
     expect(Object.keys(fused.values)).toEqual(Object.keys(plain.values));
     // The order of roundings differs; sums of 72 products of magnitude 1 and statistics of 60 values lie in between.
-    for (const [name, values] of Object.entries(plain.values)) expectClose(fused.values[name]!, values, { rtol: 1e-4, atol: 2e-5 }, name);
+    for (const [name, values] of Object.entries(plain.values))
+      expectClose(fused.values[name]!, values, { rtol: 1e-4, atol: 2e-5 }, name);
     const wanted = training ? expected.train : expected.infer;
     if (wanted) expect(fused.forward).toEqual(wanted);
     expect(fused.forward.length).toBeLessThanOrEqual(plain.forward.length);
@@ -118,7 +243,8 @@ describe.each([["training", true], ["inference", false]] as const)("%s", (_mode,
 describe("folded weights", () => {
   test("are computed ahead of the runs, and again after refresh()", () => {
     using store = new Store();
-    const body = (fuse: boolean) => program(device, { x }, ({ x: v }) => ({ y: store.norm(store.conv(v!, "c"), "n", false) }), { fuse });
+    const body = (fuse: boolean) =>
+      program(device, { x }, ({ x: v }) => ({ y: store.norm(store.conv(v!, "c"), "n", false) }), { fuse });
     using fused = body(true);
     using plain = body(false);
     const agree = () => {

@@ -1,6 +1,24 @@
 /** Backward passes of composed operations. */
 import { describe, expect, test } from "bun:test";
-import { add, applyOp, avgPool2d, cast, concat, conv2d, maxPool2d, type Op, relu, reshape, scale, sigmoid, silu, slice, upsample, useParameter, type Value } from "../../lib/graph";
+import {
+  add,
+  applyOp,
+  avgPool2d,
+  cast,
+  concat,
+  conv2d,
+  maxPool2d,
+  type Op,
+  relu,
+  reshape,
+  scale,
+  sigmoid,
+  silu,
+  slice,
+  upsample,
+  useParameter,
+  type Value,
+} from "../../lib/graph";
 import { elementCount } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
 import { missing, testDevice } from "../support/device";
@@ -36,7 +54,12 @@ describe("gradients agree with finite differences", () => {
   test("a convolution's operands and bias", () => {
     using w = parameter(device, { shape: [5, 3, 3, 3] }, "w");
     using b = parameter(device, { shape: [5] }, "b");
-    expectGradients(device, { x }, ({ x: v }) => ({ y: silu(conv2d(v!, useParameter(w), useParameter(b), { stride: 2, padding: 1 })) }), [w, b]);
+    expectGradients(
+      device,
+      { x },
+      ({ x: v }) => ({ y: silu(conv2d(v!, useParameter(w), useParameter(b), { stride: 2, padding: 1 })) }),
+      [w, b],
+    );
   });
 
   test("a parameter shared by two convolutions of different sizes", () => {
@@ -60,13 +83,19 @@ describe("gradients agree with finite differences", () => {
 
   test("max pooling away from ties", () => {
     const values = new Random("max pool").distinct(elementCount(x.shape), -4, 4);
-    expectGradients(device, { x: { ...x, values } }, ({ x: v }) => ({ y: maxPool2d(v!, 3, { stride: 2, padding: 1 }) }));
+    expectGradients(device, { x: { ...x, values } }, ({ x: v }) => ({
+      y: maxPool2d(v!, 3, { stride: 2, padding: 1 }),
+    }));
   });
 });
 
 describe("exact gradients", () => {
   const gradientOf = (body: (x: Value) => Value, values: number[], upstream: number[]): number[] => {
-    using made = program(device, { x: { shape: [values.length], values } }, ({ x: v }) => ({ y: body(v!) }), { training: true, seeds: "inputs", inputGradients: ["x"] });
+    using made = program(device, { x: { shape: [values.length], values } }, ({ x: v }) => ({ y: body(v!) }), {
+      training: true,
+      seeds: "inputs",
+      inputGradients: ["x"],
+    });
     made.inputs["grad.y"]!.write(upstream);
     made.run();
     return numbers(made.results["grad.x"]);
@@ -90,10 +119,14 @@ describe("exact gradients", () => {
 
   test("parts that lead nowhere do not change it", () => {
     expect(
-      gradientOf((v) => {
-        silu(add(v, v));
-        return scale(v, 2);
-      }, [1, 2], [1, 1]),
+      gradientOf(
+        (v) => {
+          silu(add(v, v));
+          return scale(v, 2);
+        },
+        [1, 2],
+        [1, 1],
+      ),
     ).toEqual([2, 2]);
   });
 });
@@ -133,7 +166,10 @@ describe("scalar losses with constant seeds", () => {
     using made = program(
       device,
       { x: { shape: [4], values: [1, 1, 1, 1] } },
-      ({ x: v }) => ({ a: applyOp(total, [add(v!, useParameter(w))], {})[0]!, b: applyOp(total, [scale(useParameter(w), 3)], {})[0]! }),
+      ({ x: v }) => ({
+        a: applyOp(total, [add(v!, useParameter(w))], {})[0]!,
+        b: applyOp(total, [scale(useParameter(w), 3)], {})[0]!,
+      }),
       { training: true, seeds: { a: 1, b: 0.5 } },
     );
     made.run();
@@ -143,10 +179,18 @@ describe("scalar losses with constant seeds", () => {
 
   test("one loss of two can be differentiated", () => {
     using w = parameter(device, { shape: [2], values: [1, 2] }, "w");
-    using made = program(device, {}, () => ({ a: applyOp(total, [useParameter(w)], {})[0]!, b: applyOp(total, [scale(useParameter(w), 100)], {})[0]! }), {
-      training: true,
-      seeds: { a: 1 },
-    });
+    using made = program(
+      device,
+      {},
+      () => ({
+        a: applyOp(total, [useParameter(w)], {})[0]!,
+        b: applyOp(total, [scale(useParameter(w), 100)], {})[0]!,
+      }),
+      {
+        training: true,
+        seeds: { a: 1 },
+      },
+    );
     made.run();
     expect(numbers(w.grad!)).toEqual([1, 1]);
   });
@@ -154,9 +198,15 @@ describe("scalar losses with constant seeds", () => {
   test("a result that is no scalar needs a gradient, and one that is not there is named", () => {
     using w = parameter(device, { shape: [2] }, "w");
     const body = () => ({ y: scale(useParameter(w), 2) });
-    expect(errorOf(() => program(device, {}, body, { seeds: { y: 1 } })).message).toBe('Program: expected a scalar loss for "y", got (2)');
-    expect(errorOf(() => program(device, {}, body, { seeds: { z: 1 } })).message).toBe('Program: no result named "z" to differentiate');
-    expect(errorOf(() => program(device, {}, body, { seeds: { y: "input" }, inputGradients: ["x"] })).message).toBe('Program: no input named "x"');
+    expect(errorOf(() => program(device, {}, body, { seeds: { y: 1 } })).message).toBe(
+      'Program: expected a scalar loss for "y", got (2)',
+    );
+    expect(errorOf(() => program(device, {}, body, { seeds: { z: 1 } })).message).toBe(
+      'Program: no result named "z" to differentiate',
+    );
+    expect(errorOf(() => program(device, {}, body, { seeds: { y: "input" }, inputGradients: ["x"] })).message).toBe(
+      'Program: no input named "x"',
+    );
   });
 });
 
@@ -165,7 +215,12 @@ describe("what is not trained", () => {
     using frozen = parameter(device, { shape: [4, 1, 1, 3] }, "frozen");
     using trained = parameter(device, { shape: [4, 1, 1, 4] }, "trained");
     frozen.requiresGrad = false;
-    using made = program(device, { x }, ({ x: v }) => ({ y: conv2d(conv2d(v!, useParameter(frozen), null), useParameter(trained), null) }), { training: true, seeds: "inputs" });
+    using made = program(
+      device,
+      { x },
+      ({ x: v }) => ({ y: conv2d(conv2d(v!, useParameter(frozen), null), useParameter(trained), null) }),
+      { training: true, seeds: "inputs" },
+    );
     made.run();
     expect(made.calls.map((call) => call.kind)).toEqual(["conv2d", "conv2d", "conv2d_backward_weight"]);
     expect(numbers(frozen.grad!).every((g) => g === 0)).toBe(true);
@@ -174,20 +229,32 @@ describe("what is not trained", () => {
 
   test("an operation without a gradient is named, with its path", () => {
     const opaque: Op = { kind: "opaque", infer: ([v]) => [v!], emit() {} };
-    const error = errorOf(() => program(device, { x }, ({ x: v }) => ({ y: applyOp(opaque, [v!], {})[0]! }), { seeds: "inputs", inputGradients: ["x"] }));
+    const error = errorOf(() =>
+      program(device, { x }, ({ x: v }) => ({ y: applyOp(opaque, [v!], {})[0]! }), {
+        seeds: "inputs",
+        inputGradients: ["x"],
+      }),
+    );
     expect(error.message).toBe("opaque: opaque has no gradient");
   });
 
   test("a parameter without gradient memory is named", () => {
     using w = parameter(device, { shape: [3] }, "head.weight");
     w.grad = null;
-    expect(errorOf(() => program(device, {}, () => ({ y: scale(useParameter(w), 2) }), { seeds: "inputs" })).message).toContain("head.weight: has no gradient memory");
+    expect(
+      errorOf(() => program(device, {}, () => ({ y: scale(useParameter(w), 2) }), { seeds: "inputs" })).message,
+    ).toContain("head.weight: has no gradient memory");
   });
 });
 
 describe("gradients of parameters", () => {
   const build = (accumulate: boolean, w: ReturnType<typeof parameter>) =>
-    program(device, { x: { shape: [3], values: [1, 2, 3] } }, ({ x: v }) => ({ y: add(scale(useParameter(w), 2), v!) }), { training: true, seeds: "inputs", accumulate });
+    program(
+      device,
+      { x: { shape: [3], values: [1, 2, 3] } },
+      ({ x: v }) => ({ y: add(scale(useParameter(w), 2), v!) }),
+      { training: true, seeds: "inputs", accumulate },
+    );
 
   test("replace what was there", () => {
     using w = parameter(device, { shape: [3] }, "w");
@@ -212,10 +279,16 @@ describe("gradients of parameters", () => {
   test("that are the same value for two parameters reach both", () => {
     using a = parameter(device, { shape: [3] }, "a");
     using b = parameter(device, { shape: [3] }, "b");
-    using made = program(device, {}, () => ({ y: add(useParameter(a), useParameter(b)) }), { training: true, seeds: "inputs" });
+    using made = program(device, {}, () => ({ y: add(useParameter(a), useParameter(b)) }), {
+      training: true,
+      seeds: "inputs",
+    });
     made.inputs["grad.y"]!.write([1, 2, 3]);
     made.run();
-    expect([numbers(a.grad!), numbers(b.grad!)]).toEqual([[1, 2, 3], [1, 2, 3]]);
+    expect([numbers(a.grad!), numbers(b.grad!)]).toEqual([
+      [1, 2, 3],
+      [1, 2, 3],
+    ]);
   });
 
   test("of a parameter that is a result itself", () => {
@@ -223,7 +296,10 @@ describe("gradients of parameters", () => {
     using made = program(device, {}, () => ({ y: useParameter(w) }), { training: true, seeds: "inputs" });
     made.inputs["grad.y"]!.write([1, 2]);
     made.run();
-    expect([numbers(made.results.y), numbers(w.grad!)]).toEqual([[5, 6], [1, 2]]);
+    expect([numbers(made.results.y), numbers(w.grad!)]).toEqual([
+      [5, 6],
+      [1, 2],
+    ]);
   });
 
   const bf16 = missing(device, "bf16", ["conv.bf16"]);

@@ -10,7 +10,12 @@ interface Attrs {
 }
 
 function op(kind: string, options: Partial<Op<Attrs>> = {}): Op<Attrs> {
-  return { kind, infer: (_, { shapes }) => shapes.map((shape) => ({ shape, dtype: "f32" as const })), emit() {}, ...options };
+  return {
+    kind,
+    infer: (_, { shapes }) => shapes.map((shape) => ({ shape, dtype: "f32" as const })),
+    emit() {},
+    ...options,
+  };
 }
 
 const plain = op("plain");
@@ -30,7 +35,10 @@ function randomGraph(seed: string, length: number): Case {
   const graph = new Graph();
   const sizes = [1, 60, 64, 65, 200, 1000];
   const pick = <T>(items: readonly T[]): T => items[random.integer(0, items.length)]!;
-  const values: Value[] = [graph.input("a", { shape: [pick(sizes)], dtype: "f32" }), graph.input("b", { shape: [pick(sizes)], dtype: "f32" })];
+  const values: Value[] = [
+    graph.input("a", { shape: [pick(sizes)], dtype: "f32" }),
+    graph.input("b", { shape: [pick(sizes)], dtype: "f32" }),
+  ];
   const workspaces = new Map<Node, number>();
   for (let i = 0; i < length; ++i) {
     const recent = () => values[Math.max(0, values.length - 1 - random.integer(0, 8))]!;
@@ -53,7 +61,14 @@ function randomGraph(seed: string, length: number): Case {
 }
 
 function plan({ graph, results, workspaces }: Case, keepAll = false) {
-  return planMemory({ nodes: graph.nodes, permanent: [...graph.inputs.values()], results, bound: new Set(), workspaces, keepAll });
+  return planMemory({
+    nodes: graph.nodes,
+    permanent: [...graph.inputs.values()],
+    results,
+    bound: new Set(),
+    workspaces,
+    keepAll,
+  });
 }
 
 /**
@@ -65,7 +80,8 @@ function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof 
   const memory = new Array<number>(Math.ceil(made.bytes / unit)).fill(-1);
   const faults: string[] = [];
   const write = (offset: number, bytes: number, name: number, what: string) => {
-    if (offset % ALIGNMENT !== 0 || offset < 0 || offset + bytes > made.bytes) faults.push(`${what} lies at ${offset}, ${bytes} bytes of ${made.bytes}`);
+    if (offset % ALIGNMENT !== 0 || offset < 0 || offset + bytes > made.bytes)
+      faults.push(`${what} lies at ${offset}, ${bytes} bytes of ${made.bytes}`);
     for (let at = Math.floor(offset / unit); at * unit < offset + bytes; ++at) memory[at] = name;
   };
   const read = (value: Value, what: string) => {
@@ -88,7 +104,9 @@ function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof 
     // Workspaces and all but in-place outputs are written before the last input has been read.
     const scratch = workspaces.get(node);
     if (scratch) write(made.workspaceOf(node)!, scratch, mine + index, `${what}: workspace`);
-    const inplace = node.op.inplace?.some((slot) => made.offsetOf(node.inputs[slot]!) === made.offsetOf(node.outputs[0]!));
+    const inplace = node.op.inplace?.some(
+      (slot) => made.offsetOf(node.inputs[slot]!) === made.offsetOf(node.outputs[0]!),
+    );
     for (const [slot, output] of node.outputs.entries()) {
       const offset = made.offsetOf(output);
       if (offset === null) {
@@ -97,7 +115,8 @@ function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof 
     }
     const ends = node.inputs.filter((input) => !inplace || made.offsetOf(input) !== made.offsetOf(node.outputs[0]!));
     for (const input of ends) read(input, `${what}, while it runs`);
-    if (scratch && memory[Math.floor(made.workspaceOf(node)! / unit)] !== mine + index) faults.push(`${what}: an output lies in its workspace`);
+    if (scratch && memory[Math.floor(made.workspaceOf(node)! / unit)] !== mine + index)
+      faults.push(`${what}: an output lies in its workspace`);
     if (inplace) write(made.offsetOf(node.outputs[0]!)!, byteSize(node.outputs[0]!), node.outputs[0]!.id, what);
   }
   for (const value of results) read(value, "result");
@@ -129,7 +148,10 @@ describe("random graphs", () => {
     for (const seed of seeds.slice(0, 20)) {
       const made = randomGraph(seed, 40);
       const kept = plan(made, true);
-      const everything = { ...made, results: made.graph.nodes.flatMap((node) => node.outputs).filter((value) => kept.offsetOf(value) !== null) };
+      const everything = {
+        ...made,
+        results: made.graph.nodes.flatMap((node) => node.outputs).filter((value) => kept.offsetOf(value) !== null),
+      };
       expect(simulate(everything, kept), seed).toEqual([]);
     }
   });

@@ -34,7 +34,9 @@ export function program(
   forward: (inputs: Record<string, Value>) => Record<string, Value>,
   options: ProgramOptions = {},
 ): Program {
-  const specs = Object.fromEntries(Object.entries(inputs).map(([name, { shape, dtype = "f32" }]) => [name, { shape, dtype }]));
+  const specs = Object.fromEntries(
+    Object.entries(inputs).map(([name, { shape, dtype = "f32" }]) => [name, { shape, dtype }]),
+  );
   const made = new Program(device, specs, forward, options);
   for (const [name, tensor] of Object.entries(made.inputs)) {
     tensor.write(inputs[name]?.values ?? new Random(`input ${name}`).normal(tensor.size));
@@ -53,8 +55,17 @@ export function numbers(tensor: Tensor | undefined): number[] {
  * Compares the gradients of a program's inputs and parameters with central differences of the program itself: fp32 with a
  * step of 1/64, for functions that are smooth there. Along random directions; see tests/ops/check.ts.
  */
-export function expectGradients(device: Device, inputs: Record<string, Given>, forward: (inputs: Record<string, Value>) => Record<string, Value>, parameters: Parameter[] = []): void {
-  using made = program(device, inputs, forward, { training: true, seeds: "inputs", inputGradients: Object.keys(inputs) });
+export function expectGradients(
+  device: Device,
+  inputs: Record<string, Given>,
+  forward: (inputs: Record<string, Value>) => Record<string, Value>,
+  parameters: Parameter[] = [],
+): void {
+  using made = program(device, inputs, forward, {
+    training: true,
+    seeds: "inputs",
+    inputGradients: Object.keys(inputs),
+  });
   made.run();
   const outputs = Object.keys(made.results).filter((name) => !name.startsWith("grad."));
   const upstream = outputs.map((name) => made.inputs[`grad.${name}`]!.read());
@@ -63,7 +74,11 @@ export function expectGradients(device: Device, inputs: Record<string, Given>, f
     return outputs.reduce((sum, name, i) => sum + dot(made.results[name]!.read(), upstream[i]!), 0);
   };
   const targets = [
-    ...Object.keys(inputs).map((name) => ({ name, tensor: made.inputs[name]!, gradient: made.results[`grad.${name}`]!.read() })),
+    ...Object.keys(inputs).map((name) => ({
+      name,
+      tensor: made.inputs[name]!,
+      gradient: made.results[`grad.${name}`]!.read(),
+    })),
     ...parameters.map((p) => ({ name: p.name, tensor: p.tensor, gradient: p.grad!.read() })),
   ];
   const step = 1 / 64;
@@ -78,6 +93,11 @@ export function expectGradients(device: Device, inputs: Record<string, Given>, f
     const slope = (at(1) - at(-1)) / (2 * step);
     tensor.write(values);
     // third derivatives times step^2 / 6, and fp32 sums divided by the step
-    expectClose([dot(direction, gradient)], [slope], { rtol: 1e-3, atol: 2e-3 * Math.sqrt(dot(gradient, gradient)) + 1e-4 }, `gradient of ${name}`);
+    expectClose(
+      [dot(direction, gradient)],
+      [slope],
+      { rtol: 1e-3, atol: 2e-3 * Math.sqrt(dot(gradient, gradient)) + 1e-4 },
+      `gradient of ${name}`,
+    );
   }
 }

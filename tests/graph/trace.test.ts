@@ -1,6 +1,24 @@
 /** Recording forward(): shapes, paths in messages, and what is refused. */
 import { describe, expect, test } from "bun:test";
-import { add, applyOp, batchNorm, concat, conv2d, Graph, isTracing, maxPool2d, type Op, relu, reshape, slice, trace, upsample, useParameter, Value, withPath } from "../../lib/graph";
+import {
+  add,
+  applyOp,
+  batchNorm,
+  concat,
+  conv2d,
+  Graph,
+  isTracing,
+  maxPool2d,
+  type Op,
+  relu,
+  reshape,
+  slice,
+  trace,
+  upsample,
+  useParameter,
+  type Value,
+  withPath,
+} from "../../lib/graph";
 import { BatchNorm2d, Concat, Conv2d, Layer, Sequential } from "../../lib/layers";
 import { DlfsError, ErrorCode } from "../../lib/native";
 import { Tensor } from "../../lib/tensor";
@@ -112,20 +130,40 @@ describe("dimension errors name the layer's path", () => {
   });
 
   const refused: [string, (x: Value) => unknown, RegExp][] = [
-    ["an image batch without channels", (x) => conv2d(reshape(x, [2, 48]), x, null), /expected an image batch of shape \(N, H, W, C\), got \(2, 48\)/],
+    [
+      "an image batch without channels",
+      (x) => conv2d(reshape(x, [2, 48]), x, null),
+      /expected an image batch of shape \(N, H, W, C\), got \(2, 48\)/,
+    ],
     ["a view of another size", (x) => reshape(x, [5, 5]), /cannot view \(2, 4, 4, 3\) as \(5, 5\): 96 and 25 elements/],
     ["a slice beyond the end", (x) => slice(x, 3, 2, 2), /cannot take 2 from 2 along axis 3 of \(2, 4, 4, 3\)/],
     ["an axis that is not there", (x) => concat([x, x], 4), /expected an axis from 0 to 3, got 4/],
     ["joining nothing", () => concat([]), /at least one tensor/],
-    ["joining what does not fit", (x) => concat([x, slice(x, 1, 0, 2)]), /tensor 1: expected f32 \(2, 4, 4, any\), got f32 \(2, 2, 4, 3\)/],
-    ["a window larger than the image", (x) => maxPool2d(x, 6), /the 6x6 window with padding 0x0 is larger than the image/],
-    ["padding of more than half the window", (x) => maxPool2d(x, 3, { padding: 2 }), /at most half the window 3x3, got 2x2/],
+    [
+      "joining what does not fit",
+      (x) => concat([x, slice(x, 1, 0, 2)]),
+      /tensor 1: expected f32 \(2, 4, 4, any\), got f32 \(2, 2, 4, 3\)/,
+    ],
+    [
+      "a window larger than the image",
+      (x) => maxPool2d(x, 6),
+      /the 6x6 window with padding 0x0 is larger than the image/,
+    ],
+    [
+      "padding of more than half the window",
+      (x) => maxPool2d(x, 3, { padding: 2 }),
+      /at most half the window 3x3, got 2x2/,
+    ],
     ["upsampling to nothing", (x) => upsample(x, { scale: 0.1 }), /expected a positive size, got 0x0/],
-    ["batch statistics of one value a channel", (x) => {
-      const one = slice(slice(slice(x, 0, 0, 1), 1, 0, 1), 2, 0, 1);
-      const c = reshape(one, [3]);
-      return batchNorm(one, c, c, c, c, { training: true });
-    }, /more than one value per channel when training, got \(1, 1, 1, 3\)/],
+    [
+      "batch statistics of one value a channel",
+      (x) => {
+        const one = slice(slice(slice(x, 0, 0, 1), 1, 0, 1), 2, 0, 1);
+        const c = reshape(one, [3]);
+        return batchNorm(one, c, c, c, c, { training: true });
+      },
+      /more than one value per channel when training, got \(1, 1, 1, 3\)/,
+    ],
   ];
   test.each(refused)("%s", (_name, body, message) => {
     const error = errorOf(() => trace({ x: spec(2, 4, 4, 3) }, ({ x }) => withPath("head", () => body(x!))));
@@ -136,7 +174,9 @@ describe("dimension errors name the layer's path", () => {
 
   test("an input that is no batch for joined layers", () => {
     const layer = new Concat();
-    const message = errorOf(() => trace({ a: spec(1, 2, 2, 3), b: spec(1, 3, 2, 3) }, ({ a, b }) => layer.forward(a!, b!))).message;
+    const message = errorOf(() =>
+      trace({ a: spec(1, 2, 2, 3), b: spec(1, 3, 2, 3) }, ({ a, b }) => layer.forward(a!, b!)),
+    ).message;
     expect(message).toContain("tensor 1: expected f32 (1, 2, 2, any), got f32 (1, 3, 2, 3)");
   });
 });
@@ -153,7 +193,9 @@ describe("reading a value inside forward() is a named error", () => {
   test.each(reads)("%s", (_name, read) => {
     const error = errorOf(() => trace({ x: spec(1, 2, 2, 3) }, ({ x }) => read(x!)));
     expect(error).toBeInstanceOf(DlfsError);
-    expect(error.message).toContain("a symbolic tensor has no numbers; forward() describes the computation and runs before it");
+    expect(error.message).toContain(
+      "a symbolic tensor has no numbers; forward() describes the computation and runs before it",
+    );
   });
 
   test("its text is its dtype and shape", () => {
@@ -171,13 +213,17 @@ describe("operations belong inside forward()", () => {
 
   test("a layer called on a tensor says what to call instead", () => {
     using tensor = Tensor.zeros(testDevice(), [1, 2, 2, 3]);
-    expect(errorOf(() => new Conv2d(3, 4, 1).forward(tensor as never)).message).toBe("Conv2d: forward() works on symbolic tensors; to run a model on tensors use call()");
+    expect(errorOf(() => new Conv2d(3, 4, 1).forward(tensor as never)).message).toBe(
+      "Conv2d: forward() works on symbolic tensors; to run a model on tensors use call()",
+    );
     const inside = errorOf(() => trace({}, () => relu(tensor as never)));
     expect(inside.message).toContain("expected a symbolic tensor, got a Tensor (use model.call() to run on tensors)");
   });
 
   test("undefined operands are named", () => {
-    expect(errorOf(() => trace({ x: spec(2, 2) }, ({ y }) => relu(y!))).message).toBe("activation: expected a symbolic tensor, got undefined");
+    expect(errorOf(() => trace({ x: spec(2, 2) }, ({ y }) => relu(y!))).message).toBe(
+      "activation: expected a symbolic tensor, got undefined",
+    );
   });
 
   test("a trace inside a trace leaves the outer one as it was", () => {

@@ -1,8 +1,21 @@
 /** Every layer against torch.nn: forward, gradients of inputs and parameters, running statistics. */
 import { describe, expect, test } from "bun:test";
-import { maxPool2d, type Value } from "../../lib/graph";
-import { Add, BatchNorm2d, Concat, Conv2d, Layer, MaxPool2d, Model, ReLU, SeparableConv2d, Sequential, Sigmoid, SiLU, Upsample } from "../../lib/layers";
-import { relu } from "../../lib/graph";
+import { maxPool2d, relu, type Value } from "../../lib/graph";
+import {
+  Add,
+  BatchNorm2d,
+  Concat,
+  Conv2d,
+  Layer,
+  MaxPool2d,
+  Model,
+  ReLU,
+  SeparableConv2d,
+  Sequential,
+  Sigmoid,
+  SiLU,
+  Upsample,
+} from "../../lib/layers";
 import { Tensor } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
 import { missing, testDevice } from "../support/device";
@@ -49,7 +62,8 @@ class Residual extends Layer {
 
 const layers: Record<string, () => AnyLayer> = {
   Conv2d: () => new Conv2d(4, 6, 3, { stride: 2, padding: 1 }),
-  "Conv2d in groups without bias": () => new Conv2d(4, 8, [3, 1], { padding: [2, 0], dilation: [2, 1], groups: 4, bias: false }),
+  "Conv2d in groups without bias": () =>
+    new Conv2d(4, 8, [3, 1], { padding: [2, 0], dilation: [2, 1], groups: 4, bias: false }),
   SeparableConv2d: () => new SeparableConv2d(4, 5, 3, { padding: 1 }),
   BatchNorm2d: () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
   "BatchNorm2d, eval": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
@@ -61,7 +75,8 @@ const layers: Record<string, () => AnyLayer> = {
   Upsample: () => new Upsample(2),
   Add: () => new Add(),
   Concat: () => new Concat(),
-  Sequential: () => new Sequential(new Conv2d(4, 6, 3, { bias: false }), new BatchNorm2d(6), new SiLU(), new Conv2d(6, 2, 1)),
+  Sequential: () =>
+    new Sequential(new Conv2d(4, 6, 3, { bias: false }), new BatchNorm2d(6), new SiLU(), new Conv2d(6, 2, 1)),
   Residual: () => new Residual(),
   "Residual, eval": () => new Residual(),
   "BatchNorm2d, frozen": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
@@ -84,7 +99,11 @@ function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[
 
 /** The parts of the arrays' names after a prefix, with the arrays. */
 function named(golden: Golden, prefix: string): Map<string, Float32Array> {
-  return new Map(golden.names.filter((name) => name.startsWith(prefix)).map((name) => [name.slice(prefix.length), golden.array(name) as Float32Array]));
+  return new Map(
+    golden.names
+      .filter((name) => name.startsWith(prefix))
+      .map((name) => [name.slice(prefix.length), golden.array(name) as Float32Array]),
+  );
 }
 
 /** What fp32 leaves of sums of some 50 products, or, in bf16, of several layers that round to 2^-8 each. */
@@ -101,10 +120,13 @@ function check(golden: Golden, precision: "f32" | "bf16"): void {
     const inputs = tensors(golden, "input.", precision);
     const upstream = tensors(golden, "upstream.", precision);
     owned.push(...inputs, ...upstream);
-    const compare = (tensor: Tensor, key: string) => expectClose(tensor.read(), golden.array(key), margins[precision], `${golden.name}: ${key}`, golden.shape(key));
+    const compare = (tensor: Tensor, key: string) =>
+      expectClose(tensor.read(), golden.array(key), margins[precision], `${golden.name}: ${key}`, golden.shape(key));
 
     const results = [model.call(...inputs)].flat();
-    expect(results.map((result) => result.shape)).toEqual(golden.names.filter((name) => name.startsWith("output.")).map((name) => golden.shape(name)));
+    expect(results.map((result) => result.shape)).toEqual(
+      golden.names.filter((name) => name.startsWith("output.")).map((name) => golden.shape(name)),
+    );
     for (const [i, result] of results.entries()) compare(result, `output.${i}`);
     if (!golden.params.backward) return;
     for (const [i, gradient] of model.backward(...upstream).entries()) compare(gradient, `dinput.${i}`);
@@ -128,6 +150,7 @@ describe("layers compute what torch.nn computes", () => {
     const reason = missing(device, "bf16", ["conv.bf16"]);
     // Statistics of 60 values and sums of gradients that cancel say little in bf16.
     if (reason) test.skip(`${golden.name} in bf16 (skipped: ${reason})`, () => {});
-    else if (!/Batch|Sequential|Residual/.test(golden.name) || !golden.params.backward) test(`${golden.name} in bf16`, () => check(golden, "bf16"));
+    else if (!/Batch|Sequential|Residual/.test(golden.name) || !golden.params.backward)
+      test(`${golden.name} in bf16`, () => check(golden, "bf16"));
   }
 });

@@ -1,7 +1,17 @@
 /** Model: state, modes, call and backward, with PyTorch's semantics. */
 import { afterEach, describe, expect, test } from "bun:test";
 import { add, relu, type Value } from "../../lib/graph";
-import { Add, BatchNorm2d, Conv2d, InputLayer, Layer, Model, type ModelOptions, Sequential, SiLU } from "../../lib/layers";
+import {
+  Add,
+  BatchNorm2d,
+  Conv2d,
+  InputLayer,
+  Layer,
+  Model,
+  type ModelOptions,
+  Sequential,
+  SiLU,
+} from "../../lib/layers";
 import { DlfsError, ErrorCode } from "../../lib/native";
 import { Tensor } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
@@ -20,7 +30,8 @@ function own<T extends Disposable>(item: T): T {
   return item;
 }
 
-const tensor = (shape: number[], seed = "x", dtype: "f32" | "bf16" = "f32") => own(Tensor.from(device, new Random(seed).normal(shape.reduce((a, b) => a * b)), shape, dtype));
+const tensor = (shape: number[], seed = "x", dtype: "f32" | "bf16" = "f32") =>
+  own(Tensor.from(device, new Random(seed).normal(shape.reduce((a, b) => a * b)), shape, dtype));
 const onDevice = <M extends Model>(model: M, options?: ModelOptions): M => own(model.to(device, options));
 const read = (from: Tensor | Tensor[]) => Array.from((from as Tensor).read());
 
@@ -136,9 +147,13 @@ describe("stateDict and loadStateDict", () => {
   test("a wrong number of values names the parameter and its shape, and changes nothing", () => {
     const net = onDevice(new Net(), { seed: 3 });
     const before = stateOf(net);
-    const state = new Map([...before].map(([name, values]): [string, Float32Array] => [name, values.map((v) => v + 1)]));
+    const state = new Map(
+      [...before].map(([name, values]): [string, Float32Array] => [name, values.map((v) => v + 1)]),
+    );
     state.set("head.1.weight", new Float32Array(9));
-    expect(errorOf(() => net.loadStateDict(state)).message).toBe("head.1.weight: expected 8 values for (2, 1, 1, 4), got 9");
+    expect(errorOf(() => net.loadStateDict(state)).message).toBe(
+      "head.1.weight: expected 8 values for (2, 1, 1, 4), got 9",
+    );
     expect(stateOf(net)).toEqual(before);
   });
 });
@@ -240,7 +255,9 @@ describe("backward()", () => {
   test("needs a call in training mode before it, and one gradient for each result", () => {
     const model = scaleBy(1);
     const x = tensor([1, 2, 2, 1]);
-    expect(errorOf(() => model.backward(x)).message).toBe("Scale: backward() needs a call() in training mode before it");
+    expect(errorOf(() => model.backward(x)).message).toBe(
+      "Scale: backward() needs a call() in training mode before it",
+    );
     model.eval().call(x);
     expect(errorOf(() => model.backward(x)).message).toContain("needs a call() in training mode");
     model.train().call(x);
@@ -259,9 +276,15 @@ describe("backward()", () => {
     const model = onDevice(new Two());
     const [a, b] = [own(Tensor.from(device, [1, 2], [2])), own(Tensor.from(device, [10, 20], [2]))];
     const results = model.call(a, b) as Tensor[];
-    expect(results.map(read)).toEqual([[11, 22], [2, 4]]);
+    expect(results.map(read)).toEqual([
+      [11, 22],
+      [2, 4],
+    ]);
     const gradients = model.backward(own(Tensor.from(device, [1, 1], [2])), own(Tensor.from(device, [100, 1000], [2])));
-    expect(gradients.map(read)).toEqual([[201, 2001], [1, 1]]);
+    expect(gradients.map(read)).toEqual([
+      [201, 2001],
+      [1, 1],
+    ]);
   });
 
   test("of an input that no result depends on is zero, in its place", () => {
@@ -275,7 +298,11 @@ describe("backward()", () => {
     const inputs = [tensor([3], "a"), tensor([4], "b"), tensor([3], "c")];
     model.call(...inputs);
     const gradients = model.backward(own(Tensor.from(device, [1, 2, 3], [3])));
-    expect(gradients.map(read)).toEqual([[1, 2, 3], [0, 0, 0, 0], [1, 2, 3]]);
+    expect(gradients.map(read)).toEqual([
+      [1, 2, 3],
+      [0, 0, 0, 0],
+      [1, 2, 3],
+    ]);
   });
 });
 
@@ -334,7 +361,9 @@ describe("errors", () => {
     const net = new Net();
     expect(errorOf(() => net.call(tensor([1, 8, 8, 3]))).message).toBe("Net: is on no device: call to(device) first");
     net.assignNames();
-    expect(errorOf(() => net.stateDict()).message).toContain("stem.weight: has no memory yet: call model.to(device) first");
+    expect(errorOf(() => net.stateDict()).message).toContain(
+      "stem.weight: has no memory yet: call model.to(device) first",
+    );
   });
 
   test("to() twice", () => {
@@ -364,7 +393,9 @@ describe("errors", () => {
   });
 
   test("channels that groups do not divide, when the layer is made", () => {
-    expect(errorOf(() => new Conv2d(6, 8, 3, { groups: 4 })).message).toBe("Conv2d: expected channels divisible by 4 groups, got 6 in and 8 out");
+    expect(errorOf(() => new Conv2d(6, 8, 3, { groups: 4 })).message).toBe(
+      "Conv2d: expected channels divisible by 4 groups, got 6 in and 8 out",
+    );
   });
 
   test("a precision that the device lacks", () => {
@@ -385,7 +416,11 @@ describe("bf16", () => {
     expect(y.dtype).toBe("bf16");
     model.backward(own(Tensor.full(device, y.shape, 1, "bf16")));
     for (const [name, parameter] of model.namedParameters()) {
-      expect([parameter.tensor.dtype, parameter.grad!.dtype, parameter.copy!.dtype], name).toEqual(["f32", "f32", "bf16"]);
+      expect([parameter.tensor.dtype, parameter.grad!.dtype, parameter.copy!.dtype], name).toEqual([
+        "f32",
+        "f32",
+        "bf16",
+      ]);
     }
     const exact = onDevice(new Net());
     const z = exact.call(own(Tensor.from(device, x.read(), x.shape))) as Tensor;
@@ -394,12 +429,16 @@ describe("bf16", () => {
 
   (reason ? test.skip : test)("a model of fp32 given bf16 says what to do", () => {
     const model = onDevice(new Net());
-    expect(errorOf(() => model.call(tensor([1, 8, 8, 3], "x", "bf16"))).message).toContain('call model.to(device, { precision: "bf16" })');
+    expect(errorOf(() => model.call(tensor([1, 8, 8, 3], "x", "bf16"))).message).toContain(
+      'call model.to(device, { precision: "bf16" })',
+    );
   });
 
   (reason ? test.skip : test)("loadStateDict refreshes the copies", () => {
     const model = onDevice(new Net(), { precision: "bf16" });
-    const state = new Map([...model.stateDict()].map(([name, t]): [string, Float32Array] => [name, (t.read() as Float32Array).fill(0.5)]));
+    const state = new Map(
+      [...model.stateDict()].map(([name, t]): [string, Float32Array] => [name, (t.read() as Float32Array).fill(0.5)]),
+    );
     model.loadStateDict(state);
     expect(read(model.parameters()[0]!.copy!)[0]).toBe(0.5);
   });

@@ -74,37 +74,57 @@ describe("handles", () => {
     own.native.memset(own.stream.handle, tensor.address, 16, 1);
     const graph = outHandle();
     own.native.graphEnd(own.stream.handle, graph.view);
-    expect([ErrorCode.argument, ErrorCode.handle] as number[]).toContain(errorOf(() => native.graphLaunch(device.stream.handle, graph.value)).code);
+    expect([ErrorCode.argument, ErrorCode.handle] as number[]).toContain(
+      errorOf(() => native.graphLaunch(device.stream.handle, graph.value)).code,
+    );
     own.native.graphDestroy(graph.value);
   });
 });
 
 describe("objects after dispose()", () => {
   const cases: [string, () => { dispose(): void; use(): unknown }][] = [
-    ["Stream", () => {
-      const stream = new Stream(device);
-      return { dispose: () => stream.dispose(), use: () => stream.synchronize() };
-    }],
-    ["Event", () => {
-      const event = new Event(device);
-      return { dispose: () => event.dispose(), use: () => event.query() };
-    }],
-    ["Tensor", () => {
-      const tensor = Tensor.empty(device, [4]);
-      return { dispose: () => tensor.dispose(), use: () => tensor.read() };
-    }],
-    ["PinnedBuffer", () => {
-      const pinned = new PinnedBuffer(device, 16);
-      return { dispose: () => pinned.dispose(), use: () => pinned.bytes };
-    }],
-    ["Arena", () => {
-      const arena = new Arena(device, 1000);
-      return { dispose: () => arena.dispose(), use: () => arena.take(10) };
-    }],
-    ["Device", () => {
-      const own = new Device({ backend });
-      return { dispose: () => own.dispose(), use: () => own.memory() };
-    }],
+    [
+      "Stream",
+      () => {
+        const stream = new Stream(device);
+        return { dispose: () => stream.dispose(), use: () => stream.synchronize() };
+      },
+    ],
+    [
+      "Event",
+      () => {
+        const event = new Event(device);
+        return { dispose: () => event.dispose(), use: () => event.query() };
+      },
+    ],
+    [
+      "Tensor",
+      () => {
+        const tensor = Tensor.empty(device, [4]);
+        return { dispose: () => tensor.dispose(), use: () => tensor.read() };
+      },
+    ],
+    [
+      "PinnedBuffer",
+      () => {
+        const pinned = new PinnedBuffer(device, 16);
+        return { dispose: () => pinned.dispose(), use: () => pinned.bytes };
+      },
+    ],
+    [
+      "Arena",
+      () => {
+        const arena = new Arena(device, 1000);
+        return { dispose: () => arena.dispose(), use: () => arena.take(10) };
+      },
+    ],
+    [
+      "Device",
+      () => {
+        const own = new Device({ backend });
+        return { dispose: () => own.dispose(), use: () => own.memory() };
+      },
+    ],
   ];
   test.each(cases)("%s: use is a handle error, a second dispose() does nothing", (name, make) => {
     const { dispose, use } = make();

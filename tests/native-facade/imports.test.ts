@@ -11,7 +11,9 @@ const sources = ["lib", "examples", "scripts", "tests"].flatMap((folder) =>
 
 /** Comments removed, so that a text which speaks of an import is none. */
 function code(file: string): string {
-  return readFileSync(`${root}${file}`, "utf8").replace(/\/\*[\s\S]*?\*\//g, "").replace(/^\s*\/\/.*$/gm, "");
+  return readFileSync(`${root}${file}`, "utf8")
+    .replace(/\/\*[\s\S]*?\*\//g, "")
+    .replace(/^\s*\/\/.*$/gm, "");
 }
 
 /** What a file imports, relative paths resolved against the repository. */
@@ -28,13 +30,17 @@ test("the sources were found", () => {
 
 describe("bun:ffi", () => {
   test("is imported by lib/native alone", () => {
-    expect(sources.filter((file) => importsOf(file).includes("bun:ffi") && !file.startsWith("lib/native/"))).toEqual([]);
+    expect(sources.filter((file) => importsOf(file).includes("bun:ffi") && !file.startsWith("lib/native/"))).toEqual(
+      [],
+    );
   });
 
   // A typed array moves when the JIT warms up: an address kept from ptr() then points at abandoned memory.
   test("ptr() is used nowhere, in lib/native neither", () => {
     const own = "tests/native-facade/imports.test.ts";
-    const users = sources.filter((file) => file !== own && /\bptr\s*\(|\bptr\s*[,}][^;]*from\s*["']bun:ffi/.test(code(file)));
+    const users = sources.filter(
+      (file) => file !== own && /\bptr\s*\(|\bptr\s*[,}][^;]*from\s*["']bun:ffi/.test(code(file)),
+    );
     expect(users).toEqual([]);
   });
 
@@ -69,8 +75,14 @@ describe("imports point down", () => {
   });
 
   test("of lib/data: it knows nothing of layers", () => {
-    const upper = ["graph", "layers", "models", "detection", "train", "inference", "cli"].map((folder) => `lib/${folder}`);
-    const wrong = sources.filter((file) => file.startsWith("lib/data/") && importsOf(file).some((path) => upper.some((name) => path === name || path.startsWith(`${name}/`))));
+    const upper = ["graph", "layers", "models", "detection", "train", "inference", "cli"].map(
+      (folder) => `lib/${folder}`,
+    );
+    const wrong = sources.filter(
+      (file) =>
+        file.startsWith("lib/data/") &&
+        importsOf(file).some((path) => upper.some((name) => path === name || path.startsWith(`${name}/`))),
+    );
     expect(wrong).toEqual([]);
   });
 });

@@ -27,7 +27,9 @@ describe("opening a library", () => {
   test("one that is missing: where it was looked for and how to build it", async () => {
     const at = placed("missing", null);
     const { stdout } = await runChild(open, { DLFS_NATIVE_PATH: at, DLFS_BACKEND: backend });
-    expect(stdout.trim()).toBe(`DlfsError -300 backend ${backend}: no library found (looked for ${at}/libdlfs_${backend}.so); build it with \`bash scripts/build.sh ${backend}\``);
+    expect(stdout.trim()).toBe(
+      `DlfsError -300 backend ${backend}: no library found (looked for ${at}/libdlfs_${backend}.so); build it with \`bash scripts/build.sh ${backend}\``,
+    );
   });
 
   test("a file that is no library", async () => {
@@ -44,7 +46,9 @@ describe("opening a library", () => {
     expect(at).toBeGreaterThan(0);
     for (; at >= 0; at = bytes.indexOf(headerHash, at + 1)) bytes.write(other, at);
     const { stdout } = await runChild(open, { DLFS_NATIVE_PATH: placed("stale", bytes), DLFS_BACKEND: backend });
-    expect(stdout).toContain(`was built from another dlfs.h (${other}, this package has ${headerHash}); rebuild it with \`bash scripts/build.sh ${backend}\``);
+    expect(stdout).toContain(
+      `was built from another dlfs.h (${other}, this package has ${headerHash}); rebuild it with \`bash scripts/build.sh ${backend}\``,
+    );
   });
 
   test("the one in DLFS_NATIVE_PATH is taken", async () => {

@@ -11,7 +11,9 @@ const header = readFileSync(`${root}csrc/include/dlfs.h`, "utf8");
 
 describe("the generated symbol table", () => {
   test("generating it again changes nothing", () => {
-    const { exitCode, stderr } = Bun.spawnSync([process.execPath, "scripts/generate-symbols.ts", "--check"], { cwd: root });
+    const { exitCode, stderr } = Bun.spawnSync([process.execPath, "scripts/generate-symbols.ts", "--check"], {
+      cwd: root,
+    });
     expect({ exitCode, stderr: stderr.toString() }).toEqual({ exitCode: 0, stderr: "" });
   });
 
@@ -20,17 +22,23 @@ describe("the generated symbol table", () => {
   });
 
   test("has every function of the header and no other", () => {
-    const declared = [...header.matchAll(/DLFS_API (?:dlfs_status|int32_t|const char \*)\s*(dlfs_\w+)\(/g)].map((match) => match[1]!);
+    const declared = [...header.matchAll(/DLFS_API (?:dlfs_status|int32_t|const char \*)\s*(dlfs_\w+)\(/g)].map(
+      (match) => match[1]!,
+    );
     expect(declared.length).toBeGreaterThan(90);
     expect(Object.keys(symbols).sort()).toEqual(declared.sort());
   });
 
   test("names every argument", () => {
-    for (const [symbol, { args }] of Object.entries(symbols)) expect(argumentNames[symbol], symbol).toHaveLength(args.length);
+    for (const [symbol, { args }] of Object.entries(symbols))
+      expect(argumentNames[symbol], symbol).toHaveLength(args.length);
   });
 
   test("has every constant of the header", () => {
-    const defined = [...header.matchAll(/^#define DLFS_(\w+) (-?\d+)\b/gm)].map(([, name, value]) => [name, Number(value)]);
+    const defined = [...header.matchAll(/^#define DLFS_(\w+) (-?\d+)\b/gm)].map(([, name, value]) => [
+      name,
+      Number(value),
+    ]);
     expect(Object.entries(constants).sort()).toEqual(defined.sort() as never);
     expect(Object.values(ErrorCode).every((code) => code < 0)).toBe(true);
   });
@@ -39,7 +47,9 @@ describe("the generated symbol table", () => {
     const { native } = testDevice();
     const expected = Object.keys(symbols)
       .filter((symbol) => !["dlfs_last_error", "dlfs_abi_version"].includes(symbol))
-      .map((symbol) => symbol.slice("dlfs_".length).replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase()));
+      .map((symbol) =>
+        symbol.slice("dlfs_".length).replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase()),
+      );
     expect(Object.keys(native).sort()).toEqual(expected.sort());
   });
 });

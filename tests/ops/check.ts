@@ -35,7 +35,8 @@ export function checkResults(opCase: OpCase, dtype: DType): void {
   const first = runCase(deterministic, opCase, dtype, inputs);
   compare(opCase, dtype, first.outputs, expected);
   const second = runCase(deterministic, opCase, dtype, inputs);
-  for (const name of Object.keys(opCase.outputs)) expectSameBytes(second.bytes[name]!, first.bytes[name]!, `${name}, second run`);
+  for (const name of Object.keys(opCase.outputs))
+    expectSameBytes(second.bytes[name]!, first.bytes[name]!, `${name}, second run`);
 }
 
 function compare(opCase: OpCase, dtype: DType, actual: Arrays, expected: Arrays): void {
@@ -67,7 +68,12 @@ function checkGradients(opCase: OpCase): void {
       const random = new Random(`${opCase.name} ${check.of} ${seed}`);
       const direction = Float64Array.from({ length: gradient.length }, () => (random.next() < 0.5 ? 1 : -1));
       const along = dot(direction, gradient);
-      expectClose([along], [slopeAlong(check, inputs, direction)], { rtol: 1e-5, atol: 1e-4 * norm + 1e-8 }, `d loss / d ${check.of} along ${seed}`);
+      expectClose(
+        [along],
+        [slopeAlong(check, inputs, direction)],
+        { rtol: 1e-5, atol: 1e-4 * norm + 1e-8 },
+        `d loss / d ${check.of} along ${seed}`,
+      );
     }
   }
 }

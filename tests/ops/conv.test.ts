@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { convCases } from "./cases/conv";
+import { describeCases } from "./check";
 
 describeCases("convolution", convCases);

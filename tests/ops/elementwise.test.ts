@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { elementwiseCases } from "./cases/elementwise";
+import { describeCases } from "./check";
 
 describeCases("elementwise operations", elementwiseCases);

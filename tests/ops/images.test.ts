@@ -15,7 +15,8 @@ const stream = device.stream.handle;
 const files = loadGolden<{ components: number; process: number }>("images");
 const file = (name: string) => files.find((golden) => golden.name === name)!;
 const bytesOf = (golden: GoldenCase<unknown>) => golden.array("bytes") as Uint8Array<ArrayBuffer>;
-const sizeOf = (golden: GoldenCase<unknown>) => golden.shape("pixels") as [height: number, width: number, channels: number];
+const sizeOf = (golden: GoldenCase<unknown>) =>
+  golden.shape("pixels") as [height: number, width: number, channels: number];
 
 function decode(bytes: Uint8Array, height: number, width: number): Uint8Array {
   using pixels = Tensor.empty(device, [height, width, 3], "u8");
@@ -30,9 +31,14 @@ function info(bytes: Uint8Array): number[] {
 }
 
 /** A copy with another frame header (SOF): its marker, and the size it claims. */
-function withFrame(bytes: Uint8Array, { marker = 0xc0, height, width }: { marker?: number; height?: number; width?: number }): Uint8Array {
+function withFrame(
+  bytes: Uint8Array,
+  { marker = 0xc0, height, width }: { marker?: number; height?: number; width?: number },
+): Uint8Array {
   const copy = bytes.slice();
-  const at = copy.findIndex((byte, i) => byte === 0xff && copy[i + 1] === 0xc0 && copy[i + 2] === 0 && copy[i + 3] === 17);
+  const at = copy.findIndex(
+    (byte, i) => byte === 0xff && copy[i + 1] === 0xc0 && copy[i + 2] === 0 && copy[i + 3] === 17,
+  );
   expect(at).toBeGreaterThan(0);
   copy[at + 1] = marker;
   const view = new DataView(copy.buffer);
@@ -55,7 +61,13 @@ describe("reading JPEG headers", () => {
   test.each(files.map((golden) => [golden.name, golden] as const))("%s", (_name, golden) => {
     const [height, width] = sizeOf(golden);
     const [w, h, components, bits, process, adobe] = info(bytesOf(golden));
-    expect([w, h, components, bits, process]).toEqual([width, height, golden.params.components, 8, golden.params.process]);
+    expect([w, h, components, bits, process]).toEqual([
+      width,
+      height,
+      golden.params.components,
+      8,
+      golden.params.process,
+    ]);
     expect(adobe).toBe(golden.name === "YCCK" ? 2 : golden.name === "CMYK" ? 0 : -1);
   });
 
@@ -95,7 +107,8 @@ describe("reading JPEG headers", () => {
 
 describe("decoding JPEGs", () => {
   for (const golden of files) {
-    const reason = golden.params.components === 4 ? missing(device, "u8", ["jpeg.cmyk"]) : missing(device, "u8", ["jpeg.decode"]);
+    const reason =
+      golden.params.components === 4 ? missing(device, "u8", ["jpeg.cmyk"]) : missing(device, "u8", ["jpeg.decode"]);
     if (reason) test.skip(`${golden.name} (skipped: ${reason})`, () => {});
     else {
       test(golden.name, () => {
@@ -136,7 +149,9 @@ describe("decoding JPEGs", () => {
 
   test("a lossless frame is refused with a status", () => {
     const bytes = withFrame(plain, { marker: 0xc3 });
-    expect([ErrorCode.image, ErrorCode.unsupported] as number[]).toContain(errorOf(() => decode(bytes, height, width)).code);
+    expect([ErrorCode.image, ErrorCode.unsupported] as number[]).toContain(
+      errorOf(() => decode(bytes, height, width)).code,
+    );
   });
 
   test("damaged files end in pixels or an image error, never in a crash", async () => {
@@ -234,7 +249,20 @@ describe("decoding and preprocessing batches", () => {
     using pixels = Tensor.empty(device, [height, width, 3], "u8");
     native.jpegDecodeSync(stream, pixels.address, bytes, bytes.byteLength, width, height);
     using out = Tensor.empty(device, [outH, outW, channels]);
-    native.preprocess(stream, out.address, BigInt64Array.of(BigInt(pixels.address)), Int32Array.of(height, width), Float32Array.from(transform), normalisation, 1, outH, outW, channels, dtypeCode("f32"), 0);
+    native.preprocess(
+      stream,
+      out.address,
+      BigInt64Array.of(BigInt(pixels.address)),
+      Int32Array.of(height, width),
+      Float32Array.from(transform),
+      normalisation,
+      1,
+      outH,
+      outW,
+      channels,
+      dtypeCode("f32"),
+      0,
+    );
     return out.read() as Float32Array;
   };
 
@@ -242,7 +270,10 @@ describe("decoding and preprocessing batches", () => {
   async function runBatch(images: Uint8Array[], transforms: number[][], threads: number) {
     const decoder = outHandle();
     native.decoderCreate(device.handle, decoder.view, threads);
-    using pinned = new PinnedBuffer(device, images.reduce((sum, bytes) => sum + bytes.length + 64, 0));
+    using pinned = new PinnedBuffer(
+      device,
+      images.reduce((sum, bytes) => sum + bytes.length + 64, 0),
+    );
     const sources: bigint[] = [];
     let offset = 0;
     for (const bytes of images) {
@@ -280,7 +311,13 @@ describe("decoding and preprocessing batches", () => {
     const all = out.read() as Float32Array;
     native.jobDestroy(job.value);
     native.decoderDestroy(decoder.value);
-    return { slots: images.map((_, i) => all.slice(i * slotSize, (i + 1) * slotSize)), status, messages, job: job.value, decoder: decoder.value };
+    return {
+      slots: images.map((_, i) => all.slice(i * slotSize, (i + 1) * slotSize)),
+      status,
+      messages,
+      job: job.value,
+      decoder: decoder.value,
+    };
   }
 
   const good = files.filter((golden) => golden.params.components !== 4);
@@ -295,7 +332,8 @@ describe("decoding and preprocessing batches", () => {
       const { slots, status, messages } = await runBatch(good.map(bytesOf), good.map(whole), threads);
       expect(Array.from(status)).toEqual(good.map(() => 0));
       expect(messages).toEqual(good.map(() => ""));
-      for (const [i, golden] of good.entries()) expectClose(slots[i]!, expectedSlot(golden, whole(golden)), { rtol: 0, atol: 0 }, golden.name);
+      for (const [i, golden] of good.entries())
+        expectClose(slots[i]!, expectedSlot(golden, whole(golden)), { rtol: 0, atol: 0 }, golden.name);
     }
   });
 
@@ -309,14 +347,23 @@ describe("decoding and preprocessing batches", () => {
       ["empty", new Uint8Array(0)],
     ];
     const images = bad.flatMap(([, damaged]) => [bytes, damaged]);
-    const { slots, status, messages } = await runBatch(images, images.map(() => whole(first)), 3);
+    const { slots, status, messages } = await runBatch(
+      images,
+      images.map(() => whole(first)),
+      3,
+    );
     const expected = expectedSlot(first, whole(first));
     for (const [i, [name]] of bad.entries()) {
       expect(status[2 * i]).toBe(0);
       expectClose(slots[2 * i]!, expected, { rtol: 0, atol: 0 }, `the image before ${name}`);
       expect(status[2 * i + 1], name).toBe(ErrorCode.image);
       expect(messages[2 * i + 1]!.length, name).toBeGreaterThan(10);
-      expectClose(slots[2 * i + 1]!, Float32Array.from({ length: slotSize }, (_, j) => fill[j % 3]!), { rtol: 1e-6, atol: 1e-6 }, name);
+      expectClose(
+        slots[2 * i + 1]!,
+        Float32Array.from({ length: slotSize }, (_, j) => fill[j % 3]!),
+        { rtol: 1e-6, atol: 1e-6 },
+        name,
+      );
     }
   });
 
@@ -338,7 +385,21 @@ describe("decoding and preprocessing batches", () => {
     const transforms = Float32Array.from(Array.from({ length: count }, () => whole(file("64x48"))).flat());
     const sources = BigInt64Array.from({ length: count }, () => BigInt(pinned.address));
     const lengths = BigInt64Array.from({ length: count }, () => BigInt(bytes.length));
-    native.decoderSubmit(decoder.value, job.view, out.address, sources, lengths, transforms, normalisation, count, outH, outW, channels, dtypeCode("f32"), 0);
+    native.decoderSubmit(
+      decoder.value,
+      job.view,
+      out.address,
+      sources,
+      lengths,
+      transforms,
+      normalisation,
+      count,
+      outH,
+      outW,
+      channels,
+      dtypeCode("f32"),
+      0,
+    );
     native.decoderDestroy(decoder.value);
     expect(native.jobQuery(job.value)).toBe(0);
     const status = new Int32Array(count);

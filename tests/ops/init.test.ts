@@ -58,7 +58,8 @@ describe("moments", () => {
 
   test("another seed or offset gives unrelated numbers", () => {
     const { native, stream } = testDevice();
-    const uniform = (seed: number, offset: number) => draw((address) => native.initUniform(stream.handle, address, n, seed, offset, -1, 1));
+    const uniform = (seed: number, offset: number) =>
+      draw((address) => native.initUniform(stream.handle, address, n, seed, offset, -1, 1));
     const base = uniform(3, 1);
     for (const other of [uniform(4, 1), uniform(3, 2)]) {
       const correlation = base.reduce((sum, v, i) => sum + v * other[i]!, 0) / n / (1 / 3);

@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { normCases } from "./cases/norm";
+import { describeCases } from "./check";
 
 describeCases("batch normalization", normCases);

@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { optimizerCases } from "./cases/optimizer";
+import { describeCases } from "./check";
 
 describeCases("optimizer", optimizerCases);

@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { poolCases } from "./cases/pool";
+import { describeCases } from "./check";
 
 describeCases("pooling and upsampling", poolCases);

@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { postprocessCases } from "./cases/postprocess";
+import { describeCases } from "./check";
 
 describeCases("post-processing", postprocessCases);

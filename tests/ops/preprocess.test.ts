@@ -1,4 +1,4 @@
-import { describeCases } from "./check";
 import { preprocessCases } from "./cases/preprocess";
+import { describeCases } from "./check";
 
 describeCases("preprocessing", preprocessCases);

@@ -2,9 +2,9 @@
 import { describe, expect, test } from "bun:test";
 import { expectClose } from "../support/compare";
 import { loadGolden } from "../support/golden";
-import { convCases } from "./cases/conv";
-import type { OpCase } from "./cases/case";
 import { boxCases } from "./cases/boxes";
+import type { OpCase } from "./cases/case";
+import { convCases } from "./cases/conv";
 import { elementwiseCases } from "./cases/elementwise";
 import { normCases } from "./cases/norm";
 import { poolCases } from "./cases/pool";
@@ -21,15 +21,33 @@ describe("focal loss of single logits", () => {
       const terms = Array.from(golden.array("x"), (x) => focalTerm(x, positive, alpha, gamma));
       const side = positive ? 1 : 0;
       const margin = { rtol: 1e-5, atol: 1e-7 };
-      expectClose(terms.map(({ loss }) => loss), golden.array(`loss${side}`), margin, "loss");
-      expectClose(terms.map(({ slope }) => slope), golden.array(`grad${side}`), margin, "slope");
+      expectClose(
+        terms.map(({ loss }) => loss),
+        golden.array(`loss${side}`),
+        margin,
+        "loss",
+      );
+      expectClose(
+        terms.map(({ slope }) => slope),
+        golden.array(`grad${side}`),
+        margin,
+        "slope",
+      );
     }
   });
 });
 
 // `recorded` cases compare the reference with the record when the reference runs: no device is needed for that.
 describe("references agree with PyTorch", () => {
-  const lists: Record<string, readonly OpCase[]> = { convCases, normCases, poolCases, elementwiseCases, boxCases, postprocessCases, preprocessCases };
+  const lists: Record<string, readonly OpCase[]> = {
+    convCases,
+    normCases,
+    poolCases,
+    elementwiseCases,
+    boxCases,
+    postprocessCases,
+    preprocessCases,
+  };
   for (const [name, cases] of Object.entries(lists)) {
     test(name, () => {
       const recorded = cases.filter((opCase) => opCase.name.endsWith("(recorded)"));

@@ -27,7 +27,8 @@ export function drawInputs(opCase: OpCase, dtype: DType): Arrays {
   for (const [name, input] of Object.entries(opCase.inputs)) {
     const size = elementCount(input.shape);
     const values = input.values ? input.values(random, size, inputs) : random.normal(size);
-    if (values.length !== size) throw new Error(`${opCase.name}: input ${name} has ${values.length} values for (${input.shape.join(", ")})`);
+    if (values.length !== size)
+      throw new Error(`${opCase.name}: input ${name} has ${values.length} values for (${input.shape.join(", ")})`);
     const kind = kindOf(input, dtype);
     inputs[name] = decodeElements(Uint8Array.from(encodeElements(values, kind)), kind);
   }
@@ -41,7 +42,11 @@ interface Slot {
 }
 
 /** Where operands lie, and the block's initial content. */
-function layout(opCase: OpCase, dtype: DType, inputs: Arrays): { slots: Map<string, Slot>; image: Uint8Array<ArrayBuffer> } {
+function layout(
+  opCase: OpCase,
+  dtype: DType,
+  inputs: Arrays,
+): { slots: Map<string, Slot>; image: Uint8Array<ArrayBuffer> } {
   const slots = new Map<string, Slot>();
   let end = GUARD;
   const place = (name: string, operand: Operand) => {
@@ -59,7 +64,12 @@ function layout(opCase: OpCase, dtype: DType, inputs: Arrays): { slots: Map<stri
   const image = new Uint8Array(end).fill(GUARD_BYTE);
   for (const [name, output] of Object.entries(opCase.outputs)) {
     const { offset, bytes, dtype: kind } = slots.get(name)!;
-    if (!output.inPlaceOf) image.fill(kind === "i32" || kind === "u8" || kind === "i64" ? INTEGER_POISON : FLOAT_POISON, offset, offset + bytes);
+    if (!output.inPlaceOf)
+      image.fill(
+        kind === "i32" || kind === "u8" || kind === "i64" ? INTEGER_POISON : FLOAT_POISON,
+        offset,
+        offset + bytes,
+      );
   }
   for (const [name, values] of Object.entries(inputs)) {
     const { offset, dtype: kind } = slots.get(name)!;
@@ -101,7 +111,8 @@ export function runCase(device: Device, opCase: OpCase, dtype: DType, inputs: Ar
     for (const { address, bytes } of scratch) {
       const guard = new Uint8Array(WORKSPACE_GUARD);
       native.downloadSync(stream.handle, guard, address + bytes, WORKSPACE_GUARD);
-      if (guard.some((byte) => byte !== GUARD_BYTE)) throw new Error(`wrote past the end of its workspace of ${bytes} bytes`);
+      if (guard.some((byte) => byte !== GUARD_BYTE))
+        throw new Error(`wrote past the end of its workspace of ${bytes} bytes`);
     }
     expectUntouched(opCase, slots, image, after);
     const result: CaseResult = { outputs: {}, bytes: {} };
@@ -126,7 +137,9 @@ function expectUntouched(opCase: OpCase, slots: Map<string, Slot>, before: Uint8
       let at = from;
       while (before[at] === after[at]) ++at;
       const near = [...slots].filter(([, s]) => s.offset <= at).sort((a, b) => b[1].offset - a[1].offset)[0];
-      const where = near ? `byte ${at - near[1].offset} of ${near[0]} (${near[1].bytes} bytes)` : `${GUARD - at} bytes before the first operand`;
+      const where = near
+        ? `byte ${at - near[1].offset} of ${near[0]} (${near[1].bytes} bytes)`
+        : `${GUARD - at} bytes before the first operand`;
       throw new Error(`wrote where it must not: ${where}`);
     }
     from = slot.offset + slot.bytes;

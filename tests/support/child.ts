@@ -21,5 +21,10 @@ export async function runChild(code: string, env: Record<string, string | undefi
   });
   const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   await child.exited;
-  return { exitCode: child.exitCode, signal: child.signalCode === null ? null : String(child.signalCode), stdout, stderr };
+  return {
+    exitCode: child.exitCode,
+    signal: child.signalCode === null ? null : String(child.signalCode),
+    stdout,
+    stderr,
+  };
 }

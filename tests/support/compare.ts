@@ -59,9 +59,12 @@ export function expectClose(
 
 /** Throws unless two byte arrays are equal, naming the first difference. */
 export function expectSameBytes(actual: Uint8Array, expected: Uint8Array, what = "bytes"): void {
-  if (actual.length !== expected.length) throw new Error(`${what}: expected ${expected.length} bytes, got ${actual.length}`);
+  if (actual.length !== expected.length)
+    throw new Error(`${what}: expected ${expected.length} bytes, got ${actual.length}`);
   if (Buffer.compare(actual, expected) === 0) return;
   const at = expected.findIndex((byte, i) => byte !== actual[i]);
   const count = expected.reduce((sum, byte, i) => sum + (byte === actual[i] ? 0 : 1), 0);
-  throw new Error(`${what}: ${count} of ${expected.length} bytes differ, first at ${at}: expected ${expected[at]}, got ${actual[at]}`);
+  throw new Error(
+    `${what}: ${count} of ${expected.length} bytes differ, first at ${at}: expected ${expected[at]}, got ${actual[at]}`,
+  );
 }

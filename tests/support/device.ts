@@ -4,8 +4,11 @@
  */
 import { Device, type DeviceOptions, type DType, type Feature } from "../../lib/tensor";
 
+/** Under a global symbol, because test files may each have their own copy of this module. */
 const shared = Symbol.for("dlfs.tests.devices");
-const devices = ((globalThis as Record<symbol, unknown>)[shared] ??= new Map<string, Device>()) as Map<string, Device>;
+const globals = globalThis as typeof globalThis & { [shared]?: Map<string, Device> };
+globals[shared] ??= new Map();
+const devices: Map<string, Device> = globals[shared];
 
 /** The backend under test. */
 export const backend: string = process.env.DLFS_BACKEND ?? "cpu";

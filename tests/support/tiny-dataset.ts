@@ -29,7 +29,14 @@ export async function writeTinyDataset(device: Device, count = 8): Promise<strin
           for (let column = x; column < x + side; ++column) pixels.set(COLOURS[category]!, (row * 64 + column) * 3);
         }
         const id = annotations.length + 1;
-        annotations.push({ id, image_id: i + 1, category_id: category + 3, bbox: [x, y, side, side], area: side * side, iscrowd: 0 });
+        annotations.push({
+          id,
+          image_id: i + 1,
+          category_id: category + 3,
+          bbox: [x, y, side, side],
+          area: side * side,
+          iscrowd: 0,
+        });
       }
       const file = `${i + 1}.jpg`;
       images.push({ id: i + 1, file_name: file, width: 64, height: 64 });
@@ -40,7 +47,10 @@ export async function writeTinyDataset(device: Device, count = 8): Promise<strin
       { id: 3, name: "red" },
       { id: 4, name: "green" },
     ];
-    await Bun.write(join(folder, "annotations", `instances_${split}.json`), JSON.stringify({ images, annotations, categories }));
+    await Bun.write(
+      join(folder, "annotations", `instances_${split}.json`),
+      JSON.stringify({ images, annotations, categories }),
+    );
   }
   return folder;
 }

@@ -1,7 +1,18 @@
 /** Devices, arenas, pinned memory, streams, events, and captured graphs. */
 import { describe, expect, test } from "bun:test";
 import { ErrorCode } from "../../lib/native";
-import { ALIGNMENT, Arena, align, Device, Event, outHandle, PinnedBuffer, Stream, Tensor, until } from "../../lib/tensor";
+import {
+  ALIGNMENT,
+  Arena,
+  align,
+  Device,
+  Event,
+  outHandle,
+  PinnedBuffer,
+  Stream,
+  Tensor,
+  until,
+} from "../../lib/tensor";
 import { backend, missing, testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 
@@ -61,7 +72,12 @@ describe("Arena", () => {
     expect(error.message).toBe("Arena: 1 bytes wanted, 0 of 768 left");
   });
 
-  test.each([[0, 0], [1, 256], [256, 256], [257, 512]])("align(%d) is %d", (bytes, aligned) => {
+  test.each([
+    [0, 0],
+    [1, 256],
+    [256, 256],
+    [257, 512],
+  ])("align(%d) is %d", (bytes, aligned) => {
     expect(align(bytes)).toBe(aligned);
   });
 });
@@ -163,7 +179,9 @@ describe("captured graphs", () => {
     using x = Tensor.zeros(device, [8]);
     using one = Tensor.full(device, [8], 1);
     device.stream.synchronize();
-    const graph = capture(device.stream, () => native.add(device.stream.handle, x.address, x.address, one.address, 8, 0, 0));
+    const graph = capture(device.stream, () =>
+      native.add(device.stream.handle, x.address, x.address, one.address, 8, 0, 0),
+    );
     expect(x.read()[0]).toBe(0);
     for (let i = 0; i < 5; ++i) native.graphLaunch(device.stream.handle, graph);
     expect(Array.from(x.read())).toEqual(Array(8).fill(5));
@@ -174,7 +192,9 @@ describe("captured graphs", () => {
     using other = new Stream(device);
     using x = Tensor.zeros(device, [1 << 16]);
     device.stream.synchronize();
-    const graph = capture(device.stream, () => native.scale(device.stream.handle, x.address, x.address, null, x.size, 0, 2));
+    const graph = capture(device.stream, () =>
+      native.scale(device.stream.handle, x.address, x.address, null, x.size, 0, 2),
+    );
     native.fill(other.handle, x.address, x.size, 0, 3);
     native.graphLaunch(other.handle, graph);
     native.graphLaunch(other.handle, graph);
@@ -237,7 +257,9 @@ describe("captured graphs", () => {
     using x = Tensor.zeros(device, [1 << 20]);
     using one = Tensor.full(device, [1 << 20], 1);
     device.stream.synchronize();
-    const graph = capture(device.stream, () => native.add(device.stream.handle, x.address, x.address, one.address, x.size, 0, 0));
+    const graph = capture(device.stream, () =>
+      native.add(device.stream.handle, x.address, x.address, one.address, x.size, 0, 0),
+    );
     for (let i = 0; i < 10; ++i) native.graphLaunch(device.stream.handle, graph);
     native.graphDestroy(graph);
     expect(x.read()[x.size - 1]).toBe(10);

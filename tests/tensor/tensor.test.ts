@@ -1,6 +1,16 @@
 import { describe, expect, test } from "bun:test";
 import { ErrorCode } from "../../lib/native";
-import { type DType, decodeElements, dtypeSize, elementCount, encodeElements, Event, parseDType, Stream, Tensor } from "../../lib/tensor";
+import {
+  type DType,
+  decodeElements,
+  dtypeSize,
+  Event,
+  elementCount,
+  encodeElements,
+  parseDType,
+  Stream,
+  Tensor,
+} from "../../lib/tensor";
 import { fromBf16, toBf16 } from "../../lib/tensor/dtype";
 import { testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
@@ -58,7 +68,9 @@ describe("Tensor", () => {
     const error = errorOf(() => x.write([1, 2, 3]));
     expect(error.message).toBe("Tensor.write: expected 4 values for shape (4), got 3");
     expect(error.code).toBe(ErrorCode.shape);
-    expect(errorOf(() => x.writeBytes(new Uint8Array(15))).message).toBe("Tensor.writeBytes: expected 16 bytes, got 15");
+    expect(errorOf(() => x.writeBytes(new Uint8Array(15))).message).toBe(
+      "Tensor.writeBytes: expected 16 bytes, got 15",
+    );
     expect(Array.from(x.read())).toEqual([1, 2, 3, 4]);
   });
 

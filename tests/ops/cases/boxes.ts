@@ -15,7 +15,13 @@ const fp32Only: Pick<OpCase, "dtypes"> = { dtypes: ["f32"] };
 /** Coordinates up to 500 carry errors of 2^-24 relative; sizes and centres are a few operations on them. */
 const coordinates = { rtol: 3e-6, atol: 1e-4 };
 
-export function anchorGrid(name: string, feature: [number, number], stride: [number, number], cell: Input["values"], anchorsPerCell: number): OpCase {
+export function anchorGrid(
+  name: string,
+  feature: [number, number],
+  stride: [number, number],
+  cell: Input["values"],
+  anchorsPerCell: number,
+): OpCase {
   return {
     op: "anchor_grid",
     name,
@@ -30,7 +36,10 @@ export function anchorGrid(name: string, feature: [number, number], stride: [num
   };
 }
 
-const boxesOf = (size = 100): Input["values"] => (random: Random, n: number) => random.boxes(n / 4, size);
+const boxesOf =
+  (size = 100): Input["values"] =>
+  (random: Random, n: number) =>
+    random.boxes(n / 4, size);
 
 export function boxIou(name: string, a: number, b: number): OpCase {
   return {
@@ -52,7 +61,10 @@ export function boxEncode(name: string, count: number, weights: Weights): OpCase
     op: "box_encode",
     name,
     ...fp32Only,
-    inputs: { boxes: { shape: [count, 4], ...f32, values: boxesOf() }, anchors: { shape: [count, 4], ...f32, values: boxesOf() } },
+    inputs: {
+      boxes: { shape: [count, 4], ...f32, values: boxesOf() },
+      anchors: { shape: [count, 4], ...f32, values: boxesOf() },
+    },
     outputs: { deltas: { shape: [count, 4], ...f32, tolerance: { rtol: 1e-5, atol: 1e-5 * weights[0] } } },
     prepare(c) {
       const [deltas, boxes, anchors] = ["deltas", "boxes", "anchors"].map((operand) => c.address(operand));
@@ -67,7 +79,10 @@ export function boxDecode(name: string, count: number, weights: Weights, values?
     op: "box_decode",
     name,
     ...fp32Only,
-    inputs: { deltas: { shape: [count, 4], ...f32, ...(values && { values }) }, anchors: { shape: [count, 4], ...f32, values: boxesOf() } },
+    inputs: {
+      deltas: { shape: [count, 4], ...f32, ...(values && { values }) },
+      anchors: { shape: [count, 4], ...f32, values: boxesOf() },
+    },
     outputs: { boxes: { shape: [count, 4], ...f32, tolerance: coordinates } },
     prepare(c) {
       const [boxes, deltas, anchors] = ["boxes", "deltas", "anchors"].map((operand) => c.address(operand));
@@ -97,7 +112,11 @@ function gridAnchors(_random: Random, n: number): Float32Array {
   return out;
 }
 
-export function matchAnchors(name: string, { counts, maxBoxes, anchors, high, low, allowLowQuality }: MatchOptions, boxes?: Input["values"]): OpCase {
+export function matchAnchors(
+  name: string,
+  { counts, maxBoxes, anchors, high, low, allowLowQuality }: MatchOptions,
+  boxes?: Input["values"],
+): OpCase {
   const n = counts.length;
   return {
     op: "match_anchors",
@@ -113,16 +132,34 @@ export function matchAnchors(name: string, { counts, maxBoxes, anchors, high, lo
       const bytes = outHandle();
       c.native.matchAnchorsWorkspace(c.device.handle, bytes.view, n, anchors, maxBoxes);
       const scratch = c.workspace(bytes.value);
-      const [matches, foreground, grid, real, counted] = ["matches", "foreground", "anchors", "boxes", "counts"].map((operand) => c.address(operand));
+      const [matches, foreground, grid, real, counted] = ["matches", "foreground", "anchors", "boxes", "counts"].map(
+        (operand) => c.address(operand),
+      );
       return () =>
-        void c.native.matchAnchors(c.stream, matches!, foreground!, grid!, real!, counted!, scratch, n, anchors, maxBoxes, high, low, allowLowQuality ? 1 : 0);
+        void c.native.matchAnchors(
+          c.stream,
+          matches!,
+          foreground!,
+          grid!,
+          real!,
+          counted!,
+          scratch,
+          n,
+          anchors,
+          maxBoxes,
+          high,
+          low,
+          allowLowQuality ? 1 : 0,
+        );
     },
     reference(inputs) {
       const matches = counts.flatMap((count, image) => {
         const real = Array.from(inputs.boxes!).slice(image * maxBoxes * 4, (image * maxBoxes + count) * 4);
         return Array.from(reference.match(inputs.anchors!, real, high, low, allowLowQuality));
       });
-      const foreground = counts.map((_, i) => matches.slice(i * anchors, (i + 1) * anchors).filter((m) => m >= 0).length);
+      const foreground = counts.map(
+        (_, i) => matches.slice(i * anchors, (i + 1) * anchors).filter((m) => m >= 0).length,
+      );
       return { matches, foreground };
     },
   };
@@ -154,16 +191,34 @@ const foregroundOf = ({ n, anchors }: LossOptions): Input => ({
   shape: [n],
   ...i32,
   values: (_random, _size, { matches }) =>
-    Array.from({ length: n }, (_, image) => Array.from({ length: anchors }, (_, a) => matches![image * anchors + a]!).filter((m) => m >= 0).length),
+    Array.from(
+      { length: n },
+      (_, image) =>
+        Array.from({ length: anchors }, (_, a) => matches![image * anchors + a]!).filter((m) => m >= 0).length,
+    ),
 });
 
 /** The loss sums `terms` values of mixed size; its gradient's elements are single terms. */
 const lossTolerance = { rtol: 1e-5, atol: 1e-7 };
 
-export function focalLoss(name: string, options: LossOptions & { classes: number; alpha?: number; gamma?: number; deviation?: number }): OpCase {
-  const { n, anchors, maxBoxes, classes, alpha = 0.25, gamma = 2, gradFactor = 1, lossOnly = false, deviation = 3 } = options;
+export function focalLoss(
+  name: string,
+  options: LossOptions & { classes: number; alpha?: number; gamma?: number; deviation?: number },
+): OpCase {
+  const {
+    n,
+    anchors,
+    maxBoxes,
+    classes,
+    alpha = 0.25,
+    gamma = 2,
+    gradFactor = 1,
+    lossOnly = false,
+    deviation = 3,
+  } = options;
   const shared = { n, anchors, classes, maxBoxes, alpha, gamma };
-  const compute = ({ logits, matches, labels }: Arrays) => reference.focalLoss({ logits: logits!, matches: matches!, labels: labels!, ...shared });
+  const compute = ({ logits, matches, labels }: Arrays) =>
+    reference.focalLoss({ logits: logits!, matches: matches!, labels: labels!, ...shared });
   return {
     op: "focal_loss",
     name,
@@ -173,28 +228,65 @@ export function focalLoss(name: string, options: LossOptions & { classes: number
       labels: { shape: [n, maxBoxes], ...i32, values: (random, size) => random.integers(size, 0, classes) },
       foreground: foregroundOf(options),
     },
-    outputs: { loss: { shape: [1], ...f32, tolerance: lossTolerance }, ...(!lossOnly && { dlogits: { shape: [n, anchors, classes] } }) },
+    outputs: {
+      loss: { shape: [1], ...f32, tolerance: lossTolerance },
+      ...(!lossOnly && { dlogits: { shape: [n, anchors, classes] } }),
+    },
     prepare(c) {
       const bytes = outHandle();
       c.native.detectionLossWorkspace(c.device.handle, bytes.view, n, anchors, classes);
       const scratch = c.workspace(bytes.value);
-      const [loss, dlogits, logits, matches, labels, foreground] = ["loss", "dlogits", "logits", "matches", "labels", "foreground"].map((operand) => c.address(operand));
+      const [loss, dlogits, logits, matches, labels, foreground] = [
+        "loss",
+        "dlogits",
+        "logits",
+        "matches",
+        "labels",
+        "foreground",
+      ].map((operand) => c.address(operand));
       return () =>
-        void c.native.focalLoss(c.stream, loss!, dlogits!, logits!, matches!, labels!, foreground!, scratch, n, anchors, classes, maxBoxes, c.dtype, alpha, gamma, gradFactor);
+        void c.native.focalLoss(
+          c.stream,
+          loss!,
+          dlogits!,
+          logits!,
+          matches!,
+          labels!,
+          foreground!,
+          scratch,
+          n,
+          anchors,
+          classes,
+          maxBoxes,
+          c.dtype,
+          alpha,
+          gamma,
+          gradFactor,
+        );
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
       return { loss: [loss], dlogits: dlogits.map((value) => value * gradFactor) };
     },
-    gradients: lossOnly ? undefined : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
-    flops: 20 * n * anchors * classes,
+    gradients: lossOnly
+      ? undefined
+      : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
   };
 }
 
 export function boxLoss(name: string, options: LossOptions & { weights?: Weights; beta?: number }): OpCase {
   const { n, anchors, maxBoxes, weights = unit, beta = 0, gradFactor = 1, lossOnly = false } = options;
   const compute = ({ deltas, anchors: grid, matches, boxes }: Arrays) =>
-    reference.boxLoss({ deltas: deltas!, anchors: grid!, matches: matches!, boxes: boxes!, n, maxBoxes, weights, beta });
+    reference.boxLoss({
+      deltas: deltas!,
+      anchors: grid!,
+      matches: matches!,
+      boxes: boxes!,
+      n,
+      maxBoxes,
+      weights,
+      beta,
+    });
   return {
     op: "box_loss",
     name,
@@ -205,21 +297,50 @@ export function boxLoss(name: string, options: LossOptions & { weights?: Weights
       boxes: { shape: [n, maxBoxes, 4], ...f32, values: boxesOf() },
       foreground: foregroundOf(options),
     },
-    outputs: { loss: { shape: [1], ...f32, tolerance: lossTolerance }, ...(!lossOnly && { ddeltas: { shape: [n, anchors, 4] } }) },
+    outputs: {
+      loss: { shape: [1], ...f32, tolerance: lossTolerance },
+      ...(!lossOnly && { ddeltas: { shape: [n, anchors, 4] } }),
+    },
     prepare(c) {
       const bytes = outHandle();
       c.native.detectionLossWorkspace(c.device.handle, bytes.view, n, anchors, 1);
       const scratch = c.workspace(bytes.value);
-      const [loss, ddeltas, deltas, grid, matches, boxes, foreground] = ["loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground"].map((operand) => c.address(operand));
+      const [loss, ddeltas, deltas, grid, matches, boxes, foreground] = [
+        "loss",
+        "ddeltas",
+        "deltas",
+        "anchors",
+        "matches",
+        "boxes",
+        "foreground",
+      ].map((operand) => c.address(operand));
       return () =>
-        void c.native.boxLoss(c.stream, loss!, ddeltas!, deltas!, grid!, matches!, boxes!, foreground!, scratch, n, anchors, maxBoxes, c.dtype, ...weights, beta, gradFactor);
+        void c.native.boxLoss(
+          c.stream,
+          loss!,
+          ddeltas!,
+          deltas!,
+          grid!,
+          matches!,
+          boxes!,
+          foreground!,
+          scratch,
+          n,
+          anchors,
+          maxBoxes,
+          c.dtype,
+          ...weights,
+          beta,
+          gradFactor,
+        );
     },
     reference(inputs) {
       const { loss, ddeltas } = compute(inputs);
       return { loss: [loss], ddeltas: ddeltas.map((value) => value * gradFactor) };
     },
-    gradients: lossOnly ? undefined : [{ output: "ddeltas", of: "deltas", loss: (inputs) => gradFactor * compute(inputs).loss }],
-    flops: 20 * n * anchors,
+    gradients: lossOnly
+      ? undefined
+      : [{ output: "ddeltas", of: "deltas", loss: (inputs) => gradFactor * compute(inputs).loss }],
   };
 }
 
@@ -238,19 +359,38 @@ const retinanet = { high: 0.5, low: 0.4, allowLowQuality: true };
 const goldenAnchors = loadGolden<{ feature: [number, number]; stride: [number, number] }>("anchors").map((golden) => {
   const cell = golden.array("cell");
   const { feature, stride } = golden.params;
-  return recorded(anchorGrid(golden.name, feature, stride, () => cell, cell.length / 4), {}, { anchors: golden.array("anchors") });
+  return recorded(
+    anchorGrid(golden.name, feature, stride, () => cell, cell.length / 4),
+    {},
+    { anchors: golden.array("anchors") },
+  );
 });
 
 const goldenBoxes = loadGolden<{ weights?: [number, number, number, number] }>("boxes").flatMap((golden) => {
   const { weights } = golden.params;
   const array = (key: string) => golden.array(key);
   if (!weights) {
-    return [recorded(boxIou(golden.name, golden.shape("a")[0]!, golden.shape("b")[0]!), { a: array("a"), b: array("b") }, { iou: array("iou") })];
+    return [
+      recorded(
+        boxIou(golden.name, golden.shape("a")[0]!, golden.shape("b")[0]!),
+        { a: array("a"), b: array("b") },
+        { iou: array("iou") },
+      ),
+    ];
   }
   const count = golden.shape("anchors")[0]!;
   return [
-    recorded(boxEncode(golden.name, count, weights), { boxes: array("boxes"), anchors: array("anchors") }, { deltas: array("encoded") }),
-    recorded(boxDecode(golden.name, count, weights), { deltas: array("deltas"), anchors: array("anchors") }, { boxes: array("decoded") }, coordinates),
+    recorded(
+      boxEncode(golden.name, count, weights),
+      { boxes: array("boxes"), anchors: array("anchors") },
+      { deltas: array("encoded") },
+    ),
+    recorded(
+      boxDecode(golden.name, count, weights),
+      { deltas: array("deltas"), anchors: array("anchors") },
+      { boxes: array("decoded") },
+      coordinates,
+    ),
   ];
 });
 
@@ -266,13 +406,37 @@ const goldenLosses = loadGolden<{ alpha: number; gamma: number; beta: number }>(
   const { alpha, gamma, beta } = golden.params;
   const [n, anchors] = golden.shape("matches") as [number, number];
   const options = { n, anchors, maxBoxes: golden.shape("labels")[1]! };
-  const foreground = Int32Array.from({ length: n }, (_, i) => golden.array("matches").slice(i * anchors, (i + 1) * anchors).filter((m) => m >= 0).length);
-  const inputs: Arrays = { foreground, ...Object.fromEntries(["anchors", "boxes", "labels", "matches", "logits", "deltas"].filter((key) => golden.has(key)).map((key) => [key, golden.array(key)])) };
+  const foreground = Int32Array.from(
+    { length: n },
+    (_, i) =>
+      golden
+        .array("matches")
+        .slice(i * anchors, (i + 1) * anchors)
+        .filter((m) => m >= 0).length,
+  );
+  const inputs: Arrays = {
+    foreground,
+    ...Object.fromEntries(
+      ["anchors", "boxes", "labels", "matches", "logits", "deltas"]
+        .filter((key) => golden.has(key))
+        .map((key) => [key, golden.array(key)]),
+    ),
+  };
   if (golden.has("logits")) {
     const classes = golden.shape("logits")[2]!;
-    return [recorded(focalLoss(golden.name, { ...options, classes, alpha, gamma }), inputs, { loss: golden.array("loss"), dlogits: golden.array("dlogits") })];
+    return [
+      recorded(focalLoss(golden.name, { ...options, classes, alpha, gamma }), inputs, {
+        loss: golden.array("loss"),
+        dlogits: golden.array("dlogits"),
+      }),
+    ];
   }
-  return [recorded(boxLoss(golden.name, { ...options, beta }), inputs, { loss: golden.array("loss"), ddeltas: golden.array("ddeltas") })];
+  return [
+    recorded(boxLoss(golden.name, { ...options, beta }), inputs, {
+      loss: golden.array("loss"),
+      ddeltas: golden.array("ddeltas"),
+    }),
+  ];
 });
 
 export const boxCases: OpCase[] = [
@@ -287,12 +451,39 @@ export const boxCases: OpCase[] = [
   boxDecode("unit weights", 133, unit),
   boxDecode("other weights", 10, fasterRcnn),
   boxDecode("beyond the clip", 8, unit, (random, n) => random.uniform(n, 3, 9)),
-  matchAnchors("several images, one without boxes", { ...retinanet, counts: [7, 0, 12, 1], maxBoxes: 12, anchors: 288 }),
+  matchAnchors("several images, one without boxes", {
+    ...retinanet,
+    counts: [7, 0, 12, 1],
+    maxBoxes: 12,
+    anchors: 288,
+  }),
   matchAnchors("no boxes at all", { ...retinanet, counts: [0, 0], maxBoxes: 5, anchors: 100 }),
-  matchAnchors("equal boxes, ties of low quality, a box outside", { ...retinanet, counts: [8], maxBoxes: 8, anchors: 288 }, trickyBoxes),
-  matchAnchors("ties, low quality not allowed", { ...retinanet, allowLowQuality: false, counts: [8], maxBoxes: 8, anchors: 288 }, trickyBoxes),
-  matchAnchors("one threshold", { high: 0.5, low: 0.5, allowLowQuality: false, counts: [6, 6], maxBoxes: 6, anchors: 289 }),
-  matchAnchors("wide ignored band", { high: 0.9, low: 0.05, allowLowQuality: true, counts: [9], maxBoxes: 10, anchors: 33 }),
+  matchAnchors(
+    "equal boxes, ties of low quality, a box outside",
+    { ...retinanet, counts: [8], maxBoxes: 8, anchors: 288 },
+    trickyBoxes,
+  ),
+  matchAnchors(
+    "ties, low quality not allowed",
+    { ...retinanet, allowLowQuality: false, counts: [8], maxBoxes: 8, anchors: 288 },
+    trickyBoxes,
+  ),
+  matchAnchors("one threshold", {
+    high: 0.5,
+    low: 0.5,
+    allowLowQuality: false,
+    counts: [6, 6],
+    maxBoxes: 6,
+    anchors: 289,
+  }),
+  matchAnchors("wide ignored band", {
+    high: 0.9,
+    low: 0.05,
+    allowLowQuality: true,
+    counts: [9],
+    maxBoxes: 10,
+    anchors: 33,
+  }),
   matchAnchors("1 anchor", { ...retinanet, counts: [2, 2], maxBoxes: 2, anchors: 1 }),
   matchAnchors("100 boxes", { ...retinanet, counts: [100, 63], maxBoxes: 100, anchors: 2400 }),
   focalLoss("5 classes", { n: 3, anchors: 50, classes: 5, maxBoxes: 4, counts: [4, 2] }),
@@ -323,6 +514,10 @@ const retina: LossOptions = { n: 4, anchors: 76725, maxBoxes: 50 };
 export const boxBenches: OpCase[] = [
   { ...focalLoss("4x76725x91", { ...retina, classes: 91 }) },
   { ...boxLoss("4x76725", retina) },
-  matchAnchors("4 images of 50 boxes, 76725 anchors", { ...retinanet, counts: [50, 50, 50, 50], maxBoxes: 50, anchors: 76725 }),
+  matchAnchors("4 images of 50 boxes, 76725 anchors", {
+    ...retinanet,
+    counts: [50, 50, 50, 50],
+    maxBoxes: 50,
+    anchors: 76725,
+  }),
 ];
-

@@ -80,7 +80,7 @@ export interface OpCase {
   prepare: (c: CaseContext) => () => void;
   reference: (inputs: Arrays) => Arrays;
   gradients?: GradientCheck[] | undefined;
-  /** Arithmetic operations of one run; memory traffic is that of the operands. 0 where only traffic counts. */
+  /** Multiplications and additions of one run, where they bound its speed; elsewhere the operands' traffic does. */
   flops?: number;
 }
 
@@ -99,7 +99,8 @@ export function kindOf(operand: Operand, dtype: DType): DType {
  */
 export function tolerance(dtype: DType, terms = 1): Tolerance {
   const atol = Math.max(1e-6, 4 * terms * roundoff.f32);
-  if (dtype === "bf16" || dtype === "f16") return { rtol: 1.02 * roundoff[dtype] + 1e-6, atol: dtype === "f16" ? atol + 2 ** -24 : atol };
+  if (dtype === "bf16" || dtype === "f16")
+    return { rtol: 1.02 * roundoff[dtype] + 1e-6, atol: dtype === "f16" ? atol + 2 ** -24 : atol };
   return { rtol: 2e-6, atol };
 }
 
@@ -109,7 +110,12 @@ export function tolerance(dtype: DType, terms = 1): Tolerance {
  *
  * @param margin differences allowed between reference and record, which was computed in fp32
  */
-export function recorded(opCase: OpCase, inputs: Arrays, outputs: Arrays, margin: Tolerance = { rtol: 1e-5, atol: 1e-5 }): OpCase {
+export function recorded(
+  opCase: OpCase,
+  inputs: Arrays,
+  outputs: Arrays,
+  margin: Tolerance = { rtol: 1e-5, atol: 1e-5 },
+): OpCase {
   const fixed = Object.entries(opCase.inputs).map(([name, input]): [string, Input] => {
     const values = inputs[name];
     return [name, values ? { ...input, values: () => values } : input];
@@ -122,7 +128,8 @@ export function recorded(opCase: OpCase, inputs: Arrays, outputs: Arrays, margin
     gradients: undefined,
     reference(values) {
       const own = opCase.reference(values);
-      for (const [name, expected] of Object.entries(outputs)) expectClose(own[name]!, expected, margin, `the reference's ${name}`);
+      for (const [name, expected] of Object.entries(outputs))
+        expectClose(own[name]!, expected, margin, `the reference's ${name}`);
       return { ...own, ...outputs };
     },
   };

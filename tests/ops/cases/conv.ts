@@ -40,7 +40,12 @@ function operands(shape: ConvShape): { x: Input; w: Input; dy: Input; terms: num
   };
 }
 
-function plan(c: CaseContext, direction: number, shape: ConvShape, { bias, residual, activation = "none" }: Epilogue = {}) {
+function plan(
+  c: CaseContext,
+  direction: number,
+  shape: ConvShape,
+  { bias, residual, activation = "none" }: Epilogue = {},
+) {
   const { n, h, w, k, r, s, stride, padding, dilation, groups } = shape;
   const flags = (bias ? constants.CONV_BIAS : 0) | (residual ? constants.CONV_RESIDUAL : 0);
   const out = outHandle();
@@ -71,7 +76,8 @@ function plan(c: CaseContext, direction: number, shape: ConvShape, { bias, resid
   return { handle, workspace: c.workspace(bytes.value) };
 }
 
-const needsConv: OpCase["features"] = (dtype) => (dtype === "bf16" ? ["conv.bf16"] : dtype === "f16" ? ["conv.f16"] : []);
+const needsConv: OpCase["features"] = (dtype) =>
+  dtype === "bf16" ? ["conv.bf16"] : dtype === "f16" ? ["conv.f16"] : [];
 
 export function convForward(name: string, shape: ConvShape, epilogue: Epilogue = {}): OpCase {
   const { x, w, dy, terms, products } = operands(shape);
@@ -80,9 +86,21 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
     op: "conv_forward",
     name,
     features: needsConv,
-    inputs: { x, w, ...(bias && { bias: { shape: [shape.k], kind: "f32" as const } }), ...(residual && { residual: dy }) },
+    inputs: {
+      x,
+      w,
+      ...(bias && { bias: { shape: [shape.k], kind: "f32" as const } }),
+      ...(residual && { residual: dy }),
+    },
     // Where the library has no fused epilogue the sums are stored before it runs: magnitude 1, 4 in the tails.
-    outputs: { y: { shape: dy.shape, terms: terms + 2, roundings: bias || residual || activation !== "none" ? 2 : 1, magnitude: 4 } },
+    outputs: {
+      y: {
+        shape: dy.shape,
+        terms: terms + 2,
+        roundings: bias || residual || activation !== "none" ? 2 : 1,
+        magnitude: 4,
+      },
+    },
     prepare(c) {
       const { handle, workspace } = plan(c, constants.CONV_FORWARD, shape, epilogue);
       const [y, xs, ws, b, z] = ["y", "x", "w", "bias", "residual"].map((operand) => c.address(operand));
@@ -155,7 +173,6 @@ export function channelSum(name: string, rows: number, channels: number): OpCase
       return () => void c.native.channelSum(c.stream, sum!, x!, workspace, rows, channels, c.dtype);
     },
     reference: (inputs) => ({ sum: reference.channelSum(inputs.x!, channels) }),
-    flops: rows * channels,
   };
 }
 
@@ -171,19 +188,37 @@ const shapes: [string, ConvShape][] = [
   ["3x3", convShape({ h: 8, w: 6, c: 16, k: 16, r: 3, s: 3, padding: [1, 1] })],
   ["3x3 without padding", convShape({ h: 5, w: 7, c: 8, k: 8, r: 3, s: 3 })],
   ["3x3 stride 2, odd size", convShape({ h: 9, w: 11, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
-  ["3x3 stride 2, even size", convShape({ n: 1, h: 8, w: 10, c: 5, k: 7, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  [
+    "3x3 stride 2, even size",
+    convShape({ n: 1, h: 8, w: 10, c: 5, k: 7, r: 3, s: 3, stride: [2, 2], padding: [1, 1] }),
+  ],
   ["2x2 stride 3 (gaps between windows)", convShape({ h: 9, w: 8, c: 4, k: 6, r: 2, s: 2, stride: [3, 3] })],
-  ["7x7 stride 2 of RGB, not square", convShape({ h: 22, w: 31, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
+  [
+    "7x7 stride 2 of RGB, not square",
+    convShape({ h: 22, w: 31, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
+  ],
   ["3x3 of RGB", convShape({ h: 6, w: 6, c: 3, k: 8, r: 3, s: 3, padding: [1, 1] })],
-  ["5x3, unequal strides and padding", convShape({ h: 9, w: 7, c: 6, k: 10, r: 5, s: 3, stride: [2, 1], padding: [2, 1] })],
+  [
+    "5x3, unequal strides and padding",
+    convShape({ h: 9, w: 7, c: 6, k: 10, r: 5, s: 3, stride: [2, 1], padding: [2, 1] }),
+  ],
   ["1x7", convShape({ n: 1, h: 4, w: 12, c: 4, k: 4, r: 1, s: 7, padding: [0, 3] })],
   ["3x3 dilation 2", convShape({ h: 10, w: 9, c: 8, k: 8, r: 3, s: 3, padding: [2, 2], dilation: [2, 2] })],
-  ["3x3 dilation 1x3, stride 2", convShape({ n: 1, h: 9, w: 12, c: 4, k: 6, r: 3, s: 3, stride: [2, 2], padding: [1, 3], dilation: [1, 3] })],
+  [
+    "3x3 dilation 1x3, stride 2",
+    convShape({ n: 1, h: 9, w: 12, c: 4, k: 6, r: 3, s: 3, stride: [2, 2], padding: [1, 3], dilation: [1, 3] }),
+  ],
   ["3x3 in 2 groups", convShape({ h: 6, w: 6, c: 12, k: 16, r: 3, s: 3, padding: [1, 1], groups: 2 })],
   ["3x3 in 4 groups of 2, 3 out", convShape({ n: 1, h: 5, w: 5, c: 8, k: 12, r: 3, s: 3, padding: [1, 1], groups: 4 })],
   ["3x3 depthwise", convShape({ h: 7, w: 7, c: 16, k: 16, r: 3, s: 3, padding: [1, 1], groups: 16 })],
-  ["3x3 depthwise stride 2", convShape({ h: 8, w: 9, c: 24, k: 24, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 24 })],
-  ["5x5 depthwise dilation 2", convShape({ n: 1, h: 9, w: 9, c: 8, k: 8, r: 5, s: 5, padding: [4, 4], dilation: [2, 2], groups: 8 })],
+  [
+    "3x3 depthwise stride 2",
+    convShape({ h: 8, w: 9, c: 24, k: 24, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 24 }),
+  ],
+  [
+    "5x5 depthwise dilation 2",
+    convShape({ n: 1, h: 9, w: 9, c: 8, k: 8, r: 5, s: 5, padding: [4, 4], dilation: [2, 2], groups: 8 }),
+  ],
   ["3x3 depthwise, 2 per channel", convShape({ h: 5, w: 6, c: 6, k: 12, r: 3, s: 3, padding: [1, 1], groups: 6 })],
   ["3x3 to 27 channels", convShape({ n: 1, h: 6, w: 5, c: 16, k: 27, r: 3, s: 3, padding: [1, 1] })],
   ["3x3 to 36 channels", convShape({ h: 4, w: 5, c: 16, k: 36, r: 3, s: 3, padding: [1, 1] })],
@@ -193,7 +228,10 @@ const shapes: [string, ConvShape][] = [
   ["1x1 of 513 channels", convShape({ n: 1, h: 3, w: 3, c: 513, k: 17 })],
   // The smallest levels of a pyramid: most of the kernel lies outside the image.
   ["3x3 on one pixel", convShape({ h: 1, w: 1, c: 8, k: 9, r: 3, s: 3, padding: [1, 1] })],
-  ["3x3 stride 2 on one column", convShape({ n: 1, h: 11, w: 1, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  [
+    "3x3 stride 2 on one column",
+    convShape({ n: 1, h: 11, w: 1, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] }),
+  ],
   ["3x3 stride 2 on 3x1", convShape({ n: 3, h: 3, w: 1, c: 3, k: 48, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
   ["7x7 stride 2 on 13x2", convShape({ n: 1, h: 13, w: 2, c: 3, k: 8, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
   ["3x3, batch of 5", convShape({ n: 5, h: 4, w: 4, c: 32, k: 32, r: 3, s: 3, padding: [1, 1] })],
@@ -215,13 +253,20 @@ type GoldenParams = Omit<ConvShape, "stride"> & { stride: [number, number] };
 export const goldenConvCases: OpCase[] = loadGolden<GoldenParams>("conv").flatMap((golden) => {
   const { name, params } = golden;
   const array = (key: string) => golden.array(key);
-  const inputs: Arrays = Object.fromEntries(["x", "w", "bias", "dy"].filter((key) => golden.has(key)).map((key) => [key, array(key)]));
-  const rows = golden.shape("dy").slice(0, 3).reduce((a, b) => a * b);
+  const inputs: Arrays = Object.fromEntries(
+    ["x", "w", "bias", "dy"].filter((key) => golden.has(key)).map((key) => [key, array(key)]),
+  );
+  const rows = golden
+    .shape("dy")
+    .slice(0, 3)
+    .reduce((a, b) => a * b);
   return [
     recorded(convForward(name, params, { bias: golden.has("bias") }), inputs, { y: array("y") }),
     recorded(convBackwardData(name, params), inputs, { dx: array("dx") }),
     recorded(convBackwardWeight(name, params), inputs, { dw: array("dw") }),
-    ...(golden.has("dbias") ? [recorded(channelSum(name, rows, params.k), { x: array("dy") }, { sum: array("dbias") })] : []),
+    ...(golden.has("dbias")
+      ? [recorded(channelSum(name, rows, params.k), { x: array("dy") }, { sum: array("dbias") })]
+      : []),
   ];
 });
 
@@ -235,12 +280,34 @@ export const convCases: OpCase[] = [
     convForward(`3x3 with ${name}`, convShape({ h: 5, w: 6, c: 8, k: 16, r: 3, s: 3, padding: [1, 1] }), epilogue),
     convForward(`1x1 to 27 channels with ${name}`, convShape({ n: 1, h: 4, w: 3, c: 16, k: 27 }), epilogue),
   ]),
-  convForward("depthwise with bias and relu", convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }), { bias: true, activation: "relu" }),
-  convForward("stem with bias and silu", convShape({ n: 1, h: 15, w: 13, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }), { bias: true, activation: "silu" }),
-  convForward("groups with bias, residual and silu, image narrower than the kernel", convShape({ n: 3, h: 5, w: 1, c: 32, k: 8, r: 5, s: 5, padding: [2, 2], groups: 4 }), { bias: true, residual: true, activation: "silu" }),
-  convForward("1x1 in 4 groups with silu", convShape({ n: 3, h: 5, w: 8, c: 16, k: 32, groups: 4 }), { activation: "silu" }),
-  convForward("2x3 in 4 groups with residual and sigmoid", convShape({ h: 10, w: 11, c: 16, k: 32, r: 2, s: 3, padding: [1, 0], groups: 4 }), { residual: true, activation: "sigmoid" }),
-  convForward("819 channels with bias and sigmoid", convShape({ n: 1, h: 2, w: 3, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] }), { bias: true, activation: "sigmoid" }),
+  convForward(
+    "depthwise with bias and relu",
+    convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }),
+    { bias: true, activation: "relu" },
+  ),
+  convForward(
+    "stem with bias and silu",
+    convShape({ n: 1, h: 15, w: 13, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
+    { bias: true, activation: "silu" },
+  ),
+  convForward(
+    "groups with bias, residual and silu, image narrower than the kernel",
+    convShape({ n: 3, h: 5, w: 1, c: 32, k: 8, r: 5, s: 5, padding: [2, 2], groups: 4 }),
+    { bias: true, residual: true, activation: "silu" },
+  ),
+  convForward("1x1 in 4 groups with silu", convShape({ n: 3, h: 5, w: 8, c: 16, k: 32, groups: 4 }), {
+    activation: "silu",
+  }),
+  convForward(
+    "2x3 in 4 groups with residual and sigmoid",
+    convShape({ h: 10, w: 11, c: 16, k: 32, r: 2, s: 3, padding: [1, 0], groups: 4 }),
+    { residual: true, activation: "sigmoid" },
+  ),
+  convForward(
+    "819 channels with bias and sigmoid",
+    convShape({ n: 1, h: 2, w: 3, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] }),
+    { bias: true, activation: "sigmoid" },
+  ),
   channelSum("one row", 1, 5),
   channelSum("one channel", 1000, 1),
   channelSum("3 channels", 777, 3),
@@ -252,7 +319,18 @@ export const convCases: OpCase[] = [
 ];
 
 const bench = (c: number, k: number, size: number, kernel: number, stride = 1, groups = 1): ConvShape =>
-  convShape({ n: 8, h: size, w: size, c, k, r: kernel, s: kernel, stride: [stride, stride], padding: [kernel >> 1, kernel >> 1], groups });
+  convShape({
+    n: 8,
+    h: size,
+    w: size,
+    c,
+    k,
+    r: kernel,
+    s: kernel,
+    stride: [stride, stride],
+    padding: [kernel >> 1, kernel >> 1],
+    groups,
+  });
 
 const benchShapes: [string, ConvShape][] = [
   ["stem 7x7 stride 2, 3 to 64, 8x320x320", bench(3, 64, 320, 7, 2)],

@@ -18,7 +18,13 @@ const names: ActivationName[] = ["none", "relu", "sigmoid", "silu"];
 /** Sizes around what vector registers and blocks of threads hold. */
 const sizes = [1, 7, 64, 1027];
 
-export function activationForward(name: string, n: number, activation: ActivationName, inPlace = false, values?: Input["values"]): OpCase {
+export function activationForward(
+  name: string,
+  n: number,
+  activation: ActivationName,
+  inPlace = false,
+  values?: Input["values"],
+): OpCase {
   return {
     op: "activation_forward",
     name,
@@ -29,14 +35,22 @@ export function activationForward(name: string, n: number, activation: Activatio
       return () => void c.native.activationForward(c.stream, y!, x!, n, c.dtype, codes[activation]);
     },
     reference: ({ x }) => ({ y: map(x!, (value) => activate(value, activation)) }),
-    flops: n,
   };
 }
 
 /** ReLU and sigmoid are given y alone, SiLU x alone: the other pointer is NULL. */
-export function activationBackward(name: string, n: number, activation: ActivationName, inPlace = false, values?: Input["values"]): OpCase {
+export function activationBackward(
+  name: string,
+  n: number,
+  activation: ActivationName,
+  inPlace = false,
+  values?: Input["values"],
+): OpCase {
   const x: Input = { shape: [n], values: values ?? ((random, size) => random.normal(size, 0, 3)) };
-  const y: Input = { shape: [n], values: (_random, _size, earlier) => map(earlier.x!, (value) => activate(value, activation)) };
+  const y: Input = {
+    shape: [n],
+    values: (_random, _size, earlier) => map(earlier.x!, (value) => activate(value, activation)),
+  };
   const fromY = activation === "relu" || activation === "sigmoid";
   return {
     op: "activation_backward",
@@ -45,14 +59,36 @@ export function activationBackward(name: string, n: number, activation: Activati
     outputs: { dx: { shape: [n], ...(inPlace && { inPlaceOf: "dy" }) } },
     prepare(c) {
       const [dx, dy, xs, ys] = ["dx", "dy", "x", "y"].map((operand) => c.address(operand));
-      return () => void c.native.activationBackward(c.stream, dx!, dy!, fromY ? null : xs!, fromY ? ys! : null, n, c.dtype, codes[activation]);
+      return () =>
+        void c.native.activationBackward(
+          c.stream,
+          dx!,
+          dy!,
+          fromY ? null : xs!,
+          fromY ? ys! : null,
+          n,
+          c.dtype,
+          codes[activation],
+        );
     },
     // Sigmoid's slope is that at the rounded y.
     reference: ({ x: xs, y: ys, dy }) => ({
-      dx: map(dy!, (value, i) => value * (activation === "sigmoid" ? ys![i]! * (1 - ys![i]!) : slope(xs![i]!, activation))),
+      dx: map(
+        dy!,
+        (value, i) => value * (activation === "sigmoid" ? ys![i]! * (1 - ys![i]!) : slope(xs![i]!, activation)),
+      ),
     }),
-    gradients: [{ output: "dx", of: "x", loss: (inputs) => dot(inputs.dy!, map(inputs.x!, (value) => activate(value, activation))) }],
-    flops: n,
+    gradients: [
+      {
+        output: "dx",
+        of: "x",
+        loss: (inputs) =>
+          dot(
+            inputs.dy!,
+            map(inputs.x!, (value) => activate(value, activation)),
+          ),
+      },
+    ],
   };
 }
 
@@ -67,7 +103,6 @@ export function add(name: string, n: number, activation: ActivationName, inPlace
       return () => void c.native.add(c.stream, y!, a!, b!, n, c.dtype, codes[activation]);
     },
     reference: ({ a, b }) => ({ y: map(a!, (value, i) => activate(value + b![i]!, activation)) }),
-    flops: n,
   };
 }
 
@@ -82,11 +117,16 @@ function scale(name: string, n: number, factor: number, onDevice: boolean, inPla
       return () => void c.native.scale(c.stream, y!, x!, s!, n, c.dtype, factor);
     },
     reference: ({ x, s }) => ({ y: map(x!, (value) => value * factor * (s?.[0] ?? 1)) }),
-    flops: n,
   };
 }
 
-function cast(name: string, from: DType, to: DType, values: Numbers | ((random: Random) => Numbers), expected?: Numbers): OpCase {
+function cast(
+  name: string,
+  from: DType,
+  to: DType,
+  values: Numbers | ((random: Random) => Numbers),
+  expected?: Numbers,
+): OpCase {
   const drawn = typeof values === "function" ? values : () => values;
   const n = typeof values === "function" ? 1027 : values.length;
   return {
@@ -100,7 +140,9 @@ function cast(name: string, from: DType, to: DType, values: Numbers | ((random: 
       const [y, x] = ["y", "x"].map((operand) => c.address(operand));
       return () => void c.native.cast(c.stream, y!, x!, n, dtypeCode(to), dtypeCode(from));
     },
-    reference: ({ x }) => ({ y: expected ?? decodeElements(Uint8Array.from(encodeElements(roundFor(to, x!), to)), to) }),
+    reference: ({ x }) => ({
+      y: expected ?? decodeElements(Uint8Array.from(encodeElements(roundFor(to, x!), to)), to),
+    }),
   };
 }
 
@@ -126,7 +168,9 @@ function fill(dtype: DType, n: number, value: number): OpCase {
       const y = c.address("y");
       return () => void c.native.fill(c.stream, y!, n, dtypeCode(dtype), value);
     },
-    reference: () => ({ y: decodeElements(Uint8Array.from(encodeElements(new Float64Array(n).fill(value), dtype)), dtype) }),
+    reference: () => ({
+      y: decodeElements(Uint8Array.from(encodeElements(new Float64Array(n).fill(value), dtype)), dtype),
+    }),
   };
 }
 
@@ -137,13 +181,20 @@ function copy2d(name: string, rows: number, bytes: number, dstPitch: number, src
     op: "copy_2d",
     name,
     dtypes: ["f32"],
-    inputs: { src: { shape: [rows, srcPitch], kind: "u8", values: bytesOf }, before: { shape: [rows, dstPitch], kind: "u8", values: bytesOf } },
+    inputs: {
+      src: { shape: [rows, srcPitch], kind: "u8", values: bytesOf },
+      before: { shape: [rows, dstPitch], kind: "u8", values: bytesOf },
+    },
     outputs: { dst: { shape: [rows, dstPitch], kind: "u8", inPlaceOf: "before" } },
     prepare(c) {
       const [dst, src] = ["dst", "src"].map((operand) => c.address(operand));
       return () => void c.native.copy2d(c.stream, dst!, src!, rows, bytes, dstPitch, srcPitch);
     },
-    reference: ({ src, before }) => ({ dst: map(before!, (value, i) => (i % dstPitch < bytes ? src![Math.floor(i / dstPitch) * srcPitch + (i % dstPitch)]! : value)) }),
+    reference: ({ src, before }) => ({
+      dst: map(before!, (value, i) =>
+        i % dstPitch < bytes ? src![Math.floor(i / dstPitch) * srcPitch + (i % dstPitch)]! : value,
+      ),
+    }),
   };
 }
 
@@ -247,11 +298,32 @@ export const elementwiseCases: OpCase[] = [
   cast("random values", "bf16", "f16", (random) => random.normal(1027, 0, 100)),
   cast("ties, NaN, infinity, overflow", "f32", "bf16", column(toBf16, 0), column(toBf16, 1)),
   cast("ties, NaN, infinity, overflow", "f32", "f16", column(toF16, 0), column(toF16, 1)),
-  cast("all bytes", "u8", "f32", Array.from({ length: 256 }, (_, i) => i)),
-  cast("all bytes", "u8", "bf16", Array.from({ length: 256 }, (_, i) => i)),
-  cast("all bytes", "u8", "i32", Array.from({ length: 256 }, (_, i) => i)),
+  cast(
+    "all bytes",
+    "u8",
+    "f32",
+    Array.from({ length: 256 }, (_, i) => i),
+  ),
+  cast(
+    "all bytes",
+    "u8",
+    "bf16",
+    Array.from({ length: 256 }, (_, i) => i),
+  ),
+  cast(
+    "all bytes",
+    "u8",
+    "i32",
+    Array.from({ length: 256 }, (_, i) => i),
+  ),
   cast("random integers", "i32", "f32", (random) => random.integers(1027, -1000000, 1000000)),
-  cast("integers beyond 24 bits", "i32", "f32", [16777217, 16777219, -16777217, 2147483647], [16777216, 16777220, -16777216, 2147483648]),
+  cast(
+    "integers beyond 24 bits",
+    "i32",
+    "f32",
+    [16777217, 16777219, -16777217, 2147483647],
+    [16777216, 16777220, -16777216, 2147483648],
+  ),
   cast("random integers", "i32", "bf16", (random) => random.integers(1027, -1000, 1000)),
   cast("ties to even", "f32", "i32", [...column(toInteger, 0), -0.5, -1.5, -2.5], [...column(toInteger, 1), 0, -2, -2]),
   cast("ties to even", "f32", "u8", column(toInteger, 0), column(toInteger, 1)),

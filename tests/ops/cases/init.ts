@@ -1,6 +1,7 @@
 /** Weight initialisation. */
-import * as reference from "../reference/philox";
+
 import { exact } from "../../support/compare";
+import * as reference from "../reference/philox";
 import type { OpCase } from "./case";
 
 function initUniform(n: number, seed: number, offset: number, low: number, high: number): OpCase {

@@ -45,7 +45,10 @@ const running = (options: NormOptions): Record<string, Input> => ({
 });
 
 /** Statistics of a large mean lose digits of x's own roundoff: x is mean (1 + 2^-24), relative to a deviation of 1.5. */
-const statisticTolerance = ({ mean = 0.5 }: NormOptions) => ({ rtol: 1e-5 + Math.abs(mean) * 1e-7, atol: 1e-6 + Math.abs(mean) * 2e-7 });
+const statisticTolerance = ({ mean = 0.5 }: NormOptions) => ({
+  rtol: 1e-5 + Math.abs(mean) * 1e-7,
+  atol: 1e-6 + Math.abs(mean) * 2e-7,
+});
 
 export function batchNormTrain(name: string, options: NormOptions): OpCase {
   const [rows, channels] = sizesOf(options);
@@ -67,14 +70,35 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
     prepare(c) {
       const scratch = workspace(c, options);
       const [y, mean, invstd] = ["y", "mean", "invstd"].map((operand) => c.address(operand));
-      const [rm, rv, x, z, w, b] = ["runningMean", "runningVar", "x", "residual", "weight", "bias"].map((operand) => c.address(operand));
+      const [rm, rv, x, z, w, b] = ["runningMean", "runningVar", "x", "residual", "weight", "bias"].map((operand) =>
+        c.address(operand),
+      );
       const activation = activationOf(options);
       return () =>
-        void c.native.batchNormTrain(c.stream, y!, mean!, invstd!, rm!, rv!, x!, z!, w!, b!, scratch, rows, channels, c.dtype, eps, momentum, activation);
+        void c.native.batchNormTrain(
+          c.stream,
+          y!,
+          mean!,
+          invstd!,
+          rm!,
+          rv!,
+          x!,
+          z!,
+          w!,
+          b!,
+          scratch,
+          rows,
+          channels,
+          c.dtype,
+          eps,
+          momentum,
+          activation,
+        );
     },
     reference({ x, weight, bias, residual, runningMean, runningVar }) {
       const { mean, invstd, unbiased } = statistics(x!, channels, eps);
-      const mix = (old: ArrayLike<number> | undefined, batch: Float64Array) => batch.map((value, i) => (1 - momentum) * (old?.[i] ?? 0) + momentum * value);
+      const mix = (old: ArrayLike<number> | undefined, batch: Float64Array) =>
+        batch.map((value, i) => (1 - momentum) * (old?.[i] ?? 0) + momentum * value);
       return {
         y: normalize(x!, mean, invstd, weight!, bias!, residual, relu),
         mean,
@@ -83,7 +107,6 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
         newVar: mix(runningVar, unbiased),
       };
     },
-    flops: 8 * rows * channels,
   };
 }
 
@@ -96,14 +119,38 @@ export function batchNormInfer(name: string, options: NormOptions): OpCase {
     inputs: { ...operands(options), ...running(options) },
     outputs: { y: { shape, terms: 16, ...(options.inPlace && { inPlaceOf: "x" }) } },
     prepare(c) {
-      const [y, x, z, w, b, mean, variance] = ["y", "x", "residual", "weight", "bias", "runningMean", "runningVar"].map((operand) => c.address(operand));
+      const [y, x, z, w, b, mean, variance] = ["y", "x", "residual", "weight", "bias", "runningMean", "runningVar"].map(
+        (operand) => c.address(operand),
+      );
       const activation = activationOf(options);
-      return () => void c.native.batchNormInfer(c.stream, y!, x!, z!, w!, b!, mean!, variance!, rows, channels, c.dtype, eps, activation);
+      return () =>
+        void c.native.batchNormInfer(
+          c.stream,
+          y!,
+          x!,
+          z!,
+          w!,
+          b!,
+          mean!,
+          variance!,
+          rows,
+          channels,
+          c.dtype,
+          eps,
+          activation,
+        );
     },
     reference: ({ x, weight, bias, residual, runningMean, runningVar }) => ({
-      y: normalize(x!, runningMean!, Float64Array.from(runningVar!, (v) => 1 / Math.sqrt(v + eps)), weight!, bias!, residual, relu),
+      y: normalize(
+        x!,
+        runningMean!,
+        Float64Array.from(runningVar!, (v) => 1 / Math.sqrt(v + eps)),
+        weight!,
+        bias!,
+        residual,
+        relu,
+      ),
     }),
-    flops: 4 * rows * channels,
   };
 }
 
@@ -141,9 +188,29 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
     prepare(c) {
       const scratch = workspace(c, options);
       const [dx, dz, dw, db] = ["dx", "dresidual", "dweight", "dbias"].map((operand) => c.address(operand));
-      const [dy, x, y, w, mean, invstd] = ["dy", "x", "y", "weight", "mean", "invstd"].map((operand) => c.address(operand));
+      const [dy, x, y, w, mean, invstd] = ["dy", "x", "y", "weight", "mean", "invstd"].map((operand) =>
+        c.address(operand),
+      );
       const activation = activationOf(options);
-      return () => void c.native.batchNormBackward(c.stream, dx!, dz!, dw!, db!, dy!, x!, y!, w!, mean!, invstd!, scratch, rows, channels, c.dtype, activation);
+      return () =>
+        void c.native.batchNormBackward(
+          c.stream,
+          dx!,
+          dz!,
+          dw!,
+          db!,
+          dy!,
+          x!,
+          y!,
+          w!,
+          mean!,
+          invstd!,
+          scratch,
+          rows,
+          channels,
+          c.dtype,
+          activation,
+        );
     },
     reference: ({ dy, x, y, weight, mean, invstd }) => normalizeBackward(dy!, x!, weight!, mean!, invstd!, y),
     gradients: [
@@ -153,7 +220,6 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
       { output: "dbias", of: "bias", loss },
       ...(residual ? [{ output: "dresidual", of: "residual", loss }] : []),
     ],
-    flops: 12 * rows * channels,
   };
 }
 
@@ -164,11 +230,42 @@ export function batchNormFold(name: string, k: number, perChannel: number, convB
   return {
     op: "batch_norm_fold",
     name,
-    inputs: { w: { shape: [k, perChannel], kind: "f32" }, ...(convBias && { convBias: channels }), weight: positive, bias: channels, mean: channels, variance: positive },
+    inputs: {
+      w: { shape: [k, perChannel], kind: "f32" },
+      ...(convBias && { convBias: channels }),
+      weight: positive,
+      bias: channels,
+      mean: channels,
+      variance: positive,
+    },
     outputs: { foldedW: { shape: [k, perChannel] }, foldedBias: { ...channels, terms: 4 } },
     prepare(c) {
-      const [fw, fb, w, cb, weight, bias, mean, variance] = ["foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance"].map((operand) => c.address(operand));
-      return () => void c.native.batchNormFold(c.stream, fw!, fb!, w!, cb!, weight!, bias!, mean!, variance!, k, perChannel, c.dtype, eps);
+      const [fw, fb, w, cb, weight, bias, mean, variance] = [
+        "foldedW",
+        "foldedBias",
+        "w",
+        "convBias",
+        "weight",
+        "bias",
+        "mean",
+        "variance",
+      ].map((operand) => c.address(operand));
+      return () =>
+        void c.native.batchNormFold(
+          c.stream,
+          fw!,
+          fb!,
+          w!,
+          cb!,
+          weight!,
+          bias!,
+          mean!,
+          variance!,
+          k,
+          perChannel,
+          c.dtype,
+          eps,
+        );
     },
     reference({ w, convBias: cb, weight, bias, mean, variance }) {
       const gain = Float64Array.from(weight!, (value, i) => value / Math.sqrt(variance![i]! + eps));
@@ -207,7 +304,8 @@ const goldenCases: OpCase[] = loadGolden<GoldenParams>("norm").flatMap((golden) 
   const { name, params } = golden;
   const arrays: Arrays = Object.fromEntries(golden.names.map((key) => [key, golden.array(key)]));
   const options: NormOptions = { ...params, residual: golden.has("residual") };
-  const pick = (...keys: string[]) => Object.fromEntries(keys.filter((key) => key in arrays).map((key) => [key, arrays[key]!]));
+  const pick = (...keys: string[]) =>
+    Object.fromEntries(keys.filter((key) => key in arrays).map((key) => [key, arrays[key]!]));
   return [
     recorded(batchNormTrain(name, options), arrays, pick("y", "newMean", "newVar")),
     recorded(batchNormInfer(name, options), arrays, { y: arrays.inferred! }),
@@ -239,8 +337,15 @@ export const normCases: OpCase[] = [
 
 /** Every channel has one value: the variance is 0, and 1 / sqrt(eps) must not be infinite nor y anything but the bias. */
 function constantInput(opCase: OpCase): OpCase {
-  const x: Input = { ...opCase.inputs.x!, values: (_random, size) => Float32Array.from({ length: size }, (_, i) => (i % 4) - 1.5) };
-  return { ...opCase, inputs: { ...opCase.inputs, x }, outputs: { ...opCase.outputs, y: { ...opCase.outputs.y!, tolerance: { rtol: 1e-2, atol: 1e-2 } } } };
+  const x: Input = {
+    ...opCase.inputs.x!,
+    values: (_random, size) => Float32Array.from({ length: size }, (_, i) => (i % 4) - 1.5),
+  };
+  return {
+    ...opCase,
+    inputs: { ...opCase.inputs, x },
+    outputs: { ...opCase.outputs, y: { ...opCase.outputs.y!, tolerance: { rtol: 1e-2, atol: 1e-2 } } },
+  };
 }
 
 const large: NormOptions = { shape: [8, 80, 80, 256] };

@@ -28,7 +28,14 @@ const cycle = (values: readonly number[], i: number): number => values[i % value
  * torch.optim.SGD in float64, one tensor: g = grad * gradFactor + decay * p; v = momentum * v + g; p -= lr * (nesterov ?
  * g + momentum * v : v).
  */
-function step(p: number, v: number, grad: number, rate: number, decay: number, { momentum, nesterov = false, gradFactor = 1 }: SgdOptions): [number, number] {
+function step(
+  p: number,
+  v: number,
+  grad: number,
+  rate: number,
+  decay: number,
+  { momentum, nesterov = false, gradFactor = 1 }: SgdOptions,
+): [number, number] {
   const g = grad * gradFactor + decay * p;
   const velocity = momentum * v + g;
   return [p - rate * (nesterov ? g + momentum * velocity : velocity), velocity];
@@ -36,7 +43,18 @@ function step(p: number, v: number, grad: number, rate: number, decay: number, {
 
 /** Several steps; gradient i of step s is the input `g<i>.<s>`, rates are on the device. */
 export function sgdStep(name: string, options: SgdOptions): OpCase {
-  const { sizes, rates, momentum, nesterov = false, decays = [0], factors = [1], gradFactor = 1, skip, copies, given } = options;
+  const {
+    sizes,
+    rates,
+    momentum,
+    nesterov = false,
+    decays = [0],
+    factors = [1],
+    gradFactor = 1,
+    skip,
+    copies,
+    given,
+  } = options;
   const inputs: Record<string, Input> = { rates: { shape: [rates.length], kind: "f32", values: () => rates } };
   const outputs: Record<string, Output> = {};
   if (skip !== undefined) inputs.skip = { shape: [1], kind: "i32", values: () => [skip] };
@@ -65,7 +83,8 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     inputs,
     outputs,
     prepare(c) {
-      const addresses = (key: (i: number) => string) => BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(key(i)) ?? 0)));
+      const addresses = (key: (i: number) => string) =>
+        BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(key(i)) ?? 0)));
       const lists = rates.map((_, s) => {
         const out = outHandle();
         c.native.sgdCreate(
@@ -87,7 +106,8 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
       });
       const [lr, flag] = [c.address("rates")!, c.address("skip")];
       return () => {
-        for (const [s, handle] of lists.entries()) c.native.sgdStep(c.stream, handle, lr + 4 * s, flag, momentum, nesterov ? 1 : 0, gradFactor);
+        for (const [s, handle] of lists.entries())
+          c.native.sgdStep(c.stream, handle, lr + 4 * s, flag, momentum, nesterov ? 1 : 0, gradFactor);
       };
     },
     reference(values) {
@@ -96,7 +116,14 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
         const [p, v] = [Float64Array.from(values[`p${i}`]!), Float64Array.from(values[`v${i}`]!)];
         for (const [s, rate] of rates.entries()) {
           for (let j = 0; j < size && !skip; ++j) {
-            [p[j], v[j]] = step(p[j]!, v[j]!, values[`g${i}.${s}`]![j]!, rate * cycle(factors, i), cycle(decays, i), options) as [number, number];
+            [p[j], v[j]] = step(
+              p[j]!,
+              v[j]!,
+              values[`g${i}.${s}`]![j]!,
+              rate * cycle(factors, i),
+              cycle(decays, i),
+              options,
+            ) as [number, number];
           }
         }
         expected[`newP${i}`] = p;
@@ -105,7 +132,6 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
       }
       return expected;
     },
-    flops: 6 * rates.length * sizes.reduce((a, b) => a + b),
   };
 }
 
@@ -117,18 +143,38 @@ function refreshCasts(): OpCase {
   return {
     ...base,
     op: "sgd_refresh_casts",
-    outputs: Object.fromEntries(Object.entries(outputs).map(([name, output]) => [name, { ...output, tolerance: exact }])),
+    outputs: Object.fromEntries(
+      Object.entries(outputs).map(([name, output]) => [name, { ...output, tolerance: exact }]),
+    ),
     prepare(c) {
       const addresses = (key: string) => BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(`${key}${i}`) ?? 0)));
       const gradients = BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(`g${i}.0`)!)));
       const out = outHandle();
       const [decays, factors] = [new Float32Array(3), new Float32Array(3).fill(1)];
-      c.native.sgdCreate(c.device.handle, out.view, addresses("p"), gradients, addresses("v"), addresses("copy"), BigInt64Array.from(sizes.map(BigInt)), decays, factors, 3, dtypeCode("bf16"));
+      c.native.sgdCreate(
+        c.device.handle,
+        out.view,
+        addresses("p"),
+        gradients,
+        addresses("v"),
+        addresses("copy"),
+        BigInt64Array.from(sizes.map(BigInt)),
+        decays,
+        factors,
+        3,
+        dtypeCode("bf16"),
+      );
       const handle = out.value;
       c.defer(() => c.native.sgdDestroy(handle));
       return () => void c.native.sgdRefreshCasts(c.stream, handle);
     },
-    reference: (values) => Object.fromEntries(sizes.map((_, i) => [`copy${i}`, decodeElements(Uint8Array.from(encodeElements(values[`p${i}`]!, "bf16")), "bf16")])),
+    reference: (values) =>
+      Object.fromEntries(
+        sizes.map((_, i) => [
+          `copy${i}`,
+          decodeElements(Uint8Array.from(encodeElements(values[`p${i}`]!, "bf16")), "bf16"),
+        ]),
+      ),
   };
 }
 
@@ -138,8 +184,14 @@ function schedule(name: string, table: readonly number[], start: number, runs: n
     op: "schedule_step",
     name,
     dtypes: ["f32"],
-    inputs: { table: { shape: [table.length], kind: "f32", values: () => table }, start: { shape: [1], kind: "i32", values: () => [start] } },
-    outputs: { lr: { shape: [1], kind: "f32", tolerance: exact }, step: { shape: [1], kind: "i32", inPlaceOf: "start" } },
+    inputs: {
+      table: { shape: [table.length], kind: "f32", values: () => table },
+      start: { shape: [1], kind: "i32", values: () => [start] },
+    },
+    outputs: {
+      lr: { shape: [1], kind: "f32", tolerance: exact },
+      step: { shape: [1], kind: "i32", inPlaceOf: "start" },
+    },
     prepare(c) {
       const [lr, counter, rates] = ["lr", "step", "table"].map((operand) => c.address(operand));
       return () => {
@@ -173,10 +225,23 @@ const manySizes = Array.from({ length: 150 }, (_, i) => [64, 1, 2304, 27, 333][i
 export const optimizerCases: OpCase[] = [
   sgdStep("momentum 0.9", { sizes: [10, 1, 1000], rates: [0.1], momentum: 0.9 }),
   sgdStep("no momentum", { sizes: [10, 1, 1000], rates: [0.1], momentum: 0 }),
-  sgdStep("nesterov, decay, factors", { sizes: [10, 1, 513], rates: [0.1, 0.2], momentum: 0.8, nesterov: true, decays: [0, 0.01], factors: [1, 2, 0.5] }),
+  sgdStep("nesterov, decay, factors", {
+    sizes: [10, 1, 513],
+    rates: [0.1, 0.2],
+    momentum: 0.8,
+    nesterov: true,
+    decays: [0, 0.01],
+    factors: [1, 2, 0.5],
+  }),
   sgdStep("gradients times 1/8", { sizes: [33, 5], rates: [0.1], momentum: 0.9, gradFactor: 1 / 8, decays: [0.1] }),
   sgdStep("bf16 copies", { sizes: [33, 5, 1027], rates: [0.1], momentum: 0.9, copies: "bf16" }),
-  sgdStep("skip flag set: nothing changes", { sizes: [33, 5, 100], rates: [0.1], momentum: 0.9, skip: 1, copies: "bf16" }),
+  sgdStep("skip flag set: nothing changes", {
+    sizes: [33, 5, 100],
+    rates: [0.1],
+    momentum: 0.9,
+    skip: 1,
+    copies: "bf16",
+  }),
   sgdStep("skip flag not set", { sizes: [33, 5], rates: [0.1], momentum: 0.9, skip: 0 }),
   sgdStep("150 tensors", { sizes: manySizes, rates: [0.05], momentum: 0.9, decays: [1e-4, 0], factors: [1, 1, 2] }),
   refreshCasts(),
@@ -188,5 +253,10 @@ export const optimizerCases: OpCase[] = [
 ];
 
 export const optimizerBenches: OpCase[] = [
-  sgdStep("34 million parameters in 160 tensors", { sizes: Array.from({ length: 160 }, (_, i) => (i % 2 === 0 ? 256 : 425984)), rates: [0.01], momentum: 0.9, decays: [1e-4] }),
+  sgdStep("34 million parameters in 160 tensors", {
+    sizes: Array.from({ length: 160 }, (_, i) => (i % 2 === 0 ? 256 : 425984)),
+    rates: [0.01],
+    momentum: 0.9,
+    decays: [1e-4],
+  }),
 ];

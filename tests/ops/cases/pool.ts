@@ -8,7 +8,19 @@ import { type Input, type OpCase, recorded } from "./case";
 export type PoolShape = reference.PoolShape;
 type Drawn = (random: Random, size: number) => Float32Array;
 
-const sizes = ({ n, h, w, c, kernel, stride, padding }: PoolShape) => [n, h, w, c, ...kernel, ...stride, ...padding] as [number, number, number, number, number, number, number, number, number, number];
+const sizes = ({ n, h, w, c, kernel, stride, padding }: PoolShape) =>
+  [n, h, w, c, ...kernel, ...stride, ...padding] as [
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+    number,
+  ];
 
 /** Different values, at least 2^-7 apart in magnitude terms that bf16 keeps apart, so that differences cross no tie. */
 const distinct: Drawn = (random, size) => random.distinct(size, -3, 3);
@@ -22,13 +34,15 @@ export function maxPoolForward(name: string, shape: PoolShape, values: Drawn = d
     op: "max_pool_forward",
     name,
     inputs: { x: { shape: [n, h, w, c], values } },
-    outputs: { y: { shape: [n, p, q, c], tolerance: { rtol: 0, atol: 0 } }, index: { shape: [n, p, q, c], kind: "u8" } },
+    outputs: {
+      y: { shape: [n, p, q, c], tolerance: { rtol: 0, atol: 0 } },
+      index: { shape: [n, p, q, c], kind: "u8" },
+    },
     prepare(c) {
       const [y, index, x] = ["y", "index", "x"].map((operand) => c.address(operand));
       return () => void c.native.maxPoolForward(c.stream, y!, index!, x!, ...sizes(shape), c.dtype);
     },
     reference: ({ x }) => reference.maxPool(x!, shape),
-    flops: n * p * q * c * shape.kernel[0] * shape.kernel[1],
   };
 }
 
@@ -41,7 +55,11 @@ function withoutIndex(opCase: OpCase): OpCase {
 export function maxPoolBackward(name: string, shape: PoolShape, values: Drawn = distinct): OpCase {
   const [p, q] = reference.pooledSize(shape);
   const { n, h, w, c, kernel } = shape;
-  const index: Input = { shape: [n, p, q, c], kind: "u8", values: (_random, _size, { x }) => reference.maxPool(x!, shape).index };
+  const index: Input = {
+    shape: [n, p, q, c],
+    kind: "u8",
+    values: (_random, _size, { x }) => reference.maxPool(x!, shape).index,
+  };
   return {
     op: "max_pool_backward",
     name,
@@ -53,14 +71,16 @@ export function maxPoolBackward(name: string, shape: PoolShape, values: Drawn = 
     },
     reference: ({ dy, index: winners }) => ({ dx: reference.maxPoolBackward(dy!, winners!, shape) }),
     // no derivative exists where two values tie
-    gradients: values === distinct ? [{ output: "dx", of: "x", loss: ({ dy, x }) => dot(dy!, reference.maxPool(x!, shape).y) }] : undefined,
-    flops: n * p * q * c,
+    gradients:
+      values === distinct
+        ? [{ output: "dx", of: "x", loss: ({ dy, x }) => dot(dy!, reference.maxPool(x!, shape).y) }]
+        : undefined,
   };
 }
 
 export function avgPoolForward(name: string, shape: PoolShape, countPadding: boolean): OpCase {
   const [p, q] = reference.pooledSize(shape);
-  const { n, h, w, c, kernel } = shape;
+  const { n, h, w, c } = shape;
   return {
     op: "avg_pool_forward",
     name,
@@ -71,13 +91,12 @@ export function avgPoolForward(name: string, shape: PoolShape, countPadding: boo
       return () => void c.native.avgPoolForward(c.stream, y!, x!, ...sizes(shape), countPadding ? 1 : 0, c.dtype);
     },
     reference: ({ x }) => ({ y: reference.avgPool(x!, shape, countPadding) }),
-    flops: n * p * q * c * kernel[0] * kernel[1],
   };
 }
 
 export function avgPoolBackward(name: string, shape: PoolShape, countPadding: boolean): OpCase {
   const [p, q] = reference.pooledSize(shape);
-  const { n, h, w, c, kernel } = shape;
+  const { n, h, w, c } = shape;
   return {
     op: "avg_pool_backward",
     name,
@@ -89,7 +108,6 @@ export function avgPoolBackward(name: string, shape: PoolShape, countPadding: bo
     },
     reference: ({ dy }) => ({ dx: reference.avgPoolBackward(dy!, shape, countPadding) }),
     gradients: [{ output: "dx", of: "x", loss: ({ dy, x }) => dot(dy!, reference.avgPool(x!, shape, countPadding)) }],
-    flops: n * p * q * c * kernel[0] * kernel[1],
   };
 }
 
@@ -104,7 +122,8 @@ export function upsampleForward(name: string, shape: ResizeShape): OpCase {
     outputs: { y: { shape: [n, ...size, c], tolerance: { rtol: 0, atol: 0 } } },
     prepare(context) {
       const [y, x] = ["y", "x"].map((operand) => context.address(operand));
-      return () => void context.native.upsampleNearestForward(context.stream, y!, x!, n, h, w, c, ...size, context.dtype);
+      return () =>
+        void context.native.upsampleNearestForward(context.stream, y!, x!, n, h, w, c, ...size, context.dtype);
     },
     reference: ({ x }) => ({ y: reference.upsample(x!, shape) }),
   };
@@ -119,15 +138,23 @@ export function upsampleBackward(name: string, shape: ResizeShape): OpCase {
     outputs: { dx: { shape: [n, h, w, c], terms: Math.ceil(size[0] / h) * Math.ceil(size[1] / w) } },
     prepare(context) {
       const [dx, dy] = ["dx", "dy"].map((operand) => context.address(operand));
-      return () => void context.native.upsampleNearestBackward(context.stream, dx!, dy!, n, h, w, c, ...size, context.dtype);
+      return () =>
+        void context.native.upsampleNearestBackward(context.stream, dx!, dy!, n, h, w, c, ...size, context.dtype);
     },
     reference: ({ dy }) => ({ dx: reference.upsampleBackward(dy!, shape) }),
     gradients: [{ output: "dx", of: "x", loss: ({ dy, x }) => dot(dy!, reference.upsample(x!, shape)) }],
-    flops: n * size[0] * size[1] * c,
   };
 }
 
-const pool = (h: number, w: number, c: number, kernel: [number, number], stride: [number, number], padding: [number, number], n = 2): PoolShape => ({ n, h, w, c, kernel, stride, padding });
+const pool = (
+  h: number,
+  w: number,
+  c: number,
+  kernel: [number, number],
+  stride: [number, number],
+  padding: [number, number],
+  n = 2,
+): PoolShape => ({ n, h, w, c, kernel, stride, padding });
 
 const shapes: [string, PoolShape][] = [
   ["3x3 stride 2 padding 1, odd size", pool(7, 9, 5, [3, 3], [2, 2], [1, 1])],
@@ -169,13 +196,22 @@ const goldenCases: OpCase[] = loadGolden<GoldenParams>("pool").flatMap((golden) 
   const inputs = { x: x!, dy: dy! };
   if (params.size) {
     const resize = { n, h, w, c, size: params.size };
-    return [recorded(upsampleForward(name, resize), inputs, { y: y! }), recorded(upsampleBackward(name, resize), inputs, { dx: dx! })];
+    return [
+      recorded(upsampleForward(name, resize), inputs, { y: y! }),
+      recorded(upsampleBackward(name, resize), inputs, { dx: dx! }),
+    ];
   }
   if (params.countIncludePad === undefined) {
-    return [recorded(maxPoolForward(name, shape), inputs, { y: y! }), recorded(maxPoolBackward(name, shape), inputs, { dx: dx! })];
+    return [
+      recorded(maxPoolForward(name, shape), inputs, { y: y! }),
+      recorded(maxPoolBackward(name, shape), inputs, { dx: dx! }),
+    ];
   }
   const count = params.countIncludePad;
-  return [recorded(avgPoolForward(name, shape, count), inputs, { y: y! }), recorded(avgPoolBackward(name, shape, count), inputs, { dx: dx! })];
+  return [
+    recorded(avgPoolForward(name, shape, count), inputs, { y: y! }),
+    recorded(avgPoolBackward(name, shape, count), inputs, { dx: dx! }),
+  ];
 });
 
 /** NaN wins, negative numbers beat the padding, and -infinity alone still has a winner inside the image. */
@@ -195,7 +231,9 @@ export const poolCases: OpCase[] = [
     maxPoolBackward(`${name}, ties`, shape, tied),
   ]),
   maxPoolForward("NaN and infinity", pool(9, 8, 3, [3, 3], [2, 2], [1, 1]), special),
-  maxPoolForward("all -infinity", pool(4, 4, 2, [3, 3], [2, 2], [1, 1]), (_random, size) => new Float32Array(size).fill(Number.NEGATIVE_INFINITY)),
+  maxPoolForward("all -infinity", pool(4, 4, 2, [3, 3], [2, 2], [1, 1]), (_random, size) =>
+    new Float32Array(size).fill(Number.NEGATIVE_INFINITY),
+  ),
   ...shapes.flatMap(([name, shape]) =>
     [true, false].flatMap((count) => [
       avgPoolForward(`${name}, padding ${count ? "" : "not "}counted`, shape, count),

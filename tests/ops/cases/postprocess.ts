@@ -24,9 +24,15 @@ interface TopkOptions {
 const tied = (random: Random, size: number) => Float32Array.from(random.integers(size, -4, 5), (v) => v / 2);
 
 /** Result elements between rows belong to other levels and keep what they hold: result arrays start with a pattern. */
-const background = (value: number): Input["values"] => (_random, size) => new Float32Array(size).fill(value);
+const background =
+  (value: number): Input["values"] =>
+  (_random, size) =>
+    new Float32Array(size).fill(value);
 
-export function topk(name: string, { n, m, k, threshold, logitsStride = m, rowStride = k, values }: TopkOptions): OpCase {
+export function topk(
+  name: string,
+  { n, m, k, threshold, logitsStride = m, rowStride = k, values }: TopkOptions,
+): OpCase {
   return {
     op: "topk",
     name,
@@ -44,12 +50,30 @@ export function topk(name: string, { n, m, k, threshold, logitsStride = m, rowSt
       c.native.topkWorkspace(c.device.handle, bytes.view, n, m, k);
       const scratch = c.workspace(bytes.value);
       const [scores, index, logits] = ["scores", "index", "logits"].map((operand) => c.address(operand));
-      return () => void c.native.topk(c.stream, scores!, index!, logits!, scratch, n, m, logitsStride, k, rowStride, c.dtype, threshold);
+      return () =>
+        void c.native.topk(
+          c.stream,
+          scores!,
+          index!,
+          logits!,
+          scratch,
+          n,
+          m,
+          logitsStride,
+          k,
+          rowStride,
+          c.dtype,
+          threshold,
+        );
     },
     reference({ logits, oldScores, oldIndex }) {
       const [scores, index] = [Float64Array.from(oldScores!), Int32Array.from(oldIndex!)];
       for (let row = 0; row < n; ++row) {
-        const best = reference.topk(Array.from(logits!).slice(row * logitsStride, row * logitsStride + m), k, threshold);
+        const best = reference.topk(
+          Array.from(logits!).slice(row * logitsStride, row * logitsStride + m),
+          k,
+          threshold,
+        );
         scores.set(best.scores, row * rowStride);
         index.set(best.index, row * rowStride);
       }
@@ -69,13 +93,26 @@ interface CandidateOptions {
 }
 
 export function decodeCandidates(name: string, options: CandidateOptions): OpCase {
-  const { n, k, anchors, classes, rowStride = k, deltasStride = anchors * 4, weights = [1, 1, 1, 1] as const } = options;
+  const {
+    n,
+    k,
+    anchors,
+    classes,
+    rowStride = k,
+    deltasStride = anchors * 4,
+    weights = [1, 1, 1, 1] as const,
+  } = options;
   const sizes = Array.from({ length: n }, (_, i) => [60 + 10 * i, 90 - 5 * i]);
   return {
     op: "decode_candidates",
     name,
     inputs: {
-      index: { shape: [n, rowStride], ...i32, values: (random, size) => random.integers(size, 0, anchors * classes).map((v, i) => (i % rowStride > k - 3 ? -1 : v)) },
+      index: {
+        shape: [n, rowStride],
+        ...i32,
+        values: (random, size) =>
+          random.integers(size, 0, anchors * classes).map((v, i) => (i % rowStride > k - 3 ? -1 : v)),
+      },
       deltas: { shape: [n, deltasStride], values: (random, size) => random.normal(size, 0, 0.7) },
       anchors: { shape: [anchors, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
       imageSizes: { shape: [n, 2], ...f32, values: () => sizes.flat() },
@@ -87,15 +124,45 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
       labels: { shape: [n, rowStride], ...i32, inPlaceOf: "oldLabels" },
     },
     prepare(c) {
-      const [boxes, labels, index, deltas, grid, images] = ["boxes", "labels", "index", "deltas", "anchors", "imageSizes"].map((operand) => c.address(operand));
-      return () => void c.native.decodeCandidates(c.stream, boxes!, labels!, index!, deltas!, grid!, images!, n, k, rowStride, deltasStride, classes, c.dtype, ...weights);
+      const [boxes, labels, index, deltas, grid, images] = [
+        "boxes",
+        "labels",
+        "index",
+        "deltas",
+        "anchors",
+        "imageSizes",
+      ].map((operand) => c.address(operand));
+      return () =>
+        void c.native.decodeCandidates(
+          c.stream,
+          boxes!,
+          labels!,
+          index!,
+          deltas!,
+          grid!,
+          images!,
+          n,
+          k,
+          rowStride,
+          deltasStride,
+          classes,
+          c.dtype,
+          ...weights,
+        );
     },
     reference({ index, deltas, anchors: grid, oldBoxes, oldLabels }) {
       const [boxes, labels] = [Float64Array.from(oldBoxes!), Int32Array.from(oldLabels!)];
       for (let row = 0; row < n; ++row) {
         const own = Array.from(deltas!).slice(row * deltasStride, row * deltasStride + anchors * 4);
         for (let i = row * rowStride; i < row * rowStride + k; ++i) {
-          const { box, label } = reference.candidate(index![i]!, own, grid!, classes, sizes[row] as [number, number], weights);
+          const { box, label } = reference.candidate(
+            index![i]!,
+            own,
+            grid!,
+            classes,
+            sizes[row] as [number, number],
+            weights,
+          );
           boxes.set(box, i * 4);
           labels[i] = label;
         }
@@ -128,22 +195,50 @@ export function nms(name: string, options: NmsOptions): OpCase {
     inputs: {
       boxes: { shape: [n, k, 4], ...f32, values: options.boxes ?? ((random, size) => random.boxes(size / 4, extent)) },
       scores: { shape: [n, k], ...f32, values: options.scores ?? ((random, size) => random.distinct(size, 0, 1)) },
-      labels: { shape: [n, k], ...i32, values: options.labels ?? ((random, size) => random.integers(size, -1, classes)) },
+      labels: {
+        shape: [n, k],
+        ...i32,
+        values: options.labels ?? ((random, size) => random.integers(size, -1, classes)),
+      },
     },
     outputs: { keep: { shape: [n, maxOut], ...i32 }, counts: { shape: [n], ...i32 } },
     prepare(c) {
       const bytes = outHandle();
       c.native.nmsWorkspace(c.device.handle, bytes.view, n, k);
       const scratch = c.workspace(bytes.value);
-      const [keep, counts, boxes, scores, labels] = ["keep", "counts", "boxes", "scores", "labels"].map((operand) => c.address(operand));
-      return () => void c.native.nms(c.stream, keep!, counts!, boxes!, scores!, labels!, scratch, n, k, maxOut, threshold, classAware ? 1 : 0);
+      const [keep, counts, boxes, scores, labels] = ["keep", "counts", "boxes", "scores", "labels"].map((operand) =>
+        c.address(operand),
+      );
+      return () =>
+        void c.native.nms(
+          c.stream,
+          keep!,
+          counts!,
+          boxes!,
+          scores!,
+          labels!,
+          scratch,
+          n,
+          k,
+          maxOut,
+          threshold,
+          classAware ? 1 : 0,
+        );
     },
     reference({ boxes, scores, labels }) {
       const keep = new Int32Array(n * maxOut).fill(-1);
       const counts = new Int32Array(n);
-      const rowOf = (values: Numbers, row: number, size: number) => Array.from(values).slice(row * size, (row + 1) * size);
+      const rowOf = (values: Numbers, row: number, size: number) =>
+        Array.from(values).slice(row * size, (row + 1) * size);
       for (let row = 0; row < n; ++row) {
-        const kept = reference.nms(rowOf(boxes!, row, k * 4), rowOf(scores!, row, k), rowOf(labels!, row, k), threshold, classAware, maxOut);
+        const kept = reference.nms(
+          rowOf(boxes!, row, k * 4),
+          rowOf(scores!, row, k),
+          rowOf(labels!, row, k),
+          threshold,
+          classAware,
+          maxOut,
+        );
         keep.set(kept, row * maxOut);
         counts[row] = kept.length;
       }
@@ -161,17 +256,25 @@ function gatherDetections(name: string, n: number, k: number, maxOut: number, ke
       boxes: { shape: [n, k, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
       scores: { shape: [n, k], ...f32 },
       labels: { shape: [n, k], ...i32, values: (random, size) => random.integers(size, 0, 90) },
-      keep: { shape: [n, maxOut], ...i32, values: (random, size) => random.integers(size, 0, k).map((v, i) => (i % maxOut < kept ? v : -1)) },
+      keep: {
+        shape: [n, maxOut],
+        ...i32,
+        values: (random, size) => random.integers(size, 0, k).map((v, i) => (i % maxOut < kept ? v : -1)),
+      },
     },
     outputs: { detections: { shape: [n, maxOut, 6], ...f32, tolerance: { rtol: 0, atol: 0 } } },
     prepare(c) {
-      const [detections, boxes, scores, labels, keep] = ["detections", "boxes", "scores", "labels", "keep"].map((operand) => c.address(operand));
+      const [detections, boxes, scores, labels, keep] = ["detections", "boxes", "scores", "labels", "keep"].map(
+        (operand) => c.address(operand),
+      );
       return () => void c.native.gatherDetections(c.stream, detections!, boxes!, scores!, labels!, keep!, n, k, maxOut);
     },
     reference({ boxes, scores, labels, keep }) {
       const detections = Array.from(keep!).flatMap((i, slot) => {
         const at = Math.floor(slot / maxOut) * k + i;
-        return i < 0 ? [0, 0, 0, 0, 0, 0] : [...Array.from({ length: 4 }, (_, d) => boxes![at * 4 + d]!), scores![at]!, labels![at]!];
+        return i < 0
+          ? [0, 0, 0, 0, 0, 0]
+          : [...Array.from({ length: 4 }, (_, d) => boxes![at * 4 + d]!), scores![at]!, labels![at]!];
       });
       return { detections };
     },
@@ -194,7 +297,11 @@ const goldenCases = loadGolden<{ threshold: number }>("nms").map((golden) => {
   const kept = golden.array("keep");
   const opCase = nms(golden.name, { n: 1, k, maxOut: k, threshold: golden.params.threshold });
   const keep = Int32Array.from({ length: k }, (_, i) => kept[i] ?? -1);
-  return recorded(opCase, { boxes: golden.array("boxes"), scores: golden.array("scores"), labels: golden.array("labels") }, { keep, counts: [kept.length] });
+  return recorded(
+    opCase,
+    { boxes: golden.array("boxes"), scores: golden.array("scores"), labels: golden.array("labels") },
+    { keep, counts: [kept.length] },
+  );
 });
 
 export const postprocessCases: OpCase[] = [
@@ -209,7 +316,13 @@ export const postprocessCases: OpCase[] = [
   topk("a score equal to the threshold is left out", { n: 1, m: 300, k: 300, threshold: 0.5, values: tied }),
   topk("strided rows", { n: 3, m: 90, logitsStride: 137, k: 12, rowStride: 31, threshold: 0.05 }),
   topk("strided rows, ties", { n: 2, m: 400, logitsStride: 401, k: 50, rowStride: 120, threshold: 0.1, values: tied }),
-  topk("1000 of 40000", { n: 2, m: 40000, k: 1000, threshold: 0.05, values: (random, size) => random.distinct(size, -12, 6) }),
+  topk("1000 of 40000", {
+    n: 2,
+    m: 40000,
+    k: 1000,
+    threshold: 0.05,
+    values: (random, size) => random.distinct(size, -12, 6),
+  }),
   topk("1000 of 100001, ties", { n: 1, m: 100001, k: 1000, threshold: 0.05, values: tied }),
   topk("row of the length of a chunk", { n: 1, m: 32768, k: 7, threshold: 0.05 }),
   decodeCandidates("packed rows", { n: 2, k: 20, anchors: 15, classes: 4 }),
@@ -222,11 +335,26 @@ export const postprocessCases: OpCase[] = [
   nms("1 candidate", { n: 2, k: 1, maxOut: 1, threshold: 0.5, labels: background(0) }),
   nms("all left out", { n: 2, k: 33, maxOut: 10, threshold: 0.5, labels: background(-1) }),
   nms("tied scores and equal boxes", { n: 2, k: 120, maxOut: 60, threshold: 0.5, boxes: repeated, scores: tiedScores }),
-  nms("IoU equal to the threshold is kept", { n: 1, k: 64, maxOut: 64, threshold: 0.25, boxes: repeated, scores: tiedScores, classes: 1 }),
+  nms("IoU equal to the threshold is kept", {
+    n: 1,
+    k: 64,
+    maxOut: 64,
+    threshold: 0.25,
+    boxes: repeated,
+    scores: tiedScores,
+    classes: 1,
+  }),
   nms("threshold 0", { n: 1, k: 80, maxOut: 80, threshold: 0, extent: 200 }),
   nms("threshold 1 keeps all", { n: 1, k: 40, maxOut: 40, threshold: 1, labels: background(2) }),
   nms("2000 candidates that overlap much", { n: 1, k: 2000, maxOut: 300, threshold: 0.6, extent: 100, classes: 3 }),
-  nms("4097 candidates that overlap little", { n: 1, k: 4097, maxOut: 1000, threshold: 0.5, extent: 3000, classes: 80 }),
+  nms("4097 candidates that overlap little", {
+    n: 1,
+    k: 4097,
+    maxOut: 1000,
+    threshold: 0.5,
+    extent: 3000,
+    classes: 80,
+  }),
   gatherDetections("some kept", 3, 40, 10, 6),
   gatherDetections("all kept", 1, 40, 25, 25),
   gatherDetections("none kept", 2, 5, 4, 0),
@@ -234,6 +362,19 @@ export const postprocessCases: OpCase[] = [
 ];
 
 export const postprocessBenches: OpCase[] = [
-  topk("1000 of 8 x 873,600 (640x640, stride 8, 91 classes)", { n: 8, m: 873600, k: 1000, threshold: 0.05, values: (random, size) => random.normal(size, -5, 1.5) }),
-  nms("8 images of 5000 candidates, 91 classes", { n: 8, k: 5000, maxOut: 300, threshold: 0.5, classes: 91, extent: 640 }),
+  topk("1000 of 8 x 873,600 (640x640, stride 8, 91 classes)", {
+    n: 8,
+    m: 873600,
+    k: 1000,
+    threshold: 0.05,
+    values: (random, size) => random.normal(size, -5, 1.5),
+  }),
+  nms("8 images of 5000 candidates, 91 classes", {
+    n: 8,
+    k: 5000,
+    maxOut: 300,
+    threshold: 0.5,
+    classes: 91,
+    extent: 640,
+  }),
 ];

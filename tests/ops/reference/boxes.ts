@@ -2,7 +2,12 @@
 type Numbers = ArrayLike<number>;
 export type Weights = readonly [number, number, number, number];
 
-const box = (boxes: Numbers, i: number): [number, number, number, number] => [boxes[i * 4]!, boxes[i * 4 + 1]!, boxes[i * 4 + 2]!, boxes[i * 4 + 3]!];
+const box = (boxes: Numbers, i: number): [number, number, number, number] => [
+  boxes[i * 4]!,
+  boxes[i * 4 + 1]!,
+  boxes[i * 4 + 2]!,
+  boxes[i * 4 + 3]!,
+];
 
 export function iou(a: Numbers, i: number, b: Numbers, j: number): number {
   const [ax1, ay1, ax2, ay2] = box(a, i);
@@ -47,7 +52,11 @@ export function decode(deltas: Numbers, anchors: Numbers, [wx, wy, ww, wh]: Weig
 }
 
 /** (feature height * feature width * A, 4), ordered row, column, cell anchor. */
-export function anchorGrid(cell: Numbers, [rows, columns]: readonly [number, number], [strideY, strideX]: readonly [number, number]): Float64Array {
+export function anchorGrid(
+  cell: Numbers,
+  [rows, columns]: readonly [number, number],
+  [strideY, strideX]: readonly [number, number],
+): Float64Array {
   const out: number[] = [];
   for (let row = 0; row < rows; ++row)
     for (let column = 0; column < columns; ++column)
@@ -59,7 +68,13 @@ export function anchorGrid(cell: Numbers, [rows, columns]: readonly [number, num
  * torchvision's Matcher on the boxes of one image. IoUs are rounded to fp32, since equality of IoUs decides about matches of
  * low quality.
  */
-export function match(anchors: Numbers, boxes: Numbers, high: number, low: number, allowLowQuality: boolean): Int32Array {
+export function match(
+  anchors: Numbers,
+  boxes: Numbers,
+  high: number,
+  low: number,
+  allowLowQuality: boolean,
+): Int32Array {
   const [count, boxCount] = [anchors.length / 4, boxes.length / 4];
   const best = new Float32Array(count).fill(-1);
   const index = new Int32Array(count).fill(-1);
@@ -72,7 +87,9 @@ export function match(anchors: Numbers, boxes: Numbers, high: number, low: numbe
       if (value > largest[b]!) largest[b] = value;
     }
   }
-  const matches = index.map((b, a) => (b < 0 || best[a]! < Math.fround(low) ? -1 : best[a]! < Math.fround(high) ? -2 : b));
+  const matches = index.map((b, a) =>
+    b < 0 || best[a]! < Math.fround(low) ? -1 : best[a]! < Math.fround(high) ? -2 : b,
+  );
   if (allowLowQuality) {
     for (let b = 0; b < boxCount; ++b)
       for (let a = 0; a < count; ++a) if (ious[b * count + a] === largest[b]) matches[a] = index[a]!;

@@ -43,7 +43,14 @@ export function normalize(
 }
 
 /** Gradients of `normalize` with the batch's statistics; dy is masked where y <= 0 when y is given. */
-export function normalizeBackward(dy: Numbers, x: Numbers, weight: Numbers, mean: Numbers, invstd: Numbers, y?: Numbers) {
+export function normalizeBackward(
+  dy: Numbers,
+  x: Numbers,
+  weight: Numbers,
+  mean: Numbers,
+  invstd: Numbers,
+  y?: Numbers,
+) {
   const channels = weight.length;
   const rows = x.length / channels;
   const masked = Float64Array.from({ length: x.length }, (_, i) => (y && y[i]! <= 0 ? 0 : dy[i]!));

@@ -17,7 +17,8 @@ export function philox(key: bigint, low: bigint, high: bigint): [number, number,
 function words(n: number, seed: number, offset: number): number[] {
   const key = BigInt.asUintN(64, BigInt(seed));
   const out: number[] = [];
-  for (let block = 0; block * 4 < n; ++block) out.push(...philox(key, BigInt(block), BigInt.asUintN(64, BigInt(offset))));
+  for (let block = 0; block * 4 < n; ++block)
+    out.push(...philox(key, BigInt(block), BigInt.asUintN(64, BigInt(offset))));
   return out.slice(0, Math.ceil(n / 4) * 4);
 }
 

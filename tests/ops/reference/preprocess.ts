@@ -26,7 +26,16 @@ export function packTransform({ crop, target, flipX, flipY }: Transform): number
 }
 
 /** Weights of the source pixels behind output pixel u of one axis; null where the fill colour is. */
-function footprint(u: number, crop: number, cropSize: number, target: number, targetSize: number, flip: boolean, size: number, antialias: boolean): Map<number, number> | null {
+function footprint(
+  u: number,
+  crop: number,
+  cropSize: number,
+  target: number,
+  targetSize: number,
+  flip: boolean,
+  size: number,
+  antialias: boolean,
+): Map<number, number> | null {
   let t = u + 0.5 - target;
   if (t < 0 || t >= targetSize) return null;
   if (flip) t = targetSize - t;
@@ -56,11 +65,19 @@ function footprint(u: number, crop: number, cropSize: number, target: number, ta
 }
 
 /** One image (height, width, 3) to (size, channels), in float64 (not rounded for `bytes`). */
-export function preprocess(image: ArrayLike<number>, height: number, width: number, transform: Transform, options: PreprocessOptions): Float64Array {
+export function preprocess(
+  image: ArrayLike<number>,
+  height: number,
+  width: number,
+  transform: Transform,
+  options: PreprocessOptions,
+): Float64Array {
   const { size, channels, mean, std, fill, antialias = false, bgr = false, bytes = false } = options;
   const { crop, target, flipX = false, flipY = false } = transform;
   const out = new Float64Array(size[0] * size[1] * channels);
-  const columns = Array.from({ length: size[1] }, (_, u) => footprint(u, crop[0], crop[2], target[0], target[2], flipX, width, antialias));
+  const columns = Array.from({ length: size[1] }, (_, u) =>
+    footprint(u, crop[0], crop[2], target[0], target[2], flipX, width, antialias),
+  );
   for (let v = 0; v < size[0]; ++v) {
     const rows = footprint(v, crop[1], crop[3], target[1], target[3], flipY, height, antialias);
     for (let u = 0; u < size[1]; ++u) {
@@ -70,7 +87,8 @@ export function preprocess(image: ArrayLike<number>, height: number, width: numb
         let value = fill[source]!;
         if (rows && across) {
           value = 0;
-          for (const [y, wy] of rows) for (const [x, wx] of across) value += wy * wx * image[(y * width + x) * 3 + source]!;
+          for (const [y, wy] of rows)
+            for (const [x, wx] of across) value += wy * wx * image[(y * width + x) * 3 + source]!;
         }
         out[(v * size[1] + u) * channels + c] = bytes ? value : (value / 255 - mean[source]!) / std[source]!;
       }
