@@ -39,8 +39,8 @@ const char* direction_name(int32_t direction) {
   return names[direction];
 }
 
-// The most workspace that an algorithm may ask for: a sixteenth of the card, within 64 MiB to 1 GiB. It depends on the card
-// alone, so that the choice of algorithm does, too.
+// The most workspace that an algorithm may ask for: a sixteenth of the card, within 64 MiB to 1 GiB. It depends on the
+// card alone, so that the choice of algorithm does, too.
 int64_t workspace_limit() {
   size_t free_bytes = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total));
@@ -66,7 +66,8 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
   if (pick.empty()) return choose(context, problem);
   if (pick == "direct") return direct_algorithm(problem);
   if (pick == "depthwise") {
-    DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s", problem.g.text().c_str());
+    DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s",
+               problem.g.text().c_str());
     return depthwise_algorithm(context, problem);
   }
   return cudnn_from_pick(context, problem, pick);
@@ -141,7 +142,9 @@ class Timer {
 std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double budget_ms) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
-  const auto spent = [&] { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count() >= budget_ms; };
+  const auto spent = [&] {
+    return std::chrono::duration<double, std::milli>(Clock::now() - begin).count() >= budget_ms;
+  };
   Context& context = *conv.context;
   const ConvProblem& problem = conv.problem;
   Scratch scratch(s, problem);
@@ -207,10 +210,10 @@ using namespace dlfs;
 
 extern "C" {
 
-dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick, int32_t direction, dlfs_dtype dtype, int32_t n,
-                             int32_t h, int32_t w, int32_t c, int32_t k, int32_t r, int32_t s, int32_t stride_h,
-                             int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t dilation_h, int32_t dilation_w,
-                             int32_t groups, int32_t flags, dlfs_activation activation) {
+dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick, int32_t direction, dlfs_dtype dtype,
+                             int32_t n, int32_t h, int32_t w, int32_t c, int32_t k, int32_t r, int32_t s,
+                             int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t dilation_h,
+                             int32_t dilation_w, int32_t groups, int32_t flags, dlfs_activation activation) {
   return context_call("dlfs_conv_create", ctx, [&](Context& context) {
     check_pointer(out, "out");
     check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
@@ -225,14 +228,15 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
                context.compute_capability % 10);
     auto conv = std::make_shared<Conv>();
     conv->context = context.shared_from_this();
-    conv->problem = {conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
-                     direction,
-                     dtype,
-                     (flags & DLFS_CONV_BIAS) != 0,
-                     (flags & DLFS_CONV_RESIDUAL) != 0,
-                     activation,
-                     context.deterministic,
-                     context.tf32};
+    conv->problem = {
+        conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
+        direction,
+        dtype,
+        (flags & DLFS_CONV_BIAS) != 0,
+        (flags & DLFS_CONV_RESIDUAL) != 0,
+        activation,
+        context.deterministic,
+        context.tf32};
     conv->use(from_pick(context, conv->problem, pick ? pick : ""));
     *out = adopt(convs(), context, std::move(conv));
   });
@@ -250,7 +254,8 @@ dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budge
   return stream_call("dlfs_conv_tune_sync", stream, [&](Stream& s) {
     s.require_not_capturing("tuning");
     const std::shared_ptr<Conv> object = convs().find(conv);
-    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT,
+               "the plan belongs to another context than the stream");
     DLFS_CHECK(budget_ms >= 0, DLFS_ERROR_ARGUMENT, "expected a budget of at least 0 ms, got %g", budget_ms);
     std::shared_ptr<const ConvAlgorithm> before = object->algorithm();
     object->use(tune(s, *object, budget_ms));
@@ -270,21 +275,22 @@ dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacity) {
   return guard("dlfs_conv_pick", [&] {
     check_pointer(out, "out");
     const std::string pick = convs().find(conv)->algorithm()->pick();
-    DLFS_CHECK(static_cast<int64_t>(pick.size()) < capacity, DLFS_ERROR_ARGUMENT, "the pick needs %zu bytes, capacity is %lld",
-               pick.size() + 1, static_cast<long long>(capacity));
+    DLFS_CHECK(static_cast<int64_t>(pick.size()) < capacity, DLFS_ERROR_ARGUMENT,
+               "the pick needs %zu bytes, capacity is %lld", pick.size() + 1, static_cast<long long>(capacity));
     std::memcpy(out, pick.c_str(), pick.size() + 1);
   });
 }
 
-dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w, const float* bias,
-                              const void* residual, void* workspace) {
+dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w,
+                              const float* bias, const void* residual, void* workspace) {
   return stream_call("dlfs_conv_forward", stream, [&](Stream& s) {
     const std::shared_ptr<Conv> object = convs().find(conv);
     check_direction(*object, DLFS_CONV_FORWARD);
     check_pointer(y, "y");
     check_pointer(x, "x");
     check_pointer(w, "w");
-    DLFS_CHECK((bias != nullptr) == object->problem.bias, DLFS_ERROR_ARGUMENT, "bias must be given exactly with DLFS_CONV_BIAS");
+    DLFS_CHECK((bias != nullptr) == object->problem.bias, DLFS_ERROR_ARGUMENT,
+               "bias must be given exactly with DLFS_CONV_BIAS");
     DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
                "residual must be given exactly with DLFS_CONV_RESIDUAL");
     run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual}, workspace);

@@ -1,6 +1,6 @@
 // Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of three kinds: cuDNN
-// (conv_cudnn.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels (conv_direct.cu), which take everything
-// that cuDNN has no engine for.
+// (conv_cudnn.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels (conv_direct.cu), which take
+// everything that cuDNN has no engine for.
 #pragma once
 
 #include <memory>
@@ -27,8 +27,8 @@ struct ConvProblem {
   bool epilogue() const { return bias || residual || activation != DLFS_ACT_NONE; }
 };
 
-// The device addresses of one execution. The direction says which of x, w, y is the output: y forward, x (dx) for the data
-// gradient, w (dw, always fp32) for the weight gradient; y is dy for both gradients.
+// The device addresses of one execution. The direction says which of x, w, y is the output: y forward, x (dx) for the
+// data gradient, w (dw, always fp32) for the weight gradient; y is dy for both gradients.
 struct ConvTensors {
   void* x;
   void* w;
@@ -82,7 +82,8 @@ bool cudnn_compiles(const CudnnCandidate& candidate);
 std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate, int64_t workspace_limit);
 
 // The algorithm that a pick names; throws DLFS_ERROR_ARGUMENT where it does not fit.
-std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem, const std::string& pick);
+std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem,
+                                                     const std::string& pick);
 
 // ---- our kernels --------------------------------------------------------------------------------------------------
 
@@ -99,8 +100,8 @@ void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& t
 void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, int64_t rows_in, int32_t c_out,
                   int32_t c_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype);
 
-// dst (rows, k) = activation(the first k of src's (rows, k_in) channels + bias + residual), bias and residual nullable, the
-// residual of dst_dtype; dst may be src where the sizes and dtypes are equal. The dtypes are equal or one is F32.
+// dst (rows, k) = activation(the first k of src's (rows, k_in) channels + bias + residual), bias and residual nullable,
+// the residual of dst_dtype; dst may be src where the sizes and dtypes are equal. The dtypes are equal or one is F32.
 void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias, const void* residual, int64_t rows,
                    int32_t k, int32_t k_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype, dlfs_activation activation);
 

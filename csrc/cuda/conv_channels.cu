@@ -1,5 +1,5 @@
-// What surrounds a convolution by cuDNN: padding channels with zeros for the tensor cores, dropping the padding again, and
-// the bias, residual and activation of a plan whose engine does not fuse them.
+// What surrounds a convolution by cuDNN: padding channels with zeros for the tensor cores, dropping the padding again,
+// and the bias, residual and activation of a plan whose engine does not fuse them.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/runtime.cuh"
@@ -53,7 +53,8 @@ void dispatch_partner(dlfs_dtype dtype, dlfs_dtype other, Body&& body) {
   if constexpr (std::is_same_v<T, float>) {
     dispatch_float(other, body);
   } else {
-    DLFS_CHECK(other == DLFS_F32, DLFS_ERROR_INTERNAL, "a copy between %s and %s", dtype_name(dtype), dtype_name(other));
+    DLFS_CHECK(other == DLFS_F32, DLFS_ERROR_INTERNAL, "a copy between %s and %s", dtype_name(dtype),
+               dtype_name(other));
     body(TypeTag<float>{});
   }
 }

@@ -17,7 +17,9 @@ namespace {
 
 class Descriptor {
  public:
-  explicit Descriptor(cudnnBackendDescriptorType_t type) { CUDNN_CHECK(cudnnBackendCreateDescriptor(type, &descriptor_)); }
+  explicit Descriptor(cudnnBackendDescriptorType_t type) {
+    CUDNN_CHECK(cudnnBackendCreateDescriptor(type, &descriptor_));
+  }
   ~Descriptor() {
     if (descriptor_) cudnnBackendDestroyDescriptor(descriptor_);
   }
@@ -78,8 +80,10 @@ cudnnDataType_t cudnn_type(dlfs_dtype dtype) {
 
 enum TensorId : int64_t { id_x = 1, id_w, id_y, id_bias, id_residual, id_virtual };
 
-// A tensor (n, c, h, w) as cuDNN counts its dimensions, packed as (n, h, w, c). Virtual ones stay inside the kernel, in fp32.
-Descriptor tensor(int64_t id, cudnnDataType_t type, int64_t n, int64_t c, int64_t h, int64_t w, bool is_virtual = false) {
+// A tensor (n, c, h, w) as cuDNN counts its dimensions, packed as (n, h, w, c). Virtual ones stay inside the kernel, in
+// fp32.
+Descriptor tensor(int64_t id, cudnnDataType_t type, int64_t n, int64_t c, int64_t h, int64_t w,
+                  bool is_virtual = false) {
   Descriptor t(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
   t.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, id);
   t.set(CUDNN_ATTR_TENSOR_DATA_TYPE, type);
@@ -171,8 +175,8 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0.0f);
     operation(op.finalize());
   } else {
-    // conv -> + residual -> + bias -> activation, each result but the last virtual. This order is also the one of cuDNN's
-    // precompiled engines.
+    // conv -> + residual -> + bias -> activation, each result but the last virtual. This order is also the one of
+    // cuDNN's precompiled engines.
     const int steps = recipe.fused ? problem.residual + problem.bias + (problem.activation != DLFS_ACT_NONE) : 0;
     int64_t next_id = id_virtual;
     const auto result = [&](int step) -> const Descriptor& {
@@ -207,7 +211,8 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
     if (recipe.fused && problem.activation != DLFS_ACT_NONE) pointwise(activation_mode(problem.activation), nullptr);
   }
   Descriptor& d = graph->descriptor;
-  d.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(operations.size()), operations.data());
+  d.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(operations.size()),
+        operations.data());
   d.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
   CUDNN_CHECK(cudnnBackendFinalize(d.get()));
   return graph;
@@ -229,7 +234,8 @@ EngineNotes notes_of(const Descriptor& config) {
   Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
   cudnnBackendDescriptor_t raw = engine.get();
   int64_t count = 0;
-  CUDNN_CHECK(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &raw));
+  CUDNN_CHECK(cudnnBackendGetAttribute(config.get(), CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                       &count, &raw));
   EngineNotes notes;
   notes.index = engine.get_int64(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
   notes.numerical.resize(CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
@@ -241,7 +247,8 @@ EngineNotes notes_of(const Descriptor& config) {
   CUDNN_CHECK(cudnnBackendGetAttribute(engine.get(), CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
                                        static_cast<int64_t>(behaviour.size()), &count, behaviour.data()));
   behaviour.resize(static_cast<size_t>(std::clamp<int64_t>(count, 0, CUDNN_BEHAVIOR_NOTE_TYPE_COUNT)));
-  notes.compiles = std::find(behaviour.begin(), behaviour.end(), CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != behaviour.end();
+  notes.compiles =
+      std::find(behaviour.begin(), behaviour.end(), CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != behaviour.end();
   return notes;
 }
 
@@ -277,8 +284,10 @@ std::vector<KnobChoice> knobs_of(const Descriptor& config) {
   std::vector<KnobChoice> knobs(static_cast<size_t>(std::clamp<int64_t>(count, 0, CUDNN_KNOB_TYPE_COUNTS)));
   for (size_t i = 0; i < knobs.size(); ++i) {
     int64_t got = 0;
-    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &got, &knobs[i].type));
-    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &got, &knobs[i].value));
+    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &got,
+                                         &knobs[i].type));
+    CUDNN_CHECK(cudnnBackendGetAttribute(raw[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &got,
+                                         &knobs[i].value));
   }
   return knobs;
 }
@@ -332,7 +341,8 @@ class CudnnConv final : public ConvAlgorithm {
                    static_cast<long long>(from.notes.index),
                    static_cast<long long>(cudnn_bytes_));
     for (const KnobChoice& knob : knobs_of(*config_)) {
-      pick_ += format("%s%d=%lld", pick_.back() == 'k' ? "" : ",", static_cast<int>(knob.type), static_cast<long long>(knob.value));
+      pick_ += format("%s%d=%lld", pick_.back() == 'k' ? "" : ",", static_cast<int>(knob.type),
+                      static_cast<long long>(knob.value));
     }
   }
 
@@ -379,8 +389,8 @@ class CudnnConv final : public ConvAlgorithm {
     } else if (dgrad && x != t.x) {
       conv_epilogue(s, t.x, x, nullptr, nullptr, in_pixels, g.c, recipe_.c, dtype, inner, DLFS_ACT_NONE);
     } else if (wgrad && w != t.w) {
-      conv_epilogue(s, t.w, w, nullptr, nullptr, w_rows, g.c / g.groups, recipe_.c / g.groups, DLFS_F32, inner_w_dtype(),
-                    DLFS_ACT_NONE);
+      conv_epilogue(s, t.w, w, nullptr, nullptr, w_rows, g.c / g.groups, recipe_.c / g.groups, DLFS_F32,
+                    inner_w_dtype(), DLFS_ACT_NONE);
     }
   }
 
@@ -452,8 +462,8 @@ std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
     recipes.push_back({fused, c, k, form, compile});
   };
   if (problem.direction == DLFS_CONV_BACKWARD_WEIGHT && low) {
-    // An fp32 gradient of bf16 or f16 may need an engine that cuDNN compiles, which takes long; without a measurement to
-    // justify it, the gradient is rounded instead, as mixed-precision training commonly does.
+    // An fp32 gradient of bf16 or f16 may need an engine that cuDNN compiles, which takes long; without a measurement
+    // to justify it, the gradient is rounded instead, as mixed-precision training commonly does.
     add(false, c8, k8, CudnnForm::plain, all);
     add(false, c8, k8, CudnnForm::low_result, true);
     if (first_layer) add(false, 4, k8, CudnnForm::low_result, true);
@@ -481,8 +491,8 @@ std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& con
     heuristics.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
     CUDNN_CHECK(cudnnBackendFinalize(heuristics.get()));
     int64_t count = 0;
-    CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0,
-                                         &count, nullptr));
+    CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                         0, &count, nullptr));
     std::vector<std::shared_ptr<const Descriptor>> configs;
     std::vector<cudnnBackendDescriptor_t> raw;
     for (int64_t i = 0; i < count; ++i) {
@@ -491,8 +501,8 @@ std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& con
     }
     int64_t filled = 0;
     if (count > 0) {
-      CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count,
-                                           &filled, raw.data()));
+      CUDNN_CHECK(cudnnBackendGetAttribute(heuristics.get(), CUDNN_ATTR_ENGINEHEUR_RESULTS,
+                                           CUDNN_TYPE_BACKEND_DESCRIPTOR, count, &filled, raw.data()));
     }
     for (int64_t i = 0; i < std::min(count, filled); ++i) {
       const std::shared_ptr<const Descriptor>& config = configs[static_cast<size_t>(i)];
@@ -523,19 +533,21 @@ std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate
   }
 }
 
-std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
+std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem,
+                                                     const std::string& pick) {
   size_t version = 0;
   int capability = 0, fused = 0, form = 0, length = 0;
   CudnnRecipe recipe{};
   long long engine_index = -1, bytes = 0;
   const int fields = sscanf(pick.c_str(), "cudnn %zu sm%d f%d c%d k%d w%d e%lld b%lld k%n", &version, &capability,
                             &fused, &recipe.c, &recipe.k, &form, &engine_index, &bytes, &length);
-  DLFS_CHECK(fields == 8 && length > 0, DLFS_ERROR_ARGUMENT, "pick '%.200s' is not one of dlfs_conv_pick", pick.c_str());
+  DLFS_CHECK(fields == 8 && length > 0, DLFS_ERROR_ARGUMENT, "pick '%.200s' is not one of dlfs_conv_pick",
+             pick.c_str());
   DLFS_CHECK(version == cudnnGetVersion(), DLFS_ERROR_ARGUMENT, "the pick is of cuDNN %zu, this is %zu", version,
              cudnnGetVersion());
   DLFS_CHECK(capability == context.compute_capability, DLFS_ERROR_ARGUMENT,
-             "the pick is of a device of compute capability %d.%d, this one has %d.%d", capability / 10, capability % 10,
-             context.compute_capability / 10, context.compute_capability % 10);
+             "the pick is of a device of compute capability %d.%d, this one has %d.%d", capability / 10,
+             capability % 10, context.compute_capability / 10, context.compute_capability % 10);
   recipe.fused = fused != 0;
   recipe.form = static_cast<CudnnForm>(form);
   recipe.compile = true;
@@ -549,7 +561,8 @@ std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const Con
   for (const char* p = pick.c_str() + length; *p;) {
     int type = 0, used = 0;
     long long value = 0;
-    DLFS_CHECK(sscanf(p, "%d=%lld%n", &type, &value, &used) == 2, DLFS_ERROR_ARGUMENT, "pick '%.200s' is damaged", pick.c_str());
+    DLFS_CHECK(sscanf(p, "%d=%lld%n", &type, &value, &used) == 2, DLFS_ERROR_ARGUMENT, "pick '%.200s' is damaged",
+               pick.c_str());
     knobs.push_back({static_cast<cudnnBackendKnobType_t>(type), value});
     p += used;
     if (*p == ',') ++p;
@@ -576,7 +589,8 @@ std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const Con
       auto made = std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
       made->set(CUDNN_ATTR_ENGINECFG_ENGINE, engine);
       if (!raw.empty()) {
-        made->set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()), raw.data());
+        made->set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()),
+                  raw.data());
       }
       CUDNN_CHECK(cudnnBackendFinalize(made->get()));
       config = std::move(made);

@@ -1,6 +1,6 @@
-// Depthwise convolution (one filter per channel) in all three directions, bound by memory. Threads own V channels of one
-// pixel at a time; a block keeps the filters of its channels in shared memory as fp32. The weight gradient sums kernel
-// positions in registers over many pixels, then over the block, and last over the blocks, in a fixed order.
+// Depthwise convolution (one filter per channel) in all three directions, bound by memory. Threads own V channels of
+// one pixel at a time; a block keeps the filters of its channels in shared memory as fp32. The weight gradient sums
+// kernel positions in registers over many pixels, then over the block, and last over the blocks, in a fixed order.
 #include "cuda/conv.hpp"
 #include "cuda/norm.cuh"
 #include "cuda/pixel.cuh"
@@ -15,7 +15,8 @@ constexpr int taps_at_once = 9;
 
 // Loads the filters of the block's channels, w (C, R, S), as filters[tap][channel in the block].
 template <class T>
-__device__ __forceinline__ void load_filters(float* filters, const T* w, int32_t first, int32_t count, int32_t c, int32_t taps) {
+__device__ __forceinline__ void load_filters(float* filters, const T* w, int32_t first, int32_t count, int32_t c,
+                                             int32_t taps) {
   const int32_t threads = static_cast<int32_t>(blockDim.x * blockDim.y);
   for (int32_t i = static_cast<int32_t>(threadIdx.y * blockDim.x + threadIdx.x); i < count * taps; i += threads) {
     const int32_t channel = i / taps, tap = i % taps;
@@ -28,8 +29,8 @@ __device__ __forceinline__ void load_filters(float* filters, const T* w, int32_t
 
 template <class T, int V, class Index>
 __global__ void __launch_bounds__(channel_threads, 4)
-    depthwise_forward_kernel(T* y, const T* x, const T* w, const float* bias, const T* residual, ConvGeometry g, Index pixels,
-                             dlfs_activation activation) {
+    depthwise_forward_kernel(T* y, const T* x, const T* w, const float* bias, const T* residual, ConvGeometry g,
+                             Index pixels, dlfs_activation activation) {
   extern __shared__ float filters[];
   const int32_t count = static_cast<int32_t>(blockDim.x) * V;
   const int32_t first = static_cast<int32_t>(blockIdx.x) * count;
@@ -111,14 +112,15 @@ __global__ void __launch_bounds__(channel_threads, 2)
   __shared__ float shared[V][channel_threads];
   const int32_t taps = g.r * g.s;
   const int32_t first_tap = static_cast<int32_t>(blockIdx.z) * taps_at_once;
-  const int32_t channel = (static_cast<int32_t>(blockIdx.x) * static_cast<int32_t>(blockDim.x) + static_cast<int32_t>(threadIdx.x)) * V;
+  const int32_t channel =
+      (static_cast<int32_t>(blockIdx.x) * static_cast<int32_t>(blockDim.x) + static_cast<int32_t>(threadIdx.x)) * V;
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
   const bool active = channel < g.c;
   float sums[taps_at_once][V] = {};
   if (active) {
     const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
-    for (int64_t pixel = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; pixel < static_cast<int64_t>(pixels);
-         pixel += stride) {
+    for (int64_t pixel = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+         pixel < static_cast<int64_t>(pixels); pixel += stride) {
       const Pixel out = pixel_of(static_cast<Index>(pixel), g.p, g.q);
       float gradient[V];
       load(gradient, dy + pixel * g.c + channel);
@@ -220,8 +222,9 @@ class DepthwiseConv final : public ConvAlgorithm {
                  static_cast<const T*>(t.x), static_cast<const T*>(t.w), t.bias, static_cast<const T*>(t.residual), g,
                  static_cast<Index>(pixels), problem_.activation);
         } else {
-          launch(s, grid.grid(), grid.block(), shared, depthwise_data_gradient_kernel<T, V, Index>, static_cast<T*>(t.x),
-                 static_cast<const T*>(t.y), static_cast<const T*>(t.w), g, static_cast<Index>(pixels));
+          launch(s, grid.grid(), grid.block(), shared, depthwise_data_gradient_kernel<T, V, Index>,
+                 static_cast<T*>(t.x), static_cast<const T*>(t.y), static_cast<const T*>(t.w), g,
+                 static_cast<Index>(pixels));
         }
       });
     });
@@ -239,12 +242,12 @@ class DepthwiseConv final : public ConvAlgorithm {
       const dim3 blocks(grid.tiles, grid.splits, static_cast<unsigned>(ceil_div(taps, taps_at_once)));
       dispatch_index(pixels, [&](auto index_tag) {
         using Index = typename decltype(index_tag)::type;
-        launch(s, blocks, grid.block(), 0, depthwise_weight_gradient_kernel<T, V, Index>, partial, static_cast<const T*>(t.x),
-               static_cast<const T*>(t.y), g, static_cast<Index>(pixels));
+        launch(s, blocks, grid.block(), 0, depthwise_weight_gradient_kernel<T, V, Index>, partial,
+               static_cast<const T*>(t.x), static_cast<const T*>(t.y), g, static_cast<Index>(pixels));
       });
       launch(s, dim3(static_cast<unsigned>(ceil_div<int64_t>(g.c, 32)), static_cast<unsigned>(std::min(taps, 65535))),
-             finish_block, 0, depthwise_finish_kernel, static_cast<float*>(t.w), partial, static_cast<int64_t>(grid.splits), taps,
-             g.c);
+             finish_block, 0, depthwise_finish_kernel, static_cast<float*>(t.w), partial,
+             static_cast<int64_t>(grid.splits), taps, g.c);
     };
     dispatch_float(problem_.dtype, [&](auto tag) {
       if (g.c % 4 == 0 && aligned16({t.x, t.y})) {

@@ -1,6 +1,6 @@
-// Convolution by its definition, one thread per result: for the shapes that cuDNN has no engine for (bf16 with odd groups,
-// tensors at odd addresses), in all three directions, any dtype, stride, dilation and group count. Sums in fp32, a fixed
-// order, no workspace.
+// Convolution by its definition, one thread per result: for the shapes that cuDNN has no engine for (bf16 with odd
+// groups, tensors at odd addresses), in all three directions, any dtype, stride, dilation and group count. Sums in
+// fp32, a fixed order, no workspace.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/pixel.cuh"
@@ -15,14 +15,15 @@ __device__ __forceinline__ int64_t input_at(int32_t out, int32_t stride, int32_t
 }
 
 // Output coordinate that reads input `in` at kernel position `tap`, or -1.
-__device__ __forceinline__ int64_t output_at(int32_t in, int32_t stride, int32_t pad, int32_t tap, int32_t dilation, int32_t out) {
+__device__ __forceinline__ int64_t output_at(int32_t in, int32_t stride, int32_t pad, int32_t tap, int32_t dilation,
+                                             int32_t out) {
   const int64_t distance = static_cast<int64_t>(in) + pad - static_cast<int64_t>(tap) * dilation;
   return distance >= 0 && distance % stride == 0 && distance / stride < out ? distance / stride : -1;
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) forward_kernel(T* y, const T* x, const T* w, const float* bias, const T* residual,
-                                                      ConvGeometry g, dlfs_activation activation) {
+__global__ void __launch_bounds__(256) forward_kernel(T* y, const T* x, const T* w, const float* bias,
+                                                      const T* residual, ConvGeometry g, dlfs_activation activation) {
   const int32_t in_group = g.c / g.groups, out_group = g.k / g.groups;
   for_rows(int64_t{g.n} * g.p * g.q, g.k, [&](int64_t row, int32_t k) {
     const Pixel out = pixel_of(row, g.p, g.q);
@@ -130,15 +131,15 @@ void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& t
              static_cast<const T*>(t.w), t.bias, static_cast<const T*>(t.residual), g, problem.activation);
     } else if (problem.direction == DLFS_CONV_BACKWARD_DATA) {
       const RowGrid grid = row_grid(*stream.context, int64_t{g.n} * g.h * g.w, g.c);
-      launch(stream, grid.grid, grid.block, 0, data_gradient_kernel<T>, static_cast<T*>(t.x), static_cast<const T*>(t.y),
-             static_cast<const T*>(t.w), g);
+      launch(stream, grid.grid, grid.block, 0, data_gradient_kernel<T>, static_cast<T*>(t.x),
+             static_cast<const T*>(t.y), static_cast<const T*>(t.w), g);
     } else {
       const int64_t positions = int64_t{g.k} * g.r * g.s;
       const int64_t tiles = ceil_div<int64_t>(g.c / g.groups, 32);
       const dim3 grid(static_cast<unsigned>(std::min<int64_t>(positions, 1 << 20)),
                       static_cast<unsigned>(std::min<int64_t>(tiles, 1 << 10)));
-      launch(stream, grid, dim3(32, 8), 0, weight_gradient_kernel<T>, static_cast<float*>(t.w), static_cast<const T*>(t.x),
-             static_cast<const T*>(t.y), g);
+      launch(stream, grid, dim3(32, 8), 0, weight_gradient_kernel<T>, static_cast<float*>(t.w),
+             static_cast<const T*>(t.x), static_cast<const T*>(t.y), g);
     }
   });
 }

@@ -1,5 +1,5 @@
-// Elementwise operations on packed arrays: fill, cast, add, scale, activations, the finite check. All are bound by memory:
-// each thread moves 16 bytes per access where the addresses allow it, in a grid-stride loop.
+// Elementwise operations on packed arrays: fill, cast, add, scale, activations, the finite check. All are bound by
+// memory: each thread moves 16 bytes per access where the addresses allow it, in a grid-stride loop.
 #include <climits>
 #include <cmath>
 
@@ -225,7 +225,8 @@ dlfs_status dlfs_fill(dlfs_stream stream, void* dst, int64_t n, dlfs_dtype dtype
       case DLFS_BF16: return fill(s, dst, n, __float2bfloat16_rn(static_cast<float>(value)));
       case DLFS_F16: return fill(s, dst, n, __float2half_rn(static_cast<float>(value)));
       default:
-        return fill(s, dst, n, static_cast<int32_t>(std::fmin(2147483647.0, std::fmax(-2147483648.0, std::nearbyint(value)))));
+        return fill(s, dst, n,
+                    static_cast<int32_t>(std::fmin(2147483647.0, std::fmax(-2147483648.0, std::nearbyint(value)))));
     }
   });
 }
@@ -309,8 +310,8 @@ dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, const void* x, 
   });
 }
 
-dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x, const void* y, int64_t n,
-                                     dlfs_dtype dtype, dlfs_activation activation) {
+dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x, const void* y,
+                                     int64_t n, dlfs_dtype dtype, dlfs_activation activation) {
   return stream_call("dlfs_activation_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_activation(activation);

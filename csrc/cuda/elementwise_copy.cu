@@ -10,7 +10,8 @@ namespace {
 template <class Unit>
 __global__ void __launch_bounds__(256)
     copy_rows_kernel(Unit* dst, const Unit* src, int64_t rows, int64_t columns, int64_t dst_pitch, int64_t src_pitch) {
-  for_rows(rows, columns, [&](int64_t row, int64_t column) { dst[row * dst_pitch + column] = src[row * src_pitch + column]; });
+  for_rows(rows, columns,
+           [&](int64_t row, int64_t column) { dst[row * dst_pitch + column] = src[row * src_pitch + column]; });
 }
 
 template <class Unit>

@@ -1,7 +1,7 @@
 // Reductions over the rows of a (rows, C) array to one value per channel, in two stages and a fixed order: blocks of
 // tx channel vectors by ty row lanes each leave a partial result per channel in the workspace, a small second kernel
-// combines those in double precision. Every thread keeps its channels for all of its rows, so per-channel coefficients are
-// loaded once.
+// combines those in double precision. Every thread keeps its channels for all of its rows, so per-channel coefficients
+// are loaded once.
 #pragma once
 
 #include "cuda/numeric.cuh"
@@ -21,15 +21,17 @@ struct ChannelGrid {
   dim3 block() const { return dim3(static_cast<unsigned>(tx), static_cast<unsigned>(ty)); }
 };
 
-// vectors: C / V. blocks_per_sm: how many blocks of 256 threads each multiprocessor is given at most; min_rows: how many
-// rows a thread should have at least, to be worth its start.
-inline ChannelGrid channel_grid(const Context& context, int64_t rows, int64_t vectors, int blocks_per_sm, int min_rows) {
+// vectors: C / V. blocks_per_sm: how many blocks of 256 threads each multiprocessor is given at most; min_rows: how
+// many rows a thread should have at least, to be worth its start.
+inline ChannelGrid channel_grid(const Context& context, int64_t rows, int64_t vectors, int blocks_per_sm,
+                                int min_rows) {
   ChannelGrid g{1, 1, 1, 1};
   while (g.tx < 32 && g.tx < vectors) g.tx *= 2;
   g.ty = channel_threads / g.tx;
   g.tiles = static_cast<unsigned>(ceil_div<int64_t>(vectors, g.tx));
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(context.sm_count) * blocks_per_sm / g.tiles);
-  g.splits = static_cast<unsigned>(std::clamp<int64_t>(ceil_div<int64_t>(rows, g.ty * min_rows), 1, std::min<int64_t>(most, 65535)));
+  g.splits = static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div<int64_t>(rows, g.ty * min_rows), 1, std::min<int64_t>(most, 65535)));
   return g;
 }
 
@@ -68,7 +70,8 @@ __device__ __forceinline__ void for_my_rows(int64_t rows, Body&& body) {
 }
 
 // Sums per channel: partial (S, splits, C) = sums over the split's rows of S values.
-//   op.begin(channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements at ... at + V.
+//   op.begin(channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements at ... at +
+//   V.
 template <int S, int V, class Op>
 __global__ void __launch_bounds__(channel_threads) channel_sums_kernel(float* partial, int64_t rows, int32_t c, Op op) {
   __shared__ float shared[S * V][channel_threads];

@@ -1,5 +1,5 @@
-// Gradients of batch normalization, and the sum over rows that is the gradient of a bias. One pass over (dy, x, y) for the
-// sums, one that writes dx and the residual's gradient.
+// Gradients of batch normalization, and the sum over rows that is the gradient of a bias. One pass over (dy, x, y) for
+// the sums, one that writes dx and the residual's gradient.
 #include "common/arguments.hpp"
 #include "cuda/norm.cuh"
 
@@ -51,7 +51,8 @@ struct GradientSums {
 __global__ void __launch_bounds__(1024) finish_sum_kernel(float* out, const float* partial, int64_t splits, int32_t c) {
   const int32_t channel = static_cast<int32_t>(blockIdx.x * 32 + threadIdx.x);
   const bool active = channel < c;
-  const double sum = sum_splits(splits, active, [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); });
+  const double sum =
+      sum_splits(splits, active, [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); });
   if (active && threadIdx.y == 0) out[channel] = static_cast<float>(sum);
 }
 
@@ -60,7 +61,8 @@ __global__ void __launch_bounds__(1024) finish_gradients_kernel(float* dweight, 
                                                                 const float* invstd, int64_t splits, int32_t c) {
   const int32_t channel = static_cast<int32_t>(blockIdx.x * 32 + threadIdx.x);
   const bool active = channel < c;
-  const double sum = sum_splits(splits, active, [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); });
+  const double sum =
+      sum_splits(splits, active, [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); });
   const double product = sum_splits(
       splits, active, [&](int64_t split) { return static_cast<double>(partial[(splits + split) * c + channel]); });
   if (!active || threadIdx.y != 0) return;
@@ -73,8 +75,9 @@ __global__ void __launch_bounds__(1024) finish_gradients_kernel(float* dweight, 
 // dx = weight invstd (dy - dbias / rows - (x - mean) invstd dweight / rows), dy masked; dresidual = the masked dy.
 template <class T, int V, bool relu>
 __global__ void __launch_bounds__(channel_threads)
-    input_gradient_kernel(T* dx, T* dresidual, const T* dy, const T* x, const T* y, const float* weight, const float* mean,
-                          const float* invstd, const float* dweight, const float* dbias, int64_t rows, int32_t c) {
+    input_gradient_kernel(T* dx, T* dresidual, const T* dy, const T* x, const T* y, const float* weight,
+                          const float* mean, const float* invstd, const float* dweight, const float* dbias,
+                          int64_t rows, int32_t c) {
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
   if (channel >= c) return;
   const float by = 1.0f / static_cast<float>(rows);
@@ -188,8 +191,8 @@ dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidu
         launch(s, finish_grid(c), finish_block, 0, finish_gradients_kernel, dweight, dbias, partial, save_invstd,
                static_cast<int64_t>(g.splits), c);
         launch(s, a.grid(), a.block(), 0, input_gradient_kernel<T, V, masked>, static_cast<T*>(dx),
-               static_cast<T*>(dresidual), static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<const T*>(mask),
-               weight, save_mean, save_invstd, dweight, dbias, rows, c);
+               static_cast<T*>(dresidual), static_cast<const T*>(dy), static_cast<const T*>(x),
+               static_cast<const T*>(mask), weight, save_mean, save_invstd, dweight, dbias, rows, c);
       };
       if (relu) {
         run(std::true_type{});

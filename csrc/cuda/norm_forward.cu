@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(1024)
   const bool active = channel < c;
   const auto mean_of = [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); };
   const auto rows_of = [&](int64_t split) { return static_cast<double>(split_rows(rows, split, splits, ty)); };
-  const double mean =
-      sum_splits(splits, active, [&](int64_t split) { return mean_of(split) * rows_of(split); }) / static_cast<double>(rows);
+  const double mean = sum_splits(splits, active, [&](int64_t split) { return mean_of(split) * rows_of(split); }) /
+                      static_cast<double>(rows);
   const double m2 = sum_splits(splits, active, [&](int64_t split) {
     const double delta = mean_of(split) - mean;
     return static_cast<double>(partial[(splits + split) * c + channel]) + delta * delta * rows_of(split);
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(1024)
 
 // ---- normalisation ------------------------------------------------------------------------------------------------
 
-// y = activation((x - mean) * invstd * weight + bias + residual). spread: the variance where spread_is_variance, else the
-// inverse standard deviation.
+// y = activation((x - mean) * invstd * weight + bias + residual). spread: the variance where spread_is_variance, else
+// the inverse standard deviation.
 template <class T, int V, bool relu, bool has_residual>
 __global__ void __launch_bounds__(channel_threads)
     normalize_kernel(T* y, const T* x, const T* residual, const float* weight, const float* bias, const float* mean,
@@ -165,8 +165,9 @@ void normalize(const Stream& s, void* y, const void* x, const void* residual, co
     constexpr int V = decltype(width)::value;
     const ChannelGrid g = apply_grid(*s.context, rows, c / V);
     const auto run = [&](auto kernel) {
-      launch(s, g.grid(), g.block(), 0, kernel, static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual),
-             weight, bias, mean, spread, rows, c, static_cast<float>(eps), spread_is_variance);
+      launch(s, g.grid(), g.block(), 0, kernel, static_cast<T*>(y), static_cast<const T*>(x),
+             static_cast<const T*>(residual), weight, bias, mean, spread, rows, c, static_cast<float>(eps),
+             spread_is_variance);
     };
     const bool relu = activation == DLFS_ACT_RELU;
     if (residual) {
@@ -209,23 +210,25 @@ dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t ro
   });
 }
 
-dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd, float* running_mean,
-                                  float* running_var, const void* x, const void* residual, const float* weight,
-                                  const float* bias, void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
-                                  double momentum, dlfs_activation activation) {
+dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd,
+                                  float* running_mean, float* running_var, const void* x, const void* residual,
+                                  const float* weight, const float* bias, void* workspace, int64_t rows, int32_t c,
+                                  dlfs_dtype dtype, double eps, double momentum, dlfs_activation activation) {
   return stream_call("dlfs_batch_norm_train", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
     check_size(rows, "rows");
     check_size(c, "c");
-    DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel when training, got 1 for %d channels", c);
+    DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE,
+               "expected more than 1 value per channel when training, got 1 for %d channels", c);
     checked_product({rows, c}, "x");
     check_number(eps, "eps");
     check_number(momentum, "momentum");
     check_pointer(y, "y");
     check_pointer(save_mean, "save_mean");
     check_pointer(save_invstd, "save_invstd");
-    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT, "running_mean and running_var must both be NULL or neither");
+    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
+               "running_mean and running_var must both be NULL or neither");
     check_pointer(x, "x");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
@@ -236,8 +239,8 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean,
       constexpr int V = decltype(width)::value;
       const ChannelGrid g = reduce_grid(*s.context, rows, c / V);
       launch(s, g.grid(), g.block(), 0, statistics_kernel<T, V>, partial, static_cast<const T*>(x), rows, c);
-      launch(s, finish_grid(c), finish_block, 0, finish_statistics_kernel, save_mean, save_invstd, running_mean, running_var,
-             partial, static_cast<int64_t>(g.splits), rows, g.ty, c, eps, momentum);
+      launch(s, finish_grid(c), finish_block, 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
+             running_var, partial, static_cast<int64_t>(g.splits), rows, g.ty, c, eps, momentum);
     });
     normalize(s, y, x, residual, weight, bias, save_mean, save_invstd, rows, c, dtype, 0.0, false, activation);
   });
@@ -282,8 +285,8 @@ dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void* folded_w, float* fold
     dispatch_float(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const RowGrid grid = row_grid(*s.context, k, per_channel);
-      launch(s, grid.grid, grid.block, 0, fold_kernel<T>, static_cast<T*>(folded_w), folded_bias, w, conv_bias, weight, bias,
-             mean, var, k, per_channel, static_cast<float>(eps));
+      launch(s, grid.grid, grid.block, 0, fold_kernel<T>, static_cast<T*>(folded_w), folded_bias, w, conv_bias, weight,
+             bias, mean, var, k, per_channel, static_cast<float>(eps));
     });
   });
 }

@@ -118,8 +118,8 @@ void dispatch_vector(dlfs_dtype dtype, bool vector, Body&& body) {
   });
 }
 
-// The same for rows of c channels: 16-byte accesses where c allows them, else four channels at once, else one. `aligned`:
-// all addresses are multiples of 16 bytes.
+// The same for rows of c channels: 16-byte accesses where c allows them, else four channels at once, else one.
+// `aligned`: all addresses are multiples of 16 bytes.
 template <class Body>
 void dispatch_channels(dlfs_dtype dtype, int64_t c, bool aligned, Body&& body) {
   dispatch_float(dtype, [&](auto tag) {

@@ -1,4 +1,5 @@
-// SGD with momentum over a list of tensors in one launch, and the learning-rate schedule that runs inside a captured step.
+// SGD with momentum over a list of tensors in one launch, and the learning-rate schedule that runs inside a captured
+// step.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -11,8 +12,8 @@ namespace dlfs {
 namespace {
 
 constexpr int block_threads = 256;
-// Elements of one block's piece: large enough to hide the reading of the table, small enough that a list of small and large
-// tensors spreads evenly.
+// Elements of one block's piece: large enough to hide the reading of the table, small enough that a list of small and
+// large tensors spreads evenly.
 constexpr int64_t piece_elements = 8192;
 
 struct SgdTensor {
@@ -68,8 +69,8 @@ __device__ __forceinline__ void for_piece(const SgdTensor& tensor, const SgdPiec
 // Cast: the type of the low-precision copies.
 template <class Cast>
 __global__ void __launch_bounds__(block_threads, 4)
-    sgd_step_kernel(const SgdTensor* tensors, const SgdPiece* pieces, const float* lr, const int32_t* skip, float momentum,
-                    bool nesterov, float grad_factor) {
+    sgd_step_kernel(const SgdTensor* tensors, const SgdPiece* pieces, const float* lr, const int32_t* skip,
+                    float momentum, bool nesterov, float grad_factor) {
   if (skip && *skip != 0) return;
   const SgdPiece piece = pieces[blockIdx.x];
   const SgdTensor tensor = tensors[piece.tensor];
@@ -118,7 +119,8 @@ DeviceBuffer upload(Context& context, const std::vector<T>& values, const char* 
   DeviceBuffer buffer(context, static_cast<int64_t>(values.size() * sizeof(T)), what);
   cudaStream_t stream = nullptr;
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudaError_t status = cudaMemcpyAsync(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
+  cudaError_t status =
+      cudaMemcpyAsync(buffer.data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
   if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
   cudaStreamDestroy(stream);
   if (status != cudaSuccess) throw_cuda(status, "cudaMemcpyAsync");
@@ -129,7 +131,8 @@ template <class T>
 T* address(int64_t value, const char* name, int32_t i) {
   DLFS_CHECK(value > 0, DLFS_ERROR_ARGUMENT, "%s of tensor %d is NULL", name, i);
   DLFS_CHECK(value % static_cast<int64_t>(sizeof(T)) == 0, DLFS_ERROR_ARGUMENT,
-             "%s of tensor %d: expected a multiple of %zu bytes, got %lld", name, i, sizeof(T), static_cast<long long>(value));
+             "%s of tensor %d: expected a multiple of %zu bytes, got %lld", name, i, sizeof(T),
+             static_cast<long long>(value));
   return reinterpret_cast<T*>(static_cast<uintptr_t>(value));
 }
 
@@ -170,8 +173,8 @@ dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const int64_t* para
       t.momentum = address<float>(momenta[i], "momentum", i);
       if (casts[i] != 0) {
         DLFS_CHECK(casts[i] > 0 && casts[i] % cast_size == 0, DLFS_ERROR_ARGUMENT,
-                   "cast of tensor %d: expected a multiple of %lld bytes, got %lld", i, static_cast<long long>(cast_size),
-                   static_cast<long long>(casts[i]));
+                   "cast of tensor %d: expected a multiple of %lld bytes, got %lld", i,
+                   static_cast<long long>(cast_size), static_cast<long long>(casts[i]));
         t.cast = reinterpret_cast<void*>(static_cast<uintptr_t>(casts[i]));
       }
       t.weight_decay = weight_decays[i];

@@ -1,6 +1,6 @@
-// Maximum and average pooling over NHWC. Forward: one thread per output pixel and channel vector. Backward: one thread per
-// input pixel and channel vector gathers from the windows that cover it, so nothing is added atomically and the order of
-// sums is fixed.
+// Maximum and average pooling over NHWC. Forward: one thread per output pixel and channel vector. Backward: one thread
+// per input pixel and channel vector gathers from the windows that cover it, so nothing is added atomically and the
+// order of sums is fixed.
 #include "common/geometry.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/pixel.cuh"
@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(256, 4) max_pool_kernel(T* y, uint8_t* index, 
 }
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256, 4) max_pool_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
+__global__ void __launch_bounds__(256, 4)
+    max_pool_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.h * g.w), g.c / V, [&](Index row, int32_t vector) {
     const Pixel in = pixel_of(row, g.h, g.w);
     const Span ps = covering_windows(in.row, g.r, g.stride_h, g.pad_h, g.p);
@@ -91,7 +92,8 @@ __global__ void __launch_bounds__(256, 4) max_pool_backward_kernel(T* dx, const 
 // ---- average ------------------------------------------------------------------------------------------------------
 
 // 1 / (number of values in a window's mean).
-__device__ __forceinline__ float inverse_count(const Span& rows, const Span& columns, const PoolGeometry& g, bool padded) {
+__device__ __forceinline__ float inverse_count(const Span& rows, const Span& columns, const PoolGeometry& g,
+                                               bool padded) {
   const int64_t count = padded ? static_cast<int64_t>(g.r) * g.s
                                : static_cast<int64_t>(rows.last - rows.first) * (columns.last - columns.first);
   return 1.0f / static_cast<float>(count);
@@ -201,9 +203,9 @@ using namespace dlfs;
 
 extern "C" {
 
-dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, const void* x, int32_t n, int32_t h, int32_t w,
-                                  int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h,
-                                  int32_t pad_w, dlfs_dtype dtype) {
+dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, const void* x, int32_t n, int32_t h,
+                                  int32_t w, int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w,
+                                  int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
   return stream_call("dlfs_max_pool_forward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, 255);
@@ -215,9 +217,9 @@ dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, cons
   });
 }
 
-dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy, const void* index, int32_t n, int32_t h,
-                                   int32_t w, int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w,
-                                   int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
+dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy, const void* index, int32_t n,
+                                   int32_t h, int32_t w, int32_t c, int32_t r, int32_t s_, int32_t stride_h,
+                                   int32_t stride_w, int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
   return stream_call("dlfs_max_pool_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, 255);
@@ -225,14 +227,14 @@ dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy,
     check_pointer(dy, "dy");
     check_pointer(index, "index");
     const int64_t rows = int64_t{g.n} * g.h * g.w;
-    LAUNCH_POOL(max_pool_backward_kernel, rows, aligned16({dx, dy, index}), static_cast<T*>(dx), static_cast<const T*>(dy),
-                static_cast<const uint8_t*>(index), g);
+    LAUNCH_POOL(max_pool_backward_kernel, rows, aligned16({dx, dy, index}), static_cast<T*>(dx),
+                static_cast<const T*>(dy), static_cast<const uint8_t*>(index), g);
   });
 }
 
-dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h, int32_t w, int32_t c,
-                                  int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
-                                  int32_t count_include_pad, dlfs_dtype dtype) {
+dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h, int32_t w,
+                                  int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h,
+                                  int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
   return stream_call("dlfs_avg_pool_forward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
@@ -247,7 +249,8 @@ dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, in
         const int64_t tiles = ceil_div<int64_t>(g.c / V, 32);
         const dim3 grid(static_cast<unsigned>(std::min<int64_t>(rows, 1 << 16)),
                         static_cast<unsigned>(std::min<int64_t>(tiles, 1 << 10)));
-        launch(s, grid, dim3(32, 8), 0, avg_pool_large_kernel<T, V>, static_cast<T*>(y), static_cast<const T*>(x), g, padded);
+        launch(s, grid, dim3(32, 8), 0, avg_pool_large_kernel<T, V>, static_cast<T*>(y), static_cast<const T*>(x), g,
+               padded);
       });
     } else {
       LAUNCH_POOL(avg_pool_kernel, rows, aligned16({y, x}), static_cast<T*>(y), static_cast<const T*>(x), g, padded);
@@ -255,9 +258,9 @@ dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, in
   });
 }
 
-dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h, int32_t w, int32_t c,
-                                   int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
-                                   int32_t count_include_pad, dlfs_dtype dtype) {
+dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h, int32_t w,
+                                   int32_t c, int32_t r, int32_t s_, int32_t stride_h, int32_t stride_w, int32_t pad_h,
+                                   int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
   return stream_call("dlfs_avg_pool_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s_, stride_h, stride_w, pad_h, pad_w, INT32_MAX);
@@ -265,7 +268,8 @@ dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy,
     check_pointer(dy, "dy");
     const bool padded = count_include_pad != 0;
     const int64_t rows = int64_t{g.n} * g.h * g.w;
-    LAUNCH_POOL(avg_pool_backward_kernel, rows, aligned16({dx, dy}), static_cast<T*>(dx), static_cast<const T*>(dy), g, padded);
+    LAUNCH_POOL(avg_pool_backward_kernel, rows, aligned16({dx, dy}), static_cast<T*>(dx), static_cast<const T*>(dy), g,
+                padded);
   });
 }
 

@@ -49,19 +49,21 @@ void throw_cudnn(int status, const char* call) {
   char detail[512] = "";
   cudnnGetLastErrorString(detail, sizeof detail);
   cudaError_t cuda = cudaGetLastError();
-  // cuDNN carries a CUDA runtime of its own, whose last error is not ours: ask the driver, through a stream nobody captures.
+  // cuDNN carries a CUDA runtime of its own, whose last error is not ours: ask the driver, through a stream nobody
+  // captures.
   if (cuda == cudaSuccess && status / 1000 == CUDNN_STATUS_EXECUTION_FAILED / 1000) {
     cuda = cudaStreamQuery(cudaStreamPerThread);
     cudaGetLastError();
   }
   const char* const name = cudnnGetErrorString(static_cast<cudnnStatus_t>(status));
   if (cuda_error_is_fatal(cuda)) {
-    throw Error(DLFS_ERROR_CUDA_FATAL,
-                format("%s (%s) behind cuDNN's %s from %s; the process cannot use CUDA any more", cudaGetErrorString(cuda),
-                       cudaGetErrorName(cuda), name, call));
+    throw Error(DLFS_ERROR_CUDA_FATAL, format("%s (%s) behind cuDNN's %s from %s; the process cannot use CUDA any more",
+                                              cudaGetErrorString(cuda), cudaGetErrorName(cuda), name, call));
   }
-  const bool memory = status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED || cuda == cudaErrorMemoryAllocation;
-  throw Error(memory ? DLFS_ERROR_MEMORY : DLFS_ERROR_CUDNN, format("%s from %s%s%s", name, call, *detail ? ": " : "", detail));
+  const bool memory =
+      status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED || cuda == cudaErrorMemoryAllocation;
+  throw Error(memory ? DLFS_ERROR_MEMORY : DLFS_ERROR_CUDNN,
+              format("%s from %s%s%s", name, call, *detail ? ": " : "", detail));
 }
 
 void use_device(int device) {
@@ -161,9 +163,10 @@ void* Context::allocate(int64_t bytes) {
     size_t free_bytes = 0, total = 0;
     cudaMemGetInfo(&free_bytes, &total);
     const std::lock_guard lock(mutex_);
-    throw Error(DLFS_ERROR_MEMORY,
-                format("%lld bytes could not be allocated on device %d: %zu of %zu bytes are free, this context holds %lld",
-                       static_cast<long long>(bytes), device, free_bytes, total, static_cast<long long>(allocated_)));
+    throw Error(
+        DLFS_ERROR_MEMORY,
+        format("%lld bytes could not be allocated on device %d: %zu of %zu bytes are free, this context holds %lld",
+               static_cast<long long>(bytes), device, free_bytes, total, static_cast<long long>(allocated_)));
   }
   if (status != cudaSuccess) throw_cuda(status, "cudaMalloc");
   std::shared_ptr<void> memory(address, [device = device](void* p) {
@@ -182,8 +185,8 @@ void Context::free(void* address) {
   {
     const std::lock_guard lock(mutex_);
     const auto found = device_blocks_.find(address);
-    DLFS_CHECK(found != device_blocks_.end(), DLFS_ERROR_ARGUMENT, "%p is not the address of an allocation of this context",
-               address);
+    DLFS_CHECK(found != device_blocks_.end(), DLFS_ERROR_ARGUMENT,
+               "%p is not the address of an allocation of this context", address);
     memory = std::move(found->second.memory);
     allocated_ -= found->second.bytes;
     device_blocks_.erase(found);

@@ -13,16 +13,16 @@ DLFS_HD constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
-// Blocks for a grid-stride loop over `items` work items: enough to cover them, at most what fills the device `waves` times.
-// At least 1. items is what one thread handles in one turn of its loop.
+// Blocks for a grid-stride loop over `items` work items: enough to cover them, at most what fills the device `waves`
+// times. At least 1. items is what one thread handles in one turn of its loop.
 inline unsigned grid_size(const Context& context, int64_t items, int threads, int waves = 4) {
   const int64_t per_sm = std::max(1, context.max_threads_per_sm / threads);
   const int64_t most = static_cast<int64_t>(context.sm_count) * per_sm * waves;
   return static_cast<unsigned>(std::clamp<int64_t>(ceil_div<int64_t>(items, threads), 1, most));
 }
 
-// A launch over rows of columns (pixels of channel vectors): blocks of 256 threads, x along the columns, so that short rows
-// share a block; both directions are strided loops, see for_rows.
+// A launch over rows of columns (pixels of channel vectors): blocks of 256 threads, x along the columns, so that short
+// rows share a block; both directions are strided loops, see for_rows.
 struct RowGrid {
   dim3 grid;
   dim3 block;
@@ -34,11 +34,13 @@ inline RowGrid row_grid(const Context& context, int64_t rows, int64_t columns) {
   while (x < threads && x < columns) x *= 2;
   const int64_t most = static_cast<int64_t>(context.sm_count) * std::max(1, context.max_threads_per_sm / 256) * 4;
   const int64_t across = std::clamp<int64_t>(ceil_div<int64_t>(columns, x), 1, std::min<int64_t>(most, 65535));
-  const int64_t down = std::clamp<int64_t>(ceil_div<int64_t>(rows, threads / x), 1, std::max<int64_t>(1, most / across));
+  const int64_t down =
+      std::clamp<int64_t>(ceil_div<int64_t>(rows, threads / x), 1, std::max<int64_t>(1, most / across));
   return {dim3(static_cast<unsigned>(down), static_cast<unsigned>(across)), dim3(x, threads / x)};
 }
 
-// The loops of a kernel launched on a row_grid: body(row, column) for every pair, consecutive columns on consecutive lanes.
+// The loops of a kernel launched on a row_grid: body(row, column) for every pair, consecutive columns on consecutive
+// lanes.
 template <class Row, class Column, class Body>
 __device__ __forceinline__ void for_rows(Row rows, Column columns, Body&& body) {
   const int64_t row_stride = static_cast<int64_t>(gridDim.x) * blockDim.y;
@@ -63,8 +65,8 @@ void launch(const Stream& stream, dim3 grid, dim3 block, size_t shared_bytes, vo
   config.stream = stream.stream;
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (status != cudaSuccess) {
-    throw_cuda(status, format("kernel launch (grid %u x %u x %u, block %u x %u x %u, %zu bytes of shared memory)", grid.x, grid.y,
-                              grid.z, block.x, block.y, block.z, shared_bytes)
+    throw_cuda(status, format("kernel launch (grid %u x %u x %u, block %u x %u x %u, %zu bytes of shared memory)",
+                              grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes)
                            .c_str());
   }
 }

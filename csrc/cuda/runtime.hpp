@@ -1,7 +1,7 @@
 // The CUDA backend's runtime objects and rules, shared by every file of csrc/cuda:
 // - an entry point that takes a stream is `return dlfs::stream_call("dlfs_x", stream, [&](dlfs::Stream& s) { ... });`:
-//   it finds the stream, makes its device current for the calling thread and, while the stream is capturing, remembers a
-//   failure so that dlfs_graph_end reports it. One that takes a context uses context_call in the same way.
+//   it finds the stream, makes its device current for the calling thread and, while the stream is capturing, remembers
+//   a failure so that dlfs_graph_end reports it. One that takes a context uses context_call in the same way.
 // - CUDA and cuDNN calls are wrapped in CUDA_CHECK / CUDNN_CHECK, kernels are started by launch() of runtime.cuh.
 // - Memory that the library itself owns on the device is a DeviceBuffer. What a captured graph needs after the call
 //   (plans, tables) is handed to Stream::retain.
@@ -172,8 +172,8 @@ class Stream {
   const std::shared_ptr<Context> context;
   cudaStream_t stream = nullptr;
 
-  // This stream's cuDNN handle, created at the first use; never call it first inside a capture (dlfs_graph_begin does it
-  // before).
+  // This stream's cuDNN handle, created at the first use; never call it first inside a capture (dlfs_graph_begin does
+  // it before).
   cudnnContext* cudnn();
 
   // State of the image library for this stream, opaque here, dropped before the CUDA stream is destroyed.
@@ -258,8 +258,8 @@ dlfs_status stream_call(const char* op, dlfs_stream handle, Body&& body) noexcep
   });
 }
 
-// The image library's part of dlfs_supports ("jpeg.decode", ...) and of dlfs_build_info (its "key=value" lines, each ended
-// by a newline); defined beside it.
+// The image library's part of dlfs_supports ("jpeg.decode", ...) and of dlfs_build_info (its "key=value" lines, each
+// ended by a newline); defined beside it.
 bool images_support(Context& context, std::string_view feature);
 std::string images_build_info();
 

@@ -31,8 +31,10 @@ int device_count() {
 
 void check_device(int32_t device) {
   const int count = device_count();
-  DLFS_CHECK(count > 0, DLFS_ERROR_UNSUPPORTED, "no CUDA device was found: is NVIDIA's driver installed and recent enough?");
-  DLFS_CHECK(device >= 0 && device < count, DLFS_ERROR_ARGUMENT, "expected a device from 0 to %d, got %d", count - 1, device);
+  DLFS_CHECK(count > 0, DLFS_ERROR_UNSUPPORTED,
+             "no CUDA device was found: is NVIDIA's driver installed and recent enough?");
+  DLFS_CHECK(device >= 0 && device < count, DLFS_ERROR_ARGUMENT, "expected a device from 0 to %d, got %d", count - 1,
+             device);
 }
 
 std::string cuda_version_text(int version) { return format("%d.%d", version / 1000, version % 1000 / 10); }

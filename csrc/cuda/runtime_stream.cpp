@@ -67,7 +67,8 @@ void Stream::begin_capture() {
 
 cudaGraph_t Stream::end_capture(std::vector<std::shared_ptr<void>>& retained) {
   DLFS_CHECK(capturing(), DLFS_ERROR_ARGUMENT, "the stream is not being captured");
-  DLFS_CHECK(capture_->origin == this, DLFS_ERROR_ARGUMENT, "the capture must be ended on the stream that it was begun on");
+  DLFS_CHECK(capture_->origin == this, DLFS_ERROR_ARGUMENT,
+             "the capture must be ended on the stream that it was begun on");
   const std::shared_ptr<Capture> capture = std::move(capture_);
   cudaGraph_t graph = nullptr;
   const cudaError_t status = cudaStreamEndCapture(stream, &graph);
@@ -98,7 +99,9 @@ struct Event {
   std::mutex mutex;
   std::shared_ptr<Capture> capture;  // that it was last recorded in, or null
 
-  explicit Event(std::shared_ptr<Context> context) : context(std::move(context)) { CUDA_CHECK(cudaEventCreate(&event)); }
+  explicit Event(std::shared_ptr<Context> context) : context(std::move(context)) {
+    CUDA_CHECK(cudaEventCreate(&event));
+  }
   ~Event() {
     cudaSetDevice(context->device);
     cudaEventDestroy(event);  // allowed at any time; the driver keeps what is in flight

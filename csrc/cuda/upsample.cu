@@ -1,5 +1,5 @@
-// Nearest-neighbour resampling of NHWC (torch's "nearest"): the source of output row p is floor(p * H / P). Backward: one
-// thread per input pixel and channel vector sums the outputs that read it, in fp32 and in a fixed order.
+// Nearest-neighbour resampling of NHWC (torch's "nearest"): the source of output row p is floor(p * H / P). Backward:
+// one thread per input pixel and channel vector sums the outputs that read it, in fp32 and in a fixed order.
 #include "common/geometry.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/runtime.cuh"
@@ -14,14 +14,17 @@ struct Axis {
 
   Axis(int32_t in, int32_t out) : in(in), out(out), factor(out % in == 0 ? out / in : 0) {}
 
-  __device__ __forceinline__ int32_t source(int32_t i) const { return factor ? i / factor : nearest_source(i, in, out); }
+  __device__ __forceinline__ int32_t source(int32_t i) const {
+    return factor ? i / factor : nearest_source(i, in, out);
+  }
   __device__ __forceinline__ int32_t first(int32_t source) const {
     return factor ? source * factor : nearest_first(source, in, out);
   }
 };
 
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256, 4) upsample_kernel(T* y, const T* x, Axis vertical, Axis horizontal, Index rows, int32_t c) {
+__global__ void __launch_bounds__(256, 4)
+    upsample_kernel(T* y, const T* x, Axis vertical, Axis horizontal, Index rows, int32_t c) {
   for_rows(rows, c / V, [&](Index row, int32_t vector) {
     const Index line = row / static_cast<Index>(horizontal.out);
     const int32_t q = static_cast<int32_t>(row % static_cast<Index>(horizontal.out));
@@ -96,8 +99,8 @@ dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void* y, const voi
   });
 }
 
-dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h, int32_t w,
-                                           int32_t c, int32_t p, int32_t q, dlfs_dtype dtype) {
+dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h,
+                                           int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype) {
   return stream_call("dlfs_upsample_nearest_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_sizes(n, h, w, c, p, q);
