@@ -479,7 +479,8 @@ DLFS_API dlfs_status dlfs_jpeg_info_sync(DLFS_HOST int32_t *values, DLFS_HOST co
 
 /* Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
  * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
- * DLFS_ERROR_IMAGE; one over 2^28 pixels is refused before anything is allocated. */
+ * DLFS_ERROR_IMAGE (damage inside the coded data as far as the decoder notices it; libjpeg-turbo notices more than
+ * nvJPEG); one over 2^28 pixels is refused before anything is allocated. */
 DLFS_API dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void *dst, DLFS_HOST const void *bytes, int64_t length,
                                            int32_t width, int32_t height);
 

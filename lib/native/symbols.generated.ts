@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "26b9c8359f83f1a5";
+export const headerHash = "e0bc24b6f55eea93";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -534,7 +534,8 @@ export interface NativeFunctions {
   /**
    * Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
    * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
-   * DLFS_ERROR_IMAGE; one over 2^28 pixels is refused before anything is allocated.
+   * DLFS_ERROR_IMAGE (damage inside the coded data as far as the decoder notices it; libjpeg-turbo notices more than
+   * nvJPEG); one over 2^28 pixels is refused before anything is allocated.
    */
   jpegDecodeSync(stream: number, dst: Address | null, bytes: HostView, length: number, width: number, height: number): number;
   /**
