@@ -32,6 +32,7 @@ constexpr Candidate candidates[] = {
     {"nhwc", [](const ConvProblem& problem) { return onednn_convolution(problem, false); }},
     {"depthwise", [](const ConvProblem& problem) { return depthwise_convolution(problem); }},
     {"blocked", [](const ConvProblem& problem) { return onednn_convolution(problem, true); }},
+    {"direct", [](const ConvProblem& problem) { return direct_convolution(problem); }},
 };
 
 // The heuristic choice: NHWC, which is within a few per cent of the fastest on processors with AVX-512 and needs no reorders
@@ -44,8 +45,6 @@ std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
     if (!algorithm->slow()) return algorithm;
     if (!first) first = std::move(algorithm);
   }
-  DLFS_CHECK(first, DLFS_ERROR_UNSUPPORTED, "oneDNN has no %s convolution in %s for %s", problem.direction_name(),
-             dtype_name(problem.dtype), problem.g.text().c_str());
   return first;
 }
 
@@ -59,7 +58,7 @@ std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const
                pick.c_str());
     return algorithm;
   }
-  throw Error(DLFS_ERROR_ARGUMENT, format("pick: expected a name that begins with nhwc, depthwise or blocked, got '%s'", pick.c_str()));
+  throw Error(DLFS_ERROR_ARGUMENT, format("pick: expected a name that begins with nhwc, depthwise, blocked or direct, got '%s'", pick.c_str()));
 }
 
 std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
@@ -192,8 +191,8 @@ extern "C" dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, d
     double fastest_ms = INFINITY;
     for (const Candidate& candidate : candidates) {
       std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(plan->problem);
-      // oneDNN's reference code can be a thousand times slower; it is measured only where there is nothing else.
-      if (!algorithm || (algorithm->slow() && fastest)) continue;
+      // Slow ones can be a thousand times slower: they are measured only where there is nothing else.
+      if (!algorithm || (algorithm->slow() && fastest && !fastest->slow())) continue;
       const double ms = measure(s, plan->problem, *algorithm, budget_ms / static_cast<double>(std::size(candidates)));
       if (ms < fastest_ms || (fastest && fastest->slow() && !algorithm->slow())) {
         fastest_ms = ms;

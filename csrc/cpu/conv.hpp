@@ -56,10 +56,13 @@ class ConvAlgorithm {
 };
 
 // oneDNN's algorithm with activations in plain NHWC, or in the layout that oneDNN prefers with reorders before and after
-// (`blocked`). NULL where it has none, or where the preferred layout is NHWC.
+// (`blocked`). NULL where it has none to be trusted, or where the preferred layout is NHWC.
 std::shared_ptr<const ConvAlgorithm> onednn_convolution(const ConvProblem& problem, bool blocked);
 
 // Our loops for depthwise convolutions (groups = C = K). NULL for others.
 std::shared_ptr<const ConvAlgorithm> depthwise_convolution(const ConvProblem& problem);
+
+// Our loops for any convolution: slow, and always there.
+std::shared_ptr<const ConvAlgorithm> direct_convolution(const ConvProblem& problem);
 
 }  // namespace dlfs::cpu

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/conv.hpp"
+#include "cpu/conv_taps.hpp"
 #include "cpu/numeric.hpp"
 
 namespace dlfs::cpu {
@@ -12,17 +13,6 @@ namespace {
 
 // Partial weight gradients: a number that does not depend on the threads, so the order of sums does not either.
 constexpr int64_t max_parts = 32;
-
-// Taps r for which row + r * dilation lies in [0, size), row being the first row of the window.
-struct Taps {
-  int32_t begin, end;
-};
-
-Taps valid_taps(int64_t start, int32_t window, int32_t dilation, int32_t size) {
-  const int64_t first = start >= 0 ? 0 : (-start + dilation - 1) / dilation;
-  const int64_t last = start >= size ? 0 : (size - 1 - start) / dilation + 1;
-  return {static_cast<int32_t>(std::min<int64_t>(first, window)), static_cast<int32_t>(std::min<int64_t>(last, window))};
-}
 
 class DepthwiseConvolution : public ConvAlgorithm {
  public:
@@ -116,12 +106,12 @@ class DepthwiseConvolution : public ConvAlgorithm {
           const int32_t count = width;
           float sum[channel_chunk] = {};
           for (int32_t r = 0; r < g.r; ++r) {
-            const int64_t row = int64_t{h} + g.pad_h - int64_t{r} * g.dilation_h;
-            if (row < 0 || row % g.stride_h != 0 || row / g.stride_h >= g.p) continue;
+            const int64_t p = output_of(int64_t{h} + g.pad_h - int64_t{r} * g.dilation_h, g.stride_h, g.p);
+            if (p < 0) continue;
             for (int32_t s = 0; s < g.s; ++s) {
-              const int64_t column = int64_t{w} + g.pad_w - int64_t{s} * g.dilation_w;
-              if (column < 0 || column % g.stride_w != 0 || column / g.stride_w >= g.q) continue;
-              const T* in = dy + ((n * g.p + row / g.stride_h) * g.q + column / g.stride_w) * g.c + c0;
+              const int64_t q = output_of(int64_t{w} + g.pad_w - int64_t{s} * g.dilation_w, g.stride_w, g.q);
+              if (q < 0) continue;
+              const T* in = dy + ((n * g.p + p) * g.q + q) * g.c + c0;
               const float* weight = weights + (int64_t{r} * g.s + s) * g.c + c0;
 #pragma omp simd
               for (int32_t j = 0; j < count; ++j) sum[j] += to_float(in[j]) * weight[j];
@@ -141,11 +131,9 @@ class DepthwiseConvolution : public ConvAlgorithm {
     const ConvGeometry& g = g_;
     for (int32_t s = 0; s < g.s; ++s) {
       const int64_t shift = int64_t{s} * g.dilation_w - g.pad_w;
-      // Outputs q whose column q * stride + shift lies inside the image.
-      const int64_t first = shift >= 0 ? 0 : (-shift + g.stride_w - 1) / g.stride_w;
-      const int64_t last = shift >= g.w ? 0 : std::min<int64_t>(g.q, (g.w - 1 - shift) / g.stride_w + 1);
+      const Outputs outputs = valid_outputs(shift, g.stride_w, g.w, g.q);
       float sum[channel_chunk] = {};
-      for (int64_t q = first; q < last; ++q) {
+      for (int64_t q = outputs.begin; q < outputs.end; ++q) {
         const T* in = x_row + (q * g.stride_w + shift) * g.c + c0;
         const T* gradient = dy_row + q * g.c + c0;
 #pragma omp simd
