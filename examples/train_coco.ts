@@ -36,6 +36,7 @@ import {
   showProgress,
   statsLine,
   Trainer,
+  VerticalFlip,
   warmup,
 } from "dlfs";
 
@@ -51,6 +52,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --seed N            of the weights, the order and the augmentation; default 0
+  --flip HOW          mirror training images: none, horizontal, or both ways (where up and down mean nothing, as under a
+                      microscope); default horizontal
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
   --help              this text`;
@@ -65,6 +68,7 @@ const options = {
   precision: { type: "string" },
   backend: { type: "string" },
   seed: { type: "string" },
+  flip: { type: "string" },
   out: { type: "string" },
   resume: { type: "string" },
   help: { type: "boolean" },
@@ -82,6 +86,7 @@ interface Config {
   backend: string;
   seed: number;
   learningRate: number;
+  flip: "none" | "horizontal" | "both";
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
   scaleJitter: boolean;
   model: Omit<CompactDetectorOptions, "classes" | "anchors"> & { anchorBase: number };
@@ -107,9 +112,10 @@ function parseSize(text: string): [number, number] {
   return [h, w];
 }
 
-function parsePrecision(text: string): Config["precision"] {
-  if (text !== "f32" && text !== "bf16" && text !== "f16") usage(`--precision: expected f32, bf16 or f16, got "${text}"`);
-  return text;
+function oneOf<T extends string>(name: string, text: string, allowed: readonly T[]): T {
+  const found = allowed.find((value) => value === text);
+  if (!found) usage(`--${name}: expected one of ${allowed.join(", ")}, got "${text}"`);
+  return found;
 }
 
 function parse() {
@@ -142,7 +148,8 @@ async function main(): Promise<number> {
     batch: args.batch === undefined ? undefined : integer("batch", args.batch, 1),
     iterations: args.iterations === undefined ? undefined : integer("iterations", args.iterations, 1),
     size: args.size === undefined ? undefined : parseSize(args.size),
-    precision: args.precision === undefined ? undefined : parsePrecision(args.precision),
+    precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+    flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
   const seed = given.seed ?? earlier?.seed ?? 0;
   using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic: false }, console.log);
@@ -180,6 +187,7 @@ async function main(): Promise<number> {
     backend: device.backend,
     seed,
     learningRate: earlier?.learningRate ?? (isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16)),
+    flip: given.flip ?? earlier?.flip ?? "horizontal",
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     model: earlier?.model ?? chooseModel(isDemo, cuda),
   };
@@ -191,8 +199,12 @@ async function main(): Promise<number> {
   console.log(`model: CompactDetector, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`);
 
   const evaluation = [new Resize(), new Normalize()];
-  const jitter = config.scaleJitter ? [new ScaleJitter(0.7, 1.4)] : [];
-  const training = [...jitter, new HorizontalFlip(), ...evaluation];
+  const training = [
+    ...(config.scaleJitter ? [new ScaleJitter(0.7, 1.4)] : []),
+    ...(config.flip === "none" ? [] : [new HorizontalFlip()]),
+    ...(config.flip === "both" ? [new VerticalFlip()] : []),
+    ...evaluation,
+  ];
   const decoderOptions = { batchSize: batch, height: size[0], width: size[1], dtype: config.precision };
   using decoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: training });
   using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });

@@ -96,7 +96,7 @@ test("what cannot be trained on stops before the first step with an error that n
   expect(unknown.stderr).toContain("--epochs");
   const help = await run("--help");
   expect(help.exitCode).toBe(0);
-  for (const option of ["--data", "--train-split", "--val-split", "--iterations", "--batch", "--size", "--precision", "--backend", "--seed", "--out", "--resume"]) {
+  for (const option of ["--data", "--train-split", "--val-split", "--iterations", "--batch", "--size", "--precision", "--backend", "--seed", "--flip", "--out", "--resume"]) {
     expect(help.stdout).toContain(option);
   }
 });
