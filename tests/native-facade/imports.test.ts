@@ -58,7 +58,7 @@ describe("imports point down", () => {
     layers: ["native", "tensor", "graph"],
     detection: ["native", "tensor", "graph", "layers"],
     models: ["native", "tensor", "graph", "layers", "detection"],
-    metrics: [],
+    metrics: ["native"],
     formats: ["native", "tensor"],
   };
 
