@@ -7,6 +7,7 @@
 #include <dnnl.hpp>
 
 #include "cpu/conv.hpp"
+#include "cpu/conv_taps.hpp"
 #include "cpu/numeric.hpp"
 
 namespace dlfs::cpu {
@@ -56,9 +57,20 @@ bool trusted(const ConvProblem& problem, const std::string& implementation, bool
   }
 }
 
-// A padding of the whole kernel and more makes the forward kernels read outside of x.
-bool padded_beyond_kernel(const ConvGeometry& g) {
-  return g.pad_h > g.dilation_h * (g.r - 1) || g.pad_w > g.dilation_w * (g.s - 1);
+// Whether some window touches no pixel along an axis, by a padding of the whole kernel or by dilation: the forward kernels
+// then read outside of x, and crash.
+bool empty_windows(const ConvGeometry& g) {
+  const auto empty = [](int64_t start, int32_t window, int32_t dilation, int32_t size) {
+    const Taps taps = valid_taps(start, window, dilation, size);
+    return taps.begin >= taps.end;
+  };
+  for (int64_t p = 0; p < g.p; ++p) {
+    if (empty(p * g.stride_h - g.pad_h, g.r, g.dilation_h, g.h)) return true;
+  }
+  for (int64_t q = 0; q < g.q; ++q) {
+    if (empty(q * g.stride_w - g.pad_w, g.s, g.dilation_w, g.w)) return true;
+  }
+  return false;
 }
 
 // A tensor as the caller lays it out, and as the primitive wants it.
@@ -341,7 +353,7 @@ void OnednnConvolution::run(const ConvBuffers& b) const {
 }  // namespace
 
 std::shared_ptr<const ConvAlgorithm> onednn_convolution(const ConvProblem& problem, bool blocked) {
-  if (padded_beyond_kernel(problem.g)) return nullptr;
+  if (empty_windows(problem.g)) return nullptr;
   try {
     return with_threads(problem.threads, [&]() -> std::shared_ptr<const ConvAlgorithm> {
       auto algorithm = std::make_shared<const OnednnConvolution>(problem, blocked);

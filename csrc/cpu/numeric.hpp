@@ -91,10 +91,11 @@ inline void store(T* p, float value) {
 }
 
 // e^x to about one unit in the last place, in operations that vectorise: x = n ln 2 + r, a polynomial in r (Moshier,
-// Cephes' expf), then n added to the exponent. Outside [-87, 88] the result is that of the bound; NaN stays NaN.
+// Cephes' expf), then n added to the exponent. Below -87 the result is 0, above 88 that of 88; NaN stays NaN.
 inline float exp_f32(float x) {
   const float low = -87.0f, high = 88.0f;
-  x = x < low ? low : x;
+  const bool vanishes = x < low;
+  x = vanishes ? low : x;
   x = x > high ? high : x;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which ends up in the lowest bits
   const float shifted = x * 1.44269504f + magic;
@@ -106,7 +107,8 @@ inline float exp_f32(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  return bits_float(float_bits((p * r) * r + r + 1.0f) + (float_bits(shifted) << 23));
+  const float value = bits_float(float_bits((p * r) * r + r + 1.0f) + (float_bits(shifted) << 23));
+  return vanishes ? 0.0f : value;
 }
 
 // 1 / (1 + e^-x), exact to a few units in the last place on both sides.
