@@ -10,10 +10,10 @@ import {
   CocoDataLoader,
   Conv2d,
   Detector,
+  DetectStep,
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
-  DetectStep,
   demoFolder,
   generateDemo,
   type HeadOutput,
@@ -113,7 +113,16 @@ class MyDetector extends Detector {
   readonly far: AnchorHead;
 
   constructor(classes: number) {
-    super({ classes, anchors: { sizes: [[24, 36], [56, 88]], aspectRatios: [0.5, 1, 2] } });
+    super({
+      classes,
+      anchors: {
+        sizes: [
+          [24, 36],
+          [56, 88],
+        ],
+        aspectRatios: [0.5, 1, 2],
+      },
+    });
     const { perCell } = this.anchorGenerator;
     this.near = new AnchorHead(64, perCell, classes);
     this.far = new AnchorHead(96, perCell, classes);
@@ -132,7 +141,10 @@ const size = [192, 192] as const;
 using device = new Device({}, console.log);
 const codec = new DeviceImageCodec(device);
 const folder = demoFolder();
-await generateDemo(folder, { encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality), progress: showProgress() });
+await generateDemo(folder, {
+  encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+  progress: showProgress(),
+});
 using dataset = await loadDataset(folder, { codec });
 
 using model = new MyDetector(dataset.classes.length);
@@ -151,7 +163,12 @@ await using loader = new CocoDataLoader({
 });
 using optimizer = new SGD(model, { schedule: warmup(() => 0.01, 20), iterations: STEPS });
 {
-  using step = new TrainStep(model, optimizer, { batchSize, height: size[0], width: size[1], maxBoxes: loader.maxBoxes });
+  using step = new TrainStep(model, optimizer, {
+    batchSize,
+    height: size[0],
+    width: size[1],
+    maxBoxes: loader.maxBoxes,
+  });
   const { calls, arenaBytes, memory } = step.program;
   console.log(
     `one step is ${calls.length} native calls; activations take ${(arenaBytes / 2 ** 20).toFixed(1)} MiB of memory ` +
@@ -175,6 +192,8 @@ const batch = await loader.getBatch();
 using detect = new DetectStep(model, { batchSize, height: size[0], width: size[1] });
 const found = await detect.run(decoder.images(batch.slot), batch.n);
 for (const { box, score, label } of (found[0] ?? []).slice(0, 3)) {
-  console.log(`${batch.images[0]?.fileName}: ${dataset.classes.nameOf(label)} ${score.toFixed(2)} at ${box.map(Math.round).join(", ")}`);
+  console.log(
+    `${batch.images[0]?.fileName}: ${dataset.classes.nameOf(label)} ${score.toFixed(2)} at ${box.map(Math.round).join(", ")}`,
+  );
 }
 batch.release();

@@ -99,7 +99,8 @@ function usage(message: string): never {
 
 function integer(name: string, text: string, least: number): number {
   const value = Number(text);
-  if (!Number.isSafeInteger(value) || value < least) usage(`--${name}: expected an integer from ${least}, got "${text}"`);
+  if (!Number.isSafeInteger(value) || value < least)
+    usage(`--${name}: expected an integer from ${least}, got "${text}"`);
   return value;
 }
 
@@ -162,7 +163,11 @@ async function main(): Promise<number> {
   const folder = isDemo ? demoFolder() : resolve(data);
   console.log(isDemo ? `data: the demo, in ${folder}` : `data: ${folder}`);
   const progress = showProgress();
-  if (isDemo) await generateDemo(folder, { encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality), progress });
+  if (isDemo)
+    await generateDemo(folder, {
+      encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+      progress,
+    });
 
   using dataset = await loadDataset(folder, {
     codec,
@@ -193,10 +198,16 @@ async function main(): Promise<number> {
   };
 
   const { anchorBase, ...modelOptions } = config.model;
-  using model = new CompactDetector({ ...modelOptions, classes: dataset.classes.length, anchors: octaveAnchors(anchorBase) });
+  using model = new CompactDetector({
+    ...modelOptions,
+    classes: dataset.classes.length,
+    anchors: octaveAnchors(anchorBase),
+  });
   model.to(device, { precision: config.precision, seed });
   const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
-  console.log(`model: CompactDetector, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`);
+  console.log(
+    `model: CompactDetector, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`,
+  );
 
   const evaluation = [new Resize(), new Normalize()];
   const training = [
@@ -217,12 +228,22 @@ async function main(): Promise<number> {
     preprocessing: evaluation,
     shuffle: false,
   });
-  using evaluator = new Evaluator({ model, store: dataset.store, split: config.valSplit, loader: evalLoader, decoder: evalDecoder });
+  using evaluator = new Evaluator({
+    model,
+    store: dataset.store,
+    split: config.valSplit,
+    loader: evalLoader,
+    decoder: evalDecoder,
+  });
 
   const name = isDemo ? "demo" : basename(folder).replace(/[^A-Za-z0-9._-]/g, "-");
   const run = resumed
     ? RunFolder.open(resumed.run)
-    : await RunFolder.create({ name, root: args.out ?? "runs", notes: (path) => [`Continue: bun run examples/train_coco.ts --resume ${path}`] });
+    : await RunFolder.create({
+        name,
+        root: args.out ?? "runs",
+        notes: (path) => [`Continue: bun run examples/train_coco.ts --resume ${path}`],
+      });
   await run.writeConfig(config);
 
   const stop = new AbortController();
@@ -273,7 +294,9 @@ async function main(): Promise<number> {
     const result = outcome.evaluation?.result;
     await run.writeSummary({ ...result?.stats, iterations: outcome.iteration, seconds });
     console.log(`\n${result?.summarize() ?? ""}`);
-    console.log(`\ntrained ${outcome.iteration} iterations in ${seconds.toFixed(0)} s on ${device.info.name} (${device.backend}, ${precision})`);
+    console.log(
+      `\ntrained ${outcome.iteration} iterations in ${seconds.toFixed(0)} s on ${device.info.name} (${device.backend}, ${precision})`,
+    );
     console.log(result ? statsLine(result) : "not evaluated");
     console.log(`run folder: ${run.path}`);
     console.log(`pictures:   ${run.picturePath(outcome.iteration)}`);

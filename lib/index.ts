@@ -1,6 +1,7 @@
 /** dlfs, Deep Learning from Scratch: trains and serves vision object detectors from TypeScript. */
-export * from "./data";
+
 export type { Rect } from "./data";
+export * from "./data";
 export * from "./detection";
 export * from "./formats";
 export * from "./graph";

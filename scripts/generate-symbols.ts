@@ -31,10 +31,23 @@ function camelCase(snake: string): string {
 }
 
 function parseArgument(text: string): Argument {
-  const match = /^(DLFS_HOST )?(const )?(\w+) (\*)?(const \*)?(\w+)$/.exec(text.replace(/\*\*/g, "*").replace(/\s+/g, " ").trim());
+  const match = /^(DLFS_HOST )?(const )?(\w+) (\*)?(const \*)?(\w+)$/.exec(
+    text.replace(/\*\*/g, "*").replace(/\s+/g, " ").trim(),
+  );
   if (!match) throw new Error(`generate-symbols: cannot parse the argument "${text}"`);
-  const [, host, , type, pointer, , name] = match as unknown as [string, string?, string?, string?, string?, string?, string?];
-  const argument = (ffi: Argument["ffi"]): Argument => ({ name: name === "var" ? "variance" : camelCase(name as string), ffi });
+  const [, host, , type, pointer, , name] = match as unknown as [
+    string,
+    string?,
+    string?,
+    string?,
+    string?,
+    string?,
+    string?,
+  ];
+  const argument = (ffi: Argument["ffi"]): Argument => ({
+    name: name === "var" ? "variance" : camelCase(name as string),
+    ffi,
+  });
   if (pointer) return argument(host ? "buffer" : "ptr");
   if (int32Types.includes(type as string)) return argument("i32");
   if (type === "int64_t" || handles.includes(type as string)) return argument("i64");
@@ -44,9 +57,13 @@ function parseArgument(text: string): Argument {
 
 function parseHeader(source: string): NativeFunction[] {
   const functions: NativeFunction[] = [];
-  const pattern = /((?:\/\*(?:(?!\*\/)[\s\S])*\*\/\s*)?)DLFS_API\s+(dlfs_status|int32_t|const char \*)\s*(dlfs_\w+)\(([^)]*)\);[ \t]*(\/\*[^\n]*\*\/)?/g;
+  const pattern =
+    /((?:\/\*(?:(?!\*\/)[\s\S])*\*\/\s*)?)DLFS_API\s+(dlfs_status|int32_t|const char \*)\s*(dlfs_\w+)\(([^)]*)\);[ \t]*(\/\*[^\n]*\*\/)?/g;
   for (const [, before, returns, symbol, args, after] of source.matchAll(pattern)) {
-    const comment = (after ?? before ?? "").replace(/^\s*\/\*+ ?|\s*\*\/\s*$/g, "").replace(/\n \* ?/g, "\n").trim();
+    const comment = (after ?? before ?? "")
+      .replace(/^\s*\/\*+ ?|\s*\*\/\s*$/g, "")
+      .replace(/\n \* ?/g, "\n")
+      .trim();
     functions.push({
       symbol: symbol as string,
       returns: returns === "const char *" ? "cstring" : "i32",
@@ -58,7 +75,10 @@ function parseHeader(source: string): NativeFunction[] {
 }
 
 function parseConstants(source: string): [string, number][] {
-  return [...source.matchAll(/^#define DLFS_(\w+) (-?\d+)\b/gm)].map(([, name, value]) => [name as string, Number(value)]);
+  return [...source.matchAll(/^#define DLFS_(\w+) (-?\d+)\b/gm)].map(([, name, value]) => [
+    name as string,
+    Number(value),
+  ]);
 }
 
 const tsTypes = { i32: "number", i64: "number", f64: "number", buffer: "HostView", ptr: "Address | null" } as const;
@@ -66,7 +86,8 @@ const tsTypes = { i32: "number", i64: "number", f64: "number", buffer: "HostView
 function render(source: string): string {
   const functions = parseHeader(source);
   const declared = source.match(/DLFS_API (?:dlfs_status|int32_t|const char)/g)?.length ?? 0;
-  if (functions.length !== declared) throw new Error(`generate-symbols: parsed ${functions.length} of ${declared} functions`);
+  if (functions.length !== declared)
+    throw new Error(`generate-symbols: parsed ${functions.length} of ${declared} functions`);
   const hash = createHash("sha256").update(source).digest("hex").slice(0, 16);
   const lines = [
     "// Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.",
@@ -84,7 +105,9 @@ function render(source: string): string {
     "export type HostView = NodeJS.TypedArray | DataView;",
     "",
     "export const symbols = {",
-    ...functions.map((f) => `  ${f.symbol}: { args: [${f.args.map((a) => `"${a.ffi}"`).join(", ")}], returns: "${f.returns}" },`),
+    ...functions.map(
+      (f) => `  ${f.symbol}: { args: [${f.args.map((a) => `"${a.ffi}"`).join(", ")}], returns: "${f.returns}" },`,
+    ),
     "} as const;",
     "",
     "/** Argument names, for error messages. */",

@@ -44,7 +44,10 @@ const anchorGrid: Op<{ levels: readonly AnchorLevel[] }> = {
   kind: "anchor_grid",
   hoist: true,
   infer(cells, { levels }) {
-    expectShape(cells.length === levels.length, () => `expected ${levels.length} levels of cell anchors, got ${cells.length}`);
+    expectShape(
+      cells.length === levels.length,
+      () => `expected ${levels.length} levels of cell anchors, got ${cells.length}`,
+    );
     const count = levels.reduce((sum, { height, width }, i) => sum + height * width * cells[i]!.shape[0]!, 0);
     return [{ shape: [count, 4], dtype: "f32" }];
   },

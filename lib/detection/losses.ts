@@ -1,4 +1,14 @@
-import { applyOp, expectActivation, expectShape, type Gradient, type GradientBuilder, type Node, type Op, scaleBy, type Value } from "../graph";
+import {
+  applyOp,
+  expectActivation,
+  expectShape,
+  type Gradient,
+  type GradientBuilder,
+  type Node,
+  type Op,
+  scaleBy,
+  type Value,
+} from "../graph";
 import { type Device, dtypeCode } from "../tensor";
 import type { Targets } from "./matcher";
 
@@ -31,24 +41,58 @@ const focal: Op<Scaled & { alpha: number; gamma: number }> = {
   infer([logits, matches, labels, foreground]) {
     expectActivation(logits!, "logits");
     const [n, a] = logits!.shape;
-    expectShape(logits!.shape.length === 3, () => `logits should have shape (N, A, classes), got (${logits!.shape.join(", ")})`);
+    expectShape(
+      logits!.shape.length === 3,
+      () => `logits should have shape (N, A, classes), got (${logits!.shape.join(", ")})`,
+    );
     expectShape(
       matches!.shape.join() === `${n},${a}`,
       () => `expected matches of shape (${n}, ${a}), got (${matches!.shape.join(", ")})`,
     );
-    expectShape(labels!.dtype === "i32" && labels!.shape[0] === n, () => `expected i32 labels of ${n} images, got ${labels!.dtype} (${labels!.shape.join(", ")})`);
-    expectShape(foreground!.shape.join() === `${n}`, () => `expected foreground counts (${n}), got (${foreground!.shape.join(", ")})`);
+    expectShape(
+      labels!.dtype === "i32" && labels!.shape[0] === n,
+      () => `expected i32 labels of ${n} images, got ${labels!.dtype} (${labels!.shape.join(", ")})`,
+    );
+    expectShape(
+      foreground!.shape.join() === `${n}`,
+      () => `expected foreground counts (${n}), got (${foreground!.shape.join(", ")})`,
+    );
     return [{ shape: [], dtype: "f32" }, logits!];
   },
   gradient: (builder, node, [dy]) => [lossGradient(builder, node, dy!), null, null, null],
   prepare: (device, { inputs: [logits] }) => workspace(device, ...(logits!.shape as [number, number, number])),
   emit(e, { inputs: [logits, matches, labels, foreground], outputs: [loss, gradient], attrs }) {
     const [dst, dlogits] = [e.address(loss!), e.optional(gradient)];
-    const [x, m, l, fg, scratch] = [e.address(logits!), e.address(matches!), e.address(labels!), e.address(foreground!), e.workspace];
+    const [x, m, l, fg, scratch] = [
+      e.address(logits!),
+      e.address(matches!),
+      e.address(labels!),
+      e.address(foreground!),
+      e.workspace,
+    ];
     const [n, a, k] = logits!.shape as [number, number, number];
     const [maxBoxes, dtype] = [labels!.shape[1]!, dtypeCode(logits!.dtype)];
     const { alpha, gamma, gradFactor } = attrs;
-    e.call(() => e.native.focalLoss(e.stream, dst, dlogits, x, m, l, fg, scratch, n, a, k, maxBoxes, dtype, alpha, gamma, gradFactor));
+    e.call(() =>
+      e.native.focalLoss(
+        e.stream,
+        dst,
+        dlogits,
+        x,
+        m,
+        l,
+        fg,
+        scratch,
+        n,
+        a,
+        k,
+        maxBoxes,
+        dtype,
+        alpha,
+        gamma,
+        gradFactor,
+      ),
+    );
   },
 };
 
@@ -85,11 +129,32 @@ const box: Op<Scaled & { weights: BoxCoderWeights; beta: number }> = {
   prepare: (device, { inputs: [deltas] }) => workspace(device, deltas!.shape[0]!, deltas!.shape[1]!, 4),
   emit(e, { inputs: [deltas, anchors, matches, boxes, foreground], outputs: [loss, gradient], attrs }) {
     const [dst, ddeltas] = [e.address(loss!), e.optional(gradient)];
-    const [x, a, m, b, fg, scratch] = [deltas, anchors, matches, boxes, foreground].map((v) => e.address(v!)).concat(e.workspace ?? 0) as [number, number, number, number, number, number];
+    const [x, a, m, b, fg, scratch] = [deltas, anchors, matches, boxes, foreground]
+      .map((v) => e.address(v!))
+      .concat(e.workspace ?? 0) as [number, number, number, number, number, number];
     const [n, count] = deltas!.shape as [number, number];
     const [maxBoxes, dtype] = [boxes!.shape[1]!, dtypeCode(deltas!.dtype)];
     const { weights, beta, gradFactor } = attrs;
-    e.call(() => e.native.boxLoss(e.stream, dst, ddeltas, x, a, m, b, fg, scratch || null, n, count, maxBoxes, dtype, ...weights, beta, gradFactor));
+    e.call(() =>
+      e.native.boxLoss(
+        e.stream,
+        dst,
+        ddeltas,
+        x,
+        a,
+        m,
+        b,
+        fg,
+        scratch || null,
+        n,
+        count,
+        maxBoxes,
+        dtype,
+        ...weights,
+        beta,
+        gradFactor,
+      ),
+    );
   },
 };
 

@@ -51,7 +51,21 @@ const match: Op<MatcherOptions> = {
     const [n, m] = boxes!.shape as [number, number];
     const lowQuality = attrs.allowLowQuality ? 1 : 0;
     e.call(() =>
-      e.native.matchAnchors(e.stream, dst, fg, a, b, c, workspace, n, anchors!.shape[0]!, m, attrs.high, attrs.low, lowQuality),
+      e.native.matchAnchors(
+        e.stream,
+        dst,
+        fg,
+        a,
+        b,
+        c,
+        workspace,
+        n,
+        anchors!.shape[0]!,
+        m,
+        attrs.high,
+        attrs.low,
+        lowQuality,
+      ),
     );
   },
 };

@@ -1,5 +1,5 @@
 import { applyOp, expectShape, type Node, type Op, type Value } from "../graph";
-import { type Device, align, dtypeCode, dtypeSize } from "../tensor";
+import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
 import type { BoxCoderWeights } from "./losses";
 
 export interface PostprocessOptions {
@@ -31,9 +31,18 @@ const selectCandidates: Op<CandidateAttrs> = {
   kind: "select_candidates",
   infer([logits, deltas, anchors, sizes], { levels, topK }) {
     const [n, a, classes] = logits!.shape as [number, number, number];
-    expectShape(deltas!.shape.join() === `${n},${a},4`, () => `box deltas should have shape (${n}, ${a}, 4), got (${deltas!.shape.join(", ")})`);
-    expectShape(anchors!.shape.join() === `${a},4`, () => `anchors should have shape (${a}, 4), got (${anchors!.shape.join(", ")})`);
-    expectShape(sizes!.shape.join() === `${n},2`, () => `image sizes should have shape (${n}, 2), got (${sizes!.shape.join(", ")})`);
+    expectShape(
+      deltas!.shape.join() === `${n},${a},4`,
+      () => `box deltas should have shape (${n}, ${a}, 4), got (${deltas!.shape.join(", ")})`,
+    );
+    expectShape(
+      anchors!.shape.join() === `${a},4`,
+      () => `anchors should have shape (${a}, 4), got (${anchors!.shape.join(", ")})`,
+    );
+    expectShape(
+      sizes!.shape.join() === `${n},2`,
+      () => `image sizes should have shape (${n}, 2), got (${sizes!.shape.join(", ")})`,
+    );
     const total = levels.reduce((sum, count) => sum + count, 0);
     expectShape(total === a, () => `the levels have ${total} anchors, the logits ${a}`);
     const k = levels.reduce((sum, count) => sum + kept(count, classes, topK), 0);
@@ -58,7 +67,12 @@ const selectCandidates: Op<CandidateAttrs> = {
     const row = scores!.shape[1]!;
     const [dtype, bytes] = [dtypeCode(logits!.dtype), dtypeSize(logits!.dtype)];
     const [boxDst, scoreDst, labelDst] = [e.address(boxes!), e.address(scores!), e.address(labels!)];
-    const [x, d, anchorSrc, imageSizes] = [e.address(logits!), e.address(deltas!), e.address(anchors!), e.address(sizes!)];
+    const [x, d, anchorSrc, imageSizes] = [
+      e.address(logits!),
+      e.address(deltas!),
+      e.address(anchors!),
+      e.address(sizes!),
+    ];
     const indices = e.workspace!;
     const scratch = indices + align(n * row * 4);
     const { scoreThreshold, topK, weights } = attrs;
@@ -67,9 +81,46 @@ const selectCandidates: Op<CandidateAttrs> = {
       const k = kept(count, classes, topK);
       const [levelLogits, levelDeltas] = [x + anchor * classes * bytes, d + anchor * 4 * bytes];
       const levelAnchors = anchorSrc + anchor * 16;
-      const [scoreAt, indexAt, boxAt, labelAt] = [scoreDst + column * 4, indices + column * 4, boxDst + column * 16, labelDst + column * 4];
-      e.call(() => e.native.topk(e.stream, scoreAt, indexAt, levelLogits, scratch, n, count * classes, a * classes, k, row, dtype, scoreThreshold));
-      e.call(() => e.native.decodeCandidates(e.stream, boxAt, labelAt, indexAt, levelDeltas, levelAnchors, imageSizes, n, k, row, a * 4, classes, dtype, ...weights));
+      const [scoreAt, indexAt, boxAt, labelAt] = [
+        scoreDst + column * 4,
+        indices + column * 4,
+        boxDst + column * 16,
+        labelDst + column * 4,
+      ];
+      e.call(() =>
+        e.native.topk(
+          e.stream,
+          scoreAt,
+          indexAt,
+          levelLogits,
+          scratch,
+          n,
+          count * classes,
+          a * classes,
+          k,
+          row,
+          dtype,
+          scoreThreshold,
+        ),
+      );
+      e.call(() =>
+        e.native.decodeCandidates(
+          e.stream,
+          boxAt,
+          labelAt,
+          indexAt,
+          levelDeltas,
+          levelAnchors,
+          imageSizes,
+          n,
+          k,
+          row,
+          a * 4,
+          classes,
+          dtype,
+          ...weights,
+        ),
+      );
       anchor += count;
       column += k;
     }
@@ -80,8 +131,14 @@ const suppress: Op<{ nmsThreshold: number; maxDetections: number }> = {
   kind: "nms",
   infer([boxes, scores, labels], { maxDetections }) {
     const [n, k] = scores!.shape as [number, number];
-    expectShape(boxes!.shape.join() === `${n},${k},4`, () => `boxes should have shape (${n}, ${k}, 4), got (${boxes!.shape.join(", ")})`);
-    expectShape(labels!.shape.join() === `${n},${k}`, () => `labels should have shape (${n}, ${k}), got (${labels!.shape.join(", ")})`);
+    expectShape(
+      boxes!.shape.join() === `${n},${k},4`,
+      () => `boxes should have shape (${n}, ${k}, 4), got (${boxes!.shape.join(", ")})`,
+    );
+    expectShape(
+      labels!.shape.join() === `${n},${k}`,
+      () => `labels should have shape (${n}, ${k}), got (${labels!.shape.join(", ")})`,
+    );
     return [
       { shape: [n, maxDetections, 6], dtype: "f32" },
       { shape: [n, maxDetections], dtype: "i32" },
@@ -123,7 +180,16 @@ export function postprocess(
   levels: readonly number[],
   { scoreThreshold, topK, nmsThreshold, maxDetections, weights = [1, 1, 1, 1] }: PostprocessOptions,
 ): { detections: Value; counts: Value } {
-  const candidates = applyOp(selectCandidates, [logits, deltas, anchors, imageSizes], { levels, scoreThreshold, topK, weights });
-  const [detections, , counts] = applyOp(suppress, candidates, { nmsThreshold, maxDetections }) as [Value, Value, Value];
+  const candidates = applyOp(selectCandidates, [logits, deltas, anchors, imageSizes], {
+    levels,
+    scoreThreshold,
+    topK,
+    weights,
+  });
+  const [detections, , counts] = applyOp(suppress, candidates, { nmsThreshold, maxDetections }) as [
+    Value,
+    Value,
+    Value,
+  ];
   return { detections, counts };
 }

@@ -3,9 +3,9 @@
  * are (N, H, W, C); weights (out channels, kernel height, kernel width, in channels / groups).
  */
 import type { DType } from "../tensor";
+import { constant as constantOp } from "./ops/constant";
 import { type ConvGeometry, conv2d as conv2dOp } from "./ops/conv";
 import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
-import { constant as constantOp } from "./ops/constant";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
 import { concat as concatOp, reshape as reshapeOp, slice as sliceOp } from "./ops/shape";
@@ -111,7 +111,10 @@ export function avgPool2d(
   kernel: Size2,
   options: { stride?: Size2; padding?: Size2; countIncludePad?: boolean } = {},
 ): Value {
-  const attrs = { ...window(kernel, options.stride, options.padding ?? 0), countIncludePad: options.countIncludePad ?? true };
+  const attrs = {
+    ...window(kernel, options.stride, options.padding ?? 0),
+    countIncludePad: options.countIncludePad ?? true,
+  };
   return only(applyOp(avgPoolOp, [x], attrs));
 }
 

@@ -1,8 +1,8 @@
 import type { Device } from "../tensor";
 import type { Node } from "./node";
-import { batchNormFold, batchNormInfer, type BatchNormAttrs, batchNormTrain } from "./ops/norm";
 import { type ConvAttrs, conv2d } from "./ops/conv";
-import { activate, type Activation, add } from "./ops/elementwise";
+import { type Activation, activate, add } from "./ops/elementwise";
+import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
 import type { Graph } from "./trace";
 import type { Value } from "./value";
 
@@ -43,7 +43,9 @@ export function fuse(graph: Graph, device: Device, results: readonly Value[], tr
   for (const original of graph.nodes) {
     const node: Node = { ...original, inputs: original.inputs.map((input) => replaced.get(input) ?? input) };
     const rewritten =
-      mergeAdd(graph, node, sole, epilogue) ?? mergeActivation(graph, node, sole, epilogue, training) ?? foldBatchNorm(graph, node, sole, nodes, training);
+      mergeAdd(graph, node, sole, epilogue) ??
+      mergeActivation(graph, node, sole, epilogue, training) ??
+      foldBatchNorm(graph, node, sole, nodes, training);
     if (rewritten) merge(rewritten.first, original, rewritten.merged);
     else {
       Object.assign(original, { inputs: node.inputs });
@@ -54,7 +56,14 @@ export function fuse(graph: Graph, device: Device, results: readonly Value[], tr
   for (const [i, value] of results.entries()) (results as Value[])[i] = replaced.get(value) ?? value;
 }
 
-const tombstone: Node = { id: -1, op: { kind: "none", infer: () => [], emit() {} }, inputs: [], outputs: [], attrs: {}, path: "" };
+const tombstone: Node = {
+  id: -1,
+  op: { kind: "none", infer: () => [], emit() {} },
+  inputs: [],
+  outputs: [],
+  attrs: {},
+  path: "",
+};
 
 type Sole = (value: Value | undefined) => Node | null;
 interface Rewrite {
@@ -129,6 +138,12 @@ function foldBatchNorm(graph: Graph, node: Node, sole: Sole, nodes: Node[], trai
   );
   nodes.push(fold);
   const [foldedW, foldedBias] = fold.outputs as [Value, Value];
-  const merged = make(graph, conv2d as Node["op"], [first.inputs[0]!, foldedW, foldedBias], { ...conv, bias: true }, first.path);
+  const merged = make(
+    graph,
+    conv2d as Node["op"],
+    [first.inputs[0]!, foldedW, foldedBias],
+    { ...conv, bias: true },
+    first.path,
+  );
   return { first, merged };
 }

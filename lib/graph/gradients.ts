@@ -42,7 +42,9 @@ export function differentiate(graph: Graph, seeds: [Value, Gradient][], wanted: 
     if (known === undefined) gradients.set(value, gradient);
     else if (typeof known === "number" && typeof gradient === "number") gradients.set(value, known + gradient);
     else {
-      const sum = builder.apply(add, [builder.value(known, value), builder.value(gradient, value)], { activation: "none" });
+      const sum = builder.apply(add, [builder.value(known, value), builder.value(gradient, value)], {
+        activation: "none",
+      });
       gradients.set(value, sum[0] as Value);
     }
   };
@@ -67,11 +69,15 @@ export function differentiate(graph: Graph, seeds: [Value, Gradient][], wanted: 
     const fp32 = builder.value(gradient, { shape: value.shape, dtype: "f32" });
     const known = result.parameters.get(parameter);
     // The fp32 parameter and its low-precision copy are one parameter.
-    result.parameters.set(parameter, known ? (builder.apply(add, [known, fp32], { activation: "none" })[0] as Value) : fp32);
+    result.parameters.set(
+      parameter,
+      known ? (builder.apply(add, [known, fp32], { activation: "none" })[0] as Value) : fp32,
+    );
   }
   // In the order asked for; an input that no seed depends on has a gradient of 0.
   for (const value of wanted) {
-    if (value.leaf?.leaf === "input") result.inputs.set(value.leaf.name, builder.value(gradients.get(value) ?? 0, value));
+    if (value.leaf?.leaf === "input")
+      result.inputs.set(value.leaf.name, builder.value(gradients.get(value) ?? 0, value));
   }
   return result;
 }

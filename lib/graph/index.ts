@@ -1,4 +1,5 @@
 export { convPicks, restoreConvPicks, tuneConvolutions } from "./conv-plans";
+export * from "./functions";
 export type { MemoryPlan } from "./memory-plan";
 export {
   type Emitter,
@@ -12,7 +13,6 @@ export {
   type Preparation,
   ShapeError,
 } from "./node";
-export * from "./functions";
 export { type Activation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";

@@ -68,7 +68,8 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
 
   for (const value of request.permanent) {
     const root = storageOf(value);
-    if (!blockOf.has(root) && !isElsewhere(root, bound)) blockOf.set(root, reserve(byteSize(root), -1, Number.POSITIVE_INFINITY));
+    if (!blockOf.has(root) && !isElsewhere(root, bound))
+      blockOf.set(root, reserve(byteSize(root), -1, Number.POSITIVE_INFINITY));
   }
   for (const [index, node] of nodes.entries()) {
     if (node.op.alias) continue;

@@ -1,5 +1,5 @@
-import type { Device, DType } from "../tensor";
 import type { Address, NativeFunctions } from "../native";
+import type { Device, DType } from "../tensor";
 import type { Spec, Value } from "./value";
 
 /** One operation of a graph with its operands. */

@@ -41,7 +41,11 @@ export class Parameter {
 
   get tensor(): Tensor {
     if (!this.#tensor) {
-      throw new DlfsError(ErrorCode.argument, this.name || "parameter", "has no memory yet: call model.to(device) first");
+      throw new DlfsError(
+        ErrorCode.argument,
+        this.name || "parameter",
+        "has no memory yet: call model.to(device) first",
+      );
     }
     return this.#tensor;
   }

@@ -1,5 +1,15 @@
 import { type Address, check, DlfsError, ErrorCode } from "../native";
-import { Arena, type Device, dtypeCode, Event, elementCount, outHandle, PinnedBuffer, type Stream, Tensor } from "../tensor";
+import {
+  Arena,
+  type Device,
+  dtypeCode,
+  Event,
+  elementCount,
+  outHandle,
+  PinnedBuffer,
+  type Stream,
+  Tensor,
+} from "../tensor";
 import { unwatchLeak, watchLeak } from "../tensor/leaks";
 import { fuse } from "./fusion";
 import { differentiate, type LeafGradients } from "./gradients";
@@ -120,8 +130,12 @@ export class Program implements Disposable {
       for (const [name, value] of Object.entries(results)) this.results[name] = this.#tensor(value);
       this.#hoisted = [...isHoisted].flatMap((node) => this.#record(node, prepared.get(node)));
       const before = options.before?.(this) ?? [];
-      const forwardCalls = main.filter((node) => forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
-      const backwardCalls = main.filter((node) => !forwardNodes.has(node)).flatMap((node) => this.#record(node, prepared.get(node)));
+      const forwardCalls = main
+        .filter((node) => forwardNodes.has(node))
+        .flatMap((node) => this.#record(node, prepared.get(node)));
+      const backwardCalls = main
+        .filter((node) => !forwardNodes.has(node))
+        .flatMap((node) => this.#record(node, prepared.get(node)));
       const exportCalls = exports.map(({ value, target, accumulate }) => this.#export(value, target, accumulate));
       this.backwardStart = before.length + forwardCalls.length;
       this.calls = [...before, ...forwardCalls, ...backwardCalls, ...exportCalls, ...(options.after?.(this) ?? [])];
@@ -207,7 +221,13 @@ export class Program implements Disposable {
       for (const value of call.outputs) {
         const address = this.#addressOrNull(value);
         if (address === null || !["f32", "bf16", "f16"].includes(value.dtype)) continue;
-        native.checkFinite(this.stream.handle, flag.address, address, elementCount(value.shape), dtypeCode(value.dtype));
+        native.checkFinite(
+          this.stream.handle,
+          flag.address,
+          address,
+          elementCount(value.shape),
+          dtypeCode(value.dtype),
+        );
       }
       native.copyToHost(this.stream.handle, host.address, flag.address, 4);
       this.stream.synchronize();
@@ -253,7 +273,9 @@ export class Program implements Disposable {
 
   #differentiate(graph: Graph, results: Record<string, Value>, options: ProgramOptions): LeafGradients {
     const wantedSeeds =
-      options.seeds === "inputs" ? Object.fromEntries(Object.keys(results).map((name) => [name, "input"])) : options.seeds;
+      options.seeds === "inputs"
+        ? Object.fromEntries(Object.keys(results).map((name) => [name, "input"]))
+        : options.seeds;
     const seeds = Object.entries(wantedSeeds ?? {}).map(([name, seed]): [Value, Gradient] => {
       const value = results[name];
       check(value !== undefined, "Program", () => `no result named "${name}" to differentiate`);
@@ -283,7 +305,8 @@ export class Program implements Disposable {
     const exports: { value: Value; target: Tensor; accumulate: boolean }[] = [];
     for (const [parameter, value] of gradients) {
       const target = parameter.grad;
-      if (!target) throw new DlfsError(ErrorCode.argument, parameter.name, "has no gradient memory: call model.to(device) first");
+      if (!target)
+        throw new DlfsError(ErrorCode.argument, parameter.name, "has no gradient memory: call model.to(device) first");
       const root = storageOf(value);
       if (!options.accumulate && root.node && !taken.has(root)) {
         taken.add(root);
@@ -299,7 +322,8 @@ export class Program implements Disposable {
     const { native } = this.device;
     const source = this.#address(value);
     const run = accumulate
-      ? () => void native.add(this.stream.handle, target.address, target.address, source, target.size, dtypeCode("f32"), 0)
+      ? () =>
+          void native.add(this.stream.handle, target.address, target.address, source, target.size, dtypeCode("f32"), 0)
       : () => void native.copy(this.stream.handle, target.address, source, target.byteLength);
     return { kind: accumulate ? "accumulate_gradient" : "copy_gradient", path: "", run, outputs: [] };
   }

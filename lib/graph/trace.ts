@@ -25,7 +25,10 @@ export class Graph {
     this.#leaves.set(parameter, byType);
     let value = byType.get(dtype);
     if (!value) {
-      value = this.#leaf({ shape: parameter.shape, dtype }, { leaf: dtype === "f32" ? "parameter" : "copy", parameter });
+      value = this.#leaf(
+        { shape: parameter.shape, dtype },
+        { leaf: dtype === "f32" ? "parameter" : "copy", parameter },
+      );
       byType.set(dtype, value);
     }
     return value;
@@ -61,7 +64,10 @@ interface Trace {
 let current: Trace | null = null;
 
 /** Runs `body` on symbolic tensors, recording the operations it applies. */
-export function trace<R>(inputs: Record<string, Spec>, body: (inputs: Record<string, Value>) => R): { graph: Graph; result: R } {
+export function trace<R>(
+  inputs: Record<string, Spec>,
+  body: (inputs: Record<string, Value>) => R,
+): { graph: Graph; result: R } {
   const graph = new Graph();
   const values = Object.fromEntries(Object.entries(inputs).map(([name, spec]) => [name, graph.input(name, spec)]));
   const outer = current;
@@ -75,7 +81,11 @@ export function trace<R>(inputs: Record<string, Spec>, body: (inputs: Record<str
 
 function active(what: string): Trace {
   if (!current) {
-    throw new DlfsError(ErrorCode.argument, what, "operations on symbolic tensors belong inside a layer's forward(); to run a model on tensors use model.call()");
+    throw new DlfsError(
+      ErrorCode.argument,
+      what,
+      "operations on symbolic tensors belong inside a layer's forward(); to run a model on tensors use model.call()",
+    );
   }
   return current;
 }
@@ -90,7 +100,11 @@ export function applyOp<A>(op: Op<A>, inputs: readonly Value[], attrs: A): Value
   const { graph, path } = active(op.kind);
   for (const input of inputs) {
     if (!(input instanceof Value)) {
-      throw new DlfsError(ErrorCode.argument, path.join(".") || op.kind, `expected a symbolic tensor, got ${describe(input)}`);
+      throw new DlfsError(
+        ErrorCode.argument,
+        path.join(".") || op.kind,
+        `expected a symbolic tensor, got ${describe(input)}`,
+      );
     }
   }
   return graph.append(op, inputs, attrs, path.join("."));

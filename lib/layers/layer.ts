@@ -1,5 +1,5 @@
-import { DlfsError, ErrorCode } from "../native";
 import { isTracing, Parameter, type Value, withPath } from "../graph";
+import { DlfsError, ErrorCode } from "../native";
 
 /** What forward() takes and gives: symbolic tensors, alone, in arrays or by name. */
 export type Values = Value | readonly Value[] | { readonly [name: string]: Value };
@@ -54,7 +54,8 @@ export abstract class Layer {
       const name = snakeCase(key);
       if (value instanceof Layer) children.push([name, value]);
       else if (Array.isArray(value)) {
-        for (const [i, element] of value.entries()) if (element instanceof Layer) children.push([`${name}.${i}`, element]);
+        for (const [i, element] of value.entries())
+          if (element instanceof Layer) children.push([`${name}.${i}`, element]);
       }
     }
     return children;

@@ -22,7 +22,8 @@ export abstract class Model extends Layer {
   #lastCall: Program | null = null;
 
   get device(): Device {
-    if (!this.#device) throw new DlfsError(ErrorCode.argument, this.constructor.name, "is on no device: call to(device) first");
+    if (!this.#device)
+      throw new DlfsError(ErrorCode.argument, this.constructor.name, "is on no device: call to(device) first");
     return this.#device;
   }
 
@@ -72,7 +73,8 @@ export abstract class Model extends Layer {
   refresh(): void {
     const { native, stream } = this.device;
     for (const { tensor, copy } of this.parameters()) {
-      if (copy) native.cast(stream.handle, copy.address, tensor.address, tensor.size, dtypeCode(copy.dtype), dtypeCode("f32"));
+      if (copy)
+        native.cast(stream.handle, copy.address, tensor.address, tensor.size, dtypeCode(copy.dtype), dtypeCode("f32"));
     }
     for (const program of this.#programs.values()) program.refresh();
   }
@@ -152,7 +154,11 @@ export abstract class Model extends Layer {
   backward(...gradients: Tensor[]): Tensor[] {
     const program = this.#lastCall;
     if (!program) {
-      throw new DlfsError(ErrorCode.argument, this.constructor.name, "backward() needs a call() in training mode before it");
+      throw new DlfsError(
+        ErrorCode.argument,
+        this.constructor.name,
+        "backward() needs a call() in training mode before it",
+      );
     }
     const expected = resultsOf(program).length;
     check(gradients.length === expected, "backward", () => `expected ${expected} gradients, got ${gradients.length}`);
@@ -171,7 +177,9 @@ export abstract class Model extends Layer {
   }
 
   #build(inputs: Tensor[]): Program {
-    const specs: Record<string, Spec> = Object.fromEntries(inputs.map((x, i) => [`${i}`, { shape: x.shape, dtype: x.dtype }]));
+    const specs: Record<string, Spec> = Object.fromEntries(
+      inputs.map((x, i) => [`${i}`, { shape: x.shape, dtype: x.dtype }]),
+    );
     const forward = (values: Record<string, Value>) => {
       const out = (this.forward as (...x: Value[]) => unknown)(...inputs.map((_, i) => values[`${i}`]!));
       const results = out instanceof Value ? [out] : Object.values(out as Record<string, Value>);

@@ -143,9 +143,15 @@ class Head extends Layer {
   ) {
     super();
     const init = { weight: kaimingNormal(channels * 9) };
-    this.convs = Array.from({ length: depth }, () => new Conv2d(channels, channels, 3, { padding: 1, bias: false, init }));
+    this.convs = Array.from(
+      { length: depth },
+      () => new Conv2d(channels, channels, 3, { padding: 1, bias: false, init }),
+    );
     this.norms = Array.from({ length: depth * levels }, () => new BatchNorm2d(channels));
-    const lastInit = { weight: { kind: "normal", mean: 0, std: 0.01 }, bias: { kind: "constant", value: bias } } as const;
+    const lastInit = {
+      weight: { kind: "normal", mean: 0, std: 0.01 },
+      bias: { kind: "constant", value: bias },
+    } as const;
     this.last = new Conv2d(channels, outChannels, 3, { padding: 1, init: lastInit });
   }
 

@@ -1,6 +1,6 @@
 import {
-  type AnchorOptions,
   AnchorGenerator,
+  type AnchorOptions,
   boxLoss,
   focalLoss,
   type MatcherOptions,
@@ -116,9 +116,18 @@ export abstract class Detector extends Model {
       return [reshape(logits, [n, h * w * perCell, this.classes]), reshape(deltas, [n, h * w * perCell, 4])] as const;
     });
     return {
-      logits: concat(flat.map(([logits]) => logits), 1),
-      deltas: concat(flat.map(([, deltas]) => deltas), 1),
-      anchors: this.anchorGenerator.forward(images, maps.map(({ logits }) => logits)),
+      logits: concat(
+        flat.map(([logits]) => logits),
+        1,
+      ),
+      deltas: concat(
+        flat.map(([, deltas]) => deltas),
+        1,
+      ),
+      anchors: this.anchorGenerator.forward(
+        images,
+        maps.map(({ logits }) => logits),
+      ),
       levels,
     };
   }

@@ -1,2 +1,8 @@
-export { BasicBlock, CompactDetector, type CompactDetectorOptions, ConvNormReLU, octaveAnchors } from "./compact-detector";
+export {
+  BasicBlock,
+  CompactDetector,
+  type CompactDetectorOptions,
+  ConvNormReLU,
+  octaveAnchors,
+} from "./compact-detector";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";

@@ -5,10 +5,11 @@
  * Rules kept here (they hold for bun:ffi on Bun 1.4): views are passed as `buffer` arguments and never kept as pointers,
  * arguments are validated because the FFI hardly checks them, a library is never closed.
  */
+
+import { dlopen } from "bun:ffi";
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { dlopen } from "bun:ffi";
 import { DlfsError, ErrorCode } from "./error";
 import { argumentNames, constants, headerHash, type NativeFunctions, symbols } from "./symbols.generated";
 
@@ -126,7 +127,11 @@ function checked(symbol: string, raw: RawFunction, kinds: readonly FfiKind[], la
     if (status < 0) {
       const message = lastError();
       const colon = message.indexOf(": ");
-      throw new DlfsError(status, colon > 0 ? message.slice(0, colon) : symbol, colon > 0 ? message.slice(colon + 2) : message);
+      throw new DlfsError(
+        status,
+        colon > 0 ? message.slice(0, colon) : symbol,
+        colon > 0 ? message.slice(colon + 2) : message,
+      );
     }
     return status;
   };
@@ -253,7 +258,8 @@ export function chooseBackend(wanted?: string): { name: BackendName; reason: str
   }
   const cuda = probe("cuda");
   if (cuda.status === "ok" && cuda.devices.length > 0) return { name: "cuda", reason: "found a device" };
-  const why = cuda.status === "ok" ? "CUDA found no device" : cuda.status === "missing" ? "no CUDA library built" : cuda.message;
+  const why =
+    cuda.status === "ok" ? "CUDA found no device" : cuda.status === "missing" ? "no CUDA library built" : cuda.message;
   loadLibrary("cpu");
   return { name: "cpu", reason: why };
 }

@@ -70,7 +70,11 @@ export class Device extends NativeObject {
     const devices = listDevices(library);
     const info = devices[index];
     if (!info) {
-      throw new DlfsError(ErrorCode.argument, `backend ${name}`, `expected a device index below ${devices.length}, got ${index}`);
+      throw new DlfsError(
+        ErrorCode.argument,
+        `backend ${name}`,
+        `expected a device index below ${devices.length}, got ${index}`,
+      );
     }
     const out = outHandle();
     library.functions.contextCreate(out.view, index);

@@ -75,7 +75,10 @@ export function encodeElements(values: Numbers, dtype: DType): Uint8Array {
 }
 
 /** Elements of a dtype as numbers: Float32Array for the floating-point types, Int32Array, Uint8Array, or Float64Array (i64). */
-export function decodeElements(bytes: Uint8Array<ArrayBuffer>, dtype: DType): Float32Array | Int32Array | Uint8Array | Float64Array {
+export function decodeElements(
+  bytes: Uint8Array<ArrayBuffer>,
+  dtype: DType,
+): Float32Array | Int32Array | Uint8Array | Float64Array {
   const { buffer, byteOffset, byteLength } = bytes;
   switch (dtype) {
     case "f32":

@@ -8,7 +8,9 @@ interface Held {
 }
 
 const registry = new FinalizationRegistry<Held>(({ what, stack }) => {
-  console.error(`dlfs: ${what} was not disposed of; it was created${stack ? `\n${stack}` : " (set DLFS_LEAKS=1 to see where)"}`);
+  console.error(
+    `dlfs: ${what} was not disposed of; it was created${stack ? `\n${stack}` : " (set DLFS_LEAKS=1 to see where)"}`,
+  );
 });
 
 /** Watches an object; `what` names it in the report. */

@@ -13,7 +13,9 @@ export class PinnedBuffer extends NativeObject {
   ) {
     const out = outHandle();
     device.native.hostMalloc(device.handle, out.view, byteLength);
-    super(out.value, `PinnedBuffer of ${byteLength} bytes`, (address) => device.native.hostFree(device.handle, address));
+    super(out.value, `PinnedBuffer of ${byteLength} bytes`, (address) =>
+      device.native.hostFree(device.handle, address),
+    );
     this.address = out.value;
     this.#bytes = new Uint8Array(borrowHostMemory(this.address, byteLength));
   }

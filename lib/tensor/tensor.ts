@@ -37,22 +37,20 @@ export class Tensor implements Disposable {
 
   /** A new tensor with every element set to a value. */
   static full(device: Device, shape: readonly number[], value: number, dtype: DType = "f32"): Tensor {
-    const tensor = Tensor.empty(device, shape, dtype);
-    device.native.fill(device.stream.handle, tensor.address, tensor.size, dtypeCode(dtype), value);
-    return tensor;
+    return initialised(Tensor.empty(device, shape, dtype), (tensor) => {
+      device.native.fill(device.stream.handle, tensor.address, tensor.size, dtypeCode(dtype), value);
+    });
   }
 
   static zeros(device: Device, shape: readonly number[], dtype: DType = "f32"): Tensor {
-    const tensor = Tensor.empty(device, shape, dtype);
-    device.native.memset(device.stream.handle, tensor.address, tensor.byteLength, 0);
-    return tensor;
+    return initialised(Tensor.empty(device, shape, dtype), (tensor) => {
+      device.native.memset(device.stream.handle, tensor.address, tensor.byteLength, 0);
+    });
   }
 
   /** A new tensor with the values given in row-major order, converted to the dtype. */
   static from(device: Device, values: ArrayLike<number>, shape: readonly number[], dtype: DType = "f32"): Tensor {
-    const tensor = Tensor.empty(device, shape, dtype);
-    tensor.write(values);
-    return tensor;
+    return initialised(Tensor.empty(device, shape, dtype), (tensor) => tensor.write(values));
   }
 
   /** A view of memory owned elsewhere. */
@@ -134,6 +132,17 @@ export class Tensor implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** Fills a new tensor; frees it where that fails. */
+function initialised(tensor: Tensor, fill: (tensor: Tensor) => void): Tensor {
+  try {
+    fill(tensor);
+    return tensor;
+  } catch (error) {
+    tensor.dispose();
+    throw error;
   }
 }
 

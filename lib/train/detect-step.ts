@@ -73,7 +73,12 @@ export class DetectStep implements Disposable {
     native.copyToDevice(stream.handle, inputs.imageSizes!.address, this.#sizes.address, this.#sizes.byteLength);
     inputs.images!.copyFrom(images, stream);
     this.program.run();
-    native.copyToHost(stream.handle, this.#detections.address, results.detections!.address, this.#detections.byteLength);
+    native.copyToHost(
+      stream.handle,
+      this.#detections.address,
+      results.detections!.address,
+      this.#detections.byteLength,
+    );
     native.copyToHost(stream.handle, this.#counts.address, results.counts!.address, this.#counts.byteLength);
     this.#event.record(stream);
     await this.#event.done();

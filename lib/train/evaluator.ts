@@ -1,4 +1,10 @@
-import { type AnnotationStore, type DataLoader, type DetectionBatch, type DeviceBatchDecoder, mapBoxesToImage } from "../data";
+import {
+  type AnnotationStore,
+  type DataLoader,
+  type DetectionBatch,
+  type DeviceBatchDecoder,
+  mapBoxesToImage,
+} from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { Detector } from "../models";
 import { type Detection, DetectStep } from "./detect-step";
@@ -32,7 +38,9 @@ export class Evaluator implements Disposable {
   }
 
   /** Detects on the whole split with the present weights, and measures. `onBatch` hears of each finished batch. */
-  async evaluate(onBatch?: (done: number, total: number) => void): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
+  async evaluate(
+    onBatch?: (done: number, total: number) => void,
+  ): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
     const { loader, store, split } = this.#options;
     this.#step.refresh();
     const detections: ImageDetections[] = [];

@@ -1,7 +1,7 @@
 export { type Detection, DetectStep, type DetectStepOptions } from "./detect-step";
 export { Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
+export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
 export { type HostTargets, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
 export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";
-export { Reporter, type ReporterOptions, statsLine } from "./reporter";

@@ -38,18 +38,23 @@ export class SGD extends NativeObject {
   constructor(model: Model, options: SGDOptions) {
     const { device } = model;
     const { momentum = 0.9, nesterov = false, weightDecay = 1e-4 } = options;
-    check(momentum >= 0 && weightDecay >= 0, "SGD", () => `expected momentum and weight decay >= 0, got ${momentum}, ${weightDecay}`);
+    check(
+      momentum >= 0 && weightDecay >= 0,
+      "SGD",
+      () => `expected momentum and weight decay >= 0, got ${momentum}, ${weightDecay}`,
+    );
     const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
     check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
-    const memory = new Arena(device, parameters.reduce((sum, [, { size }]) => sum + align(size * 4), 0));
+    const memory = new Arena(
+      device,
+      parameters.reduce((sum, [, { size }]) => sum + align(size * 4), 0),
+    );
     device.native.memset(device.stream.handle, memory.address, align(memory.byteLength), 0);
     const momenta = new Map(
       parameters.map(([name, p]) => [name, Tensor.at(device, memory.take(p.size * 4), p.shape, "f32")] as const),
     );
-    super(
-      createLists(device, parameters, momenta, weightDecay, dtypeCode(model.precision)),
-      "SGD",
-      (handle) => device.native.sgdDestroy(handle),
+    super(createLists(device, parameters, momenta, weightDecay, dtypeCode(model.precision)), "SGD", (handle) =>
+      device.native.sgdDestroy(handle),
     );
     this.device = device;
     this.momenta = momenta;
@@ -68,7 +73,14 @@ export class SGD extends NativeObject {
     const { native } = this.device;
     const stream = program.stream.handle;
     const [rate, step, table, length] = [this.rate.address, this.step.address, this.#table.address, this.#table.size];
-    return [{ kind: "schedule", path: "", outputs: [], run: () => void native.scheduleStep(stream, rate, step, table, length) }];
+    return [
+      {
+        kind: "schedule",
+        path: "",
+        outputs: [],
+        run: () => void native.scheduleStep(stream, rate, step, table, length),
+      },
+    ];
   }
 
   /** The calls that check the losses and update the parameters: after a program's own. */
@@ -79,7 +91,12 @@ export class SGD extends NativeObject {
     const checks = losses.map((name): Call => {
       const loss = program.results[name] as Tensor;
       const address = loss.address;
-      return { kind: "check_finite", path: name, outputs: [], run: () => void native.checkFinite(stream, failed, address, 1, constants.F32) };
+      return {
+        kind: "check_finite",
+        path: name,
+        outputs: [],
+        run: () => void native.checkFinite(stream, failed, address, 1, constants.F32),
+      };
     });
     const nesterov = this.#nesterov ? 1 : 0;
     const update: Call = {

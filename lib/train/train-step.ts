@@ -149,7 +149,11 @@ export class TrainStep implements Disposable {
     stage(this.#offsets.counts, targets.counts, inputs.counts!);
     inputs.images!.copyFrom(images, stream);
     this.program.run();
-    const report = [...this.lossNames.map((name) => results[name] as Tensor), this.optimizer.rate, this.optimizer.failed];
+    const report = [
+      ...this.lossNames.map((name) => results[name] as Tensor),
+      this.optimizer.rate,
+      this.optimizer.failed,
+    ];
     for (const [i, value] of report.entries()) {
       native.copyToHost(stream.handle, place.report.address + 4 * i, value.address, 4);
     }

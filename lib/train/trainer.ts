@@ -6,7 +6,13 @@ import { DlfsError, ErrorCode } from "../native";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
-import { checkpointMetadata, checkpointTensors, restoreAlgorithms, restoreTraining, type TrainingState } from "./training-state";
+import {
+  checkpointMetadata,
+  checkpointTensors,
+  restoreAlgorithms,
+  restoreTraining,
+  type TrainingState,
+} from "./training-state";
 
 /** Hears what happens in a training; everything is optional. */
 export interface TrainerObserver {
@@ -128,7 +134,9 @@ export class Trainer implements Disposable {
       ErrorCode.argument,
       "training",
       `a loss is not finite in iteration ${result.iteration}: ${losses.join(", ")}, learning rate ${result.rate}; ` +
-        (this.#lastCheckpoint ? `the last good checkpoint is ${this.#lastCheckpoint}` : "no checkpoint had been written yet"),
+        (this.#lastCheckpoint
+          ? `the last good checkpoint is ${this.#lastCheckpoint}`
+          : "no checkpoint had been written yet"),
     );
   }
 
@@ -151,7 +159,8 @@ export class Trainer implements Disposable {
       values: { ...stats },
     };
     this.#state.history.push(record);
-    if (!this.#state.best || stats.AP > this.#state.best.value) this.#state.best = { name: "AP", value: stats.AP, iteration };
+    if (!this.#state.best || stats.AP > this.#state.best.value)
+      this.#state.best = { name: "AP", value: stats.AP, iteration };
     await observer?.onEvaluation?.(iteration, evaluation.result, evaluation.detections);
     return evaluation;
   }

@@ -1,10 +1,10 @@
+import packageJson from "../../package.json";
 import type { DataLoader, DetectionBatch, LoaderState } from "../data";
 import type { BestMetric, Checkpoint, CheckpointMetadata, CheckpointTensorData, MetricsRecord } from "../formats";
 import { convPicks, restoreConvPicks } from "../graph";
-import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
 import type { Detector } from "../models";
+import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
 import type { Tensor } from "../tensor";
-import packageJson from "../../package.json";
 import type { SGD } from "./sgd";
 
 /** Everything a run needs to go on as if it had never stopped. */
@@ -73,7 +73,10 @@ export function restoreAlgorithms(model: Detector, checkpoint: Checkpoint): void
   // Other libraries or devices number their algorithms differently.
   const here = { ...parseVersions(loadLibrary(device.backend).versions), device: device.info.name };
   if (versions.backend !== device.backend || JSON.stringify(versions.libraries) !== JSON.stringify(here)) return;
-  restoreConvPicks(device, picks.map(({ key, value }) => `${key}=${value}`));
+  restoreConvPicks(
+    device,
+    picks.map(({ key, value }) => `${key}=${value}`),
+  );
 }
 
 /** Replaces weights, statistics, momentum, counters and the loader's position by a checkpoint's. */
@@ -100,7 +103,8 @@ export async function restoreTraining(
     check(
       entry.dtype === tensor.dtype && entry.shape.join() === tensor.shape.join(),
       path,
-      () => `${name}: expected ${tensor.dtype} (${tensor.shape.join(", ")}), got ${entry.dtype} (${entry.shape.join(", ")})`,
+      () =>
+        `${name}: expected ${tensor.dtype} (${tensor.shape.join(", ")}), got ${entry.dtype} (${entry.shape.join(", ")})`,
       ErrorCode.shape,
     );
     tensor.writeBytes(await checkpoint.read(name));

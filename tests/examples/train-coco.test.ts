@@ -42,7 +42,9 @@ test("a run ends with its results, the run folder and the next command, and the 
   expect(stderr).toBe("");
   expect(exitCode).toBe(0);
   const lines = stdout.trimEnd().split("\n");
-  expect(lines.slice(-5).join("\n")).toMatch(/^AP \d\.\d{3} {2}AP50 \d\.\d{3}[\s\S]*\nrun folder: .*\n.*\n.*--resume /m);
+  expect(lines.slice(-5).join("\n")).toMatch(
+    /^AP \d\.\d{3} {2}AP50 \d\.\d{3}[\s\S]*\nrun folder: .*\n.*\n.*--resume /m,
+  );
   const runFolder = /run folder: (.*)/.exec(stdout)?.[1] as string;
   const config = JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8"));
   expect(config).toMatchObject({ iterations: 4, batch: 2, size: [64, 64], seed: 0 });
@@ -77,7 +79,9 @@ test("SIGINT saves a checkpoint and exits with 130", async () => {
   }
   expect(await child.exited).toBe(130);
   expect(stdout).toContain("continue with:");
-  await using checkpoint = (await new CheckpointStore(join(folder, "interrupted", `${folder.split("/").pop()}-1`, "checkpoints")).latest())!.checkpoint;
+  await using checkpoint = (await new CheckpointStore(
+    join(folder, "interrupted", `${folder.split("/").pop()}-1`, "checkpoints"),
+  ).latest())!.checkpoint;
   expect(checkpoint.metadata.iteration).toBeGreaterThan(0);
 });
 
@@ -96,7 +100,20 @@ test("what cannot be trained on stops before the first step with an error that n
   expect(unknown.stderr).toContain("--epochs");
   const help = await run("--help");
   expect(help.exitCode).toBe(0);
-  for (const option of ["--data", "--train-split", "--val-split", "--iterations", "--batch", "--size", "--precision", "--backend", "--seed", "--flip", "--out", "--resume"]) {
+  for (const option of [
+    "--data",
+    "--train-split",
+    "--val-split",
+    "--iterations",
+    "--batch",
+    "--size",
+    "--precision",
+    "--backend",
+    "--seed",
+    "--flip",
+    "--out",
+    "--resume",
+  ]) {
     expect(help.stdout).toContain(option);
   }
 });

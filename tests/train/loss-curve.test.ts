@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import recorded from "../golden/loss-curve/curve.json";
 import { lossCurve, STEPS } from "../golden/loss-curve/curve";
+import recorded from "../golden/loss-curve/curve.json";
 import { testDevice } from "../support/device";
 
 test("twenty fp32 steps on a stored batch give the losses that the CPU backend recorded, within 1e-3", async () => {

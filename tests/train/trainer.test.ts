@@ -2,7 +2,15 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import { CocoDataLoader, DeviceBatchDecoder, DeviceImageCodec, HorizontalFlip, loadDataset, Normalize, Resize } from "../../lib/data";
+import {
+  CocoDataLoader,
+  DeviceBatchDecoder,
+  DeviceImageCodec,
+  HorizontalFlip,
+  loadDataset,
+  Normalize,
+  Resize,
+} from "../../lib/data";
 import { readCheckpoint } from "../../lib/formats";
 import { CompactDetector } from "../../lib/models";
 import { DlfsError } from "../../lib/native";
@@ -43,7 +51,14 @@ async function run(options: RunOptions): Promise<RunResult> {
   const preprocessing = [new HorizontalFlip(), new Resize(), new Normalize()];
   const shared = { batchSize: 2, height: 64, width: 64, preprocessing };
   using decoder = new DeviceBatchDecoder(device, shared);
-  const loaderOptions = { store: dataset.store, source: dataset.source, decoder, batchSize: 2, size: [64, 64] as const, preprocessing };
+  const loaderOptions = {
+    store: dataset.store,
+    source: dataset.source,
+    decoder,
+    batchSize: 2,
+    size: [64, 64] as const,
+    preprocessing,
+  };
   await using loader = new CocoDataLoader({ ...loaderOptions, split: "train2017", seed: 3 });
   using evalDecoder = new DeviceBatchDecoder(device, shared);
   await using evalLoader = new CocoDataLoader({
@@ -53,7 +68,13 @@ async function run(options: RunOptions): Promise<RunResult> {
     shuffle: false,
     preprocessing: [new Resize(), new Normalize()],
   });
-  using evaluator = new Evaluator({ model, store: dataset.store, split: "val2017", loader: evalLoader, decoder: evalDecoder });
+  using evaluator = new Evaluator({
+    model,
+    store: dataset.store,
+    split: "val2017",
+    loader: evalLoader,
+    decoder: evalDecoder,
+  });
   using trainer = new Trainer({
     model,
     loader,
@@ -92,7 +113,10 @@ test("a resumed run ends with the bytes of an uninterrupted one", async () => {
 
 test("training learns: the losses fall and an evaluation reports COCO's figures", async () => {
   const losses: number[] = [];
-  const observer = { onResult: ({ losses: l }: { losses: Record<string, number> }) => void losses.push(l.classification! + l.boxRegression!) };
+  const observer = {
+    onResult: ({ losses: l }: { losses: Record<string, number> }) =>
+      void losses.push(l.classification! + l.boxRegression!),
+  };
   const { outcome } = await run({ iterations: 40, evaluate: true, observer, rate: 0.02 });
   expect(losses).toHaveLength(40);
   const mean = (part: number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;
@@ -115,7 +139,9 @@ test("a loss that is not finite stops the run by name and keeps the last good ch
   );
   expect(error).toBeInstanceOf(DlfsError);
   const { message } = error as DlfsError;
-  expect(message).toMatch(/a loss is not finite in iteration \d+: classification .*, boxRegression .*, learning rate \d+/);
+  expect(message).toMatch(
+    /a loss is not finite in iteration \d+: classification .*, boxRegression .*, learning rate \d+/,
+  );
   expect(saved.length).toBeGreaterThan(0);
   expect(message).toContain(saved.at(-1)!);
   await using checkpoint = await readCheckpoint(saved.at(-1)!);

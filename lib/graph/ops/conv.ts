@@ -37,7 +37,8 @@ function outputShape(x: Spec, w: Spec, g: ConvGeometry): number[] {
   const [p, q] = [size(h, r, 0), size(width, s, 1)];
   expectShape(
     p > 0 && q > 0,
-    () => `the ${r}x${s} kernel (dilation ${g.dilation.join("x")}, padding ${g.padding.join("x")}) is larger than the image, ${h}x${width}`,
+    () =>
+      `the ${r}x${s} kernel (dilation ${g.dilation.join("x")}, padding ${g.padding.join("x")}) is larger than the image, ${h}x${width}`,
   );
   return [n, p, q, k];
 }
@@ -88,7 +89,8 @@ export const conv2d: Op<ConvAttrs> = {
     if (residual) {
       expectShape(
         residual.dtype === x.dtype && residual.shape.join() === shape.join(),
-        () => `expected a residual ${x.dtype} (${shape.join(", ")}), got ${residual.dtype} (${residual.shape.join(", ")})`,
+        () =>
+          `expected a residual ${x.dtype} (${shape.join(", ")}), got ${residual.dtype} (${residual.shape.join(", ")})`,
       );
     }
     return [{ shape, dtype: x.dtype }];
@@ -139,7 +141,13 @@ export const convBackwardData: Op<BackwardAttrs> = {
   prepare: (device, { inputs: [dy], attrs }) =>
     plan(device, constants.CONV_BACKWARD_DATA, attrs.x, attrs.w, dy!.dtype, attrs),
   emit(e, { inputs: [dy, w], outputs: [dx] }) {
-    const [dst, upstream, weight, conv, workspace] = [e.address(dx!), e.address(dy!), e.address(w!), handleOf(e), e.workspace];
+    const [dst, upstream, weight, conv, workspace] = [
+      e.address(dx!),
+      e.address(dy!),
+      e.address(w!),
+      handleOf(e),
+      e.workspace,
+    ];
     e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, workspace));
   },
 };
@@ -150,7 +158,13 @@ export const convBackwardWeight: Op<BackwardAttrs> = {
   prepare: (device, { inputs: [x], attrs }) =>
     plan(device, constants.CONV_BACKWARD_WEIGHT, attrs.x, attrs.w, x!.dtype, attrs),
   emit(e, { inputs: [x, dy], outputs: [dw] }) {
-    const [dst, src, upstream, conv, workspace] = [e.address(dw!), e.address(x!), e.address(dy!), handleOf(e), e.workspace];
+    const [dst, src, upstream, conv, workspace] = [
+      e.address(dw!),
+      e.address(x!),
+      e.address(dy!),
+      handleOf(e),
+      e.workspace,
+    ];
     e.call(() => e.native.convBackwardWeight(e.stream, conv, dst, src, upstream, workspace));
   },
 };

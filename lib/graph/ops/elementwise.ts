@@ -60,14 +60,17 @@ export const add: Op<{ activation: Activation }> = {
     expectActivation(a!, "a tensor");
     expectShape(
       sameShape(a!.shape, b!.shape) && a!.dtype === b!.dtype,
-      () => `expected two tensors of one shape and dtype, got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
+      () =>
+        `expected two tensors of one shape and dtype, got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
     );
     return [a!];
   },
   gradient(builder, node, [dy]) {
     const { activation } = node.attrs;
     if (activation === "none") return [dy!, dy!];
-    const dx = builder.apply(activateBackward, [builder.value(dy!, node.outputs[0]!), node.outputs[0]!], { activation })[0]!;
+    const dx = builder.apply(activateBackward, [builder.value(dy!, node.outputs[0]!), node.outputs[0]!], {
+      activation,
+    })[0]!;
     return [dx, dx];
   },
   emit(e, { inputs: [a, b], outputs: [y], attrs }) {

@@ -70,13 +70,37 @@ export const batchNormTrain: Op<BatchNormAttrs> = {
   },
   prepare: workspace,
   emit(e, { inputs, outputs, attrs }) {
-    const [x, weight, bias, runningMean, runningVar] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [x, weight, bias, runningMean, runningVar] = inputs.slice(0, 5).map((value) => e.address(value)) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
     const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
     const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
     e.call(() =>
-      e.native.batchNormTrain(e.stream, y, mean, invstd, runningMean, runningVar, x, residual, weight, bias, scratch, rows, channels, dtype, attrs.eps, attrs.momentum, activation),
+      e.native.batchNormTrain(
+        e.stream,
+        y,
+        mean,
+        invstd,
+        runningMean,
+        runningVar,
+        x,
+        residual,
+        weight,
+        bias,
+        scratch,
+        rows,
+        channels,
+        dtype,
+        attrs.eps,
+        attrs.momentum,
+        activation,
+      ),
     );
   },
 };
@@ -91,13 +115,36 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   },
   prepare: workspace,
   emit(e, { inputs, outputs, attrs }) {
-    const [dy, x, weight, mean, invstd] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [dy, x, weight, mean, invstd] = inputs.slice(0, 5).map((value) => e.address(value)) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
     const [y, dresidual, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
     const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
     e.call(() =>
-      e.native.batchNormBackward(e.stream, dx, dresidual, dweight, dbias, dy, x, y, weight, mean, invstd, scratch, rows, channels, dtype, activation),
+      e.native.batchNormBackward(
+        e.stream,
+        dx,
+        dresidual,
+        dweight,
+        dbias,
+        dy,
+        x,
+        y,
+        weight,
+        mean,
+        invstd,
+        scratch,
+        rows,
+        channels,
+        dtype,
+        activation,
+      ),
     );
   },
 };
@@ -118,25 +165,52 @@ export const batchNormInfer: Op<BatchNormAttrs> = {
     if (activation !== "none") upstream = builder.apply(activateBackward, [upstream, y], { activation })[0]!;
     const plain: BatchNormAttrs = { ...node.attrs, residual: false, activation: "none" };
     const zero = builder.value(0, weight);
-    const dx = builder.needed(x) ? builder.apply(batchNormInfer, [upstream, weight, zero, zero, variance], plain)[0]! : null;
+    const dx = builder.needed(x)
+      ? builder.apply(batchNormInfer, [upstream, weight, zero, zero, variance], plain)[0]!
+      : null;
     let dweight: Value | null = null;
     let dbias: Value | null = null;
     if (builder.needed(weight) || builder.needed(bias)) {
       // Of values already normalised, the training rule with mean 0 and deviation 1 gives the sums of dy x and of dy.
       const one = builder.value(1, weight);
       const normalised = builder.apply(batchNormInfer, [x, one, zero, mean, variance], plain)[0]!;
-      const sums = builder.apply(batchNormBackward, [upstream, normalised, weight, zero, one], { residual: false, activation: "none" });
+      const sums = builder.apply(batchNormBackward, [upstream, normalised, weight, zero, one], {
+        residual: false,
+        activation: "none",
+      });
       dweight = sums[1]!;
       dbias = sums[2]!;
     }
     return [dx, dweight, dbias, null, null, ...(residual ? [upstream] : [])];
   },
   emit(e, { inputs, outputs, attrs }) {
-    const [x, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [x, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     const [y, residual] = [e.address(outputs[0]!), e.optional(inputs[5])];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
     const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
-    e.call(() => e.native.batchNormInfer(e.stream, y, x, residual, weight, bias, mean, variance, rows, channels, dtype, attrs.eps, activation));
+    e.call(() =>
+      e.native.batchNormInfer(
+        e.stream,
+        y,
+        x,
+        residual,
+        weight,
+        bias,
+        mean,
+        variance,
+        rows,
+        channels,
+        dtype,
+        attrs.eps,
+        activation,
+      ),
+    );
   },
 };
 
@@ -152,11 +226,33 @@ export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
     { shape: [w!.shape[0]!], dtype: "f32" },
   ],
   emit(e, { inputs, outputs, attrs }) {
-    const [w, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
+    const [w, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
     const [foldedW, foldedBias] = outputs.map((value) => e.address(value)) as [number, number];
     const convBias = e.optional(inputs[5]);
     const k = inputs[0]!.shape[0]!;
     const [perChannel, dtype] = [elementCount(inputs[0]!.shape) / k, dtypeCode(attrs.dtype)];
-    e.call(() => e.native.batchNormFold(e.stream, foldedW, foldedBias, w, convBias, weight, bias, mean, variance, k, perChannel, dtype, attrs.eps));
+    e.call(() =>
+      e.native.batchNormFold(
+        e.stream,
+        foldedW,
+        foldedBias,
+        w,
+        convBias,
+        weight,
+        bias,
+        mean,
+        variance,
+        k,
+        perChannel,
+        dtype,
+        attrs.eps,
+      ),
+    );
   },
 };

@@ -15,7 +15,8 @@ function pooled(x: Spec, { kernel, stride, padding }: Window): number[] {
   const [p, q] = [size(h, 0), size(w, 1)];
   expectShape(
     p > 0 && q > 0,
-    () => `the ${kernel.join("x")} window with padding ${padding.join("x")} is larger than the image, (${x.shape.join(", ")})`,
+    () =>
+      `the ${kernel.join("x")} window with padding ${padding.join("x")} is larger than the image, (${x.shape.join(", ")})`,
   );
   expectShape(
     padding[0] * 2 <= kernel[0] && padding[1] * 2 <= kernel[1],

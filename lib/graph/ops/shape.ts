@@ -8,7 +8,8 @@ export const reshape: Op<{ shape: readonly number[] }> = {
   infer([x], { shape }) {
     expectShape(
       elementCount(shape) === elementCount(x!.shape),
-      () => `cannot view (${x!.shape.join(", ")}) as (${shape.join(", ")}): ${elementCount(x!.shape)} and ${elementCount(shape)} elements`,
+      () =>
+        `cannot view (${x!.shape.join(", ")}) as (${shape.join(", ")}): ${elementCount(x!.shape)} and ${elementCount(shape)} elements`,
     );
     return [{ shape, dtype: x!.dtype }];
   },
@@ -38,8 +39,11 @@ export const concat: Op<{ axis: number }> = {
     expectAxis(first.shape, axis);
     for (const [i, x] of inputs.entries()) {
       expectShape(
-        x.dtype === first.dtype && x.shape.length === first.shape.length && x.shape.every((size, d) => d === axis || size === first.shape[d]),
-        () => `tensor ${i}: expected ${first.dtype} (${first.shape.map((size, d) => (d === axis ? "any" : size)).join(", ")}), got ${x.dtype} (${x.shape.join(", ")})`,
+        x.dtype === first.dtype &&
+          x.shape.length === first.shape.length &&
+          x.shape.every((size, d) => d === axis || size === first.shape[d]),
+        () =>
+          `tensor ${i}: expected ${first.dtype} (${first.shape.map((size, d) => (d === axis ? "any" : size)).join(", ")}), got ${x.dtype} (${x.shape.join(", ")})`,
       );
     }
     const length = inputs.reduce((sum, x) => sum + x.shape[axis]!, 0);

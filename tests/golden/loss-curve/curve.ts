@@ -45,7 +45,11 @@ export async function lossCurve(device: Device): Promise<Record<string, number>[
   using model = new CompactDetector({ classes: 8, width: 8 });
   model.to(device, { seed: 11 });
   using optimizer = new SGD(model, { schedule: constantRate(LEARNING_RATE), iterations: STEPS });
-  using images = Tensor.from(device, Float32Array.from(pixels, (value) => (value / 255 - 0.45) / 0.225), [n, SIZE, SIZE, 3]);
+  using images = Tensor.from(
+    device,
+    Float32Array.from(pixels, (value) => (value / 255 - 0.45) / 0.225),
+    [n, SIZE, SIZE, 3],
+  );
   using step = new TrainStep(model, optimizer, { batchSize: n, height: SIZE, width: SIZE, maxBoxes: MAX_BOXES });
   const curve: Record<string, number>[] = [];
   while (step.iteration < STEPS) {

@@ -18,7 +18,9 @@ import { goldenPath, lossCurve, MAX_BOXES, SIZE, serializeBatch } from "./curve"
 using device = new Device({ backend: "cpu", deterministic: true });
 const codec = new DeviceImageCodec(device);
 const folder = demoFolder();
-await generateDemo(folder, { encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality) });
+await generateDemo(folder, {
+  encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+});
 using dataset = await loadDataset(folder, { codec });
 const preprocessing = [new Resize(), new Normalize({ mean: [0, 0, 0], std: [1, 1, 1], fill: [0, 0, 0] })];
 const shape = { batchSize: 4, height: SIZE, width: SIZE };
