@@ -73,7 +73,6 @@ export interface DeviceBatchDecoderOptions {
   threads?: number;
 }
 
-
 /** Decodes on native threads into a ring of batches in device memory; the event loop is never blocked. */
 export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly device: Device;
