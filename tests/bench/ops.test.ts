@@ -8,6 +8,7 @@ import { boxBenches } from "../ops/cases/boxes";
 import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case";
 import { convBenches } from "../ops/cases/conv";
 import { elementwiseBenches } from "../ops/cases/elementwise";
+import { lossBenches } from "../ops/cases/losses";
 import { normBenches } from "../ops/cases/norm";
 import { optimizerBenches } from "../ops/cases/optimizer";
 import { poolBenches } from "../ops/cases/pool";
@@ -93,6 +94,7 @@ const lists = [
   elementwiseBenches,
   poolBenches,
   boxBenches,
+  lossBenches,
   postprocessBenches,
   optimizerBenches,
   preprocessBenches,

@@ -6,6 +6,7 @@ import { boxCases } from "./cases/boxes";
 import type { OpCase } from "./cases/case";
 import { convCases } from "./cases/conv";
 import { elementwiseCases } from "./cases/elementwise";
+import { lossCases } from "./cases/losses";
 import { normCases } from "./cases/norm";
 import { poolCases } from "./cases/pool";
 import { postprocessCases } from "./cases/postprocess";
@@ -45,6 +46,7 @@ describe("references agree with PyTorch", () => {
     poolCases,
     elementwiseCases,
     boxCases,
+    lossCases,
     postprocessCases,
     preprocessCases,
   };

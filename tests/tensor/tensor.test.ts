@@ -78,6 +78,13 @@ describe("Tensor", () => {
     expect(errorOf(() => Tensor.empty(device, shape)).code).toBe(ErrorCode.shape);
   });
 
+  test("one that cannot be filled leaves no memory behind", () => {
+    const before = device.memory().allocated;
+    expect(errorOf(() => Tensor.from(device, [1, 2, 3], [2, 2])).code).toBe(ErrorCode.shape);
+    expect(errorOf(() => Tensor.full(device, [2], Number.NaN)).code).toBe(ErrorCode.argument);
+    expect(device.memory().allocated).toBe(before);
+  });
+
   test("a scalar has shape () and one element", () => {
     using x = Tensor.from(device, [3], []);
     expect([x.size, elementCount(x.shape)]).toEqual([1, 1]);

@@ -1,0 +1,57 @@
+/** Every operation of the header has cases: a new one without them fails here. */
+import { expect, test } from "bun:test";
+import { argumentNames } from "../../lib/native/symbols.generated";
+import { boxCases } from "./cases/boxes";
+import { convCases } from "./cases/conv";
+import { elementwiseCases } from "./cases/elementwise";
+import { initCases } from "./cases/init";
+import { lossCases } from "./cases/losses";
+import { normCases } from "./cases/norm";
+import { optimizerCases } from "./cases/optimizer";
+import { poolCases } from "./cases/pool";
+import { postprocessCases } from "./cases/postprocess";
+import { preprocessCases } from "./cases/preprocess";
+
+/** Functions on a stream that are no arithmetic of tensors, with the tests that they have. */
+const elsewhere = {
+  "tests/tensor": [
+    "copy_to_device",
+    "copy_to_host",
+    "copy",
+    "memset",
+    "upload_sync",
+    "download_sync",
+    "event_record",
+    "graph_begin",
+    "graph_end",
+    "graph_launch",
+    "stream_destroy",
+    "stream_query",
+    "stream_synchronize",
+    "stream_wait_event",
+  ],
+  "tests/ops/images.test.ts": ["jpeg_decode_sync", "jpeg_encode_sync"],
+  "tests/ops/conv-plans.test.ts": ["conv_tune_sync"],
+};
+
+test("every operation on a stream is in a case list", () => {
+  const lists = [
+    boxCases,
+    convCases,
+    elementwiseCases,
+    initCases,
+    lossCases,
+    normCases,
+    optimizerCases,
+    poolCases,
+    postprocessCases,
+    preprocessCases,
+  ];
+  const tested = new Set([...lists.flat().map((opCase) => opCase.op), ...Object.values(elsewhere).flat()]);
+  const operations = Object.entries(argumentNames)
+    .filter(([, names]) => names[0] === "stream")
+    .map(([symbol]) => symbol.slice("dlfs_".length));
+  expect(operations.length).toBeGreaterThan(40);
+  expect(operations.filter((name) => !tested.has(name))).toEqual([]);
+  expect([...tested].filter((name) => !operations.includes(name))).toEqual([]);
+});
