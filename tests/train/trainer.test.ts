@@ -117,8 +117,8 @@ test("training learns: the losses fall and an evaluation reports COCO's figures"
     onResult: ({ losses: l }: { losses: Record<string, number> }) =>
       void losses.push(l.classification! + l.boxRegression!),
   };
-  const { outcome } = await run({ iterations: 40, evaluate: true, observer, rate: 0.02 });
-  expect(losses).toHaveLength(40);
+  const { outcome } = await run({ iterations: 120, evaluate: true, observer, rate: 0.02 });
+  expect(losses).toHaveLength(120);
   const mean = (part: number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;
   expect(mean(losses.slice(-8))).toBeLessThan(0.7 * mean(losses.slice(0, 8)));
   expect(outcome.evaluation?.result.stats.AP50).toBeGreaterThanOrEqual(0);
