@@ -234,6 +234,10 @@ const shapes: [string, ConvShape][] = [
   ],
   ["3x3 stride 2 on 3x1", convShape({ n: 3, h: 3, w: 1, c: 3, k: 48, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
   ["7x7 stride 2 on 13x2", convShape({ n: 1, h: 13, w: 2, c: 3, k: 8, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
+  [
+    "3x3 dilation 3, padding 4 on one row (rows of y that see no pixel)",
+    convShape({ n: 1, h: 1, w: 12, c: 3, k: 27, r: 3, s: 3, padding: [4, 0], dilation: [3, 3] }),
+  ],
   ["3x3, batch of 5", convShape({ n: 5, h: 4, w: 4, c: 32, k: 32, r: 3, s: 3, padding: [1, 1] })],
 ];
 
@@ -307,6 +311,11 @@ export const convCases: OpCase[] = [
     "819 channels with bias and sigmoid",
     convShape({ n: 1, h: 2, w: 3, c: 8, k: 819, r: 3, s: 3, padding: [1, 1] }),
     { bias: true, activation: "sigmoid" },
+  ),
+  convForward(
+    "3x3 dilation 3, padding 4 on one row with residual and relu",
+    convShape({ n: 1, h: 1, w: 13, c: 3, k: 64, r: 3, s: 3, padding: [4, 1], dilation: [3, 3] }),
+    { bias: true, residual: true, activation: "relu" },
   ),
   channelSum("one row", 1, 5),
   channelSum("one channel", 1000, 1),
