@@ -88,7 +88,7 @@ export class Reporter implements TrainerObserver {
     }
     if (entries.length === 0) return;
     const heading = `iteration ${iteration}   ${statsLine(result)}`;
-    const sheet = predictionSheet(entries, { classNames: classes.names, heading });
+    const sheet = predictionSheet(entries, { classNames: classes.names, heading, scoreThreshold: 0.5 });
     await Bun.write(run.picturePath(iteration), codec.encode(sheet, 90));
   }
 }
