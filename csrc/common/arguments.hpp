@@ -55,7 +55,8 @@ inline void check_dtype(dlfs_dtype dtype, std::initializer_list<dlfs_dtype> allo
   }
   std::string list;
   for (dlfs_dtype one : allowed) list += std::string(list.empty() ? "" : ", ") + dtype_name(one);
-  throw Error(DLFS_ERROR_DTYPE, format("expected %s to be one of %s, got %s (%d)", name, list.c_str(), dtype_name(dtype), dtype));
+  throw Error(DLFS_ERROR_DTYPE,
+              format("expected %s to be one of %s, got %s (%d)", name, list.c_str(), dtype_name(dtype), dtype));
 }
 
 // The dtypes that activations have.
@@ -82,8 +83,8 @@ inline void check_workspace(const void* workspace, int64_t bytes) {
   if (bytes == 0) return;
   DLFS_CHECK(workspace != nullptr, DLFS_ERROR_ARGUMENT, "workspace is NULL, expected %lld bytes",
              static_cast<long long>(bytes));
-  DLFS_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, DLFS_ERROR_ARGUMENT, "workspace is not 256-byte aligned (%p)",
-             workspace);
+  DLFS_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, DLFS_ERROR_ARGUMENT,
+             "workspace is not 256-byte aligned (%p)", workspace);
 }
 
 // Throws where [a, a + bytes_a) and [b, b + bytes_b) share a byte.

@@ -32,8 +32,9 @@ struct ConvGeometry {
 
   // "x (8, 80, 80, 16), w (32, 3, 3, 16), stride 1x1, pad 1x1, dilation 1x1, groups 1", for messages.
   std::string text() const {
-    return format("x (%d, %d, %d, %d), w (%d, %d, %d, %d), stride %dx%d, pad %dx%d, dilation %dx%d, groups %d", n, h, w, c, k,
-                  r, s, groups > 0 ? c / groups : c, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups);
+    return format("x (%d, %d, %d, %d), w (%d, %d, %d, %d), stride %dx%d, pad %dx%d, dilation %dx%d, groups %d", n, h, w,
+                  c, k, r, s, groups > 0 ? c / groups : c, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+                  groups);
   }
 };
 
@@ -86,8 +87,8 @@ struct PoolGeometry {
   DLFS_HD int64_t y_elements() const { return int64_t{n} * p * q * c; }
 
   std::string text() const {
-    return format("x (%d, %d, %d, %d), window %dx%d, stride %dx%d, pad %dx%d", n, h, w, c, r, s, stride_h, stride_w, pad_h,
-                  pad_w);
+    return format("x (%d, %d, %d, %d), window %dx%d, stride %dx%d, pad %dx%d", n, h, w, c, r, s, stride_h, stride_w,
+                  pad_h, pad_w);
   }
 };
 

@@ -1,6 +1,6 @@
 // Philox4x32-10, a counter-based random generator: J. K. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011. Element i of a tensor takes word i % 4 of the block with counter (i / 4, offset), so any element can be drawn
-// alone and the same seed gives the same numbers whatever the number of threads.
+// SC 2011. Element i of a tensor takes word i % 4 of the block with counter (i / 4, offset), so any element can be
+// drawn alone and the same seed gives the same numbers whatever the number of threads.
 #pragma once
 
 #include <cmath>
@@ -31,16 +31,16 @@ DLFS_HD inline PhiloxBlock philox4x32_10(uint64_t key, uint64_t block, uint64_t 
   return {{c0, c1, c2, c3}};
 }
 
-// Uniform in [low, high) from the upper 24 bits of a word. fmaf is rounded once wherever it runs, so the bits are equal on
-// every backend; rounding up to `high` is undone.
+// Uniform in [low, high) from the upper 24 bits of a word. fmaf is rounded once wherever it runs, so the bits are equal
+// on every backend; rounding up to `high` is undone.
 DLFS_HD inline float philox_uniform(uint32_t word, float low, float high) {
   const float unit = static_cast<float>(word >> 8) * 5.9604644775390625e-8f;  // 2^-24, exact
   const float value = fmaf(unit, high - low, low);
   return value < high ? value : (high > low ? nextafterf(high, low) : low);
 }
 
-// Box-Muller: two normal values of mean 0 and standard deviation 1 from two words, in double precision, so that backends
-// with other logarithms and cosines agree after rounding to fp32.
+// Box-Muller: two normal values of mean 0 and standard deviation 1 from two words, in double precision, so that
+// backends with other logarithms and cosines agree after rounding to fp32.
 DLFS_HD inline void philox_normal_pair(uint32_t word0, uint32_t word1, double* z0, double* z1) {
   const double unit0 = (static_cast<double>(word0) + 0.5) * 2.3283064365386963e-10;  // 2^-32: in (0, 1)
   const double angle = (static_cast<double>(word1) + 0.5) * 1.4629180792671596e-9;   // 2 pi 2^-32: in (0, 2 pi)

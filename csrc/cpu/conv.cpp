@@ -35,8 +35,8 @@ constexpr Candidate candidates[] = {
     {"direct", [](const ConvProblem& problem) { return direct_convolution(problem); }},
 };
 
-// The heuristic choice: NHWC, which is within a few per cent of the fastest on processors with AVX-512 and needs no reorders
-// of activations, unless oneDNN has no good implementation there and another candidate has.
+// The heuristic choice: NHWC, which is within a few per cent of the fastest on processors with AVX-512 and needs no
+// reorders of activations, unless oneDNN has no good implementation there and another candidate has.
 std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
   std::shared_ptr<const ConvAlgorithm> first;
   for (const Candidate& candidate : candidates) {
@@ -53,12 +53,15 @@ std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const
   for (const Candidate& candidate : candidates) {
     if (pick.compare(0, pick.find(' '), candidate.name) != 0) continue;
     std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(problem);
-    DLFS_CHECK(algorithm, DLFS_ERROR_ARGUMENT, "pick: there is no algorithm '%s' for %s", pick.c_str(), problem.g.text().c_str());
-    DLFS_CHECK(algorithm->name() == pick, DLFS_ERROR_ARGUMENT, "pick: expected '%s', got '%s'", algorithm->name().c_str(),
-               pick.c_str());
+    DLFS_CHECK(algorithm, DLFS_ERROR_ARGUMENT, "pick: there is no algorithm '%s' for %s", pick.c_str(),
+               problem.g.text().c_str());
+    DLFS_CHECK(algorithm->name() == pick, DLFS_ERROR_ARGUMENT, "pick: expected '%s', got '%s'",
+               algorithm->name().c_str(), pick.c_str());
     return algorithm;
   }
-  throw Error(DLFS_ERROR_ARGUMENT, format("pick: expected a name that begins with nhwc, depthwise, blocked or direct, got '%s'", pick.c_str()));
+  throw Error(
+      DLFS_ERROR_ARGUMENT,
+      format("pick: expected a name that begins with nhwc, depthwise, blocked or direct, got '%s'", pick.c_str()));
 }
 
 std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
@@ -70,7 +73,8 @@ std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
 void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuffers& buffers) {
   const std::shared_ptr<ConvPlan> plan = plans().find(handle);
   const ConvProblem& problem = plan->problem;
-  DLFS_CHECK(plan->context == stream.context, DLFS_ERROR_ARGUMENT, "the plan belongs to another context than the stream");
+  DLFS_CHECK(plan->context == stream.context, DLFS_ERROR_ARGUMENT,
+             "the plan belongs to another context than the stream");
   DLFS_CHECK(problem.direction == direction, DLFS_ERROR_ARGUMENT, "this is a plan for the %s direction",
              problem.direction_name());
   check_pointer(buffers.x, direction == DLFS_CONV_BACKWARD_DATA ? "dx" : "x");
@@ -78,8 +82,9 @@ void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuff
   check_pointer(buffers.w, direction == DLFS_CONV_BACKWARD_WEIGHT ? "dw" : "w");
   DLFS_CHECK(problem.bias() == (buffers.bias != nullptr), DLFS_ERROR_ARGUMENT,
              problem.bias() ? "bias is NULL, but the plan adds one" : "a bias was given, but the plan adds none");
-  DLFS_CHECK(problem.residual() == (buffers.residual != nullptr), DLFS_ERROR_ARGUMENT,
-             problem.residual() ? "residual is NULL, but the plan adds one" : "a residual was given, but the plan adds none");
+  DLFS_CHECK(
+      problem.residual() == (buffers.residual != nullptr), DLFS_ERROR_ARGUMENT,
+      problem.residual() ? "residual is NULL, but the plan adds one" : "a residual was given, but the plan adds none");
   const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plan);
   check_workspace(buffers.workspace, algorithm->workspace());
   stream.enqueue([algorithm, buffers] { algorithm->run(buffers); }, Lane::compute, problem.threads);
@@ -149,10 +154,10 @@ using namespace dlfs;
 using namespace dlfs::cpu;
 
 extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick, int32_t direction,
-                                        dlfs_dtype dtype, int32_t n, int32_t h, int32_t w, int32_t c, int32_t k, int32_t r,
-                                        int32_t s, int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
-                                        int32_t dilation_h, int32_t dilation_w, int32_t groups, int32_t flags,
-                                        dlfs_activation activation) {
+                                        dlfs_dtype dtype, int32_t n, int32_t h, int32_t w, int32_t c, int32_t k,
+                                        int32_t r, int32_t s, int32_t stride_h, int32_t stride_w, int32_t pad_h,
+                                        int32_t pad_w, int32_t dilation_h, int32_t dilation_w, int32_t groups,
+                                        int32_t flags, dlfs_activation activation) {
   return guard("dlfs_conv_create", [&] {
     auto plan = std::make_shared<ConvPlan>();
     plan->context = require_context(ctx);
@@ -163,12 +168,13 @@ extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const 
     check_range(flags, 0, DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL, "flags");
     check_activation(activation);
     const bool forward = direction == DLFS_CONV_FORWARD;
-    plan->problem = {conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
-                     direction,
-                     dtype,
-                     forward ? flags : 0,
-                     forward ? activation : DLFS_ACT_NONE,
-                     plan->context->threads()};
+    plan->problem = {
+        conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
+        direction,
+        dtype,
+        forward ? flags : 0,
+        forward ? activation : DLFS_ACT_NONE,
+        plan->context->threads()};
     DLFS_CHECK(dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
     DLFS_CHECK(dtype != DLFS_BF16 || has_bf16(), DLFS_ERROR_UNSUPPORTED,
                "bf16 is not supported by this processor (AVX512_BF16 or AMX)");
@@ -217,8 +223,8 @@ extern "C" dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacit
     check_pointer(out, "out");
     const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plans().find(conv));
     const std::string& name = algorithm->name();
-    DLFS_CHECK(capacity > static_cast<int64_t>(name.size()), DLFS_ERROR_ARGUMENT, "expected a capacity of at least %zu, got %lld",
-               name.size() + 1, static_cast<long long>(capacity));
+    DLFS_CHECK(capacity > static_cast<int64_t>(name.size()), DLFS_ERROR_ARGUMENT,
+               "expected a capacity of at least %zu, got %lld", name.size() + 1, static_cast<long long>(capacity));
     std::memcpy(out, name.c_str(), name.size() + 1);
   });
 }
@@ -230,15 +236,16 @@ extern "C" dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, voi
   });
 }
 
-extern "C" dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy, const void* w,
-                                               void* workspace) {
+extern "C" dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy,
+                                               const void* w, void* workspace) {
   return on_stream("dlfs_conv_backward_data", stream, [&](Stream& s) {
-    execute(s, conv, DLFS_CONV_BACKWARD_DATA, {dx, const_cast<void*>(dy), const_cast<void*>(w), nullptr, nullptr, workspace});
+    execute(s, conv, DLFS_CONV_BACKWARD_DATA,
+            {dx, const_cast<void*>(dy), const_cast<void*>(w), nullptr, nullptr, workspace});
   });
 }
 
-extern "C" dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float* dw, const void* x, const void* dy,
-                                                 void* workspace) {
+extern "C" dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float* dw, const void* x,
+                                                 const void* dy, void* workspace) {
   return on_stream("dlfs_conv_backward_weight", stream, [&](Stream& s) {
     execute(s, conv, DLFS_CONV_BACKWARD_WEIGHT,
             {const_cast<void*>(x), const_cast<void*>(dy), dw, nullptr, nullptr, workspace});

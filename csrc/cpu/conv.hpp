@@ -20,8 +20,8 @@ struct ConvProblem {
   const char* direction_name() const;
 };
 
-// Addresses of one execution. x (N, H, W, C) and y (N, P, Q, K) are activations or their gradients, w (K, R, S, C / groups)
-// weights or their fp32 gradient; which is written follows from the direction.
+// Addresses of one execution. x (N, H, W, C) and y (N, P, Q, K) are activations or their gradients, w (K, R, S, C /
+// groups) weights or their fp32 gradient; which is written follows from the direction.
 struct ConvBuffers {
   void* x;
   void* y;
@@ -55,7 +55,8 @@ class ConvAlgorithm {
   bool slow_ = false;
 };
 
-// oneDNN's algorithm with activations in plain NHWC, or in the layout that oneDNN prefers with reorders before and after
+// oneDNN's algorithm with activations in plain NHWC, or in the layout that oneDNN prefers with reorders before and
+// after
 // (`blocked`). NULL where it has none to be trusted, or where the preferred layout is NHWC.
 std::shared_ptr<const ConvAlgorithm> onednn_convolution(const ConvProblem& problem, bool blocked);
 

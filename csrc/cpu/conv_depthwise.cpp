@@ -1,6 +1,6 @@
-// Depthwise convolutions (groups = C = K) by our own loops, for the cases where oneDNN falls back to a general kernel: 5x5
-// weight gradients, dilation, channels that do not fill its registers. Channels are the vector dimension. Every pass gathers:
-// a thread owns the rows that it writes. Sums are fp32.
+// Depthwise convolutions (groups = C = K) by our own loops, for the cases where oneDNN falls back to a general kernel:
+// 5x5 weight gradients, dilation, channels that do not fill its registers. Channels are the vector dimension. Every
+// pass gathers: a thread owns the rows that it writes. Sums are fp32.
 #include <cstring>
 
 #include "cpu/conv.hpp"
@@ -81,7 +81,8 @@ class DepthwiseConvolution : public ConvAlgorithm {
           for (int32_t j = 0; j < count; ++j) sum[j] = bias ? bias[c0 + j] : 0.0f;
           for (int32_t r = rows.begin; r < rows.end; ++r) {
             for (int32_t s = columns.begin; s < columns.end; ++s) {
-              const T* in = x + ((n * g.h + top + int64_t{r} * g.dilation_h) * g.w + left + int64_t{s} * g.dilation_w) * g.c + c0;
+              const T* in =
+                  x + ((n * g.h + top + int64_t{r} * g.dilation_h) * g.w + left + int64_t{s} * g.dilation_w) * g.c + c0;
               const float* w = weights + (int64_t{r} * g.s + s) * g.c + c0;
 #pragma omp simd
               for (int32_t j = 0; j < count; ++j) sum[j] += to_float(in[j]) * w[j];
@@ -123,8 +124,8 @@ class DepthwiseConvolution : public ConvAlgorithm {
     });
   }
 
-  // Adds x * dy of one output row, for one row of taps and one chunk of channels, to part (S, C). The taps' sums are kept
-  // apart over the row, which also keeps fp32 sums short.
+  // Adds x * dy of one output row, for one row of taps and one chunk of channels, to part (S, C). The taps' sums are
+  // kept apart over the row, which also keeps fp32 sums short.
   template <class T, class Width>
   void accumulate_row(float* part, const T* x_row, const T* dy_row, int32_t c0, Width width) const {
     const int32_t count = width;

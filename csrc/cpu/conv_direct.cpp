@@ -1,6 +1,6 @@
 // Convolutions of any shape by our own loops: the choice where oneDNN has no implementation that is both right and
-// vectorised (see trusted() in conv_onednn.cpp). Every pass gathers: a thread owns what it writes, and sums are fp32 in an
-// order that the sizes alone determine.
+// vectorised (see trusted() in conv_onednn.cpp). Every pass gathers: a thread owns what it writes, and sums are fp32 in
+// an order that the sizes alone determine.
 #include "cpu/conv.hpp"
 #include "cpu/conv_taps.hpp"
 #include "cpu/numeric.hpp"
@@ -69,8 +69,9 @@ class DirectConvolution : public ConvAlgorithm {
             for (int32_t j = 0; j < count; ++j) sum[j] = bias ? bias[group * ks + k0 + j] : 0.0f;
             for (int32_t r = rows.begin; r < rows.end; ++r) {
               for (int32_t s = columns.begin; s < columns.end; ++s) {
-                const T* in = x + ((n * g.h + top + int64_t{r} * g.dilation_h) * g.w + left + int64_t{s} * g.dilation_w) * g.c +
-                              group * cs;
+                const T* in =
+                    x + ((n * g.h + top + int64_t{r} * g.dilation_h) * g.w + left + int64_t{s} * g.dilation_w) * g.c +
+                    group * cs;
                 const float* w = matrix + (int64_t{r} * g.s + s) * cs * ks + k0;
                 for (int32_t c = 0; c < cs; ++c, w += ks) {
                   const float value = to_float(in[c]);

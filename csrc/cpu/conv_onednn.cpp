@@ -1,6 +1,6 @@
 // Convolutions by oneDNN (https://oneapi-src.github.io/oneDNN, version 2's operation descriptors, which 3 removed: they
-// stay in this file). Weights cross the ABI as KRSC and are reordered into oneDNN's blocked layout in the workspace at every
-// call, which costs 0.1 to 1 % of the convolution.
+// stay in this file). Weights cross the ABI as KRSC and are reordered into oneDNN's blocked layout in the workspace at
+// every call, which costs 0.1 to 1 % of the convolution.
 #include <omp.h>
 
 #include <cstring>
@@ -37,7 +37,8 @@ auto with_threads(int threads, Body&& body) {
   return body();
 }
 
-// What oneDNN 2.6.3 computes wrongly, as random shapes compared with a reference showed; another candidate serves these.
+// What oneDNN 2.6.3 computes wrongly, as random shapes compared with a reference showed; another candidate serves
+// these.
 bool trusted(const ConvProblem& problem, const std::string& implementation, bool blocked) {
   const ConvGeometry& g = problem.g;
   const auto is = [&](const char* part) { return implementation.find(part) != std::string::npos; };
@@ -57,8 +58,8 @@ bool trusted(const ConvProblem& problem, const std::string& implementation, bool
   }
 }
 
-// Whether some window touches no pixel along an axis, by a padding of the whole kernel or by dilation: the forward kernels
-// then read outside of x, and crash.
+// Whether some window touches no pixel along an axis, by a padding of the whole kernel or by dilation: the forward
+// kernels then read outside of x, and crash.
 bool empty_windows(const ConvGeometry& g) {
   const auto empty = [](int64_t start, int32_t window, int32_t dilation, int32_t size) {
     const Taps taps = valid_taps(start, window, dilation, size);
@@ -188,15 +189,17 @@ OnednnConvolution::OnednnConvolution(const ConvProblem& problem, bool blocked)
   scratchpad_offset_ = reserve(static_cast<int64_t>(scratchpad_.get_size()));
 }
 
-dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(const memory::desc& x, const memory::desc& w,
+dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(const memory::desc& x,
+                                                                              const memory::desc& w,
                                                                               const memory::desc& y,
                                                                               dlfs_activation activation,
                                                                               bool accumulate) const {
   const auto kind = dnnl::prop_kind::forward_inference;
   const auto direct = dnnl::algorithm::convolution_direct;
   using Operation = dnnl::convolution_forward::desc;
-  const Operation operation = bias_ ? Operation(kind, direct, x, w, bias_desc_, y, strides_, dilation_, padding_, padding_)
-                                    : Operation(kind, direct, x, w, y, strides_, dilation_, padding_, padding_);
+  const Operation operation =
+      bias_ ? Operation(kind, direct, x, w, bias_desc_, y, strides_, dilation_, padding_, padding_)
+            : Operation(kind, direct, x, w, y, strides_, dilation_, padding_, padding_);
   dnnl::post_ops after;
   if (residual_ && accumulate) after.append_sum(1.0f);
   if (residual_ && !accumulate) {
@@ -237,8 +240,8 @@ bool OnednnConvolution::try_forward(const memory::desc& x, const memory::desc& w
 void OnednnConvolution::create_forward(const ConvProblem& problem, const memory::desc& x, const memory::desc& w,
                                        const memory::desc& y) {
   if (bias_) bias_desc_ = memory::desc({g_.k}, memory::data_type::f32, memory::format_tag::x);
-  // The residual as an operand saves a copy of it into y, but some implementations do not take it, and oneDNN then silently
-  // chooses a slower one.
+  // The residual as an operand saves a copy of it into y, but some implementations do not take it, and oneDNN then
+  // silently chooses a slower one.
   const bool operand = residual_ && try_forward(x, w, y, problem.activation, false);
   const std::string with_operand = name_;
   if (try_forward(x, w, y, problem.activation, residual_)) {
@@ -259,10 +262,12 @@ void OnednnConvolution::create_backward_data(const memory::desc& x, const memory
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   const dnnl::convolution_forward::primitive_desc hint(
-      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_},
+      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_,
+       padding_},
       cpu_engine());
   const dnnl::convolution_backward_data::primitive_desc descriptor(
-      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(), hint);
+      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(),
+      hint);
   x_.inner = descriptor.diff_src_desc();
   w_.inner = descriptor.weights_desc();
   y_.inner = descriptor.diff_dst_desc();
@@ -275,11 +280,12 @@ void OnednnConvolution::create_backward_weights(const memory::desc& x, const mem
   // The forward pass that the gradient belongs to has weights of the activations' type.
   const memory::desc forward_w(w.dims(), x.data_type(), memory::format_tag::any);
   const dnnl::convolution_forward::primitive_desc hint(
-      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, forward_w, y, strides_, dilation_, padding_,
-       padding_},
+      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, x, forward_w, y, strides_, dilation_,
+       padding_, padding_},
       cpu_engine());
   const dnnl::convolution_backward_weights::primitive_desc descriptor(
-      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(), hint);
+      {dnnl::algorithm::convolution_direct, x, w, y, strides_, dilation_, padding_, padding_}, attributes, cpu_engine(),
+      hint);
   x_.inner = descriptor.src_desc();
   w_.inner = descriptor.diff_weights_desc();
   y_.inner = descriptor.diff_dst_desc();
@@ -330,7 +336,8 @@ void OnednnConvolution::run(const ConvBuffers& b) const {
     if (residual_) {
       const memory given = user(r_, b.residual);
       if (accumulate_) {
-        if (r_.reordered() || b.residual != b.y) r_.reorder.execute(stream, const_cast<memory&>(given), const_cast<memory&>(y));
+        if (r_.reordered() || b.residual != b.y)
+          r_.reorder.execute(stream, const_cast<memory&>(given), const_cast<memory&>(y));
       } else {
         const memory residual = inner(r_, given);
         reorder(r_, given, residual);

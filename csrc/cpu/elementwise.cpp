@@ -1,6 +1,6 @@
-// Elementwise operations: fill, cast, add, scale, activations and their gradients, the finite check. One pass over memory
-// each, in parallel parts, computed in fp32. Results may overwrite an operand element by element: `omp simd` says so, where
-// the compiler's own check for overlap would send such calls to its scalar loop.
+// Elementwise operations: fill, cast, add, scale, activations and their gradients, the finite check. One pass over
+// memory each, in parallel parts, computed in fp32. Results may overwrite an operand element by element: `omp simd`
+// says so, where the compiler's own check for overlap would send such calls to its scalar loop.
 #include <limits>
 #include <type_traits>
 
@@ -41,7 +41,8 @@ template <class To, class From>
 inline To convert(From value) {
   if constexpr (is_integer<To> && is_integer<From>) {
     const int64_t wide = value;
-    return static_cast<To>(std::min<int64_t>(std::numeric_limits<To>::max(), std::max<int64_t>(std::numeric_limits<To>::min(), wide)));
+    return static_cast<To>(
+        std::min<int64_t>(std::numeric_limits<To>::max(), std::max<int64_t>(std::numeric_limits<To>::min(), wide)));
   } else if constexpr (is_integer<To>) {
     return integer_from<To>(to_float(value));
   } else if constexpr (is_integer<From>) {
@@ -105,8 +106,8 @@ extern "C" dlfs_status dlfs_cast(dlfs_stream stream, void* dst, const void* src,
   });
 }
 
-extern "C" dlfs_status dlfs_add(dlfs_stream stream, void* dst, const void* a, const void* b, int64_t n, dlfs_dtype dtype,
-                                dlfs_activation activation) {
+extern "C" dlfs_status dlfs_add(dlfs_stream stream, void* dst, const void* a, const void* b, int64_t n,
+                                dlfs_dtype dtype, dlfs_activation activation) {
   return on_stream("dlfs_add", stream, [&](Stream& s) {
     check_count(n, "n");
     dispatch_float(dtype, [](auto) {});
@@ -182,8 +183,9 @@ extern "C" dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, cons
   });
 }
 
-extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x, const void* y,
-                                                int64_t n, dlfs_dtype dtype, dlfs_activation activation) {
+extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x,
+                                                const void* y, int64_t n, dlfs_dtype dtype,
+                                                dlfs_activation activation) {
   return on_stream("dlfs_activation_backward", stream, [&](Stream& s) {
     check_count(n, "n");
     dispatch_float(dtype, [](auto) {});
@@ -224,7 +226,8 @@ extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, co
   });
 }
 
-extern "C" dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t* flag, const void* x, int64_t n, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t* flag, const void* x, int64_t n,
+                                         dlfs_dtype dtype) {
   return on_stream("dlfs_check_finite", stream, [&](Stream& s) {
     check_count(n, "n");
     check_float_dtype(dtype);

@@ -24,8 +24,8 @@ void for_blocks(float* dst, int64_t n, const Draw& draw) {
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_init_uniform(dlfs_stream stream, float* dst, int64_t n, int64_t seed, int64_t offset, double low,
-                                         double high) {
+extern "C" dlfs_status dlfs_init_uniform(dlfs_stream stream, float* dst, int64_t n, int64_t seed, int64_t offset,
+                                         double low, double high) {
   return on_stream("dlfs_init_uniform", stream, [&](Stream& s) {
     check_count(n, "n");
     check_number(low, "low");
@@ -36,15 +36,16 @@ extern "C" dlfs_status dlfs_init_uniform(dlfs_stream stream, float* dst, int64_t
     s.enqueue([=] {
       const float from = static_cast<float>(low), to = static_cast<float>(high);
       for_blocks(dst, n, [=](int64_t block, float* values) {
-        const PhiloxBlock words = philox4x32_10(static_cast<uint64_t>(seed), static_cast<uint64_t>(block), static_cast<uint64_t>(offset));
+        const PhiloxBlock words =
+            philox4x32_10(static_cast<uint64_t>(seed), static_cast<uint64_t>(block), static_cast<uint64_t>(offset));
         for (int i = 0; i < 4; ++i) values[i] = philox_uniform(words.word[i], from, to);
       });
     });
   });
 }
 
-extern "C" dlfs_status dlfs_init_normal(dlfs_stream stream, float* dst, int64_t n, int64_t seed, int64_t offset, double mean,
-                                        double std) {
+extern "C" dlfs_status dlfs_init_normal(dlfs_stream stream, float* dst, int64_t n, int64_t seed, int64_t offset,
+                                        double mean, double std) {
   return on_stream("dlfs_init_normal", stream, [&](Stream& s) {
     check_count(n, "n");
     check_number(mean, "mean");
@@ -54,8 +55,9 @@ extern "C" dlfs_status dlfs_init_normal(dlfs_stream stream, float* dst, int64_t 
     check_pointer(dst, "dst");
     s.enqueue([=] {
       for_blocks(dst, n, [=](int64_t block, float* values) {
-        philox_normal_block(philox4x32_10(static_cast<uint64_t>(seed), static_cast<uint64_t>(block), static_cast<uint64_t>(offset)), mean,
-                            std, values);
+        philox_normal_block(
+            philox4x32_10(static_cast<uint64_t>(seed), static_cast<uint64_t>(block), static_cast<uint64_t>(offset)),
+            mean, std, values);
       });
     });
   });

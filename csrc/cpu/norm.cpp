@@ -14,7 +14,9 @@ void check_rows(int64_t rows, int32_t c, int64_t least_rows) {
   checked_product({rows, c}, "x");
 }
 
-void check_eps(double eps) { DLFS_CHECK(eps >= 0 && eps - eps == 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps); }
+void check_eps(double eps) {
+  DLFS_CHECK(eps >= 0 && eps - eps == 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
+}
 
 // Joins the mean and the sum of squared differences of n values into those of `count` values (Chan, Golub and LeVeque
 // 1979), per channel.
@@ -39,8 +41,8 @@ void fold_sums(const ChannelLayout& l, float* sums) {
 
 constexpr int64_t moments_width = 4;  // doubles per channel of a block: its moments and a tile's
 
-// Mean and sum of squared differences from it, per channel, in one pass over memory: each tile is read twice while it is
-// in the cache. Returns (2, C): means, then sums of squares, in the workspace.
+// Mean and sum of squared differences from it, per channel, in one pass over memory: each tile is read twice while it
+// is in the cache. Returns (2, C): means, then sums of squares, in the workspace.
 template <class T>
 double* channel_moments(const ChannelLayout& l, void* workspace, const T* x) {
   for_each_tile(l, [&](int64_t block, int64_t first, int64_t last) {
@@ -133,8 +135,8 @@ struct TrainStatistics {
 };
 
 template <class T>
-void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residual, const float* weight, const float* bias,
-                      void* workspace, const TrainStatistics& s, dlfs_activation activation) {
+void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residual, const float* weight,
+                      const float* bias, void* workspace, const TrainStatistics& s, dlfs_activation activation) {
   const double* moments = channel_moments(l, workspace, x);
   const double n = static_cast<double>(l.rows);
   std::vector<float> scale(static_cast<size_t>(l.c)), shift(scale);
@@ -154,10 +156,11 @@ void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residua
   normalise(l, y, x, residual, s.save_mean, scale.data(), shift.data(), activation);
 }
 
-// dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy where y > 0 with ReLU.
+// dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy where y > 0 with
+// ReLU.
 template <class T, bool relu>
-void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dweight, float* dbias, const T* dy, const T* x,
-                         const T* y, const float* weight, const float* save_mean, const float* save_invstd,
+void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dweight, float* dbias, const T* dy,
+                         const T* x, const T* y, const float* weight, const float* save_mean, const float* save_invstd,
                          void* workspace) {
   const std::vector<float> wide_mean = l.widen(save_mean);
   const float* m = wide_mean.data();
@@ -207,7 +210,8 @@ void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dwe
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, int64_t* out, int64_t rows, int32_t c, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, int64_t* out, int64_t rows, int32_t c,
+                                                  dlfs_dtype dtype) {
   return guard("dlfs_channel_sum_workspace", [&] {
     require_context(ctx);
     check_pointer(out, "out");
@@ -217,8 +221,8 @@ extern "C" dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, int64_t* out
   });
 }
 
-extern "C" dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const void* x, void* workspace, int64_t rows, int32_t c,
-                                        dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const void* x, void* workspace, int64_t rows,
+                                        int32_t c, dlfs_dtype dtype) {
   return on_stream("dlfs_channel_sum", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_rows(rows, c, 1);
@@ -240,7 +244,8 @@ extern "C" dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const vo
   });
 }
 
-extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t rows, int32_t c, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t rows, int32_t c,
+                                                 dlfs_dtype dtype) {
   return guard("dlfs_batch_norm_workspace", [&] {
     require_context(ctx);
     check_pointer(out, "out");
@@ -251,10 +256,10 @@ extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out,
 }
 
 extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd,
-                                             float* running_mean, float* running_var, const void* x, const void* residual,
-                                             const float* weight, const float* bias, void* workspace, int64_t rows,
-                                             int32_t c, dlfs_dtype dtype, double eps, double momentum,
-                                             dlfs_activation activation) {
+                                             float* running_mean, float* running_var, const void* x,
+                                             const void* residual, const float* weight, const float* bias,
+                                             void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
+                                             double momentum, dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_train", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_rows(rows, c, 2);
@@ -268,7 +273,8 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float*
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
     check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
-    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT, "running_mean and running_var: expected both or neither");
+    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
+               "running_mean and running_var: expected both or neither");
     const TrainStatistics statistics{save_mean, save_invstd, running_mean, running_var, eps, momentum};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
@@ -281,8 +287,8 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float*
 }
 
 extern "C" dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const void* x, const void* residual,
-                                             const float* weight, const float* bias, const float* mean, const float* var,
-                                             int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
+                                             const float* weight, const float* bias, const float* mean,
+                                             const float* var, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
                                              dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_infer", stream, [&](Stream& s) {
     check_float_dtype(dtype);
@@ -299,18 +305,20 @@ extern "C" dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const 
       using T = typename decltype(type)::type;
       s.enqueue([=] {
         std::vector<float> scale(static_cast<size_t>(c));
-        for (int32_t j = 0; j < c; ++j) scale[static_cast<size_t>(j)] = static_cast<float>(weight[j] / std::sqrt(var[j] + eps));
-        normalise(ChannelLayout(rows, c), static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual), mean,
-                  scale.data(), bias, activation);
+        for (int32_t j = 0; j < c; ++j)
+          scale[static_cast<size_t>(j)] = static_cast<float>(weight[j] / std::sqrt(var[j] + eps));
+        normalise(ChannelLayout(rows, c), static_cast<T*>(y), static_cast<const T*>(x), static_cast<const T*>(residual),
+                  mean, scale.data(), bias, activation);
       });
     });
   });
 }
 
-extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidual, float* dweight, float* dbias,
-                                                const void* dy, const void* x, const void* y, const float* weight,
-                                                const float* save_mean, const float* save_invstd, void* workspace,
-                                                int64_t rows, int32_t c, dlfs_dtype dtype, dlfs_activation activation) {
+extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidual, float* dweight,
+                                                float* dbias, const void* dy, const void* x, const void* y,
+                                                const float* weight, const float* save_mean, const float* save_invstd,
+                                                void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
+                                                dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_rows(rows, c, 2);
@@ -339,8 +347,9 @@ extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, vo
 }
 
 extern "C" dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void* folded_w, float* folded_bias, const float* w,
-                                            const float* conv_bias, const float* weight, const float* bias, const float* mean,
-                                            const float* var, int32_t k, int64_t per_channel, dlfs_dtype dtype, double eps) {
+                                            const float* conv_bias, const float* weight, const float* bias,
+                                            const float* mean, const float* var, int32_t k, int64_t per_channel,
+                                            dlfs_dtype dtype, double eps) {
   return on_stream("dlfs_batch_norm_fold", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_range(k, 1, INT32_MAX, "k");

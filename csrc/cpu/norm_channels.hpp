@@ -1,8 +1,8 @@
 // Sums per channel of a packed (rows, C) tensor, as bias gradients and batch normalization need them.
 //
 // The order of sums is fixed by the sizes alone, whatever the number of threads: rows are cut into blocks, a block into
-// tiles of a few thousand elements. Within a tile sums are fp32; across tiles and blocks they are double, so that results
-// agree with a double reference to about 1e-7 times the sum of magnitudes.
+// tiles of a few thousand elements. Within a tile sums are fp32; across tiles and blocks they are double, so that
+// results agree with a double reference to about 1e-7 times the sum of magnitudes.
 //
 // Few channels leave vector registers empty, so rows are folded: `fold` rows side by side are one wide row of `width`
 // values, of which value j belongs to channel j % C. The last wide row may be shorter.
@@ -17,11 +17,11 @@ namespace dlfs::cpu {
 
 struct ChannelLayout {
   int64_t rows, c;
-  int64_t fold, width;     // width = fold * c
-  int64_t wide_rows;       // rows / fold, rounded up
-  int64_t tile_rows;       // wide rows per tile
+  int64_t fold, width;  // width = fold * c
+  int64_t wide_rows;    // rows / fold, rounded up
+  int64_t tile_rows;    // wide rows per tile
   int64_t blocks;
-  int64_t block_rows;      // wide rows per block
+  int64_t block_rows;  // wide rows per block
 
   ChannelLayout(int64_t rows, int64_t c) : rows(rows), c(c) {
     fold = std::min<int64_t>(rows, c >= 64 ? 1 : (64 + c - 1) / c);
@@ -60,8 +60,8 @@ struct ChannelLayout {
   int64_t total_bytes(int64_t sums) const { return padded(sums * c * 8); }
 };
 
-// Calls visit(block, first, last) for every tile, [first, last) being its elements; tiles of a block in order, blocks in
-// parallel.
+// Calls visit(block, first, last) for every tile, [first, last) being its elements; tiles of a block in order, blocks
+// in parallel.
 template <class Visit>
 void for_each_tile(const ChannelLayout& l, const Visit& visit) {
   parallel_for(l.blocks, 1, [&](int64_t block_begin, int64_t block_end) {
@@ -81,12 +81,13 @@ void for_each_wide_row(const ChannelLayout& l, int64_t first, int64_t last, cons
   for (int64_t i = first; i < last; i += l.width) body(i, std::min(l.width, last - i));
 }
 
-// Sums `sums` quantities per channel: accumulate(i, count, tile) adds those of the elements [i, i + count) of one wide row
-// to tile (sums, width). Returns the totals (sums, C), in the workspace.
+// Sums `sums` quantities per channel: accumulate(i, count, tile) adds those of the elements [i, i + count) of one wide
+// row to tile (sums, width). Returns the totals (sums, C), in the workspace.
 template <int sums, class Accumulate>
 double* sum_channels(const ChannelLayout& l, void* workspace, const Accumulate& accumulate) {
   parallel_for(l.blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) std::fill_n(l.block_sums(workspace, sums, block), sums * l.c, 0.0);
+    for (int64_t block = begin; block < end; ++block)
+      std::fill_n(l.block_sums(workspace, sums, block), sums * l.c, 0.0);
   });
   for_each_tile(l, [&](int64_t block, int64_t first, int64_t last) {
     double* total = l.block_sums(workspace, sums, block);

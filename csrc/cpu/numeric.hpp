@@ -1,5 +1,5 @@
-// Element types of the CPU backend's kernels and their conversions, written so that compilers vectorise them. A kernel is a
-// template over the element type (float or Bf16) that reads through load() and writes through store().
+// Element types of the CPU backend's kernels and their conversions, written so that compilers vectorise them. A kernel
+// is a template over the element type (float or Bf16) that reads through load() and writes through store().
 #pragma once
 
 #include <cmath>
@@ -144,12 +144,13 @@ auto dispatch_activation(dlfs_activation activation, Body&& body) {
 constexpr int32_t channel_chunk = 64;
 
 // Calls body(count, first) for runs of at most channel_chunk channels that cover [0, c). For a whole run `count` is a
-// compile-time constant, so that its sums stay in registers. (Shorter constants would be worse than none: GCC unrolls such
-// loops before it could vectorise them.)
+// compile-time constant, so that its sums stay in registers. (Shorter constants would be worse than none: GCC unrolls
+// such loops before it could vectorise them.)
 template <class Body>
 inline void for_each_chunk(int32_t c, const Body& body) {
   int32_t first = 0;
-  for (; first + channel_chunk <= c; first += channel_chunk) body(std::integral_constant<int32_t, channel_chunk>{}, first);
+  for (; first + channel_chunk <= c; first += channel_chunk)
+    body(std::integral_constant<int32_t, channel_chunk>{}, first);
   if (first < c) body(c - first, first);
 }
 
@@ -165,7 +166,9 @@ auto dispatch_float(dlfs_dtype dtype, Body&& body) {
     case DLFS_F32: return body(Type<float>{});
     case DLFS_BF16: return body(Type<Bf16>{});
     case DLFS_F16: throw Error(DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
-    default: throw Error(DLFS_ERROR_DTYPE, format("expected dtype to be one of f32, bf16, f16, got %s (%d)", dtype_name(dtype), dtype));
+    default:
+      throw Error(DLFS_ERROR_DTYPE,
+                  format("expected dtype to be one of f32, bf16, f16, got %s (%d)", dtype_name(dtype), dtype));
   }
 }
 

@@ -52,7 +52,8 @@ void for_pieces(const Sgd& sgd, const Body& body) {
 
 std::shared_ptr<const Sgd> find_sgd(const Stream& stream, dlfs_sgd handle) {
   std::shared_ptr<const Sgd> sgd = sgds().find(handle);
-  DLFS_CHECK(sgd->context == stream.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context than the stream");
+  DLFS_CHECK(sgd->context == stream.context, DLFS_ERROR_ARGUMENT,
+             "the optimizer belongs to another context than the stream");
   return sgd;
 }
 
@@ -75,16 +76,16 @@ void write_cast(const SgdTensor& t, dlfs_dtype dtype, int64_t begin, int64_t end
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const int64_t* parameters, const int64_t* gradients,
-                                       const int64_t* momenta, const int64_t* casts, const int64_t* elements,
-                                       const float* weight_decays, const float* lr_factors, int32_t count,
-                                       dlfs_dtype cast_dtype) {
+extern "C" dlfs_status dlfs_sgd_create(dlfs_context ctx, dlfs_sgd* out, const int64_t* parameters,
+                                       const int64_t* gradients, const int64_t* momenta, const int64_t* casts,
+                                       const int64_t* elements, const float* weight_decays, const float* lr_factors,
+                                       int32_t count, dlfs_dtype cast_dtype) {
   return guard("dlfs_sgd_create", [&] {
     check_pointer(out, "out");
-    for (const void* list : {static_cast<const void*>(parameters), static_cast<const void*>(gradients),
-                             static_cast<const void*>(momenta), static_cast<const void*>(casts),
-                             static_cast<const void*>(elements), static_cast<const void*>(weight_decays),
-                             static_cast<const void*>(lr_factors)}) {
+    for (const void* list :
+         {static_cast<const void*>(parameters), static_cast<const void*>(gradients), static_cast<const void*>(momenta),
+          static_cast<const void*>(casts), static_cast<const void*>(elements), static_cast<const void*>(weight_decays),
+          static_cast<const void*>(lr_factors)}) {
       check_pointer(list, "a list");
     }
     check_range(count, 1, INT32_MAX, "count");
@@ -149,12 +150,14 @@ extern "C" dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd handl
   return on_stream("dlfs_sgd_refresh_casts", stream, [&](Stream& s) {
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     s.enqueue([=] {
-      for_pieces(*sgd, [&](const SgdTensor& t, int64_t begin, int64_t end) { write_cast(t, sgd->cast_dtype, begin, end); });
+      for_pieces(*sgd,
+                 [&](const SgdTensor& t, int64_t begin, int64_t end) { write_cast(t, sgd->cast_dtype, begin, end); });
     });
   });
 }
 
-extern "C" dlfs_status dlfs_schedule_step(dlfs_stream stream, float* lr, int32_t* step, const float* table, int64_t length) {
+extern "C" dlfs_status dlfs_schedule_step(dlfs_stream stream, float* lr, int32_t* step, const float* table,
+                                          int64_t length) {
   return on_stream("dlfs_schedule_step", stream, [&](Stream& s) {
     check_pointer(lr, "lr");
     check_pointer(step, "step");

@@ -1,5 +1,5 @@
-// Max and average pooling on the CPU. Every pass gathers: a thread owns whole rows of what it writes, sums are fp32 in a
-// fixed order, and nothing is cleared first. Loops run over chunks of channels that fit the vector registers.
+// Max and average pooling on the CPU. Every pass gathers: a thread owns whole rows of what it writes, sums are fp32 in
+// a fixed order, and nothing is cleared first. Loops run over chunks of channels that fit the vector registers.
 #include <cmath>
 
 #include "common/geometry.hpp"
@@ -13,9 +13,11 @@ namespace {
 // Calls body(image, row) for all rows of (n, rows), in parallel; row_work is the number of elements read for one row.
 template <class Body>
 void for_each_row(int32_t n, int32_t rows, int64_t row_work, const Body& body) {
-  parallel_for(int64_t{n} * rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, row_work)), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(static_cast<int32_t>(i / rows), static_cast<int32_t>(i % rows));
-  });
+  parallel_for(int64_t{n} * rows, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, row_work)),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i)
+                   body(static_cast<int32_t>(i / rows), static_cast<int32_t>(i % rows));
+               });
 }
 
 // Half-open range of integers.
@@ -27,14 +29,16 @@ struct Range {
 // Pixels of the image under window `position`.
 Range window_pixels(int32_t position, int32_t window, int32_t stride, int32_t pad, int32_t size) {
   const int64_t start = int64_t{position} * stride - pad;
-  return {static_cast<int32_t>(std::max<int64_t>(0, start)), static_cast<int32_t>(std::min<int64_t>(size, start + window))};
+  return {static_cast<int32_t>(std::max<int64_t>(0, start)),
+          static_cast<int32_t>(std::min<int64_t>(size, start + window))};
 }
 
 // Windows that cover a pixel.
 Range covering_windows(int32_t pixel, int32_t window, int32_t stride, int32_t pad, int32_t windows) {
   const int64_t padded = int64_t{pixel} + pad;
   const int64_t first = padded < window ? 0 : (padded - window) / stride + 1;
-  return {static_cast<int32_t>(std::min<int64_t>(first, windows)), static_cast<int32_t>(std::min<int64_t>(windows, padded / stride + 1))};
+  return {static_cast<int32_t>(std::min<int64_t>(first, windows)),
+          static_cast<int32_t>(std::min<int64_t>(windows, padded / stride + 1))};
 }
 
 template <class T>
@@ -162,9 +166,9 @@ void avg_pool_backward(const PoolGeometry& g, T* dx, const T* dy, bool count_inc
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, const void* x, int32_t n, int32_t h,
-                                             int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
-                                             int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, const void* x, int32_t n,
+                                             int32_t h, int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
+                                             int32_t stride_w, int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
   return on_stream("dlfs_max_pool_forward", stream, [&](Stream& st) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, 255);
@@ -172,14 +176,16 @@ extern "C" dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* 
     check_pointer(x, "x");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      st.enqueue([=] { max_pool_forward(g, static_cast<T*>(y), static_cast<uint8_t*>(index), static_cast<const T*>(x)); });
+      st.enqueue(
+          [=] { max_pool_forward(g, static_cast<T*>(y), static_cast<uint8_t*>(index), static_cast<const T*>(x)); });
     });
   });
 }
 
-extern "C" dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy, const void* index, int32_t n,
-                                              int32_t h, int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
-                                              int32_t stride_w, int32_t pad_h, int32_t pad_w, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy, const void* index,
+                                              int32_t n, int32_t h, int32_t w, int32_t c, int32_t r, int32_t s,
+                                              int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w,
+                                              dlfs_dtype dtype) {
   return on_stream("dlfs_max_pool_backward", stream, [&](Stream& st) {
     check_float_dtype(dtype);
     const PoolGeometry g = pool_geometry(n, h, w, c, r, s, stride_h, stride_w, pad_h, pad_w, 255);
@@ -188,14 +194,17 @@ extern "C" dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, cons
     check_pointer(index, "index");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      st.enqueue([=] { max_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), static_cast<const uint8_t*>(index)); });
+      st.enqueue([=] {
+        max_pool_backward(g, static_cast<T*>(dx), static_cast<const T*>(dy), static_cast<const uint8_t*>(index));
+      });
     });
   });
 }
 
-extern "C" dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h, int32_t w,
-                                             int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
-                                             int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h,
+                                             int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
+                                             int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t count_include_pad,
+                                             dlfs_dtype dtype) {
   return on_stream("dlfs_avg_pool_forward", stream, [&](Stream& st) {
     check_float_dtype(dtype);
     check_range(count_include_pad, 0, 1, "count_include_pad");
@@ -209,9 +218,10 @@ extern "C" dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const 
   });
 }
 
-extern "C" dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h, int32_t w,
-                                              int32_t c, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
-                                              int32_t pad_h, int32_t pad_w, int32_t count_include_pad, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h,
+                                              int32_t w, int32_t c, int32_t r, int32_t s, int32_t stride_h,
+                                              int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t count_include_pad,
+                                              dlfs_dtype dtype) {
   return on_stream("dlfs_avg_pool_backward", stream, [&](Stream& st) {
     check_float_dtype(dtype);
     check_range(count_include_pad, 0, 1, "count_include_pad");

@@ -12,8 +12,9 @@
 #include <sstream>
 
 #if defined(DLFS_HAVE_LIBJPEG)
-#include <cstdio>
 #include <jpeglib.h>
+
+#include <cstdio>
 #endif
 
 #if !defined(DLFS_HEADER_HASH)
@@ -46,7 +47,8 @@ std::string cpu_name() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
     const size_t colon = line.find(':');
-    if (colon != std::string::npos && line.compare(0, 10, "model name") == 0) return line.substr(std::min(colon + 2, line.size()));
+    if (colon != std::string::npos && line.compare(0, 10, "model name") == 0)
+      return line.substr(std::min(colon + 2, line.size()));
   }
   return "CPU";
 }
@@ -57,7 +59,8 @@ int quota_cores() {
   double quota = 0, period = 0;
   if (unified >> quota >> period && quota > 0 && period > 0) return static_cast<int>(std::ceil(quota / period));
   std::ifstream quota_file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), period_file("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0) return static_cast<int>(std::ceil(quota / period));
+  if (quota_file >> quota && period_file >> period && quota > 0 && period > 0)
+    return static_cast<int>(std::ceil(quota / period));
   return 0;
 }
 
@@ -114,7 +117,8 @@ extern "C" dlfs_status dlfs_build_info(char* out, int64_t capacity) {
   return guard("dlfs_build_info", [&] {
     const dnnl_version_t* version = dnnl_version();
     std::ostringstream text;
-    // Through volatile, so that the library holds the hash in one piece: tests make a stale copy of it by changing the bytes.
+    // Through volatile, so that the library holds the hash in one piece: tests make a stale copy of it by changing the
+    // bytes.
     const char* volatile header_hash = DLFS_HEADER_HASH;
     text << "backend=cpu\nheader=" << header_hash << "\nonednn=" << version->major << '.' << version->minor << '.'
          << version->patch << "\nlibjpeg-turbo=" << jpeg_version() << "\nisa=" << isa_name()
@@ -185,7 +189,8 @@ extern "C" dlfs_status dlfs_supports(dlfs_context ctx, int32_t* out, const char*
     if (name == "bf16" || name == "conv.bf16") {
       *out = has_bf16();
     } else {
-      *out = name == "conv.epilogue" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" || name == "jpeg.cmyk";
+      *out = name == "conv.epilogue" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
+             name == "jpeg.cmyk";
     }
   });
 }

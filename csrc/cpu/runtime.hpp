@@ -1,15 +1,16 @@
 // The CPU backend's runtime: contexts, streams, events, graphs, and the compute pool.
 //
-// A stream is a queue of tasks; enqueuing copies the arguments (a closure) and returns. One native thread, the executor,
-// drains the queues of all streams in turn, a task at a time, and is the only one that opens OpenMP teams. A thread per
-// stream would give each its own team: more threads than cores, which makes libgomp put them to sleep after every parallel
-// region (60 to 100 us to wake them, measured) and lets two streams share the cores between them. An entry point
-// that takes a stream is written as
+// A stream is a queue of tasks; enqueuing copies the arguments (a closure) and returns. One native thread, the
+// executor, drains the queues of all streams in turn, a task at a time, and is the only one that opens OpenMP teams: a
+// thread per stream would have a team of its own, and two busy streams would then run two teams on the same cores. An
+// entry point that takes a stream is written as
 //
 //   extern "C" dlfs_status dlfs_fill(dlfs_stream stream, ...) {
 //     return on_stream("dlfs_fill", stream, [&](Stream& s) {
-//       check...;                                                    // on the caller's thread: errors are immediate
-//       s.enqueue([=] { parallel_for(n, 4096, [=](int64_t begin, int64_t end) { ... }); });  // on the executor's thread
+//       check...;  // on the caller's thread: errors are immediate
+//       s.enqueue([=] {  // on the executor's thread
+//         parallel_for(n, 4096, [=](int64_t begin, int64_t end) { ... });
+//       });
 //     });
 //   }
 //
@@ -95,7 +96,8 @@ bool has_bf16();
 
 // ---- handles ----------------------------------------------------------------------------------------------------
 
-// A HandleTable whose objects have a member `context` (shared_ptr<Context>) and are counted there while they have a handle.
+// A HandleTable whose objects have a member `context` (shared_ptr<Context>) and are counted there while they have a
+// handle.
 template <class T, HandleKind kind>
 class ObjectTable {
  public:
@@ -211,16 +213,17 @@ dlfs_status on_stream(const char* op, dlfs_stream handle, Body&& body) noexcept 
 
 // ---- the compute pool -------------------------------------------------------------------------------------------
 
-// Threads that parallel_for may use here: the task's number on the executor's thread, else 1 (decoding threads run the same
-// kernels, each alone).
+// Threads that parallel_for may use here: the task's number on the executor's thread, else 1 (decoding threads run the
+// same kernels, each alone).
 int compute_threads();
 
 namespace detail {
 void parallel_run(int64_t chunks, void (*run)(void*, int64_t), void* state);
 }
 
-// Calls body(begin, end) for contiguous parts of [0, n), in parallel, each at least `grain` long unless n is shorter. The
-// parts depend on n, grain and the number of threads only. What body throws is thrown here after all parts have ended.
+// Calls body(begin, end) for contiguous parts of [0, n), in parallel, each at least `grain` long unless n is shorter.
+// The parts depend on n, grain and the number of threads only. What body throws is thrown here after all parts have
+// ended.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;

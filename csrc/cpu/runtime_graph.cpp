@@ -105,7 +105,8 @@ extern "C" dlfs_status dlfs_event_destroy(dlfs_event event) {
 extern "C" dlfs_status dlfs_event_record(dlfs_stream stream, dlfs_event event) {
   return on_stream("dlfs_event_record", stream, [&](Stream& s) {
     std::shared_ptr<Event> object = events().find(event);
-    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the event belongs to another context than the stream");
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT,
+               "the event belongs to another context than the stream");
     if (std::shared_ptr<Capture> capture = s.capture()) {
       record_in_capture(s, *object, std::move(capture));
       return;
@@ -198,7 +199,8 @@ extern "C" dlfs_status dlfs_graph_end(dlfs_stream stream, dlfs_graph* out) {
       tasks = std::move(capture->tasks);
     }
     detach(capture);
-    DLFS_CHECK(failure.empty(), DLFS_ERROR_ARGUMENT, "the capture was discarded after a failed call: %s", failure.c_str());
+    DLFS_CHECK(failure.empty(), DLFS_ERROR_ARGUMENT, "the capture was discarded after a failed call: %s",
+               failure.c_str());
     check_pointer(out, "out");
     auto graph = std::make_shared<Graph>();
     graph->context = s->context;
@@ -210,7 +212,8 @@ extern "C" dlfs_status dlfs_graph_end(dlfs_stream stream, dlfs_graph* out) {
 extern "C" dlfs_status dlfs_graph_launch(dlfs_stream stream, dlfs_graph graph) {
   return on_stream("dlfs_graph_launch", stream, [&](Stream& s) {
     std::shared_ptr<Graph> object = graphs().find(graph);
-    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the graph belongs to another context than the stream");
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT,
+               "the graph belongs to another context than the stream");
     s.enqueue_graph(object->tasks);
   });
 }

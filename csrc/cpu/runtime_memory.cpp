@@ -88,8 +88,8 @@ void* Context::allocate(int64_t bytes, bool host) {
   Block block{bytes, bytes >= map_from};
   if (block.mapped) {
     const MachineMemory memory = machine_memory();
-    DLFS_CHECK(bytes <= memory.available, code, "out of memory: asked for %s, %s of %s are available", mib(bytes).c_str(),
-               mib(memory.available).c_str(), mib(memory.total).c_str());
+    DLFS_CHECK(bytes <= memory.available, code, "out of memory: asked for %s, %s of %s are available",
+               mib(bytes).c_str(), mib(memory.available).c_str(), mib(memory.total).c_str());
   }
   void* address = nullptr;
   if (block.mapped) {
@@ -116,8 +116,9 @@ void* Context::allocate(int64_t bytes, bool host) {
 void Context::release(void* address, bool host) {
   {
     std::lock_guard lock(mutex_);
-    DLFS_CHECK(blocks_[host].count(address), DLFS_ERROR_ARGUMENT, "%p was not given by %s of this context, or has been freed",
-               address, host ? "dlfs_host_malloc" : "dlfs_malloc");
+    DLFS_CHECK(blocks_[host].count(address), DLFS_ERROR_ARGUMENT,
+               "%p was not given by %s of this context, or has been freed", address,
+               host ? "dlfs_host_malloc" : "dlfs_malloc");
   }
   if (!host) drain();
   Block block{};
@@ -145,7 +146,8 @@ int64_t Context::peak_bytes() const {
 
 void Context::add_stream(const std::shared_ptr<Stream>& stream) {
   std::lock_guard lock(mutex_);
-  streams_.erase(std::remove_if(streams_.begin(), streams_.end(), [](const auto& s) { return s.expired(); }), streams_.end());
+  streams_.erase(std::remove_if(streams_.begin(), streams_.end(), [](const auto& s) { return s.expired(); }),
+                 streams_.end());
   streams_.push_back(stream);
 }
 
@@ -195,7 +197,8 @@ void enqueue_copy(Stream& stream, void* dst, const void* src, int64_t bytes) {
   }
   stream.enqueue([=] {
     parallel_for(bytes, parallel_copy_from / 4, [=](int64_t begin, int64_t end) {
-      std::memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin, static_cast<size_t>(end - begin));
+      std::memcpy(static_cast<char*>(dst) + begin, static_cast<const char*>(src) + begin,
+                  static_cast<size_t>(end - begin));
     });
   });
 }
@@ -278,7 +281,8 @@ extern "C" dlfs_status dlfs_copy_2d(dlfs_stream stream, void* dst, const void* s
     const int64_t dst_bytes = checked_product({last, dst_pitch}, "dst") + row_bytes;
     const int64_t src_bytes = checked_product({last, src_pitch}, "src") + row_bytes;
     // Interleaved rows (columns of one buffer) share no byte although their ranges do; only equal starts must differ.
-    if (dst_pitch == row_bytes || src_pitch == row_bytes) check_no_overlap(dst, dst_bytes, "dst", src, src_bytes, "src");
+    if (dst_pitch == row_bytes || src_pitch == row_bytes)
+      check_no_overlap(dst, dst_bytes, "dst", src, src_bytes, "src");
     s.enqueue([=] {
       parallel_for(rows, std::max<int64_t>(1, (parallel_copy_from / 16) / row_bytes), [=](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {

@@ -14,7 +14,8 @@ namespace dlfs::cpu {
 
 namespace {
 
-// The tables and the executor live until the process ends: native threads may use them while static objects are destroyed.
+// The tables and the executor live until the process ends: native threads may use them while static objects are
+// destroyed.
 auto& streams() {
   static auto& table = *new ObjectTable<Stream, HandleKind::stream>;
   return table;
@@ -22,10 +23,10 @@ auto& streams() {
 
 thread_local int current_threads = 1;
 
-// After a parallel region libgomp's threads spin for some ten milliseconds before they sleep. Where other threads want the
-// cores too (JavaScript, JPEG decoding), the spinning takes the time slices that the late thread needs: a step of 150
-// operations took 227 ms without it and 2860 ms with it on two busy cores, against some 60 us more per region on idle
-// ones. libgomp reads its settings when it is loaded, which is too late for us to change them, but it spins only
+// After a parallel region libgomp's threads spin for some ten milliseconds before they sleep. Where other threads want
+// the cores too (JavaScript, JPEG decoding), the spinning takes the time slices that the late thread needs: a step of
+// 150 operations took 227 ms without it and 2860 ms with it on two busy cores, against some 60 us more per region on
+// idle ones. libgomp reads its settings when it is loaded, which is too late for us to change them, but it spins only
 // briefly while it manages more threads than there are cores: a team that does nothing, parked forever, makes that so.
 void limit_spinning() {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;  // the user has decided
@@ -168,8 +169,8 @@ class Executor {
     progress_.wait(lock, [this] { return !running_; });
   }
 
-  std::condition_variable wake_;      // for the executor: something was queued
-  std::condition_variable progress_;  // for those who wait for streams and events
+  std::condition_variable wake_;                 // for the executor: something was queued
+  std::condition_variable progress_;             // for those who wait for streams and events
   std::vector<std::shared_ptr<Stream>> active_;  // streams whose queue is not empty
   int64_t waiters_ = 0;
   bool started_ = false;

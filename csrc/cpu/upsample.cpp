@@ -39,7 +39,8 @@ void upsample_forward(const UpsampleGeometry& g, char* y, const char* x, int64_t
       previous = source;
       const char* in = x + source * g.w * pixel_bytes;
       for (int32_t q = 0; q < g.q; ++q) {
-        std::memcpy(out + q * pixel_bytes, in + nearest_source(q, g.w, g.q) * pixel_bytes, static_cast<size_t>(pixel_bytes));
+        std::memcpy(out + q * pixel_bytes, in + nearest_source(q, g.w, g.q) * pixel_bytes,
+                    static_cast<size_t>(pixel_bytes));
       }
     }
   });
@@ -80,8 +81,8 @@ void upsample_backward(const UpsampleGeometry& g, T* dx, const T* dy) {
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h, int32_t w,
-                                                     int32_t c, int32_t p, int32_t q, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void* y, const void* x, int32_t n, int32_t h,
+                                                     int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype) {
   return on_stream("dlfs_upsample_nearest_forward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const UpsampleGeometry g = upsample_geometry(n, h, w, c, p, q);
@@ -94,8 +95,9 @@ extern "C" dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void* y
   });
 }
 
-extern "C" dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n, int32_t h,
-                                                      int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype) {
+extern "C" dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void* dx, const void* dy, int32_t n,
+                                                      int32_t h, int32_t w, int32_t c, int32_t p, int32_t q,
+                                                      dlfs_dtype dtype) {
   return on_stream("dlfs_upsample_nearest_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     const UpsampleGeometry g = upsample_geometry(n, h, w, c, p, q);
