@@ -46,7 +46,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
                       default: ~/datasets/coco where that exists, else the demo
   --train-split NAME  default train2017
   --val-split NAME    default val2017
-  --iterations N      steps; default 1800 for the demo, else 12 passes over the data, at least 2000
+  --iterations N      steps; default 1500 for the demo, else 12 passes over the data, at least 2000
   --batch N           images a step; default 8 for the demo, else 16
   --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU: 320)
   --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
@@ -185,7 +185,7 @@ async function main(): Promise<number> {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
     valSplit: dataset.valSplit as string,
-    iterations: given.iterations ?? earlier?.iterations ?? (isDemo ? 1800 : passes),
+    iterations: given.iterations ?? earlier?.iterations ?? (isDemo ? 1500 : passes),
     batch,
     size,
     precision,
