@@ -136,7 +136,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   constructor(options: CocoDataLoaderOptions) {
     super();
     const { store, source, split, decoder, batchSize, size } = options;
-    const { shuffle = true, seed = 0, prefetch = 2, concurrency = 16, minBoxSize = 1 } = options;
+    const { shuffle = true, seed = 0, prefetch = 4, concurrency = 16, minBoxSize = 1 } = options;
     const dropLast = options.dropLast ?? shuffle;
     for (const [name, value, least] of [
       ["batchSize", batchSize, 1],

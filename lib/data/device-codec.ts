@@ -61,7 +61,7 @@ export interface DeviceBatchDecoderOptions {
   /** Size of the network's input. */
   height: number;
   width: number;
-  /** Batches that can be in memory at a time. Default 5: two being prepared, two being trained on, one on its way. */
+  /** Batches that can be in memory at a time. Default 7: four being prepared, two being trained on, one on its way. */
   slots?: number;
   /** Dtype of the network's input. Default "f32". */
   dtype?: Extract<DType, "f32" | "bf16" | "f16">;
@@ -87,7 +87,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly #flags: number;
 
   constructor(device: Device, options: DeviceBatchDecoderOptions) {
-    const { batchSize, height, width, slots = 5, dtype = "f32", preprocessing } = options;
+    const { batchSize, height, width, slots = 7, dtype = "f32", preprocessing } = options;
     const out = outHandle();
     device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
     super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
