@@ -309,11 +309,11 @@ describe("CocoDataLoader", () => {
         `${folder}/3.jpg: LocalDataSource.read: ${folder}/3.jpg: no such file; trained as an image without boxes`,
         `${folder}/6.jpg: bad Huffman code; trained as an image without boxes`,
       ]);
-      expect(loader.failures.map(({ fileName, count }) => [fileName, count]).sort()).toEqual([
-        ["3.jpg", 2],
-        ["6.jpg", 2],
-      ]);
       await loader.dispose();
+      // Batches prepared ahead count too, how many is a matter of timing.
+      const counts = new Map(loader.failures.map(({ fileName, count }) => [fileName, count]));
+      expect([...counts.keys()].sort()).toEqual(["3.jpg", "6.jpg"]);
+      for (const count of counts.values()) expect(count).toBeGreaterThanOrEqual(2);
     });
   });
 
