@@ -54,6 +54,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --seed N            of the weights, the order and the augmentation; default 0
   --flip HOW          mirror training images: none, horizontal, or both ways (where up and down mean nothing, as under a
                       microscope); default horizontal
+  --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
   --help              this text`;
@@ -69,6 +70,7 @@ const options = {
   backend: { type: "string" },
   seed: { type: "string" },
   flip: { type: "string" },
+  deterministic: { type: "boolean" },
   out: { type: "string" },
   resume: { type: "string" },
   help: { type: "boolean" },
@@ -85,6 +87,7 @@ interface Config {
   precision: "f32" | "bf16" | "f16";
   backend: string;
   seed: number;
+  deterministic: boolean;
   learningRate: number;
   flip: "none" | "horizontal" | "both";
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
@@ -152,8 +155,9 @@ async function main(): Promise<number> {
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
+  const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
   const seed = given.seed ?? earlier?.seed ?? 0;
-  using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic: false }, console.log);
+  using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic }, console.log);
   const codec = new DeviceImageCodec(device);
   const cuda = device.backend === "cuda";
 
@@ -191,6 +195,7 @@ async function main(): Promise<number> {
     precision,
     backend: device.backend,
     seed,
+    deterministic,
     learningRate: earlier?.learningRate ?? (isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16)),
     flip: given.flip ?? earlier?.flip ?? "horizontal",
     scaleJitter: earlier?.scaleJitter ?? !isDemo,

@@ -111,6 +111,7 @@ test("what cannot be trained on stops before the first step with an error that n
     "--backend",
     "--seed",
     "--flip",
+    "--deterministic",
     "--out",
     "--resume",
   ]) {
