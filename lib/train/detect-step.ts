@@ -95,7 +95,11 @@ export class DetectStep implements Disposable {
   }
 
   dispose(): void {
-    this.program.stream.synchronize();
+    try {
+      this.program.stream.synchronize();
+    } catch {
+      // Disposing happens while an error of the work is on its way up, too; it must not take its place.
+    }
     this.program.dispose();
     for (const owned of [this.#sizes, this.#detections, this.#counts, this.#event]) owned.dispose();
   }

@@ -174,7 +174,11 @@ export class TrainStep implements Disposable {
   }
 
   dispose(): void {
-    this.program.stream.synchronize();
+    try {
+      this.program.stream.synchronize();
+    } catch {
+      // Disposing happens while an error of the work is on its way up, too; it must not take its place.
+    }
     this.program.dispose();
     for (const { targets, report, event } of this.#ring) {
       targets.dispose();
