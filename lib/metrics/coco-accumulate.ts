@@ -37,13 +37,20 @@ export class CurveAccumulator {
   private order = new Int32Array(0);
   private scratch = new Int32Array(0);
   private kept = new Int32Array(0);
-  private recall = new Float64Array(0);
-  private precision = new Float64Array(0);
+  /** Of each threshold, true and false positives so far; the latter without those that are wrong at every threshold. */
+  private readonly hits: Int32Array;
+  private readonly wrong: Int32Array;
+  /** (T, positives) place among `kept`, and precision, of each true positive. */
+  private hitPlaces = new Int32Array(0);
+  private hitPrecisions = new Float64Array(0);
 
   constructor(
     private readonly params: CocoParams,
     private readonly curves: CocoCurves,
-  ) {}
+  ) {
+    this.hits = new Int32Array(curves.counts.T);
+    this.wrong = new Int32Array(curves.counts.T);
+  }
 
   /** @param k the category's place among the sorted category ids */
   accumulate(k: number, table: MatchTable): void {
@@ -61,7 +68,7 @@ export class CurveAccumulator {
       }
       for (let a = 0; a < this.params.areaRanges.length; a++) {
         if (table.positives[a] === 0) continue;
-        for (let t = 0; t < this.params.iouThresholds.length; t++) this.curve(t, k, a, m, nKept, table);
+        this.walk(k, a, m, nKept, table);
       }
     }
   }
@@ -71,37 +78,72 @@ export class CurveAccumulator {
     this.order = new Int32Array(n);
     this.scratch = new Int32Array(n);
     this.kept = new Int32Array(n);
-    this.recall = new Float64Array(n);
-    this.precision = new Float64Array(n);
   }
 
-  private curve(t: number, k: number, a: number, m: number, nKept: number, table: MatchTable): void {
-    const { recall, precision, kept, curves } = this;
-    const { R, K, A, M } = curves.counts;
+  /**
+   * The curves of all thresholds from one walk over the detections by falling score. Recall, and the highest precision
+   * from some place on, change at true positives only, so that only these are written down; a detection that is wrong at
+   * every threshold, as most are, costs one step for all of them.
+   */
+  private walk(k: number, a: number, m: number, nKept: number, table: MatchTable): void {
+    const { kept, wrong, hits } = this;
+    const { T } = this.curves.counts;
     const base = a * table.capacity;
-    const bit = 1 << t;
     const positives = table.positives[a]!;
-    let truePositives = 0;
-    let falsePositives = 0;
+    if (this.hitPlaces.length < T * positives) {
+      this.hitPlaces = new Int32Array(T * positives);
+      this.hitPrecisions = new Float64Array(T * positives);
+    }
+    const { hitPlaces, hitPrecisions } = this;
+    const every = T === 32 ? -1 : (1 << T) - 1;
+    wrong.fill(0);
+    hits.fill(0);
+    let wrongEverywhere = 0;
     for (let i = 0; i < nKept; i++) {
       const row = base + kept[i]!;
-      if ((table.ignored[row]! & bit) === 0) {
-        if ((table.matched[row]! & bit) !== 0) truePositives++;
-        else falsePositives++;
+      const counted = ~table.ignored[row]! & every;
+      const matched = table.matched[row]! & counted;
+      if (matched === 0 && counted === every) {
+        wrongEverywhere++;
+        continue;
       }
-      recall[i] = truePositives / positives;
-      precision[i] = truePositives / (falsePositives + truePositives + EPSILON);
+      for (let t = 0; t < T; t++) {
+        if ((counted & (1 << t)) === 0) continue;
+        if ((matched & (1 << t)) === 0) {
+          wrong[t]!++;
+          continue;
+        }
+        const hit = hits[t]!++;
+        hitPlaces[t * positives + hit] = i;
+        hitPrecisions[t * positives + hit] = (hit + 1) / (wrongEverywhere + wrong[t]! + (hit + 1) + EPSILON);
+      }
     }
-    for (let i = nKept - 1; i > 0; i--) {
-      if (precision[i]! > precision[i - 1]!) precision[i - 1] = precision[i]!;
+    for (let t = 0; t < T; t++) this.read(t, k, a, m, nKept, table);
+  }
+
+  /** Reads precision and score at the recall levels. The precision is the highest at this recall or above. */
+  private read(t: number, k: number, a: number, m: number, nKept: number, table: MatchTable): void {
+    const { kept, hitPlaces, hitPrecisions, curves } = this;
+    const { R, K, A, M } = curves.counts;
+    const positives = table.positives[a]!;
+    const first = t * positives;
+    const n = this.hits[t]!;
+    for (let i = first + n - 1; i > first; i--) {
+      if (hitPrecisions[i]! > hitPrecisions[i - 1]!) hitPrecisions[i - 1] = hitPrecisions[i]!;
     }
-    curves.recall[((t * K + k) * A + a) * M + m] = nKept > 0 ? recall[nKept - 1]! : 0;
-    for (let r = 0, i = 0; r < R; r++) {
+    curves.recall[((t * K + k) * A + a) * M + m] = n / positives;
+    for (let r = 0, hit = 0; r < R; r++) {
       const threshold = this.params.recallThresholds[r]!;
-      while (i < nKept && recall[i]! < threshold) i++;
       const out = (((t * R + r) * K + k) * A + a) * M + m;
-      curves.precision[out] = i < nKept ? precision[i]! : 0;
-      curves.scores[out] = i < nKept ? table.scores[kept[i]!]! : 0;
+      if (threshold <= 0) {
+        // Reached by the best detection, right or wrong.
+        curves.precision[out] = n > 0 ? hitPrecisions[first]! : 0;
+        curves.scores[out] = nKept > 0 ? table.scores[kept[0]!]! : 0;
+        continue;
+      }
+      while (hit < n && (hit + 1) / positives < threshold) hit++;
+      curves.precision[out] = hit < n ? hitPrecisions[first + hit]! : 0;
+      curves.scores[out] = hit < n ? table.scores[kept[hitPlaces[first + hit]!]!]! : 0;
     }
   }
 }

@@ -3,20 +3,21 @@
  * the same order of every sum and every sort. The rules are documented where they are applied: matching in
  * `coco-match.ts`, curves in `coco-accumulate.ts`, means in `coco-summary.ts`.
  */
-import { check } from "../native/error";
+import { check, DlfsError, ErrorCode } from "../native/error";
 import type { CocoCurves } from "./coco-accumulate";
 import { CurveAccumulator, createCurves } from "./coco-accumulate";
-import type { GroundTruthColumns } from "./coco-match";
-import { GroupMatcher, MatchTable } from "./coco-match";
+import { type CocoData, matchByCategory, placesOf, sortedUnique } from "./coco-data";
+import { GroupMatcher } from "./coco-match";
 import type { CocoDetection, CocoGroundTruth, CocoParams } from "./coco-params";
 import { resolveCocoParams } from "./coco-params";
 import type { CocoCategoryStats, CocoStats } from "./coco-summary";
 import { computeCategoryStats, computeStats, formatSummary } from "./coco-summary";
-import { Float64Column, groupByBucket, stableSortDescending } from "./numeric";
+import { Float64Column } from "./numeric";
 
 export interface CocoEvaluatorOptions extends Partial<CocoParams> {
   /**
-   * Ids of the categories to measure; objects and detections of others are left out. Default: those that occur.
+   * Ids of the categories to measure. A detection of another category is an error, objects of others are left out.
+   * Default: those that occur.
    * A category without objects has figures of -1 and no part in the means.
    */
   categories?: readonly (number | { id: number })[];
@@ -44,35 +45,6 @@ export interface CocoResult extends CocoCurves {
   summarize(): string;
 }
 
-/** The place in the sorted id list of each value of `ids`; -1 for an id that is not listed. */
-function placesOf(ids: Float64Array, sortedIds: readonly number[]): Int32Array {
-  const places = new Map<number, number>();
-  for (const [place, id] of sortedIds.entries()) places.set(id, place);
-  const out = new Int32Array(ids.length);
-  for (let i = 0; i < ids.length; i++) out[i] = places.get(ids[i]!) ?? -1;
-  return out;
-}
-
-function sortedUnique(ids: Iterable<number>): number[] {
-  return [...new Set(ids)].sort((a, b) => a - b);
-}
-
-/** Rows grouped by category and, inside, ordered by image and then by the order of adding. */
-function groupRows(
-  categoryIds: Float64Array,
-  imageIds: Float64Array,
-  categories: readonly number[],
-  images: readonly number[],
-): { order: Int32Array; starts: Int32Array; image: Int32Array } {
-  const category = placesOf(categoryIds, categories);
-  const image = placesOf(imageIds, images);
-  const listed = new Int32Array(category.length);
-  let count = 0;
-  for (let i = 0; i < category.length; i++) if (category[i]! >= 0 && image[i]! >= 0) listed[count++] = i;
-  const byImage = groupByBucket(image, images.length, listed.subarray(0, count));
-  return { ...groupByBucket(category, categories.length, byImage.order), image };
-}
-
 /**
  * Collects ground truth and detections, then evaluates them.
  *
@@ -84,6 +56,7 @@ export class CocoEvaluator {
   private readonly categories: number[] | undefined;
   private readonly images: number[] | undefined;
   private readonly imageSet: Set<number> | undefined;
+  private readonly categorySet: Set<number> | undefined;
   private readonly trustZeroIds: boolean;
 
   private readonly truth = {
@@ -109,6 +82,7 @@ export class CocoEvaluator {
     this.categories = categories && sortedUnique(categories.map(idOf));
     this.images = images && sortedUnique(images.map(idOf));
     this.imageSet = this.images && new Set(this.images);
+    this.categorySet = this.categories && new Set(this.categories);
     this.trustZeroIds = trustZeroIds ?? false;
   }
 
@@ -120,38 +94,60 @@ export class CocoEvaluator {
     return this.detected.image.length;
   }
 
+  /**
+   * Boxes and areas must be finite and not negative. Where one of them is not, the error says which object, and none of
+   * what comes after it is added.
+   */
   addGroundTruth(objects: Iterable<CocoGroundTruth>): void {
     const { truth } = this;
     for (const object of objects) {
-      const where = () => `CocoEvaluator.addGroundTruth, object ${truth.image.length}`;
-      checkIds(object.imageId, object.categoryId, where);
-      checkBox(object.bbox, where);
-      const area = object.area ?? object.bbox[2]! * object.bbox[3]!;
-      if (!Number.isFinite(area)) check(false, where(), () => `area must be finite, got ${area}`);
-      truth.image.push(object.imageId);
-      truth.category.push(object.categoryId);
-      for (let i = 0; i < 4; i++) truth.boxes.push(object.bbox[i]!);
+      const { imageId, categoryId, bbox } = object;
+      const area = object.area ?? bbox[2]! * bbox[3]!;
+      if (!areIds(imageId, categoryId) || !isBox(bbox, 0) || !(area >= 0 && area < Infinity)) {
+        refuse(
+          `CocoEvaluator.addGroundTruth, object ${truth.image.length}`,
+          imageId,
+          categoryId,
+          bbox,
+          0,
+          "area",
+          area,
+        );
+      }
+      truth.image.push(imageId);
+      truth.category.push(categoryId);
+      for (let i = 0; i < 4; i++) truth.boxes.push(bbox[i]!);
       truth.area.push(area);
       truth.crowd.push(object.iscrowd ? 1 : 0);
       truth.counts.push(object.id === 0 && !this.trustZeroIds ? 0 : 1);
     }
   }
 
+  /** @see addDetection */
   addDetections(detections: Iterable<CocoDetection>): void {
     for (const { imageId, categoryId, bbox, score } of detections) {
       this.addDetection(imageId, categoryId, bbox, score);
     }
   }
 
-  /** One detection without an object around it; `bbox` is [x, y, width, height] in pixels, from `offset` on. */
+  /**
+   * One detection without an object around it; `bbox` is [x, y, width, height] in pixels, from `offset` on.
+   *
+   * @throws DlfsError that names the detection: an id that is no integer, or not on the list of images or categories that
+   * was given; a score or a box that is not finite; a negative width or height
+   */
   addDetection(imageId: number, categoryId: number, bbox: ArrayLike<number>, score: number, offset = 0): void {
-    const { detected } = this;
-    const where = () => `CocoEvaluator.addDetection, detection ${detected.image.length}`;
-    checkIds(imageId, categoryId, where);
-    checkBox(bbox, where, offset);
-    if (!Number.isFinite(score)) check(false, where(), () => `score must be finite, got ${score}`);
-    if (this.imageSet && !this.imageSet.has(imageId)) {
-      check(false, where(), () => `image ${imageId} is not among the ${this.imageSet!.size} images to evaluate`);
+    const { detected, imageSet, categorySet } = this;
+    if (!areIds(imageId, categoryId) || !isBox(bbox, offset) || !Number.isFinite(score)) {
+      refuse(this.nextDetection(), imageId, categoryId, bbox, offset, "score", score);
+    }
+    if (imageSet && !imageSet.has(imageId)) {
+      const message = () => `image ${imageId} is not among the ${imageSet.size} images to evaluate`;
+      check(false, this.nextDetection(), message);
+    }
+    if (categorySet && !categorySet.has(categoryId)) {
+      const message = () => `category ${categoryId} is not among the ${categorySet.size} categories to evaluate`;
+      check(false, this.nextDetection(), message);
     }
     detected.image.push(imageId);
     detected.category.push(categoryId);
@@ -160,67 +156,52 @@ export class CocoEvaluator {
     detected.score.push(score);
   }
 
+  private nextDetection(): string {
+    return `CocoEvaluator.addDetection, detection ${this.detected.image.length}`;
+  }
+
   /** Forgets the detections and keeps the ground truth, for the next evaluation of the same images. */
   clearDetections(): void {
     for (const column of Object.values(this.detected)) column.clear();
   }
 
+  /** What has been added so far, as columns for other measures; later additions do not show in it. */
+  data(): CocoData {
+    const truthCategory = this.truth.category.view();
+    const truthImage = this.truth.image.view();
+    const category = this.detected.category.view();
+    const image = this.detected.image.view();
+    const categories = this.categories ?? sortedUnique([...truthCategory, ...category]);
+    const images = this.images ?? sortedUnique([...truthImage, ...image]);
+    return {
+      categories,
+      images,
+      truth: {
+        boxes: this.truth.boxes.view(),
+        areas: this.truth.area.view(),
+        crowd: Uint8Array.from(this.truth.crowd.view()),
+        counts: Uint8Array.from(this.truth.counts.view()),
+        category: placesOf(truthCategory, categories),
+        image: placesOf(truthImage, images),
+      },
+      detections: {
+        boxes: this.detected.boxes.view(),
+        areas: this.detected.area.view(),
+        scores: this.detected.score.view(),
+        category: placesOf(category, categories),
+        image: placesOf(image, images),
+      },
+    };
+  }
+
   /** Evaluates what has been added so far; may be called again after more. */
   evaluate(): CocoResult {
-    const truth = {
-      image: this.truth.image.view(),
-      category: this.truth.category.view(),
-    };
-    const detected = {
-      image: this.detected.image.view(),
-      category: this.detected.category.view(),
-    };
-    const scores = this.detected.score.view();
-    const categories = this.categories ?? sortedUnique([...truth.category, ...detected.category]);
-    const images = this.images ?? sortedUnique([...truth.image, ...detected.image]);
-    const truthRows = groupRows(truth.category, truth.image, categories, images);
-    const detectionRows = groupRows(detected.category, detected.image, categories, images);
-
-    const truthColumns: GroundTruthColumns = {
-      boxes: this.truth.boxes.view(),
-      areas: this.truth.area.view(),
-      crowd: Uint8Array.from(this.truth.crowd.view()),
-      counts: Uint8Array.from(this.truth.counts.view()),
-    };
-    const detectionColumns = { boxes: this.detected.boxes.view(), areas: this.detected.area.view() };
+    const data = this.data();
+    const { categories } = data;
     const curves = createCurves(this.params, categories.length);
     const accumulator = new CurveAccumulator(this.params, curves);
-    const matcher = new GroupMatcher(this.params);
-    const table = new MatchTable(this.params.areaRanges.length);
     const maxDets = this.params.maxDets[this.params.maxDets.length - 1]!;
-    const scratch = new Int32Array(detectionRows.order.length);
-
-    for (let k = 0; k < categories.length; k++) {
-      const truthEnd = truthRows.starts[k + 1]!;
-      const detectionEnd = detectionRows.starts[k + 1]!;
-      let g = truthRows.starts[k]!;
-      let d = detectionRows.starts[k]!;
-      table.reset(detectionEnd - d);
-      while (g < truthEnd || d < detectionEnd) {
-        const truthImage = g < truthEnd ? truthRows.image[truthRows.order[g]!]! : Infinity;
-        const detectionImage = d < detectionEnd ? detectionRows.image[detectionRows.order[d]!]! : Infinity;
-        const image = Math.min(truthImage, detectionImage);
-        const g0 = g;
-        const d0 = d;
-        while (g < truthEnd && truthRows.image[truthRows.order[g]!] === image) g++;
-        while (d < detectionEnd && detectionRows.image[detectionRows.order[d]!] === image) d++;
-        stableSortDescending(detectionRows.order, scores, d0, d, scratch);
-        matcher.match(
-          truthColumns,
-          truthRows.order.subarray(g0, g),
-          detectionColumns,
-          scores,
-          detectionRows.order.subarray(d0, Math.min(d, d0 + maxDets)),
-          table,
-        );
-      }
-      accumulator.accumulate(k, table);
-    }
+    matchByCategory(data, new GroupMatcher(this.params), maxDets, (k, table) => accumulator.accumulate(k, table));
 
     const { params } = this;
     const stats = computeStats(params, curves);
@@ -230,7 +211,7 @@ export class CocoEvaluator {
       stats,
       perCategory,
       params,
-      categoryIds: categories,
+      categoryIds: [...categories],
       summarize: () => formatSummary(params, stats),
     };
   }
@@ -248,19 +229,33 @@ export function evaluateCoco(
   return evaluator.evaluate();
 }
 
-function checkIds(imageId: number, categoryId: number, where: () => string): void {
-  if (!Number.isSafeInteger(imageId)) check(false, where(), () => `imageId must be an integer, got ${imageId}`);
-  if (!Number.isSafeInteger(categoryId)) {
-    check(false, where(), () => `categoryId must be an integer, got ${categoryId}`);
-  }
+function areIds(imageId: number, categoryId: number): boolean {
+  return Number.isSafeInteger(imageId) && Number.isSafeInteger(categoryId);
 }
 
-function checkBox(bbox: ArrayLike<number>, where: () => string, offset = 0): void {
-  for (let i = 0; i < 4; i++) {
-    if (Number.isFinite(bbox[offset + i])) continue;
-    check(false, where(), () => {
-      const values = Array.from({ length: 4 }, (_, j) => String(bbox[offset + j]));
-      return `bbox must be four finite numbers [x, y, width, height], got [${values.join(", ")}]`;
-    });
-  }
+/** Four finite numbers, no negative size. */
+function isBox(bbox: ArrayLike<number>, offset: number): boolean {
+  const w = bbox[offset + 2]!;
+  const h = bbox[offset + 3]!;
+  return Number.isFinite(bbox[offset]) && Number.isFinite(bbox[offset + 1]) && w >= 0 && h >= 0 && w + h < Infinity;
+}
+
+/** Throws what is wrong with a row that was found to be wrong; the messages are out of the way of those that are not. */
+function refuse(
+  where: string,
+  imageId: number,
+  categoryId: number,
+  bbox: ArrayLike<number>,
+  offset: number,
+  name: "score" | "area",
+  value: number,
+): never {
+  check(Number.isSafeInteger(imageId), where, () => `imageId must be an integer, got ${imageId}`);
+  check(Number.isSafeInteger(categoryId), where, () => `categoryId must be an integer, got ${categoryId}`);
+  const box = () => `[${Array.from({ length: 4 }, (_, i) => String(bbox[offset + i])).join(", ")}]`;
+  const finite = [0, 1, 2, 3].every((i) => Number.isFinite(bbox[offset + i]));
+  check(finite, where, () => `bbox must be four finite numbers [x, y, width, height], got ${box()}`);
+  check(isBox(bbox, offset), where, () => `bbox must have a width and a height of at least 0, got ${box()}`);
+  check(Number.isFinite(value), where, () => `${name} must be finite, got ${value}`);
+  throw new DlfsError(ErrorCode.argument, where, `${name} must not be negative, got ${value}`);
 }

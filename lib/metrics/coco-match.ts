@@ -61,9 +61,16 @@ export class GroupMatcher {
   private order = new Int32Array(16);
   private taken = new Uint8Array(16);
   private readonly thresholds: Float64Array;
+  private readonly lowest: number;
 
   constructor(private readonly params: CocoParams) {
     this.thresholds = params.iouThresholds.map((threshold) => Math.min(threshold, 1 - 1e-10));
+    this.lowest = this.thresholds.reduce((lowest, threshold) => Math.min(lowest, threshold));
+  }
+
+  /** How many area ranges it matches for. */
+  get areas(): number {
+    return this.params.areaRanges.length;
   }
 
   /**
@@ -88,17 +95,18 @@ export class GroupMatcher {
     }
     table.count += nDetections;
     this.reserve(nTruth, nDetections);
-    if (nDetections > 0) this.computeIou(truth, truthIndices, detections, detectionIndices);
+    // Most pairs of an image and a category have no object, or none that any detection comes near to.
+    const near = nTruth > 0 && nDetections > 0 && this.computeIou(truth, truthIndices, detections, detectionIndices);
 
     const { areaRanges } = this.params;
     for (let a = 0; a < areaRanges.length; a++) {
       const { min, max } = areaRanges[a]!;
-      const counted = this.orderTruth(truth, truthIndices, min, max);
+      const counted = nTruth > 0 ? this.orderTruth(truth, truthIndices, min, max) : 0;
       table.positives[a]! += counted;
       const base = a * table.capacity + first;
       table.matched.fill(0, base, base + nDetections);
       table.ignored.fill(0, base, base + nDetections);
-      for (let t = 0; t < this.thresholds.length; t++) {
+      for (let t = 0; near && t < this.thresholds.length; t++) {
         this.matchAt(t, counted, truth, truthIndices, nDetections, table, base);
       }
       for (let d = 0; d < nDetections; d++) {
@@ -116,14 +124,15 @@ export class GroupMatcher {
     }
   }
 
-  /** IoU (nDetections, nTruth), in the operations of pycocotools' `bbIou`. */
+  /** IoU (nDetections, nTruth), in the operations of pycocotools' `bbIou`. True if one reaches the lowest threshold. */
   private computeIou(
     truth: GroundTruthColumns,
     truthIndices: Int32Array,
     detections: BoxColumns,
     detectionIndices: Int32Array,
-  ): void {
-    const { iou } = this;
+  ): boolean {
+    const { iou, lowest } = this;
+    let near = lowest <= 0;
     let out = 0;
     for (const detection of detectionIndices) {
       const dx = detections.boxes[4 * detection]!;
@@ -144,9 +153,12 @@ export class GroupMatcher {
         }
         const intersection = w * h;
         const union = truth.crowd[object] ? detectionArea : detectionArea + gw * gh - intersection;
-        iou[out++] = intersection / union;
+        const value = intersection / union;
+        if (value >= lowest) near = true;
+        iou[out++] = value;
       }
     }
+    return near;
   }
 
   /** Fills `order` with places in `truthIndices`, those that count first; returns how many count. */

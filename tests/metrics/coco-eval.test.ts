@@ -4,6 +4,7 @@ import { join } from "node:path";
 import type { CocoDetection, CocoGroundTruth, CocoResult } from "../../lib/metrics/index";
 import { CocoEvaluator, defaultCocoParams, evaluateCoco } from "../../lib/metrics/index";
 import { formatFixed3, groupByBucket, pairwiseSum, stableSortDescending } from "../../lib/metrics/numeric";
+import { errorOf } from "../support/errors";
 
 interface GoldenCase {
   images: number[];
@@ -113,15 +114,14 @@ describe("CocoEvaluator", () => {
     expect(result.categoryIds).toEqual([...categories].sort((a, b) => a - b));
   });
 
-  test("leaves out ground truth and detections of categories and images that are not measured", () => {
+  test("leaves out ground truth of categories and images that are not measured", () => {
     const image = images[0]!;
     const category = categories[1]!;
     const inside = (row: number[]) => row[0] === image && row[1] === category;
-    const narrow = evaluateCoco(
-      groundTruth.map(truthOf),
-      detections.filter((row) => row[0] === image).map(detectionOf),
-      { images: [image], categories: [{ id: category }] },
-    );
+    const narrow = evaluateCoco(groundTruth.map(truthOf), detections.filter(inside).map(detectionOf), {
+      images: [image],
+      categories: [{ id: category }],
+    });
     const only = evaluateCoco(groundTruth.filter(inside).map(truthOf), detections.filter(inside).map(detectionOf));
     expect(narrow.stats).toEqual(only.stats);
     expect(narrow.stats.AP50).toBeGreaterThan(0);
@@ -178,18 +178,43 @@ describe("CocoEvaluator", () => {
     [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1], score: 1 }, "got [0, 0, 1, undefined]"],
     [{ imageId: 1, categoryId: 1, bbox: [0, NaN, 1, 1], score: 1 }, "got [0, NaN, 1, 1]"],
     [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1], score: NaN }, "detection 0: score must be finite, got NaN"],
+    [{ imageId: 1, categoryId: 1, bbox: [0, 0, Infinity, 1], score: 1 }, "got [0, 0, Infinity, 1]"],
+    [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1], score: -Infinity }, "score must be finite, got -Infinity"],
+    [
+      { imageId: 1, categoryId: 1, bbox: [0, 0, -1, 1], score: 1 },
+      "detection 0: bbox must have a width and a height of at least 0, got [0, 0, -1, 1]",
+    ],
+    [{ imageId: 1, categoryId: 1, bbox: [0, 0, 1, -0.5], score: 1 }, "at least 0, got [0, 0, 1, -0.5]"],
     [{ imageId: 2, categoryId: 1, bbox: [0, 0, 1, 1], score: 1 }, "image 2 is not among the 1 images to evaluate"],
+    [
+      { imageId: 1, categoryId: 4, bbox: [0, 0, 1, 1], score: 1 },
+      "category 4 is not among the 2 categories to evaluate",
+    ],
   ])("refuses detection %j", (detection, message) => {
-    const evaluator = new CocoEvaluator({ images: [1] });
-    expect(() => evaluator.addDetections([detection])).toThrow(message);
+    const evaluator = new CocoEvaluator({ images: [1], categories: [1, 3] });
+    const error = errorOf(() => evaluator.addDetections([detection]));
+    expect(error.message).toContain(message);
+    expect(error.op).toBe("CocoEvaluator.addDetection, detection 0");
     expect(evaluator.detectionCount).toBe(0);
   });
 
-  test("refuses ground truth that is not finite, and says which", () => {
+  test.each([
+    [{ area: Infinity }, "object 1: area must be finite, got Infinity"],
+    [{ area: -1 }, "object 1: area must not be negative, got -1"],
+    [{ bbox: [0, 0, 2, -2] }, "object 1: bbox must have a width and a height of at least 0, got [0, 0, 2, -2]"],
+    [{ bbox: [NaN, 0, 2, 2] }, "object 1: bbox must be four finite numbers [x, y, width, height], got [NaN, 0, 2, 2]"],
+    [{ imageId: Number.NaN }, "object 1: imageId must be an integer, got NaN"],
+  ])("refuses ground truth %j, and says which", (fault, message) => {
     const evaluator = new CocoEvaluator();
-    evaluator.addGroundTruth([{ imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1] }]);
-    const broken = { imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1], area: Infinity };
-    expect(() => evaluator.addGroundTruth([broken])).toThrow("object 1: area must be finite, got Infinity");
+    const object = { imageId: 1, categoryId: 1, bbox: [0, 0, 1, 1] };
+    evaluator.addGroundTruth([object]);
+    expect(errorOf(() => evaluator.addGroundTruth([{ ...object, ...fault }])).message).toContain(message);
+    expect(evaluator.groundTruthCount).toBe(1);
+  });
+
+  test("boxes without area are measured", () => {
+    const flat = { imageId: 1, categoryId: 1, bbox: [3, 3, 0, 5] };
+    expect(evaluateCoco([flat], [{ ...flat, score: 1 }]).stats.AP).toBe(0);
   });
 
   test.each([
