@@ -1,3 +1,4 @@
 export * from "./basic";
 export { Layer, type Values } from "./layer";
 export { Model, type ModelOptions } from "./model";
+export { flopsOf, type LayerSummary, type ModelSummary, type SummaryOptions, summarize } from "./summary";

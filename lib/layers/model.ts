@@ -2,6 +2,7 @@ import { type Init, type Parameter, Program, type Spec, Value } from "../graph";
 import { check, DlfsError, ErrorCode } from "../native";
 import { Arena, align, type Device, type DType, dtypeCode, dtypeSize, Tensor } from "../tensor";
 import { Layer } from "./layer";
+import { type ModelSummary, type SummaryOptions, summarize } from "./summary";
 
 export interface ModelOptions {
   /** Dtype of the activations; parameters, statistics and losses stay fp32. Default "f32". */
@@ -83,6 +84,15 @@ export abstract class Model extends Layer {
   override train(mode = true): this {
     for (const program of this.#programs.values()) program.refresh();
     return super.train(mode);
+  }
+
+  /**
+   * Layers with their output shapes, parameters, FLOPs and memory for inputs of given shapes, as data and as text
+   * (`console.log(String(model.summary([[1, 640, 640, 3]])))`). Works before to(): forward is traced, not run. In training
+   * mode the layers are those of training.
+   */
+  summary(inputShapes: readonly (readonly number[])[], options: SummaryOptions = {}): ModelSummary {
+    return summarize(this, inputShapes, { precision: this.#precision as SummaryOptions["precision"], ...options });
   }
 
   /** Sets all gradients to 0. */
