@@ -14,3 +14,11 @@ export type {
   RandomCounter,
   ScheduleState,
 } from "./checkpoint-types";
+export type { FileBytesOptions } from "./file-bytes";
+export { loadWeights } from "./load-weights";
+export type { WeightSource } from "./safetensors";
+export { readSafetensors, SafetensorsFile, writeSafetensors } from "./safetensors";
+export type { TorchFileOptions } from "./torch-file";
+export { readTorchFile, TorchFile } from "./torch-file";
+export type { WeightDType, WeightFile, WeightValue } from "./weights";
+export { toFloat32, WeightTensor, weightDTypeSize } from "./weights";

@@ -1,0 +1,44 @@
+/** Opens weights of any supported format, told by what is in the file and not by its name. */
+import { DlfsError, ErrorCode } from "../native/error";
+import { FileBytes } from "./file-bytes";
+import { readSafetensors } from "./safetensors";
+import type { TorchFileOptions } from "./torch-file";
+import { readTorchFile } from "./torch-file";
+import type { WeightFile } from "./weights";
+
+/**
+ * Opens a safetensors file or one that `torch.save` wrote (`.pth`, `.pt`, `.bin`).
+ *
+ * @throws DlfsError as `readSafetensors` and `readTorchFile` do, and of code `unsupported` for any other file
+ */
+export async function loadWeights(path: string, options: TorchFileOptions = {}): Promise<WeightFile> {
+  const format = recognise(path);
+  if (format === "torch") return await readTorchFile(path, options);
+  if (options.entry !== undefined && options.entry !== "") {
+    const message = `entry "${options.entry}": a safetensors file has no dicts to choose from`;
+    throw new DlfsError(ErrorCode.argument, path, message);
+  }
+  return await readSafetensors(path, options);
+}
+
+function recognise(path: string): WeightFile["format"] {
+  const file = FileBytes.open(path, "file of weights", { map: false });
+  try {
+    const bytes = file.slice(0, Math.min(file.size, 16), "magic");
+    const text = String.fromCharCode(...bytes);
+    // A zip archive, or the pickle that begins files of PyTorch before 1.6, which its reader tells about.
+    if (text.startsWith("PK\x03\x04") || text.startsWith("\x80\x02\x8a\x0a")) return "torch";
+    if (text[8] === "{") return "safetensors";
+    const found =
+      file.size === 0
+        ? "it is empty"
+        : text.startsWith("DLFSCKPT")
+          ? "it is a checkpoint of dlfs, read it with readCheckpoint"
+          : text.startsWith("version https:")
+            ? "it is a Git LFS pointer, fetch the file itself with git lfs pull"
+            : `it starts with bytes ${bytes.toHex()}`;
+    throw new DlfsError(ErrorCode.unsupported, path, `neither safetensors nor a file of torch.save: ${found}`);
+  } finally {
+    file.close();
+  }
+}
