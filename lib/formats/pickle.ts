@@ -55,11 +55,13 @@ export interface UnpickleOptions {
 
 /** A checkpoint of 10,000 tensors with their optimizer state takes about a million operations. */
 const MAX_OPERATIONS = 10_000_000;
-/** Lists, tuples and dicts: each takes far more memory than the byte that makes it. */
-const MAX_CONTAINERS = 2_000_000;
+/** Lists, tuples, dicts, byte strings and the caller's objects: each takes far more memory than the byte making it. */
+const MAX_OBJECTS = 1_000_000;
 const MAX_INTEGER_BYTES = 64;
 /** How far below the top of the stack a message looks for the key of what is being built. */
 const KEY_DEPTH = 6;
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 const Op = {
   PROTO: 0x80,
@@ -128,7 +130,7 @@ class Unpickler {
   private at = 0;
   /** Where the operation being executed began. */
   private start = 0;
-  private containers = 0;
+  private objects = 0;
 
   constructor(
     private readonly bytes: Uint8Array,
@@ -208,6 +210,7 @@ class Unpickler {
         return;
       case Op.BINPERSID: {
         const id = this.pop();
+        this.countObject();
         this.push(this.guard("persistent id", () => this.options.persistent(id)));
         return;
       }
@@ -290,11 +293,11 @@ class Unpickler {
       case Op.SHORT_BINSTRING:
         return this.text(this.u8());
       case Op.BINBYTES:
-        return this.slice(this.u32());
+        return this.binary(this.u32());
       case Op.SHORT_BINBYTES:
-        return this.slice(this.u8());
+        return this.binary(this.u8());
       case Op.BINBYTES8:
-        return this.slice(this.u64());
+        return this.binary(this.u64());
       default:
         throw this.unsupported(`pickle operation 0x${op.toString(16).padStart(2, "0")} is not allowed`);
     }
@@ -318,7 +321,7 @@ class Unpickler {
     if (!(callee instanceof PickleGlobal)) throw this.damaged(`a call of ${typeName(callee)}`);
     const { call, name } = callee;
     if (!call) throw this.unsupported(`a call of ${name} is not allowed`);
-    this.countContainer();
+    this.countObject();
     this.push(this.guard(name, () => call(args.items)));
   }
 
@@ -356,12 +359,12 @@ class Unpickler {
   }
 
   private pushContainer(value: PickleValue): void {
-    this.countContainer();
+    this.countObject();
     this.stack.push(value);
   }
 
-  private countContainer(): void {
-    if (++this.containers > MAX_CONTAINERS) throw this.unsupported(`more than ${MAX_CONTAINERS} containers`);
+  private countObject(): void {
+    if (++this.objects > MAX_OBJECTS) throw this.unsupported(`more than ${MAX_OBJECTS} objects`);
   }
 
   private pop(): PickleValue {
@@ -421,10 +424,15 @@ class Unpickler {
     return this.bytes.subarray(at, at + length);
   }
 
+  private binary(length: number): Uint8Array {
+    this.countObject();
+    return this.slice(length);
+  }
+
   private text(length: number): string {
     const bytes = this.slice(length);
     try {
-      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+      return utf8.decode(bytes);
     } catch {
       throw this.damaged("a string that is not UTF-8");
     }

@@ -167,6 +167,7 @@ describe("what is not read is named", () => {
     ["attributes", bytesOf("]", dict(["a", none]), "b"), "attributes set on list are not allowed"],
     ["tuple as key", bytesOf("}", tuple(none), none, "s"), "tuple as a dict's key"],
     ["huge integer", bytesOf(0x8b, le(65, 4), new Uint8Array(65)), "an integer of 65 bytes"],
+    ["too many objects", new Uint8Array(1_000_001).fill(0x5d), "more than 1000000 objects"],
     ["empty stack", bytesOf("0"), "it takes a value from an empty stack"],
     ["pop below a mark", bytesOf("N(", 0x85), "it takes a value from an empty stack"],
     ["no mark", bytesOf("Nt"), "it closes a mark that was not set"],
