@@ -46,7 +46,9 @@ const FILES = [
   ["log.txt", "What was printed while it ran, each line with its time (UTC)."],
   ["checkpoints/", "checkpoint-<iteration>.dlck: weights, optimizer and all else that resuming needs. The newest few"],
   ["", "and the best one stay."],
-  ["pictures/", "Predictions beside ground truth, one picture per evaluation."],
+  ["pictures/", "Predictions beside ground truth, one picture per evaluation. Of the last evaluation, for a browser:"],
+  ["", "confusion-matrix.svg (which class is taken for which, or missed), pr-curve.svg (precision over"],
+  ["", "recall), f1-curve.svg (F1 over the score threshold, with the best threshold of each class)."],
   ["summary.json", "The results; written when the run ends."],
 ] as const;
 
@@ -102,9 +104,13 @@ export class RunFolder {
     return join(this.path, "checkpoints");
   }
 
+  get picturesFolder(): string {
+    return join(this.path, "pictures");
+  }
+
   /** Where the picture of an evaluation belongs. */
   picturePath(iteration: number): string {
-    return join(this.path, "pictures", `predictions-${String(iteration).padStart(8, "0")}.jpg`);
+    return join(this.picturesFolder, `predictions-${String(iteration).padStart(8, "0")}.jpg`);
   }
 
   async writeConfig(config: unknown): Promise<void> {
