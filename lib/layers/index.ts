@@ -1,4 +1,5 @@
 export * from "./basic";
+export { FrozenBatchNorm2d } from "./frozen-batch-norm";
 export { Layer, type Values } from "./layer";
 export { Model, type ModelOptions } from "./model";
 export { flopsOf, type LayerSummary, type ModelSummary, type SummaryOptions, summarize } from "./summary";

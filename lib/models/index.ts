@@ -6,3 +6,19 @@ export {
   octaveAnchors,
 } from "./compact-detector";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
+export { FeaturePyramid, LastLevelP6P7 } from "./fpn";
+export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
+export {
+  type PyramidBackbone,
+  ResNetPyramid,
+  RetinaNet,
+  type RetinaNetOptions,
+  retinaNetAnchors,
+} from "./retinanet";
+export {
+  type LoadedWeights,
+  type LoadTorchOptions,
+  loadTorchWeights,
+  type TorchWeight,
+  torchWeights,
+} from "./torch-names";

@@ -1,0 +1,255 @@
+/** Weights by PyTorch's names: layouts, the way there and back, and what does not fit. */
+import { afterEach, describe, expect, test } from "bun:test";
+import type { Value } from "../../lib/graph";
+import { BatchNorm2d, Conv2d, FrozenBatchNorm2d, Layer, Model } from "../../lib/layers";
+import { FeaturePyramid, loadTorchWeights, type TorchWeight, torchWeights } from "../../lib/models";
+import { DlfsError, ErrorCode } from "../../lib/native";
+import { Tensor } from "../../lib/tensor";
+import { expectClose } from "../support/compare";
+import { testDevice } from "../support/device";
+import { errorOf } from "../support/errors";
+import { Random } from "../support/random";
+
+const device = testDevice();
+const owned: Disposable[] = [];
+afterEach(() => {
+  for (const item of owned.splice(0).reverse()) item[Symbol.dispose]();
+});
+
+class Block extends Layer {
+  conv1 = new Conv2d(2, 3, [3, 2], { bias: false });
+  bn1 = new BatchNorm2d(3);
+
+  forward(x: Value): Value {
+    return this.bn1.forward(this.conv1.forward(x));
+  }
+}
+
+class Net extends Model {
+  body = new Block();
+  head = new Conv2d(3, 4, 1);
+
+  forward(x: Value): Value {
+    return this.head.forward(this.body.forward(x));
+  }
+}
+
+function net(): Net {
+  const made = new Net().to(device, { seed: 3 });
+  owned.push(made);
+  return made;
+}
+
+/** Entries with random values. */
+function stateDict(shapes: Record<string, number[]>): Map<string, TorchWeight> {
+  return new Map(
+    Object.entries(shapes).map(([name, shape]) => [
+      name,
+      { shape, data: new Random(name).normal(shape.reduce((a, b) => a * b, 1)) },
+    ]),
+  );
+}
+
+const blockShapes = {
+  "conv1.weight": [3, 2, 3, 2],
+  "bn1.weight": [3],
+  "bn1.bias": [3],
+  "bn1.running_mean": [3],
+  "bn1.running_var": [3],
+};
+const netShapes = {
+  ...Object.fromEntries(Object.entries(blockShapes).map(([name, shape]) => [`body.${name}`, shape])),
+  "head.weight": [4, 3, 1, 1],
+  "head.bias": [4],
+};
+const values = (model: Model) => new Map([...model.stateDict()].map(([name, tensor]) => [name, [...tensor.read()]]));
+
+describe("loadTorchWeights", () => {
+  test("puts every entry in its place, convolution weights as (out, height, width, in)", () => {
+    const model = net();
+    const weights = stateDict(netShapes);
+    weights.set("body.bn1.num_batches_tracked", { shape: [], data: Float32Array.of(7) });
+    const { loaded, kept } = loadTorchWeights(model, weights);
+    expect(loaded.sort()).toEqual(Object.keys(netShapes).sort());
+    expect(kept).toEqual([]);
+    const conv = weights.get("body.conv1.weight")!.data;
+    const got = values(model).get("body.conv1.weight")!;
+    // weight[k][c][r][s] of (3, 2, 3, 2) is here weight[k][r][s][c]
+    for (let k = 0; k < 3; ++k)
+      for (let c = 0; c < 2; ++c)
+        for (let r = 0; r < 3; ++r)
+          for (let s = 0; s < 2; ++s)
+            expect(got[((k * 3 + r) * 2 + s) * 2 + c]).toBe(conv[((k * 2 + c) * 3 + r) * 2 + s]!);
+    expect(values(model).get("body.bn1.running_var")).toEqual([...weights.get("body.bn1.running_var")!.data]);
+  });
+
+  test("torchWeights gives the same entries back", () => {
+    const model = net();
+    const weights = stateDict(netShapes);
+    loadTorchWeights(model, weights);
+    const back = torchWeights(model);
+    expect([...back.keys()].sort()).toEqual([...weights.keys()].sort());
+    for (const [name, { shape, data }] of back) {
+      expect(shape).toEqual(weights.get(name)!.shape);
+      expect(data).toEqual(weights.get(name)!.data);
+    }
+    expect([...torchWeights(model, { from: "body" }).keys()].sort()).toEqual(Object.keys(blockShapes).sort());
+    expect(errorOf(() => torchWeights(model, { from: "neck" })).message).toContain('"neck"');
+  });
+
+  test("loads one part and leaves the rest, skipping what is asked", () => {
+    const model = net();
+    const before = values(model);
+    const weights = stateDict({ ...blockShapes, "fc.weight": [10, 3], "fc.bias": [10] });
+    const { loaded } = loadTorchWeights(model, weights, { into: "body", skip: (name) => name.startsWith("fc.") });
+    expect(loaded.sort()).toEqual(
+      Object.keys(blockShapes)
+        .map((name) => `body.${name}`)
+        .sort(),
+    );
+    const after = values(model);
+    expect(after.get("head.weight")).toEqual(before.get("head.weight")!);
+    expect(after.get("body.bn1.bias")).toEqual([...weights.get("bn1.bias")!.data]);
+    expect(errorOf(() => loadTorchWeights(model, weights, { into: "neck" })).message).toContain('"neck"');
+  });
+
+  test("partial keeps what is missing and says so; a wrong shape is an error all the same", () => {
+    const model = net();
+    const before = values(model);
+    const { kept } = loadTorchWeights(model, stateDict({ "head.bias": [4] }), { partial: true });
+    expect(kept.sort()).toEqual(
+      Object.keys(netShapes)
+        .filter((name) => name !== "head.bias")
+        .sort(),
+    );
+    expect(values(model).get("head.weight")).toEqual(before.get("head.weight")!);
+    const error = errorOf(() => loadTorchWeights(model, stateDict({ "head.bias": [5] }), { partial: true }));
+    expect(error.code).toBe(ErrorCode.shape);
+  });
+
+  test("names everything that does not fit in one error, and changes nothing", () => {
+    const model = net();
+    const before = values(model);
+    const weights = stateDict({ ...netShapes, "head.weight": [4, 3, 3, 3], "neck.weight": [1], "fc.bias": [2] });
+    weights.delete("body.bn1.bias");
+    weights.delete("body.conv1.weight");
+    weights.set("head.bias", { shape: [4], data: new Float32Array(3) });
+    const error = errorOf(() => loadTorchWeights(model, weights));
+    expect(error).toBeInstanceOf(DlfsError);
+    expect(error.message).toBe(
+      "loadTorchWeights: 2 missing: body.conv1.weight, body.bn1.bias; 2 unexpected: neck.weight, fc.bias; " +
+        "2 of another shape: head.weight: expected (4, 3, 1, 1), got (4, 3, 3, 3), head.bias: expected 4 values, got 3",
+    );
+    expect(values(model)).toEqual(before);
+  });
+
+  test("brings the weights that inference holds up to date", () => {
+    const model = net().eval();
+    const x = Tensor.from(device, new Random("x").normal(2 * 5 * 6 * 2), [2, 5, 6, 2]);
+    owned.push(x);
+    const first = [...(model.call(x) as Tensor).read()];
+    const weights = stateDict(netShapes);
+    weights.set("body.bn1.running_var", { shape: [3], data: Float32Array.of(0.5, 1, 2) });
+    loadTorchWeights(model, weights);
+    const second = [...(model.call(x) as Tensor).read()];
+    expect(second).not.toEqual(first);
+    const again = net().eval();
+    loadTorchWeights(again, weights);
+    expectClose(second, [...(again.call(x) as Tensor).read()], { rtol: 1e-6, atol: 1e-6 });
+  });
+
+  test("understands the names of checkpoints before torchvision 0.13", () => {
+    class Pyramid extends Model {
+      fpn = new FeaturePyramid([2, 3], 4);
+      classificationHead = new Tower();
+      forward(x: Value): Value {
+        return x;
+      }
+    }
+    class Tower extends Layer {
+      conv = [0, 1].map(() => new Wrapped());
+      forward(x: Value): Value {
+        return x;
+      }
+    }
+    class Wrapped extends Layer {
+      inner = new Conv2d(4, 4, 3);
+      override namedChildren(): [string, Layer][] {
+        return [["0", this.inner]];
+      }
+      forward(x: Value): Value {
+        return x;
+      }
+    }
+    const model = new Pyramid().to(device);
+    owned.push(model);
+    const old = stateDict({
+      "fpn.inner_blocks.0.weight": [4, 2, 1, 1],
+      "fpn.inner_blocks.0.bias": [4],
+      "fpn.inner_blocks.1.weight": [4, 3, 1, 1],
+      "fpn.inner_blocks.1.bias": [4],
+      "fpn.layer_blocks.0.weight": [4, 4, 3, 3],
+      "fpn.layer_blocks.0.bias": [4],
+      "fpn.layer_blocks.1.weight": [4, 4, 3, 3],
+      "fpn.layer_blocks.1.bias": [4],
+      "classification_head.conv.0.weight": [4, 4, 3, 3],
+      "classification_head.conv.0.bias": [4],
+      "classification_head.conv.2.weight": [4, 4, 3, 3],
+      "classification_head.conv.2.bias": [4],
+    });
+    loadTorchWeights(model, old);
+    const now = torchWeights(model);
+    expect(now.get("fpn.layer_blocks.1.0.weight")).toEqual(old.get("fpn.layer_blocks.1.weight")!);
+    expect(now.get("classification_head.conv.1.0.bias")).toEqual(old.get("classification_head.conv.2.bias")!);
+    const twice = new Map([...old, ["fpn.inner_blocks.0.0.bias", old.get("fpn.inner_blocks.0.bias")!]]);
+    expect(errorOf(() => loadTorchWeights(model, twice)).message).toContain(
+      "1 unexpected: fpn.inner_blocks.0.0.bias (besides fpn.inner_blocks.0.bias)",
+    );
+  });
+});
+
+describe("FrozenBatchNorm2d", () => {
+  class Frozen extends Model {
+    conv = new Conv2d(3, 2, 1, { bias: false });
+    norm = new FrozenBatchNorm2d(2, { eps: 1e-3 });
+    forward(x: Value): Value {
+      return this.norm.forward(this.conv.forward(x));
+    }
+  }
+
+  test("has BatchNorm2d's names, all of them buffers", () => {
+    const model = new Frozen();
+    expect([...model.namedState().keys()]).toEqual([
+      "conv.weight",
+      "norm.weight",
+      "norm.bias",
+      "norm.running_mean",
+      "norm.running_var",
+    ]);
+    expect([...model.namedParameters().keys()]).toEqual(["conv.weight"]);
+  });
+
+  test("is the same affine map in training as in inference, and training leaves its statistics", () => {
+    const model = new Frozen().to(device);
+    owned.push(model);
+    const affine = { weight: [2, -1], bias: [0.5, 3], running_mean: [1, -2], running_var: [4, 0.25] };
+    const state = new Map(Object.entries(affine).map(([name, data]) => [`norm.${name}`, data]));
+    model.loadStateDict(new Map([...state, ["conv.weight", [1, 0, 0, 0, 1, 0]]]));
+    const pixels = new Random("pixels").normal(2 * 3 * 3 * 3);
+    const x = Tensor.from(device, pixels, [2, 3, 3, 3]);
+    owned.push(x);
+    const expected = Array.from({ length: 36 }, (_, i) => {
+      const c = i % 2;
+      const value = pixels[Math.floor(i / 2) * 3 + c]!;
+      return (
+        ((value - affine.running_mean[c]!) / Math.sqrt(affine.running_var[c]! + 1e-3)) * affine.weight[c]! +
+        affine.bias[c]!
+      );
+    });
+    for (const training of [true, false]) {
+      model.train(training);
+      expectClose((model.call(x) as Tensor).read(), expected, { rtol: 1e-5, atol: 1e-5 }, `training ${training}`);
+    }
+    for (const [name, data] of state) expect([...model.stateDict().get(name)!.read()]).toEqual(data);
+  });
+});
