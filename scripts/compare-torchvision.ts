@@ -6,6 +6,9 @@
  *     [--classes 11] [--batch 2] [--size 128x160] [--steps 10] [--backend cpu|cuda]
  *     [--python python3] [--reference float64|float32]
  *
+ * Where rounding puts one ReLU's input on the other side of 0, gradients differ by up to some 1e-3 although nothing is wrong;
+ * torch in fp32 and in double then disagree with each other as well. Compare with both references before looking for an error.
+ *
  * Needs a Python with torch and torchvision (0.13 or later). Prints a table with the largest difference of each group and its
  * limit; exits with 1 when one is exceeded.
  */
