@@ -43,6 +43,8 @@ interface InFlight {
   report: PinnedBuffer;
   event: Event;
   iteration: number | null;
+  /** Resolves `copied` of the step in this place. */
+  release: () => void;
 }
 
 /**
@@ -100,6 +102,7 @@ export class TrainStep implements Disposable {
       report: new PinnedBuffer(device, 4 * (names.length + 2)),
       event: new Event(device),
       iteration: null,
+      release: () => {},
     }));
   }
 
@@ -110,13 +113,17 @@ export class TrainStep implements Disposable {
 
   /**
    * Enqueues one step on images (N, H, W, 3) on the device. Waits, without blocking the event loop, while too many steps are in
-   * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves.
+   * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves: when the
+   * step's own report has been collected, by a later submit(), drain() or dispose().
    */
   async submit(images: Tensor, targets: HostTargets): Promise<{ finished: StepResult | null; copied: Promise<void> }> {
     const place = this.#ring[this.#iteration % this.#ring.length] as InFlight;
     const finished = await this.#collect(place);
     this.#enqueue(place, images, targets);
-    return { finished, copied: place.event.done() };
+    const copied = new Promise<void>((resolve) => {
+      place.release = resolve;
+    });
+    return { finished, copied };
   }
 
   /** Waits for all enqueued steps; their reports in order. */
@@ -165,8 +172,9 @@ export class TrainStep implements Disposable {
     const { iteration } = place;
     if (iteration === null) return null;
     await place.event.done();
-    this.program.stream.query(); // reports an error of the work itself
     place.iteration = null;
+    place.release();
+    this.program.stream.query(); // reports an error of the work itself
     const values = place.report.float32();
     const losses = Object.fromEntries(this.lossNames.map((name, i) => [name, values[i] as number]));
     const failed = place.report.int32()[this.lossNames.length + 1] !== 0;
@@ -180,7 +188,8 @@ export class TrainStep implements Disposable {
       // Disposing happens while an error of the work is on its way up, too; it must not take its place.
     }
     this.program.dispose();
-    for (const { targets, report, event } of this.#ring) {
+    for (const { targets, report, event, release } of this.#ring) {
+      release();
       targets.dispose();
       report.dispose();
       event.dispose();

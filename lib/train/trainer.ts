@@ -118,8 +118,7 @@ export class Trainer implements Disposable {
       batch.release();
       throw error;
     });
-    // A failure of the work shows where the step's report is collected.
-    copied.then(batch.release, batch.release);
+    copied.then(batch.release);
     this.#state.iteration = step.iteration;
     this.#state.loader = loader.stateAfter(batch);
     observer?.onStep?.(step.iteration - 1, batch.n, waitSeconds);
