@@ -6,7 +6,9 @@ import {
   type GradientBuilder,
   type Node,
   type Op,
+  type Preparation,
   scaleBy,
+  scratchMemory,
   type Value,
 } from "../graph";
 import { type Device, dtypeCode } from "../tensor";
@@ -29,10 +31,8 @@ function lossGradient(builder: GradientBuilder, node: Node<Scaled>, dy: Gradient
   return scaleBy(builder, gradient, dy);
 }
 
-function workspace(device: Device, n: number, anchors: number, classes: number): { workspace: number } {
-  const out = new BigInt64Array(1);
-  device.native.detectionLossWorkspace(device.handle, out, n, anchors, classes);
-  return { workspace: Number(out[0]) };
+function workspace(device: Device, n: number, anchors: number, classes: number): Preparation {
+  return scratchMemory((out) => device.native.detectionLossWorkspace(device.handle, out, n, anchors, classes));
 }
 
 const focal: Op<Scaled & { alpha: number; gamma: number }> = {

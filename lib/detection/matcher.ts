@@ -1,4 +1,4 @@
-import { applyOp, expectShape, type Node, type Op, type Value } from "../graph";
+import { applyOp, expectShape, type Node, type Op, scratchMemory, type Value } from "../graph";
 
 export interface MatcherOptions {
   /** IoU from which an anchor is foreground. */
@@ -41,9 +41,8 @@ const match: Op<MatcherOptions> = {
     ];
   },
   prepare(device, { inputs: [anchors, boxes] }: Node<MatcherOptions>) {
-    const out = new BigInt64Array(1);
-    device.native.matchAnchorsWorkspace(device.handle, out, boxes!.shape[0]!, anchors!.shape[0]!, boxes!.shape[1]!);
-    return { workspace: Number(out[0]) };
+    const [n, m] = boxes!.shape as [number, number];
+    return scratchMemory((out) => device.native.matchAnchorsWorkspace(device.handle, out, n, anchors!.shape[0]!, m));
   },
   emit(e, { inputs: [anchors, boxes, counts], outputs: [matches, foreground], attrs }) {
     const [dst, fg] = [e.address(matches!), e.address(foreground!)];

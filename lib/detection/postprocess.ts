@@ -1,4 +1,4 @@
-import { applyOp, expectShape, type Node, type Op, type Value } from "../graph";
+import { applyOp, expectShape, type Node, type Op, scratchMemory, type Value } from "../graph";
 import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
 import type { BoxCoderWeights } from "./losses";
 
@@ -146,9 +146,8 @@ const suppress: Op<{ nmsThreshold: number; maxDetections: number }> = {
     ];
   },
   prepare(device, { inputs: [, scores] }) {
-    const out = new BigInt64Array(1);
-    device.native.nmsWorkspace(device.handle, out, scores!.shape[0]!, scores!.shape[1]!);
-    return { workspace: Number(out[0]) };
+    const [n, k] = scores!.shape as [number, number];
+    return scratchMemory((out) => device.native.nmsWorkspace(device.handle, out, n, k));
   },
   emit(e, { inputs: [boxes, scores, labels], outputs: [detections, keep, counts], attrs }) {
     const [n, k] = scores!.shape as [number, number];

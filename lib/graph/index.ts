@@ -11,7 +11,9 @@ export {
   nhwc,
   type Op,
   type Preparation,
+  rowsAndChannels,
   ShapeError,
+  scratchMemory,
 } from "./node";
 export { type Activation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";

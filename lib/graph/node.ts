@@ -1,5 +1,5 @@
 import type { Address, NativeFunctions } from "../native";
-import type { Device, DType } from "../tensor";
+import { type Device, type DType, elementCount, outHandle } from "../tensor";
 import type { Spec, Value } from "./value";
 
 /** One operation of a graph with its operands. */
@@ -90,4 +90,17 @@ export function expectActivation(spec: Spec, what: string): void {
 export function nhwc(spec: Spec, what = "an image batch"): [number, number, number, number] {
   expectShape(spec.shape.length === 4, () => `expected ${what} of shape (N, H, W, C), got (${spec.shape.join(", ")})`);
   return spec.shape as unknown as [number, number, number, number];
+}
+
+/** A packed (..., C) tensor as rows of channels. */
+export function rowsAndChannels(shape: readonly number[]): [rows: number, channels: number] {
+  const channels = shape.at(-1)!;
+  return [elementCount(shape) / channels, channels];
+}
+
+/** The preparation of a node that needs only scratch memory, of the size that a native ..._workspace function gives. */
+export function scratchMemory(ask: (out: BigInt64Array) => unknown): Preparation {
+  const out = outHandle();
+  ask(out.view);
+  return { workspace: out.value };
 }

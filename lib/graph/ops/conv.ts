@@ -1,7 +1,17 @@
 import { constants } from "../../native";
-import { type Device, dtypeCode, elementCount } from "../../tensor";
+import { type Device, dtypeCode } from "../../tensor";
 import { type ConvPlan, convPlan } from "../conv-plans";
-import { type Emitter, expectActivation, expectShape, type Node, nhwc, type Op, type Preparation } from "../node";
+import {
+  type Emitter,
+  expectActivation,
+  expectShape,
+  type Node,
+  nhwc,
+  type Op,
+  type Preparation,
+  rowsAndChannels,
+  scratchMemory,
+} from "../node";
 import type { Spec } from "../value";
 import { type Activation, activateBackward, activationCode } from "./elementwise";
 
@@ -169,19 +179,13 @@ export const convBackwardWeight: Op<BackwardAttrs> = {
   },
 };
 
-function rowsAndChannels(shape: readonly number[]): [number, number] {
-  const channels = shape.at(-1)!;
-  return [elementCount(shape) / channels, channels];
-}
-
 /** Sums over all but the last axis, fp32: the gradient of a bias. */
 export const channelSum: Op<object> = {
   kind: "channel_sum",
   infer: ([x]) => [{ shape: [x!.shape.at(-1)!], dtype: "f32" }],
   prepare(device, { inputs: [x] }: Node<object>) {
-    const out = new BigInt64Array(1);
-    device.native.channelSumWorkspace(device.handle, out, ...rowsAndChannels(x!.shape), dtypeCode(x!.dtype));
-    return { workspace: Number(out[0]) };
+    const [size, dtype] = [rowsAndChannels(x!.shape), dtypeCode(x!.dtype)];
+    return scratchMemory((out) => device.native.channelSumWorkspace(device.handle, out, ...size, dtype));
   },
   emit(e, { inputs: [x], outputs: [y] }) {
     const [dst, src, workspace, dtype] = [e.address(y!), e.address(x!), e.workspace, dtypeCode(x!.dtype)];

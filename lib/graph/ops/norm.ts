@@ -1,5 +1,15 @@
 import { type Device, dtypeCode, elementCount } from "../../tensor";
-import { expectActivation, expectShape, type Node, nhwc, type Op, type Preparation } from "../node";
+import {
+  type Emitter,
+  expectActivation,
+  expectShape,
+  type Node,
+  nhwc,
+  type Op,
+  type Preparation,
+  rowsAndChannels,
+  scratchMemory,
+} from "../node";
 import type { Spec, Value } from "../value";
 import { type Activation, activateBackward, activationCode } from "./elementwise";
 
@@ -34,15 +44,14 @@ function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {
   return x;
 }
 
-function rowsAndChannels(shape: readonly number[]): [number, number] {
-  const channels = shape.at(-1)!;
-  return [elementCount(shape) / channels, channels];
+/** Addresses of the operands that every form of batch normalization has. */
+function firstFive(e: Emitter, inputs: readonly Value[]): [number, number, number, number, number] {
+  return inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
 }
 
 function workspace(device: Device, { inputs: [x] }: Node): Preparation {
-  const out = new BigInt64Array(1);
-  device.native.batchNormWorkspace(device.handle, out, ...rowsAndChannels(x!.shape), dtypeCode(x!.dtype));
-  return { workspace: Number(out[0]) };
+  const [size, dtype] = [rowsAndChannels(x!.shape), dtypeCode(x!.dtype)];
+  return scratchMemory((out) => device.native.batchNormWorkspace(device.handle, out, ...size, dtype));
 }
 
 /**
@@ -70,13 +79,7 @@ export const batchNormTrain: Op<BatchNormAttrs> = {
   },
   prepare: workspace,
   emit(e, { inputs, outputs, attrs }) {
-    const [x, weight, bias, runningMean, runningVar] = inputs.slice(0, 5).map((value) => e.address(value)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
+    const [x, weight, bias, runningMean, runningVar] = firstFive(e, inputs);
     const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
     const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
@@ -115,13 +118,7 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   },
   prepare: workspace,
   emit(e, { inputs, outputs, attrs }) {
-    const [dy, x, weight, mean, invstd] = inputs.slice(0, 5).map((value) => e.address(value)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
+    const [dy, x, weight, mean, invstd] = firstFive(e, inputs);
     const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
     const [y, dresidual, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
@@ -184,13 +181,7 @@ export const batchNormInfer: Op<BatchNormAttrs> = {
     return [dx, dweight, dbias, null, null, ...(residual ? [upstream] : [])];
   },
   emit(e, { inputs, outputs, attrs }) {
-    const [x, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
+    const [x, weight, bias, mean, variance] = firstFive(e, inputs);
     const [y, residual] = [e.address(outputs[0]!), e.optional(inputs[5])];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
     const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
@@ -226,13 +217,7 @@ export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
     { shape: [w!.shape[0]!], dtype: "f32" },
   ],
   emit(e, { inputs, outputs, attrs }) {
-    const [w, weight, bias, mean, variance] = inputs.slice(0, 5).map((value) => e.address(value)) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
+    const [w, weight, bias, mean, variance] = firstFive(e, inputs);
     const [foldedW, foldedBias] = outputs.map((value) => e.address(value)) as [number, number];
     const convBias = e.optional(inputs[5]);
     const k = inputs[0]!.shape[0]!;
