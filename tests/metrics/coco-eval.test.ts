@@ -1,10 +1,11 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { CocoDetection, CocoGroundTruth, CocoResult } from "../../lib/metrics/index";
+import type { CocoResult } from "../../lib/metrics/index";
 import { CocoEvaluator, defaultCocoParams, evaluateCoco } from "../../lib/metrics/index";
 import { formatFixed3, groupByBucket, pairwiseSum, stableSortDescending } from "../../lib/metrics/numeric";
 import { errorOf } from "../support/errors";
+import { detectionOf, digest, truthOf } from "./coco-rows";
 
 interface GoldenCase {
   images: number[];
@@ -30,27 +31,6 @@ interface Golden {
 
 /** pycocotools' own figures: see record.py beside the file. */
 const golden = JSON.parse(readFileSync(join(import.meta.dir, "../golden/coco-eval/golden.json"), "utf8")) as Golden;
-
-const truthOf = (row: number[]): CocoGroundTruth => ({
-  imageId: row[0]!,
-  categoryId: row[1]!,
-  bbox: row.slice(2, 6),
-  area: row[6]!,
-  iscrowd: row[7]!,
-  id: row[8]!,
-});
-
-const detectionOf = (row: number[]): CocoDetection => ({
-  imageId: row[0]!,
-  categoryId: row[1]!,
-  bbox: row.slice(2, 6),
-  score: row[6]!,
-});
-
-const digest = (values: Float64Array) =>
-  new Bun.CryptoHasher("sha256")
-    .update(new Uint8Array(values.buffer, values.byteOffset, values.byteLength))
-    .digest("hex");
 
 function expectEqual(result: CocoResult, expected: GoldenCase["expected"]): void {
   // toBe and toEqual compare doubles bit by bit, so this is equality in all digits.
