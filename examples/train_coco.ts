@@ -13,8 +13,7 @@ import { parseArgs } from "node:util";
 import {
   CheckpointStore,
   CocoDataLoader,
-  CompactDetector,
-  type CompactDetectorOptions,
+  type CompactConfig,
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
@@ -25,9 +24,10 @@ import {
   generateDemo,
   HorizontalFlip,
   loadDataset,
+  modelFromConfig,
   multiStep,
   Normalize,
-  octaveAnchors,
+  type PreprocessJson,
   Reporter,
   Resize,
   RunFolder,
@@ -92,7 +92,11 @@ interface Config {
   flip: "none" | "horizontal" | "both";
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
   scaleJitter: boolean;
-  model: Omit<CompactDetectorOptions, "classes" | "anchors"> & { anchorBase: number };
+  /** Names of the classes, by class index. */
+  classes: readonly string[];
+  /** From a decoded image to the network input, without augmentation. */
+  preprocessing: readonly PreprocessJson[];
+  model: CompactConfig;
 }
 
 function usage(message: string): never {
@@ -185,6 +189,7 @@ async function main(): Promise<number> {
   const size = given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320");
   const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
+  const evaluation = [new Resize(), new Normalize()];
   const config: Config = {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
@@ -199,22 +204,18 @@ async function main(): Promise<number> {
     learningRate: earlier?.learningRate ?? (isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16)),
     flip: given.flip ?? earlier?.flip ?? "horizontal",
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
-    model: earlier?.model ?? chooseModel(isDemo, cuda),
+    classes: dataset.classes.names,
+    preprocessing: evaluation.map((op) => op.toJSON()),
+    model: { name: "compact", ...(earlier?.model ?? chooseModel(isDemo, cuda)), classes: dataset.classes.length },
   };
 
-  const { anchorBase, ...modelOptions } = config.model;
-  using model = new CompactDetector({
-    ...modelOptions,
-    classes: dataset.classes.length,
-    anchors: octaveAnchors(anchorBase),
-  });
+  using model = modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined);
   model.to(device, { precision: config.precision, seed });
   const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
   console.log(
-    `model: CompactDetector, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`,
+    `model: ${model.constructor.name}, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`,
   );
 
-  const evaluation = [new Resize(), new Normalize()];
   const training = [
     ...(config.scaleJitter ? [new ScaleJitter(0.7, 1.4)] : []),
     ...(config.flip === "none" ? [] : [new HorizontalFlip()]),
@@ -317,7 +318,7 @@ async function main(): Promise<number> {
 }
 
 /** A network for the hardware: small for a CPU, wider on a GPU; the demo's is made to learn in a few passes. */
-function chooseModel(isDemo: boolean, cuda: boolean): Config["model"] {
+function chooseModel(isDemo: boolean, cuda: boolean): Omit<CompactConfig, "name" | "classes"> {
   const small = { width: 16, depths: [1, 1, 1, 1], pyramidChannels: 64, headConvs: 2, anchorBase: 24 } as const;
   if (isDemo) {
     // More anchors count as hits, and they weigh more, than the defaults (torchvision's) that suit long trainings.

@@ -7,6 +7,13 @@ export {
 } from "./compact-detector";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
 export { FeaturePyramid, LastLevelP6P7 } from "./fpn";
+export {
+  type CompactConfig,
+  type ModelConfig,
+  modelFromConfig,
+  modelNames,
+  type RetinaNetConfig,
+} from "./model-config";
 export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
 export {
   type PyramidBackbone,

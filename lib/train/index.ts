@@ -4,4 +4,5 @@ export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
 export { type HostTargets, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
+export { loadTrainedModel, type RunConfig, type TrainedModel } from "./trained-model";
 export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { CheckpointStore } from "../../lib/formats";
 import { readMetrics } from "../../lib/monitor";
+import { loadTrainedModel } from "../../lib/train";
 import { backend, testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -53,6 +54,9 @@ test("a run ends with its results, the run folder and the next command, and the 
   expect(kinds).toContain("evaluation");
   expect(existsSync(join(runFolder, "README.txt"))).toBe(true);
   expect(existsSync(join(runFolder, "pictures", "predictions-00000004.jpg"))).toBe(true);
+
+  using trained = await loadTrainedModel(runFolder, testDevice());
+  expect(trained).toMatchObject({ iteration: 4, config: { size: [64, 64] } });
 
   const longer = await run("--resume", runFolder, "--iterations", "6");
   expect(longer.stderr).toBe("");

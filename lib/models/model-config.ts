@@ -1,0 +1,91 @@
+/** Models as plain data: what a run's config.json and checkpoints keep, and what makes the same model again. */
+import { check, DlfsError, ErrorCode } from "../native";
+import { CompactDetector, type CompactDetectorOptions, octaveAnchors } from "./compact-detector";
+import { boolean, checkFields, describe, integer, list, number, object, oneOf, type Rule } from "./config-rules";
+import type { Detector } from "./detector";
+import { type ResNetName, resNetNames } from "./resnet";
+import { RetinaNet, type RetinaNetOptions } from "./retinanet";
+
+export interface CompactConfig extends Omit<CompactDetectorOptions, "anchors"> {
+  readonly name: "compact";
+  /** The smallest anchor at stride 8, in pixels (see `octaveAnchors`). Default 24. */
+  readonly anchorBase?: number;
+}
+
+export interface RetinaNetConfig extends Omit<RetinaNetOptions, "backbone"> {
+  readonly name: "retinanet";
+  /** Default "resnet50". */
+  readonly backbone?: ResNetName;
+}
+
+/** A detector by name, with its options; JSON can hold it. */
+export type ModelConfig = CompactConfig | RetinaNetConfig;
+
+const detectorFields = {
+  name: { expected: "a name", fits: (value) => typeof value === "string" },
+  classes: integer(1),
+  matcher: object({ high: number(0, 1), low: number(0, 1), allowLowQuality: boolean }),
+  focal: object({ alpha: number(), gamma: number(0) }),
+  boxBeta: number(0),
+  postprocess: object({
+    scoreThreshold: number(),
+    topK: integer(1),
+    nmsThreshold: number(0, 1),
+    maxDetections: integer(1),
+    weights: list(number(), 4),
+  }),
+} satisfies Record<string, Rule>;
+
+interface Kind {
+  readonly fields: Readonly<Record<string, Rule>>;
+  readonly make: (config: never) => Detector;
+}
+
+const kinds: Record<ModelConfig["name"], Kind> = {
+  compact: {
+    fields: {
+      ...detectorFields,
+      width: integer(1),
+      depths: list(integer(1), 4),
+      pyramidChannels: integer(1),
+      headConvs: integer(0),
+      anchorBase: number(1),
+    },
+    make: ({ name: _, anchorBase = 24, ...options }: CompactConfig) =>
+      new CompactDetector({ ...options, anchors: octaveAnchors(anchorBase) }),
+  },
+  retinanet: {
+    fields: {
+      ...detectorFields,
+      backbone: oneOf(...resNetNames),
+      norm: oneOf("batch", "frozen"),
+      normEps: number(0),
+      trainableLayers: integer(0),
+      p6From: oneOf("p5", "c5"),
+      anchors: object({ sizes: list(list(number(1))), aspectRatios: list(number(0)) }),
+    },
+    make: ({ name: _, ...options }: RetinaNetConfig) => new RetinaNet(options),
+  },
+};
+
+/** The names that a `ModelConfig` may have. */
+export const modelNames = Object.keys(kinds) as ModelConfig["name"][];
+
+/**
+ * Makes the model that a configuration describes; it is on no device yet, and has no weights.
+ *
+ * @param source where the configuration was read, for messages: "runs/demo-1/config.json: model"
+ * @throws DlfsError naming source and field: an unknown name or field, a missing number of classes, a value out of range
+ */
+export function modelFromConfig(config: ModelConfig, source = "modelFromConfig"): Detector {
+  const { name, classes } = (config ?? {}) as Partial<ModelConfig>;
+  const known = typeof name === "string" && Object.hasOwn(kinds, name);
+  if (!known) {
+    const message = `name: expected one of ${modelNames.join(", ")}, got ${describe(name)}`;
+    throw new DlfsError(ErrorCode.argument, source, message);
+  }
+  const kind = kinds[name];
+  checkFields(config, kind.fields, source);
+  check(classes !== undefined, source, () => "classes: expected the number of classes, got nothing");
+  return kind.make(config as never);
+}

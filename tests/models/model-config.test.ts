@@ -1,0 +1,57 @@
+/** Models made from plain data: the same model as by its class, and an error for every field that does not fit. */
+import { describe, expect, test } from "bun:test";
+import type { Layer } from "../../lib/layers";
+import { CompactDetector, type ModelConfig, modelFromConfig, octaveAnchors, RetinaNet } from "../../lib/models";
+
+const stateOf = (model: Layer) => [...model.namedState()].map(([name, { shape }]) => `${name} ${shape.join("x")}`);
+
+describe("modelFromConfig", () => {
+  test("makes a CompactDetector with its options, after a way through JSON", () => {
+    const options = {
+      classes: 5,
+      width: 8,
+      depths: [1, 2, 1, 1],
+      pyramidChannels: 24,
+      headConvs: 1,
+      boxBeta: 0.1,
+      focal: { alpha: 0.5, gamma: 1.5 },
+      matcher: { high: 0.4, low: 0.3, allowLowQuality: true },
+      postprocess: { scoreThreshold: 0.1, topK: 50, nmsThreshold: 0.4, maxDetections: 20 },
+    } as const;
+    const config: ModelConfig = { name: "compact", ...options, anchorBase: 16 };
+    const model = modelFromConfig(JSON.parse(JSON.stringify(config)));
+    expect(model).toBeInstanceOf(CompactDetector);
+    expect(model.detectorOptions).toEqual({ ...options, anchors: octaveAnchors(16) } as never);
+    expect(stateOf(model)).toEqual(stateOf(new CompactDetector(options)));
+  });
+
+  test("makes a RetinaNet on the backbone it names", () => {
+    const config: ModelConfig = { name: "retinanet", classes: 3, backbone: "resnet18", norm: "frozen", p6From: "c5" };
+    const model = modelFromConfig(config);
+    expect(model).toBeInstanceOf(RetinaNet);
+    expect(stateOf(model)).toEqual(
+      stateOf(new RetinaNet({ classes: 3, backbone: "resnet18", norm: "frozen", p6From: "c5" })),
+    );
+  });
+
+  const compact = { name: "compact", classes: 2 };
+  test.each<[string, unknown, string]>([
+    ["no object", null, "name: expected one of compact, retinanet, got nothing"],
+    ["an unknown model", { name: "toString", classes: 2 }, 'got "toString"'],
+    ["no classes", { name: "compact" }, "classes: expected the number of classes"],
+    ["no class at all", { ...compact, classes: 0 }, "classes: expected a whole number from 1, got 0"],
+    ["a misspelt field", { ...compact, widht: 8 }, 'unknown field "widht"; known are name, classes'],
+    ["another model's field", { ...compact, backbone: "resnet18" }, 'unknown field "backbone"'],
+    ["a text for a number", { ...compact, width: "8" }, 'width: expected a whole number from 1, got "8"'],
+    ["too few stages", { ...compact, depths: [1, 1] }, "depths: expected a list of 4, each a whole number"],
+    [
+      "a threshold beyond 1",
+      { ...compact, matcher: { high: 1.5 } },
+      "model.matcher: high: expected a number from 0 to 1",
+    ],
+    ["an unknown backbone", { name: "retinanet", classes: 2, backbone: "vgg16" }, "backbone: expected one of resnet18"],
+  ])("refuses %s, naming the field", (_, config, message) => {
+    expect(() => modelFromConfig(config as ModelConfig, "run/config.json: model")).toThrow(message);
+    expect(() => modelFromConfig(config as ModelConfig, "run/config.json: model")).toThrow(/^run\/config\.json: model/);
+  });
+});
