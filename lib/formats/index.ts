@@ -16,6 +16,8 @@ export type {
 } from "./checkpoint-types";
 export type { FileBytesOptions } from "./file-bytes";
 export { loadWeights } from "./load-weights";
+export type { NumpyFileOptions } from "./numpy";
+export { NumpyFile, readNumpy } from "./numpy";
 export type { WeightSource } from "./safetensors";
 export { readSafetensors, SafetensorsFile, writeSafetensors } from "./safetensors";
 export type { TorchFileOptions } from "./torch-file";

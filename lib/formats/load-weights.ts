@@ -1,24 +1,25 @@
 /** Opens weights of any supported format, told by what is in the file and not by its name. */
 import { DlfsError, ErrorCode } from "../native/error";
 import { FileBytes } from "./file-bytes";
+import { NUMPY_MAGIC, readNumpy } from "./numpy";
 import { readSafetensors } from "./safetensors";
 import type { TorchFileOptions } from "./torch-file";
 import { readTorchFile } from "./torch-file";
 import type { WeightFile } from "./weights";
 
 /**
- * Opens a safetensors file or one that `torch.save` wrote (`.pth`, `.pt`, `.bin`).
+ * Opens a safetensors file, one that `torch.save` wrote (`.pth`, `.pt`, `.bin`), or NumPy's arrays (`.npz`, `.npy`).
  *
- * @throws DlfsError as `readSafetensors` and `readTorchFile` do, and of code `unsupported` for any other file
+ * @throws DlfsError as `readSafetensors`, `readTorchFile` and `readNumpy` do, and of code `unsupported` for any other file
  */
 export async function loadWeights(path: string, options: TorchFileOptions = {}): Promise<WeightFile> {
   const format = recognise(path);
   if (format === "torch") return await readTorchFile(path, options);
   if (options.entry !== undefined && options.entry !== "") {
-    const message = `entry "${options.entry}": a safetensors file has no dicts to choose from`;
+    const message = `entry "${options.entry}": a ${format} file has no dicts to choose from`;
     throw new DlfsError(ErrorCode.argument, path, message);
   }
-  return await readSafetensors(path, options);
+  return format === "numpy" ? await readNumpy(path, options) : await readSafetensors(path, options);
 }
 
 function recognise(path: string): WeightFile["format"] {
@@ -26,6 +27,7 @@ function recognise(path: string): WeightFile["format"] {
   try {
     const bytes = file.slice(0, Math.min(file.size, 16), "magic");
     const text = String.fromCharCode(...bytes);
+    if (text.startsWith(NUMPY_MAGIC) || startsWithArray(file)) return "numpy";
     // A zip archive, or the pickle that begins files of PyTorch before 1.6, which its reader tells about.
     if (text.startsWith("PK\x03\x04") || text.startsWith("\x80\x02\x8a\x0a")) return "torch";
     if (text[8] === "{") return "safetensors";
@@ -37,8 +39,16 @@ function recognise(path: string): WeightFile["format"] {
           : text.startsWith("version https:")
             ? "it is a Git LFS pointer, fetch the file itself with git lfs pull"
             : `it starts with bytes ${bytes.toHex()}`;
-    throw new DlfsError(ErrorCode.unsupported, path, `neither safetensors nor a file of torch.save: ${found}`);
+    throw new DlfsError(ErrorCode.unsupported, path, `neither safetensors nor a file of torch.save or NumPy: ${found}`);
   } finally {
     file.close();
   }
+}
+
+/** Whether a zip archive's first entry is an array of NumPy's: told by its local header, which begins the file. */
+function startsWithArray(file: FileBytes): boolean {
+  if (file.size < 30) return false;
+  const header = file.slice(0, 30, "magic");
+  const name = file.slice(30, Math.min(file.size - 30, header[26]! + 256 * header[27]!), "magic");
+  return header[0] === 0x50 && header[1] === 0x4b && String.fromCharCode(...name.slice(-4)) === ".npy";
 }

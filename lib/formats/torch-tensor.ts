@@ -1,6 +1,7 @@
 /** Tensors of PyTorch's files: views of a storage by offset, sizes and strides, counted in elements. */
 import type { PickleValue } from "./pickle";
 import { PickleDict, PickleObject, PickleTuple } from "./pickle";
+import { gather } from "./strided";
 import type { WeightDType } from "./weights";
 import { countElements, weightDTypeSize } from "./weights";
 
@@ -75,50 +76,6 @@ export class TorchTensor extends PickleObject {
     }
     return true;
   }
-}
-
-type Elements = Uint8Array | Uint16Array | Uint32Array | BigUint64Array;
-
-/** Copies the elements at offset + sum(index * stride) in row-major order. */
-function gather(
-  storage: Uint8Array<ArrayBuffer>,
-  size: number,
-  offset: number,
-  shape: readonly number[],
-  strides: readonly number[],
-  count: number,
-): Uint8Array<ArrayBuffer> {
-  const out = new Uint8Array(count * size);
-  const to = elementsOf(out, size);
-  const from = elementsOf(storage, size);
-  const last = shape.length - 1;
-  const columns = shape[last] as number;
-  const step = strides[last] as number;
-  const index = new Array<number>(last).fill(0);
-  let at = offset;
-  for (let done = 0; done < count; ) {
-    for (let i = 0; i < columns; i++) to[done++] = from[at + i * step] as never;
-    // The next row: as an odometer, from the last but one dimension.
-    for (let d = last - 1; d >= 0; d--) {
-      at += strides[d] as number;
-      index[d] = (index[d] as number) + 1;
-      if (index[d] !== shape[d]) break;
-      at -= (shape[d] as number) * (strides[d] as number);
-      index[d] = 0;
-    }
-  }
-  return out;
-}
-
-/** Elements by their width alone, so that no value is changed on its way. */
-function elementsOf(bytes: Uint8Array<ArrayBuffer>, size: number): Elements {
-  const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
-  const { buffer, byteOffset } = aligned;
-  const count = Math.floor(bytes.length / size);
-  if (size === 1) return new Uint8Array(buffer, byteOffset, count);
-  if (size === 2) return new Uint16Array(buffer, byteOffset, count);
-  if (size === 4) return new Uint32Array(buffer, byteOffset, count);
-  return new BigUint64Array(buffer, byteOffset, count);
 }
 
 /** `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks, metadata)`. */

@@ -100,7 +100,7 @@ export type WeightValue = string | number | bigint | boolean | null;
 /** An open file of weights. Close it, or declare it with `using`. */
 export interface WeightFile extends Disposable {
   readonly path: string;
-  readonly format: "safetensors" | "torch";
+  readonly format: "safetensors" | "torch" | "numpy";
   /** By name, in the file's order. */
   readonly tensors: ReadonlyMap<string, WeightTensor>;
   /** What the file holds beside tensors: safetensors' metadata, or a checkpoint's numbers and strings ("epoch"). */
