@@ -29,6 +29,8 @@ struct ConvGeometry {
   DLFS_HD double flops() const { return 2.0 * static_cast<double>(y_elements()) * r * s * (c / groups); }
   DLFS_HD bool depthwise() const { return groups > 1 && groups == c && k == c; }
   DLFS_HD bool pointwise() const { return r == 1 && s == 1 && pad_h == 0 && pad_w == 0; }
+  // True where y (N H W, K) = x (N H W, C) w^T, w (K, C).
+  DLFS_HD bool matrix_product() const { return pointwise() && stride_h == 1 && stride_w == 1 && groups == 1; }
 
   // "x (8, 80, 80, 16), w (32, 3, 3, 16), stride 1x1, pad 1x1, dilation 1x1, groups 1", for messages.
   std::string text() const {

@@ -4,7 +4,7 @@
  */
 import type { DType } from "../tensor";
 import { constant as constantOp } from "./ops/constant";
-import { type ConvGeometry, conv2d as conv2dOp } from "./ops/conv";
+import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops/conv";
 import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
@@ -36,6 +36,12 @@ export function convGeometry({ stride = 1, padding = 0, dilation = 1, groups = 1
 export function conv2d(x: Value, w: Value, bias: Value | null, options: ConvOptions = {}): Value {
   const attrs = { ...convGeometry(options), bias: bias !== null, residual: false, activation: "none" as const };
   return only(applyOp(conv2dOp, bias ? [x, w, bias] : [x, w], attrs));
+}
+
+/** x w^T + bias over the last axis: x (..., C), w (K, C), an fp32 bias (K) or null; (..., K). */
+export function linear(x: Value, w: Value, bias: Value | null): Value {
+  const attrs = { ...convGeometry({}), bias: bias !== null, residual: false, activation: "none" as const };
+  return only(applyOp(linearOp, bias ? [x, w, bias] : [x, w], attrs));
 }
 
 /**

@@ -1,6 +1,6 @@
 import type { Device } from "../tensor";
 import type { Node } from "./node";
-import { type ConvAttrs, conv2d } from "./ops/conv";
+import { type ConvAttrs, conv2d, linear } from "./ops/conv";
 import { type Activation, activate, add } from "./ops/elementwise";
 import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
 import type { Graph } from "./trace";
@@ -10,7 +10,8 @@ import type { Value } from "./value";
  * Rewrites a traced forward graph before differentiation, merging operations into the ones that compute their input:
  *   batch_norm (+ add) (+ relu)              -> one batch_norm with residual and activation
  *   conv2d + batch_norm_infer                -> conv2d with folded weights (inference; the folding is hoisted)
- *   conv2d (+ add) + relu, silu or sigmoid   -> conv2d with residual and activation, where the device fuses epilogues
+ *   conv2d (+ add) + relu, silu or sigmoid   -> conv2d with residual and activation, where the device fuses epilogues;
+ *                                               linear likewise
  *   add + relu                               -> add with activation
  * A value that something else reads too, or that is a result, is never merged away.
  *
@@ -65,6 +66,9 @@ const tombstone: Node = {
   path: "",
 };
 
+/** Whether the node is of a kind that takes a residual and an activation. */
+const isProduct = ({ op }: Node): boolean => op === conv2d || op === linear;
+
 type Sole = (value: Value | undefined) => Node | null;
 interface Rewrite {
   first: Node;
@@ -93,7 +97,7 @@ function mergeAdd(graph: Graph, node: Node, sole: Sole, epilogue: boolean): Rewr
     const other = node.inputs[1 - slot]!;
     if (!first || other.node === first) continue;
     const isNorm = first.op === batchNormTrain || first.op === batchNormInfer;
-    if (!isNorm && !(first.op === conv2d && epilogue)) continue;
+    if (!isNorm && !(isProduct(first) && epilogue)) continue;
     const attrs = first.attrs as BatchNormAttrs | ConvAttrs;
     if (attrs.residual || attrs.activation !== "none") continue;
     return { first, merged: make(graph, first.op, [...first.inputs, other], { ...attrs, residual: true }, first.path) };
@@ -112,7 +116,7 @@ function mergeActivation(graph: Graph, node: Node, sole: Sole, epilogue: boolean
       ? activation === "relu"
       : first.op === add
         ? !training || activation !== "silu"
-        : first.op === conv2d && epilogue && (!training || activation !== "silu");
+        : isProduct(first) && epilogue && (!training || activation !== "silu");
   const attrs = first.attrs as ConvAttrs;
   if (!fits || attrs.activation !== "none") return null;
   return { first, merged: make(graph, first.op, first.inputs, { ...attrs, activation }, first.path) };

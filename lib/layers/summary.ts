@@ -75,7 +75,7 @@ const FREE = new Set([
 /**
  * Multiplications and additions of an operation, each counted as 1, so that a multiply-add is 2:
  *
- * - convolution: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
+ * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - batch normalization: 2 an element, its scale and shift. The batch's statistics in training are left out.
  * - addition, scaling: 1 an element. SiLU: 1, its product.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
@@ -91,6 +91,7 @@ export function flopsOf(node: Node): number | null {
   const attrs = node.attrs as { bias?: boolean; activation?: string; kernel?: readonly [number, number] };
   switch (kind) {
     case "conv2d":
+    case "linear":
       return elements * (2 * elementCount(node.inputs[1]!.shape.slice(1)) + (attrs.bias ? 1 : 0));
     case "batch_norm":
     case "batch_norm_infer":

@@ -2,17 +2,18 @@
  * Times each layer forward and backward at the shapes it has in a detector (RetinaNet with ResNet-50 at 640x640), as
  * programs run it. `bun test tests/bench` runs it and prints a table; nothing about time is asserted.
  *
- * GFLOP/s counts the multiplications and additions of convolutions; GB/s the bytes of every operand moved once: forward
+ * GFLOP/s counts the multiplications and additions of convolutions and linear layers; GB/s the bytes of every operand moved once: forward
  * inputs, parameters and results; backward those, the gradients of the results, and all gradients written.
  */
 import { test } from "bun:test";
-import { Program, type Value } from "../../lib/graph";
+import { type Parameter, Program, rowsAndChannels, type Value } from "../../lib/graph";
 import {
   Add,
   BatchNorm2d,
   Concat,
   Conv2d,
   type Layer,
+  Linear,
   MaxPool2d,
   Model,
   ReLU,
@@ -33,7 +34,7 @@ interface Bench {
   name: string;
   layer: () => AnyLayer;
   /** Shapes of the inputs, without the batch. */
-  inputs: [number, number, number][];
+  inputs: (readonly number[])[];
 }
 
 const conv = (name: string, c: number, k: number, kernel: number, size: number, stride = 1): Bench => ({
@@ -42,7 +43,7 @@ const conv = (name: string, c: number, k: number, kernel: number, size: number, 
   inputs: [[size, size, c]],
 });
 
-const simple = (name: string, layer: () => AnyLayer, ...inputs: [number, number, number][]): Bench => ({
+const simple = (name: string, layer: () => AnyLayer, ...inputs: (readonly number[])[]): Bench => ({
   name: `${name}, ${inputs.map((shape) => shape.join("x")).join(" + ")}`,
   layer,
   inputs,
@@ -59,6 +60,8 @@ const benches: Bench[] = [
   conv("class scores", 256, 819, 3, 40),
   simple("Conv2d 3x3 depthwise", () => new Conv2d(256, 256, 3, { padding: 1, groups: 256 }), [80, 80, 256]),
   simple("SeparableConv2d 3x3 256 -> 256", () => new SeparableConv2d(256, 256, 3, { padding: 1 }), [80, 80, 256]),
+  simple("Linear 1280 -> 1000", () => new Linear(1280, 1000), [1280]),
+  simple("Linear 256 -> 819 (a head of 1x1)", () => new Linear(256, 819), [40, 40, 256]),
   simple("BatchNorm2d", () => new BatchNorm2d(256), [80, 80, 256]),
   simple("ReLU", () => new ReLU(), [80, 80, 256]),
   simple("SiLU", () => new SiLU(), [80, 80, 256]),
@@ -87,14 +90,13 @@ class Single extends Model {
 const device = testDevice();
 const batch = device.backend === "cuda" ? 16 : 1;
 
+/** Whether a parameter multiplies activations, in their dtype: of a convolution or a linear layer. */
+const isMatrix = ({ shape }: Parameter): boolean => shape.length === 4 || shape.length === 2;
+
 /** Multiplications and additions of a forward pass: 2 per weight and output pixel (per image). */
-function convolutionFlops(program: Program, model: Model): number {
-  const results = program.results["0"]!.shape;
-  const pixels = results[0]! * results[1]! * results[2]!;
-  return [...model.namedParameters()].reduce(
-    (sum, [name, { shape, size }]) => sum + (name.endsWith("weight") && shape.length === 4 ? 2 * pixels * size : 0),
-    0,
-  );
+function productFlops(program: Program, model: Model): number {
+  const pixels = rowsAndChannels(program.results["0"]!.shape)[0];
+  return model.parameters().reduce((sum, weight) => sum + (isMatrix(weight) ? 2 * pixels * weight.size : 0), 0);
 }
 
 function measure({ name, layer, inputs }: Bench, dtype: "f32" | "bf16"): string[] {
@@ -128,9 +130,9 @@ function measure({ name, layer, inputs }: Bench, dtype: "f32" | "bf16"): string[
   const written = program.results["0"]!.byteLength;
   const weights = model
     .parameters()
-    .reduce((sum, { shape }) => sum + bytesOf(shape, shape.length === 4 ? dtype : "f32"), 0);
+    .reduce((sum, weight) => sum + bytesOf(weight.shape, isMatrix(weight) ? dtype : "f32"), 0);
   const weightGradients = model.parameters().reduce((sum, { shape }) => sum + bytesOf(shape, "f32"), 0);
-  const flops = convolutionFlops(program, model);
+  const flops = productFlops(program, model);
   const work: Work[] = [
     { flops, bytes: read + weights + written },
     { flops: 2 * flops, bytes: 2 * read + weights + written + weightGradients },

@@ -5,6 +5,7 @@ import {
   avgPool2d,
   batchNorm,
   conv2d,
+  linear,
   type Parameter,
   type ProgramOptions,
   relu,
@@ -48,6 +49,10 @@ class Store implements Disposable {
       bias ? this.get(`${name}.b`, [channels]) : null,
       { padding: 1 },
     );
+  }
+
+  linear(v: Value, name: string): Value {
+    return linear(v, this.get(`${name}.w`, [channels, channels]), this.get(`${name}.b`, [channels]));
   }
 
   norm(v: Value, name: string, training: boolean): Value {
@@ -113,6 +118,16 @@ const bodies: [string, Body, Expected][] = [
     "conv with bias, relu",
     (s, v) => ({ y: relu(s.conv(v, "c", true)) }),
     { train: yes(["conv2d"]), infer: yes(["conv2d"]) },
+  ],
+  [
+    "linear with bias, relu",
+    (s, v) => ({ y: relu(s.linear(v, "l")) }),
+    { train: yes(["linear"]), infer: yes(["linear"]) },
+  ],
+  [
+    "linear, add, sigmoid",
+    (s, v) => ({ y: sigmoid(add(v, s.linear(v, "l"))) }),
+    { train: yes(["linear"]), infer: yes(["linear"]) },
   ],
   ["conv, sigmoid", (s, v) => ({ y: sigmoid(s.conv(v, "c")) }), { train: yes(["conv2d"]), infer: yes(["conv2d"]) }],
   [

@@ -7,6 +7,7 @@ import {
   cast,
   concat,
   conv2d,
+  linear,
   maxPool2d,
   type Op,
   relu,
@@ -67,6 +68,34 @@ describe("gradients agree with finite differences", () => {
     using b = parameter(device, { shape: [4] }, "b");
     const head = (v: Value) => silu(conv2d(v, useParameter(w), useParameter(b), { padding: 1 }));
     expectGradients(device, { x }, ({ x: v }) => ({ large: head(v!), small: head(avgPool2d(v!, 2)) }), [w, b]);
+  });
+
+  test.each([[[3]], [[5, 3]], [[2, 4, 3]], [[2, 4, 5, 3]]])("a linear map of a tensor (%p)", (shape) => {
+    using w = parameter(device, { shape: [4, 3] }, "w");
+    using b = parameter(device, { shape: [4] }, "b");
+    expectGradients(
+      device,
+      { x: { shape } },
+      ({ x: v }) => ({ y: silu(linear(v!, useParameter(w), useParameter(b))) }),
+      [w, b],
+    );
+  });
+
+  test("a value that three convolutions read, and one of them twice", () => {
+    const made = ["a", "b", "c"].map((name) => parameter(device, { shape: [3, 1, 1, 3] }, name));
+    expectGradients(
+      device,
+      { x },
+      ({ x: v }) => {
+        const [a, b, c] = made.map((w) => (u: Value) => silu(conv2d(u, useParameter(w), null))) as ((
+          u: Value,
+        ) => Value)[];
+        const y = sigmoid(v!);
+        return { y: add(add(a!(y), b!(y)), a!(c!(y))) };
+      },
+      made,
+    );
+    for (const w of made) w[Symbol.dispose]();
   });
 
   test("a convolution whose weight is computed", () => {
@@ -225,6 +254,60 @@ describe("what is not trained", () => {
     expect(made.calls.map((call) => call.kind)).toEqual(["conv2d", "conv2d", "conv2d_backward_weight"]);
     expect(numbers(frozen.grad!).every((g) => g === 0)).toBe(true);
     expect(numbers(trained.grad!).some((g) => g !== 0)).toBe(true);
+  });
+
+  test("gradients pass through a frozen layer to a trained one before it", () => {
+    using first = parameter(device, { shape: [4, 1, 1, 3] }, "first");
+    using frozen = parameter(device, { shape: [4, 1, 1, 4] }, "frozen");
+    using bias = parameter(device, { shape: [4] }, "bias");
+    using last = parameter(device, { shape: [2, 1, 1, 4] }, "last");
+    const body = ({ x: v }: Record<string, Value>) => {
+      const y = silu(conv2d(v!, useParameter(first), null));
+      return { y: conv2d(silu(conv2d(y, useParameter(frozen), useParameter(bias))), useParameter(last), null) };
+    };
+    frozen.requiresGrad = bias.requiresGrad = false;
+    using made = program(device, { x }, body, { training: true, seeds: "inputs" });
+    made.run();
+    const backward = made.calls.slice(made.backwardStart).map((call) => call.kind);
+    expect(backward.filter((kind) => kind === "conv2d_backward_weight")).toHaveLength(2);
+    expect(backward.filter((kind) => kind === "conv2d_backward_data")).toHaveLength(2);
+    expect(backward).not.toContain("channel_sum");
+    const gradients = [first, last].map((p) => numbers(p.grad!));
+    for (const p of [frozen, bias]) expect(numbers(p.grad!).every((g) => g === 0)).toBe(true);
+
+    frozen.requiresGrad = bias.requiresGrad = true;
+    using all = program(device, { x }, body, { training: true, seeds: "inputs" });
+    all.run();
+    for (const [i, p] of [first, last].entries()) {
+      expectClose(numbers(p.grad!), gradients[i]!, { rtol: 1e-6, atol: 1e-6 }, p.name);
+    }
+    for (const p of [frozen, bias]) expect(numbers(p.grad!).some((g) => g !== 0)).toBe(true);
+  });
+
+  test("upstream of frozen layers nothing is computed backward, and nothing is kept for it", () => {
+    const shapes = { stem: [4, 3, 3, 3], body: [4, 3, 3, 4], head: [2, 1, 1, 4] };
+    const made = Object.entries(shapes).map(([name, shape]) => parameter(device, { shape }, name));
+    const [stem, body, head] = made as [(typeof made)[0], (typeof made)[0], (typeof made)[0]];
+    const build = () =>
+      program(
+        device,
+        { x: { shape: [1, 32, 32, 3] } },
+        ({ x: v }) => {
+          const deep = [1, 2, 3].reduce(
+            (y) => silu(conv2d(y, useParameter(body), null, { padding: 1 })),
+            silu(conv2d(v!, useParameter(stem), null, { padding: 1 })),
+          );
+          return { y: conv2d(deep, useParameter(head), null) };
+        },
+        { training: true, seeds: "inputs" },
+      );
+    using all = build();
+    stem.requiresGrad = body.requiresGrad = false;
+    using frozen = build();
+    expect(frozen.calls.slice(frozen.backwardStart).map((call) => call.kind)).toEqual(["conv2d_backward_weight"]);
+    expect(frozen.memory.unshared).toBeLessThan(all.memory.unshared);
+    expect(frozen.arenaBytes).toBeLessThan(all.arenaBytes);
+    for (const p of made) p[Symbol.dispose]();
   });
 
   test("an operation without a gradient is named, with its path", () => {

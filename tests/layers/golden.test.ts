@@ -1,12 +1,13 @@
 /** Every layer against torch.nn: forward, gradients of inputs and parameters, running statistics. */
 import { describe, expect, test } from "bun:test";
-import { maxPool2d, relu, type Value } from "../../lib/graph";
+import { add, maxPool2d, relu, sigmoid, type Value } from "../../lib/graph";
 import {
   Add,
   BatchNorm2d,
   Concat,
   Conv2d,
   Layer,
+  Linear,
   MaxPool2d,
   Model,
   ReLU,
@@ -60,6 +61,20 @@ class Residual extends Layer {
   }
 }
 
+/** One layer applied twice, two layers with one weight, and a value that three layers read; as record_linear.py's Shared. */
+class Shared extends Layer {
+  stem = new Linear(4, 6);
+  twice = new Linear(6, 6);
+  tied = Object.assign(new Linear(6, 6), { weight: this.twice.weight });
+  head = new Linear(6, 3);
+
+  forward(x: Value): Value[] {
+    const y = sigmoid(this.stem.forward(x));
+    const z = sigmoid(this.twice.forward(sigmoid(this.twice.forward(y))));
+    return [this.head.forward(add(add(z, this.tied.forward(y)), y)), this.head.forward(y)];
+  }
+}
+
 const layers: Record<string, () => AnyLayer> = {
   Conv2d: () => new Conv2d(4, 6, 3, { stride: 2, padding: 1 }),
   "Conv2d in groups without bias": () =>
@@ -81,15 +96,21 @@ const layers: Record<string, () => AnyLayer> = {
   "Residual, eval": () => new Residual(),
   "BatchNorm2d, frozen": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
   "Residual, frozen": () => new Residual(),
+  "Linear on (3, 5)": () => new Linear(5, 7),
+  "Linear on (2, 3, 4, 6)": () => new Linear(6, 4),
+  "Linear on (4) without bias": () => new Linear(4, 3, { bias: false }),
+  Shared: () => new Shared(),
+  "Shared, the first layer frozen": () => new Shared(),
 };
 
-/** Whether the layers were in training mode, and whether gradients were recorded. */
+/** Whether the layers were in training mode, whether gradients were recorded, and the names of layers that were frozen. */
 interface Params {
   training: boolean;
   backward: boolean;
+  frozen?: string[];
 }
 type Golden = GoldenCase<Params>;
-const goldens = loadGolden<Params>("layers");
+const goldens = ["layers", "linear"].flatMap((name) => loadGolden<Params>(name));
 
 /** Arrays "prefix0", "prefix1", ... on the device, in a dtype. */
 function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[] {
@@ -117,6 +138,9 @@ function check(golden: Golden, precision: "f32" | "bf16"): void {
     // The model as a whole trains wherever it is differentiated, though its layers may be in inference mode.
     model.training = golden.params.backward;
     model.loadStateDict(named(golden, "state."));
+    for (const [name, layer] of model.namedChildren()) {
+      if (golden.params.frozen?.includes(name)) for (const weight of layer.parameters()) weight.requiresGrad = false;
+    }
     const inputs = tensors(golden, "input.", precision);
     const upstream = tensors(golden, "upstream.", precision);
     owned.push(...inputs, ...upstream);

@@ -1,7 +1,7 @@
 /** The layer table, against numbers worked out by hand. No test here opens a device. */
 import { describe, expect, test } from "bun:test";
 import { add, applyOp, avgPool2d, type Op, relu, type Value } from "../../lib/graph";
-import { BatchNorm2d, Conv2d, MaxPool2d, Model, Sequential, SiLU } from "../../lib/layers";
+import { BatchNorm2d, Conv2d, Linear, MaxPool2d, Model, Sequential, SiLU } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { ErrorCode } from "../../lib/native";
 import { errorOf } from "../support/errors";
@@ -99,6 +99,20 @@ describe("summary", () => {
     expect(2 * (narrow!.total.activationBytes - positions)).toBe(wide!.total.activationBytes - positions);
     expect(narrow!.total.flops).toBe(wide!.total.flops);
     expect(narrow!.total.parameterBytes).toBe(wide!.total.parameterBytes);
+  });
+
+  test("a linear layer: 2 for each weight and row, 1 for each bias", () => {
+    class Head extends Model {
+      fc = new Linear(6, 5);
+      forward(x: Value): Value {
+        return this.fc.forward(x);
+      }
+    }
+    const { layers, uncounted } = new Head().summary([[2, 3, 6]]);
+    expect(layers).toHaveLength(1);
+    expect(layers[0]).toMatchObject({ path: "fc", type: "Linear", outputs: [[2, 3, 5]], trained: 35 });
+    expect(layers[0]).toMatchObject({ flops: 6 * (2 * 30 + 5), activationBytes: 6 * 5 * 4 });
+    expect(uncounted).toEqual([]);
   });
 
   test("neither allocates nor changes the mode", () => {

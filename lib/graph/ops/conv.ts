@@ -30,7 +30,7 @@ export interface ConvAttrs extends ConvGeometry {
 }
 
 interface BackwardAttrs extends ConvGeometry {
-  /** Shapes of x (N, H, W, C) and w (K, R, S, C / groups). */
+  /** Shapes of x (N, H, W, C) and w (K, R, S, C / groups); of a linear map x (..., C) and w (K, C). */
   readonly x: readonly number[];
   readonly w: readonly number[];
 }
@@ -63,11 +63,14 @@ function plan(
   flags = 0,
   activation: Activation = "none",
 ): Preparation<ConvPlan> {
-  const [k, r, s] = w as [number, number, number, number];
+  // A linear map is a 1x1 convolution of images of one pixel, one for each row.
+  const [rows, channels] = rowsAndChannels(x);
+  const image = (w.length === 2 ? [rows, 1, 1, channels] : x) as [number, number, number, number];
+  const [k, r, s] = w.length === 2 ? [w[0]!, 1, 1] : (w as [number, number, number]);
   const state = convPlan(device, [
     direction,
     dtypeCode(dtype),
-    ...(x as [number, number, number, number]),
+    ...image,
     k,
     r,
     s,
@@ -83,26 +86,31 @@ function plan(
 
 const handleOf = (e: Emitter) => (e.state as ConvPlan).handle;
 
+/** Checks the bias and the residual of a node with a result of this shape. */
+function expectOperands(inputs: readonly Spec[], attrs: ConvAttrs, shape: readonly number[]): void {
+  const { bias, residual } = operands(inputs, attrs);
+  const [{ dtype }, channels] = [inputs[0]!, shape.at(-1)];
+  if (bias) {
+    expectShape(
+      bias.dtype === "f32" && bias.shape.length === 1 && bias.shape[0] === channels,
+      () => `expected an f32 bias of shape (${channels}), got ${bias.dtype} (${bias.shape.join(", ")})`,
+    );
+  }
+  if (residual) {
+    expectShape(
+      residual.dtype === dtype && residual.shape.join() === shape.join(),
+      () => `expected a residual ${dtype} (${shape.join(", ")}), got ${residual.dtype} (${residual.shape.join(", ")})`,
+    );
+  }
+}
+
 /** y = activation(conv(x, w) + bias + residual). Inputs x, w, then the bias and the residual where attrs say so. */
 export const conv2d: Op<ConvAttrs> = {
   kind: "conv2d",
   infer(inputs, attrs) {
     const [x, w] = inputs as [Spec, Spec];
     const shape = outputShape(x, w, attrs);
-    const { bias, residual } = operands(inputs, attrs);
-    if (bias) {
-      expectShape(
-        bias.dtype === "f32" && bias.shape.length === 1 && bias.shape[0] === shape[3],
-        () => `expected an f32 bias of shape (${shape[3]}), got ${bias.dtype} (${bias.shape.join(", ")})`,
-      );
-    }
-    if (residual) {
-      expectShape(
-        residual.dtype === x.dtype && residual.shape.join() === shape.join(),
-        () =>
-          `expected a residual ${x.dtype} (${shape.join(", ")}), got ${residual.dtype} (${residual.shape.join(", ")})`,
-      );
-    }
+    expectOperands(inputs, attrs, shape);
     return [{ shape, dtype: x.dtype }];
   },
   gradient(builder, node, [dy]) {
@@ -130,6 +138,26 @@ export const conv2d: Op<ConvAttrs> = {
     const [y, x, w] = [e.address(node.outputs[0]!), e.address(node.inputs[0]!), e.address(node.inputs[1]!)];
     const [b, z, conv, workspace] = [e.optional(bias), e.optional(residual), handleOf(e), e.workspace];
     e.call(() => e.native.convForward(e.stream, conv, y, x, w, b, z, workspace));
+  },
+};
+
+/** y (..., K) = activation(x (..., C) w^T + bias + residual), w (K, C). Inputs as conv2d's; the geometry is a 1x1 kernel's. */
+export const linear: Op<ConvAttrs> = {
+  ...conv2d,
+  kind: "linear",
+  infer(inputs, attrs) {
+    const [x, w] = inputs as [Spec, Spec];
+    expectActivation(x, "a tensor");
+    expectShape(w.shape.length === 2, () => `expected a weight of shape (K, C), got (${w.shape.join(", ")})`);
+    const [k, c] = w.shape as [number, number];
+    expectShape(
+      x.shape.length >= 1 && x.shape.at(-1) === c,
+      () => `expected a tensor of shape (..., ${c}), got (${x.shape.join(", ")})`,
+    );
+    expectShape(x.dtype === w.dtype, () => `expected a weight of dtype ${x.dtype}, got ${w.dtype}`);
+    const shape = [...x.shape.slice(0, -1), k];
+    expectOperands(inputs, attrs, shape);
+    return [{ shape, dtype: x.dtype }];
   },
 };
 

@@ -238,6 +238,12 @@ const shapes: [string, ConvShape][] = [
     "3x3 dilation 3, padding 4 on one row (rows of y that see no pixel)",
     convShape({ n: 1, h: 1, w: 12, c: 3, k: 27, r: 3, s: 3, padding: [4, 0], dilation: [3, 3] }),
   ],
+  // Linear maps: images of one pixel, with the odd sizes that vectors and tensor cores do not divide.
+  ["linear, 37 rows, 16 to 24", convShape({ n: 37, h: 1, w: 1, c: 16, k: 24 })],
+  ["linear, 5 rows, 819 to 7", convShape({ n: 5, h: 1, w: 1, c: 819, k: 7 })],
+  ["linear, one row, 3 to 80", convShape({ n: 1, h: 1, w: 1, c: 3, k: 80 })],
+  ["linear, 130 rows, 5 to 1", convShape({ n: 130, h: 1, w: 1, c: 5, k: 1 })],
+  ["1x1 on 3x2 pixels", convShape({ n: 7, h: 3, w: 2, c: 12, k: 20 })],
   ["3x3, batch of 5", convShape({ n: 5, h: 4, w: 4, c: 32, k: 32, r: 3, s: 3, padding: [1, 1] })],
 ];
 
@@ -283,6 +289,7 @@ export const convCases: OpCase[] = [
   ...epilogues.flatMap(([name, epilogue]) => [
     convForward(`3x3 with ${name}`, convShape({ h: 5, w: 6, c: 8, k: 16, r: 3, s: 3, padding: [1, 1] }), epilogue),
     convForward(`1x1 to 27 channels with ${name}`, convShape({ n: 1, h: 4, w: 3, c: 16, k: 27 }), epilogue),
+    convForward(`linear with ${name}`, convShape({ n: 35, h: 1, w: 1, c: 24, k: 40 }), epilogue),
   ]),
   convForward(
     "depthwise with bias and relu",
@@ -327,6 +334,8 @@ export const convCases: OpCase[] = [
   ...goldenConvCases,
 ];
 
+const rowsBench = (rows: number, c: number, k: number): ConvShape => convShape({ n: rows, h: 1, w: 1, c, k });
+
 const bench = (c: number, k: number, size: number, kernel: number, stride = 1, groups = 1): ConvShape =>
   convShape({
     n: 8,
@@ -348,6 +357,9 @@ const benchShapes: [string, ConvShape][] = [
   ["3x3, 256 to 256, 8x40x40", bench(256, 256, 40, 3)],
   ["3x3, 256 to 819, 8x20x20", bench(256, 819, 20, 3)],
   ["3x3 depthwise, 128, 8x80x80", bench(128, 128, 80, 3, 1, 128)],
+  ["linear, 1280 to 1000, 32 rows", rowsBench(32, 1280, 1000)],
+  ["linear, 256 to 819, 12800 rows", rowsBench(12800, 256, 819)],
+  ["linear, 2048 to 2048, 4096 rows", rowsBench(4096, 2048, 2048)],
 ];
 
 export const convBenches: OpCase[] = [
