@@ -23,9 +23,12 @@ export {
   retinaNetAnchors,
 } from "./retinanet";
 export {
+  describeLoaded,
   type LoadedWeights,
   type LoadTorchOptions,
   loadTorchWeights,
+  type NameFilter,
   type TorchWeight,
+  type TorchWeightSource,
   torchWeights,
 } from "./torch-names";

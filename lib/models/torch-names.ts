@@ -10,20 +10,43 @@ export interface TorchWeight {
   readonly data: Float32Array;
 }
 
+/** A state dict's entry, or a tensor of an open file (`loadWeights`), whose values are read when it is known that they fit. */
+export type TorchWeightSource =
+  | TorchWeight
+  | { readonly shape: readonly number[]; toFloat32(): Float32Array<ArrayBuffer> };
+
+/** Names: one or several prefixes of whole parts ("head.conv" has "head.conv.weight", not "head.conv2.weight"), or a test. */
+export type NameFilter = string | readonly string[] | ((name: string) => boolean);
+
 export interface LoadTorchOptions {
-  /** The part of the model whose state dict this is: "backbone.body" for a classifier's checkpoint. Default: all of it. */
+  /** The part of the model that is loaded: "backbone.body" for a classifier's checkpoint. Default: all of it. */
   readonly into?: string;
-  /** Names of weights to leave out, such as a classifier's last layer ("fc.weight"). */
-  readonly skip?: (name: string) => boolean;
-  /** Parameters that the weights lack keep their values (fine-tuning with a new head). Default false: an error. */
-  readonly partial?: boolean;
+  /** The part of the weights that is taken: "backbone.body" of a detector's checkpoint. Default: all of them. */
+  readonly from?: string;
+  /** The model's name for a weight's, both relative to `into` and `from`. */
+  readonly rename?: (name: string) => string;
+  /** What is loaded; all else counts neither as missing nor as unexpected. The model's names, relative to `into`. */
+  readonly only?: NameFilter;
+  /** What is not loaded, nor counted: a classifier's last layer ("fc"), a head for other classes. Names as in `only`. */
+  readonly skip?: NameFilter;
+  /** Missing and unexpected names are errors (default); else they are told, and what is missing keeps its values. */
+  readonly strict?: boolean;
+  /** Weights of another shape are left out and told (a head for other classes). Default false: they are an error. */
+  readonly ignoreMismatched?: boolean;
 }
 
-/** Names of the model's parameters and buffers. */
+/** What became of a model's parameters and buffers and of the weights. */
 export interface LoadedWeights {
+  /** Names of the model. */
   readonly loaded: string[];
-  /** Not in the weights; only with `partial`. */
-  readonly kept: string[];
+  /** Names of the model that the weights lack; they have kept their values. */
+  readonly missing: string[];
+  /** Names of the weights that the model lacks. */
+  readonly unexpected: string[];
+  /** Names of the model whose weights have another shape; they have kept their values. */
+  readonly mismatched: { name: string; expected: readonly number[]; got: readonly number[] }[];
+  /** Names of the weights that `only` and `skip` left out. */
+  readonly skipped: string[];
 }
 
 /** How many names of a kind an error message lists. */
@@ -65,64 +88,116 @@ function list(names: readonly string[]): string {
   return `${names.slice(0, MAX_LISTED).join(", ")}${more}`;
 }
 
+function matcher(filter: NameFilter): (name: string) => boolean {
+  if (typeof filter === "function") return filter;
+  const prefixes = typeof filter === "string" ? [filter] : filter;
+  return (name) => prefixes.some((prefix) => prefix === "" || name === prefix || name.startsWith(`${prefix}.`));
+}
+
+/** Entries below a prefix, named relative to it. */
+function below<T>(entries: Iterable<readonly [string, T]>, part: string): [string, T][] {
+  const prefix = part ? `${part}.` : "";
+  return [...entries]
+    .filter(([name]) => name.startsWith(prefix))
+    .map(([name, entry]): [string, T] => [name.slice(prefix.length), entry]);
+}
+
 /**
  * Replaces a model's parameters and buffers by a PyTorch state dict's, or none of them where something does not fit; what is
- * missing, unexpected or of another shape is one error that names it all. The model must be on its device. Convolution weights
- * are brought into this library's layout; "num_batches_tracked" is ignored; names of torchvision's checkpoints before 0.13 are
- * understood.
+ * missing, unexpected or of another shape is one error that names it all, unless the options allow it. The model must be on its
+ * device. Convolution weights are brought into this library's layout; "num_batches_tracked" is ignored; names of torchvision's
+ * checkpoints before 0.13 are understood.
+ *
+ * ```ts
+ * using file = await loadWeights("resnet50.pth");
+ * loadTorchWeights(model, file.tensors, { into: "backbone.body", skip: "fc" });
+ * ```
  */
 export function loadTorchWeights(
   model: Model,
-  weights: ReadonlyMap<string, TorchWeight>,
-  { into = "", skip = () => false, partial = false }: LoadTorchOptions = {},
+  weights: ReadonlyMap<string, TorchWeightSource>,
+  options: LoadTorchOptions = {},
 ): LoadedWeights {
+  const { into = "", from = "", rename = (name) => name, strict = true, ignoreMismatched = false } = options;
   const op = "loadTorchWeights";
-  const prefix = into ? `${into}.` : "";
-  const state = new Map(
-    [...model.namedState()]
-      .filter(([name]) => name.startsWith(prefix))
-      .map(([name, parameter]) => [name.slice(prefix.length), parameter]),
-  );
-  check(state.size > 0, op, () => `the model has no parameters under "${into}"`);
+  const [isOnly, isSkipped] = [matcher(options.only ?? ""), matcher(options.skip ?? [])];
+  const isWanted = (name: string) => isOnly(name) && !isSkipped(name);
+  const inModel = below(model.namedState(), into);
+  check(inModel.length > 0, op, () => `the model has no parameters under "${into}"`);
+  const state = new Map(inModel.filter(([name]) => isWanted(name)));
+  const inWeights = below(weights, from);
+  check(inWeights.length > 0, op, () => `there are no weights${from ? ` under "${from}"` : ""}`);
 
-  const found = new Map<Parameter, TorchWeight>();
-  const names = new Map<Parameter, string>();
+  const found = new Map<string, { weight: TorchWeightSource; name: string }>();
   const unexpected: string[] = [];
+  const skipped: string[] = [];
   const misfits: string[] = [];
-  for (const [name, weight] of weights) {
-    if (skip(name) || /(^|\.)num_batches_tracked$/.test(name)) continue;
-    const now = state.has(name) ? name : renamed(name);
-    const parameter = now === null ? undefined : state.get(now);
-    if (now === null || !parameter) {
-      unexpected.push(name);
-      continue;
+  const mismatched: LoadedWeights["mismatched"] = [];
+  const modelNames = new Set(inModel.map(([name]) => name));
+  for (const [original, weight] of inWeights) {
+    const given = rename(original);
+    if (/(^|\.)num_batches_tracked$/.test(given)) continue;
+    const name = modelNames.has(given) ? given : (renamed(given) ?? given);
+    const parameter = state.get(name);
+    if (!isWanted(name)) skipped.push(original);
+    else if (!parameter) unexpected.push(original);
+    else if (found.has(name)) unexpected.push(`${original} (besides ${found.get(name)!.name})`);
+    else {
+      found.set(name, { weight, name: original });
+      const expected = torchShape(parameter);
+      if (weight.shape.join() !== expected.join()) {
+        mismatched.push({ name, expected, got: weight.shape });
+        if (!ignoreMismatched)
+          misfits.push(`${original}: expected (${expected.join(", ")}), got (${weight.shape.join(", ")})`);
+      } else if ("data" in weight && weight.data.length !== elementCount(expected)) {
+        misfits.push(`${original}: expected ${elementCount(expected)} values, got ${weight.data.length}`);
+      }
     }
-    if (found.has(parameter)) unexpected.push(`${name} (besides ${names.get(parameter)})`);
-    found.set(parameter, weight);
-    names.set(parameter, name);
-    const expected = torchShape(parameter);
-    if (weight.shape.join() !== expected.join())
-      misfits.push(`${name}: expected (${expected.join(", ")}), got (${weight.shape.join(", ")})`);
-    else if (weight.data.length !== elementCount(expected))
-      misfits.push(`${name}: expected ${elementCount(expected)} values, got ${weight.data.length}`);
   }
-  const missing = [...state].flatMap(([name, parameter]) => (found.has(parameter) ? [] : [name]));
+  const missing = [...state.keys()].filter((name) => !found.has(name));
   const problems = [
-    ...(missing.length > 0 && !partial ? [`${missing.length} missing: ${list(missing)}`] : []),
-    ...(unexpected.length > 0 ? [`${unexpected.length} unexpected: ${list(unexpected)}`] : []),
+    ...(strict && missing.length > 0 ? [`${missing.length} missing: ${list(missing)}`] : []),
+    ...(strict && unexpected.length > 0 ? [`${unexpected.length} unexpected: ${list(unexpected)}`] : []),
     ...(misfits.length > 0 ? [`${misfits.length} of another shape: ${list(misfits)}`] : []),
   ];
   if (problems.length > 0)
     throw new DlfsError(misfits.length > 0 ? ErrorCode.shape : ErrorCode.argument, op, problems.join("; "));
 
-  for (const [parameter, { data }] of found) {
+  for (const { name } of mismatched) found.delete(name);
+  // All is read before anything is replaced: a damaged file leaves the model as it was.
+  const values = new Map(
+    [...found].map(([name, { weight }]) => [name, "data" in weight ? weight.data : weight.toFloat32()] as const),
+  );
+  for (const [name, data] of values) {
+    const parameter = state.get(name)!;
     const [k, r, s, c] = parameter.shape as [number, number, number, number];
     parameter.tensor.write(parameter.shape.length === 4 ? transpose(data, k, c, r * s) : data);
   }
   model.refresh();
-  const full = (name: string) => `${prefix}${name}`;
-  const loaded = [...state].flatMap(([name, parameter]) => (found.has(parameter) ? [full(name)] : []));
-  return { loaded, kept: missing.map(full) };
+  const full = (name: string) => (into ? `${into}.${name}` : name);
+  return {
+    loaded: [...state.keys()].filter((name) => found.has(name)).map(full),
+    missing: missing.map(full),
+    unexpected,
+    mismatched: mismatched.map(({ name, ...shapes }) => ({ name: full(name), ...shapes })),
+    skipped,
+  };
+}
+
+/** A report as text, a line for each kind that occurs: "320 loaded", "2 missing, which keep their values: ...". */
+export function describeLoaded({ loaded, missing, unexpected, mismatched, skipped }: LoadedWeights): string[] {
+  const shapes = mismatched.map(
+    ({ name, expected, got }) => `${name} (${expected.join(", ")}), got (${got.join(", ")})`,
+  );
+  const line = (names: readonly string[], what: string) =>
+    names.length > 0 ? [`${names.length} ${what}: ${list(names)}`] : [];
+  return [
+    `${loaded.length} loaded`,
+    ...line(missing, "missing, which keep their values"),
+    ...line(shapes, "of another shape, which keep their values"),
+    ...line(unexpected, "that the model does not have"),
+    ...line(skipped, "left out"),
+  ];
 }
 
 /**

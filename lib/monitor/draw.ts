@@ -146,53 +146,65 @@ export function paste(target: RgbImage, source: RgbImage, x: number, y: number):
   }
 }
 
-/** Resizes with a triangle filter that widens when it shrinks, so that nothing is skipped (PIL's BILINEAR). */
+/**
+ * Resizes with a triangle filter that widens when it shrinks, so that nothing is skipped: Pillow's BILINEAR, to the last bit
+ * (weights in fixed point, rows first, rounded to bytes after each direction).
+ */
 export function resize(image: RgbImage, width: number, height: number): RgbImage {
   checkImage(image, "resize");
   if (width === image.width && height === image.height) return { ...image, data: image.data.slice() };
-  const out = createImage(width, height);
-  const columns = filterOf(image.width, width);
-  const rows = filterOf(image.height, height);
-  const narrow = new Float32Array(image.height * width * 3);
-  for (let y = 0; y < image.height; y++) {
-    for (let x = 0; x < width; x++) {
-      const { first, weights } = columns[x]!;
-      for (let c = 0; c < 3; c++) {
-        let sum = 0;
-        for (let i = 0; i < weights.length; i++) {
-          sum += weights[i]! * image.data[3 * (y * image.width + first + i) + c]!;
+  const narrow = width === image.width ? image : createImage(width, image.height);
+  if (narrow !== image) {
+    const columns = filterOf(image.width, width);
+    for (let y = 0; y < image.height; y++) {
+      for (let x = 0; x < width; x++) {
+        const { first, weights } = columns[x]!;
+        for (let c = 0; c < 3; c++) {
+          let sum = HALF;
+          for (let i = 0; i < weights.length; i++) {
+            sum += weights[i]! * image.data[3 * (y * image.width + first + i) + c]!;
+          }
+          narrow.data[3 * (y * width + x) + c] = Math.min(255, sum >> FRACTION_BITS);
         }
-        narrow[3 * (y * width + x) + c] = sum;
       }
     }
   }
+  if (height === image.height) return narrow;
+  const out = createImage(width, height);
+  const rows = filterOf(image.height, height);
   const stride = 3 * width;
   for (let y = 0; y < height; y++) {
     const { first, weights } = rows[y]!;
     for (let x = 0; x < stride; x++) {
-      let sum = 0;
-      for (let i = 0; i < weights.length; i++) sum += weights[i]! * narrow[(first + i) * stride + x]!;
-      out.data[y * stride + x] = Math.round(sum);
+      let sum = HALF;
+      for (let i = 0; i < weights.length; i++) sum += weights[i]! * narrow.data[(first + i) * stride + x]!;
+      out.data[y * stride + x] = Math.min(255, sum >> FRACTION_BITS);
     }
   }
   return out;
 }
 
-/** For each of `to` pixels: the first of `from` pixels that it draws on, and their weights, which add up to 1. */
-function filterOf(from: number, to: number): { first: number; weights: Float32Array }[] {
+/** Weights are whole multiples of 2^-22: their sums with bytes stay below 2^31. */
+const FRACTION_BITS = 22;
+const HALF = 1 << (FRACTION_BITS - 1);
+
+/** For each of `to` pixels: the first of `from` pixels that it draws on, and their weights, which add up to about 2^22. */
+function filterOf(from: number, to: number): { first: number; weights: Int32Array }[] {
   const scale = from / to;
   const support = Math.max(scale, 1);
   return Array.from({ length: to }, (_, i) => {
     const center = (i + 0.5) * scale;
     const first = Math.max(0, Math.floor(center - support + 0.5));
     const last = Math.min(from, Math.floor(center + support + 0.5));
-    const weights = new Float32Array(Math.max(1, last - first));
+    const weights = new Float64Array(Math.max(1, last - first));
     let sum = 0;
     for (let j = 0; j < weights.length; j++) {
-      weights[j] = Math.max(0, 1 - Math.abs((first + j + 0.5 - center) / support));
+      weights[j] = Math.max(0, 1 - Math.abs((first + j - center + 0.5) * (1 / support)));
       sum += weights[j]!;
     }
-    for (let j = 0; j < weights.length; j++) weights[j]! /= sum;
-    return { first, weights };
+    return {
+      first,
+      weights: Int32Array.from(weights, (weight) => Math.floor((weight / sum) * 2 ** FRACTION_BITS + 0.5)),
+    };
   });
 }

@@ -2,7 +2,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import type { Value } from "../../lib/graph";
 import { BatchNorm2d, Conv2d, FrozenBatchNorm2d, Layer, Model } from "../../lib/layers";
-import { FeaturePyramid, loadTorchWeights, type TorchWeight, torchWeights } from "../../lib/models";
+import { describeLoaded, FeaturePyramid, loadTorchWeights, type TorchWeight, torchWeights } from "../../lib/models";
 import { DlfsError, ErrorCode } from "../../lib/native";
 import { Tensor } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
@@ -69,9 +69,9 @@ describe("loadTorchWeights", () => {
     const model = net();
     const weights = stateDict(netShapes);
     weights.set("body.bn1.num_batches_tracked", { shape: [], data: Float32Array.of(7) });
-    const { loaded, kept } = loadTorchWeights(model, weights);
+    const { loaded, missing, skipped } = loadTorchWeights(model, weights);
     expect(loaded.sort()).toEqual(Object.keys(netShapes).sort());
-    expect(kept).toEqual([]);
+    expect([missing, skipped]).toEqual([[], []]);
     const conv = weights.get("body.conv1.weight")!.data;
     const got = values(model).get("body.conv1.weight")!;
     // weight[k][c][r][s] of (3, 2, 3, 2) is here weight[k][r][s][c]
@@ -113,18 +113,98 @@ describe("loadTorchWeights", () => {
     expect(errorOf(() => loadTorchWeights(model, weights, { into: "neck" })).message).toContain('"neck"');
   });
 
-  test("partial keeps what is missing and says so; a wrong shape is an error all the same", () => {
+  test("not strict, keeps what is missing and says so; a wrong shape is an error all the same", () => {
     const model = net();
     const before = values(model);
-    const { kept } = loadTorchWeights(model, stateDict({ "head.bias": [4] }), { partial: true });
-    expect(kept.sort()).toEqual(
+    const weights = stateDict({ "head.bias": [4], "neck.weight": [3] });
+    const report = loadTorchWeights(model, weights, { strict: false });
+    expect(report.loaded).toEqual(["head.bias"]);
+    expect(report.missing.sort()).toEqual(
       Object.keys(netShapes)
         .filter((name) => name !== "head.bias")
         .sort(),
     );
+    expect(report.unexpected).toEqual(["neck.weight"]);
     expect(values(model).get("head.weight")).toEqual(before.get("head.weight")!);
-    const error = errorOf(() => loadTorchWeights(model, stateDict({ "head.bias": [5] }), { partial: true }));
+    const error = errorOf(() => loadTorchWeights(model, stateDict({ "head.bias": [5] }), { strict: false }));
     expect(error.code).toBe(ErrorCode.shape);
+    expect(error.message).toBe("loadTorchWeights: 1 of another shape: head.bias: expected (4), got (5)");
+  });
+
+  test("ignoreMismatched leaves a head for other classes as it was, and says so", () => {
+    const model = net();
+    const before = values(model);
+    const weights = stateDict({ ...netShapes, "head.weight": [7, 3, 1, 1], "head.bias": [7] });
+    const report = loadTorchWeights(model, weights, { ignoreMismatched: true });
+    expect(report.mismatched).toEqual([
+      { name: "head.weight", expected: [4, 3, 1, 1], got: [7, 3, 1, 1] },
+      { name: "head.bias", expected: [4], got: [7] },
+    ]);
+    expect(report.missing).toEqual([]);
+    expect(values(model).get("head.bias")).toEqual(before.get("head.bias")!);
+    expect(values(model).get("body.bn1.bias")).toEqual([...weights.get("body.bn1.bias")!.data]);
+    expect(describeLoaded(report)).toEqual([
+      "5 loaded",
+      "2 of another shape, which keep their values: head.weight (4, 3, 1, 1), got (7, 3, 1, 1), head.bias (4), got (7)",
+    ]);
+    const short = stateDict(netShapes);
+    short.set("head.bias", { shape: [4], data: new Float32Array(3) });
+    expect(errorOf(() => loadTorchWeights(model, short, { ignoreMismatched: true })).message).toContain("got 3");
+  });
+
+  test("only and skip choose on both sides, by prefixes of whole parts or by a test", () => {
+    const weights = stateDict({ ...netShapes, "head.bias": [9], "body.conv10.weight": [1], "neck.weight": [1] });
+    const names = Object.keys(netShapes).filter((name) => name.startsWith("body."));
+    const model = net();
+    const skipping = loadTorchWeights(model, weights, { skip: ["head", "neck", "body.conv10"] });
+    expect(skipping.loaded.sort()).toEqual([...names].sort());
+    expect(skipping.skipped.sort()).toEqual(["body.conv10.weight", "head.bias", "head.weight", "neck.weight"]);
+    expect(skipping.missing).toEqual([]);
+    expect(loadTorchWeights(model, weights, { only: "body", skip: "body.conv10" }).loaded.sort()).toEqual(names.sort());
+    expect(loadTorchWeights(model, weights, { only: (name) => name.endsWith("bn1.bias") }).loaded).toEqual([
+      "body.bn1.bias",
+    ]);
+    // "body.conv1" is no prefix of "body.conv10".
+    expect(errorOf(() => loadTorchWeights(model, weights, { only: "body", skip: "body.conv1" })).message).toBe(
+      "loadTorchWeights: 1 unexpected: body.conv10.weight",
+    );
+  });
+
+  test("takes a part of the weights, under names of the caller's", () => {
+    const model = net();
+    const weights = stateDict({
+      ...Object.fromEntries(Object.entries(blockShapes).map(([name, shape]) => [`trunk.${name}`, shape])),
+      "neck.weight": [1],
+    });
+    const { loaded } = loadTorchWeights(model, weights, { from: "trunk", into: "body" });
+    expect(loaded.length).toBe(5);
+    expect(values(model).get("body.bn1.bias")).toEqual([...weights.get("trunk.bn1.bias")!.data]);
+    expect(errorOf(() => loadTorchWeights(model, weights, { from: "tail", into: "body" })).message).toContain(
+      'there are no weights under "tail"',
+    );
+    const rename = (name: string) => name.replace(/^trunk\./, "body.").replace(/^neck\.weight$/, "head.bias");
+    const report = loadTorchWeights(net(), weights, { rename, strict: false, ignoreMismatched: true });
+    expect([report.loaded.length, report.missing, report.mismatched.length]).toEqual([5, ["head.weight"], 1]);
+  });
+
+  test("reads a file's tensors only when all fits, and all of them before it replaces one", () => {
+    const model = net();
+    const before = values(model);
+    let reads = 0;
+    const weights = new Map(
+      [...stateDict(netShapes)].map(([name, { shape, data }]) => {
+        const toFloat32 = () => {
+          if (++reads === 7) throw new DlfsError(ErrorCode.io, "net.pth", "damaged");
+          return data.slice();
+        };
+        return [name, { shape, toFloat32 }] as const;
+      }),
+    );
+    errorOf(() => loadTorchWeights(model, weights, { into: "body" }));
+    expect(reads).toBe(0);
+    expect(errorOf(() => loadTorchWeights(model, weights)).op).toBe("net.pth");
+    expect(values(model)).toEqual(before);
+    expect(loadTorchWeights(model, weights).loaded.length).toBe(7);
   });
 
   test("names everything that does not fit in one error, and changes nothing", () => {
