@@ -100,10 +100,10 @@ export type WeightValue = string | number | bigint | boolean | null;
 /** An open file of weights. Close it, or declare it with `using`. */
 export interface WeightFile extends Disposable {
   readonly path: string;
-  readonly format: "safetensors" | "torch" | "numpy";
+  readonly format: "safetensors" | "torch" | "numpy" | "onnx";
   /** By name, in the file's order. */
   readonly tensors: ReadonlyMap<string, WeightTensor>;
-  /** What the file holds beside tensors: safetensors' metadata, or a checkpoint's numbers and strings ("epoch"). */
+  /** What the file holds beside tensors: the metadata of safetensors and ONNX, or a checkpoint's numbers and strings ("epoch"). */
   readonly values: ReadonlyMap<string, WeightValue>;
   close(): void;
 }

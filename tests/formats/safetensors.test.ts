@@ -245,7 +245,7 @@ describe("loadWeights", () => {
   ])("%p is neither", async (text, message) => {
     const error = await errorOf(temporary.file("other", text), loadWeights);
     expect(error.code).toBe(ErrorCode.unsupported);
-    expect(error.message).toContain(`neither safetensors nor a file of torch.save or NumPy: ${message}`);
+    expect(error.message).toContain(`neither safetensors nor a file of torch.save, NumPy or ONNX: ${message}`);
   });
 
   test("a folder, and no file", async () => {
