@@ -11,8 +11,8 @@ namespace dlfs {
 constexpr int64_t max_elements = int64_t{1} << 53;
 
 inline const char* activation_name(dlfs_activation activation) {
-  static const char* const names[] = {"none", "relu", "sigmoid", "silu"};
-  return activation >= 0 && activation <= DLFS_ACT_SILU ? names[activation] : "unknown";
+  static const char* const names[] = {"none", "relu", "sigmoid", "silu", "relu6", "leaky_relu", "hardswish", "hardsigmoid"};
+  return activation >= 0 && activation <= DLFS_ACT_HARDSIGMOID ? names[activation] : "unknown";
 }
 
 inline void check_pointer(const void* pointer, const char* name) {
@@ -74,8 +74,17 @@ inline void check_activation(dlfs_activation activation, std::initializer_list<d
                                           activation_name(activation), activation));
 }
 
+// The activations that other operations can end in.
 inline void check_activation(dlfs_activation activation) {
-  check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU, DLFS_ACT_SIGMOID, DLFS_ACT_SILU});
+  check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU, DLFS_ACT_SIGMOID, DLFS_ACT_SILU, DLFS_ACT_RELU6});
+}
+
+// All of them, with the slope of those that have one.
+inline void check_any_activation(dlfs_activation activation, double slope) {
+  check_activation(activation,
+                   {DLFS_ACT_NONE, DLFS_ACT_RELU, DLFS_ACT_SIGMOID, DLFS_ACT_SILU, DLFS_ACT_RELU6, DLFS_ACT_LEAKY_RELU,
+                    DLFS_ACT_HARDSWISH, DLFS_ACT_HARDSIGMOID});
+  if (activation == DLFS_ACT_LEAKY_RELU) check_number(slope, "slope");
 }
 
 // A workspace of at least `bytes`, which may be NULL when that is 0.

@@ -222,6 +222,7 @@ dnnl::convolution_forward::primitive_desc OnednnConvolution::describe_forward(co
     case DLFS_ACT_RELU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f); break;
     case DLFS_ACT_SIGMOID: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_logistic, 0.0f, 0.0f); break;
     case DLFS_ACT_SILU: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_swish, 1.0f, 0.0f); break;
+    case DLFS_ACT_RELU6: after.append_eltwise(1.0f, dnnl::algorithm::eltwise_clip, 0.0f, 6.0f); break;
     default: break;
   }
   dnnl::primitive_attr attributes;

@@ -159,11 +159,11 @@ extern "C" dlfs_status dlfs_scale(dlfs_stream stream, void* dst, const void* src
 }
 
 extern "C" dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, const void* x, int64_t n, dlfs_dtype dtype,
-                                               dlfs_activation activation) {
+                                               dlfs_activation activation, double slope) {
   return on_stream("dlfs_activation_forward", stream, [&](Stream& s) {
     check_count(n, "n");
     dispatch_float(dtype, [](auto) {});
-    check_activation(activation);
+    check_any_activation(activation, slope);
     if (n == 0) return;
     check_pointer(y, "y");
     check_pointer(x, "x");
@@ -172,10 +172,11 @@ extern "C" dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, cons
         using T = typename decltype(type)::type;
         T* out = static_cast<T*>(y);
         const T* in = static_cast<const T*>(x);
-        dispatch_activation(activation, [&](auto act) {
+        const float leak = static_cast<float>(slope);
+        dispatch_any_activation(activation, [&](auto act) {
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
 #pragma omp simd
-            for (int64_t i = begin; i < end; ++i) store(out + i, activate<decltype(act)::value>(load(in + i)));
+            for (int64_t i = begin; i < end; ++i) store(out + i, activate<decltype(act)::value>(load(in + i), leak));
           });
         });
       });
@@ -185,15 +186,15 @@ extern "C" dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, cons
 
 extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x,
                                                 const void* y, int64_t n, dlfs_dtype dtype,
-                                                dlfs_activation activation) {
+                                                dlfs_activation activation, double slope) {
   return on_stream("dlfs_activation_backward", stream, [&](Stream& s) {
     check_count(n, "n");
     dispatch_float(dtype, [](auto) {});
-    check_activation(activation);
+    check_any_activation(activation, slope);
     if (n == 0) return;
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
-    const bool reads_x = activation == DLFS_ACT_SILU;
+    const bool reads_x = differentiated_from_input(activation, slope);
     const void* kept = reads_x ? x : y;
     if (activation != DLFS_ACT_NONE) check_pointer(kept, reads_x ? "x" : "y");
     s.enqueue([=] {
@@ -202,7 +203,8 @@ extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, co
         T* out = static_cast<T*>(dx);
         const T* upstream = static_cast<const T*>(dy);
         const T* memory = static_cast<const T*>(kept);
-        dispatch_activation(activation, [&](auto act) {
+        const float leak = static_cast<float>(slope);
+        dispatch_any_activation(activation, [&](auto act) {
           parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
 #pragma omp simd
             for (int64_t i = begin; i < end; ++i) {
@@ -216,6 +218,14 @@ extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, co
                 const float v = load(memory + i);
                 const float p = sigmoid_f32(v);
                 g *= p * (1.0f + v * (1.0f - p));
+              } else if constexpr (decltype(act)::value == DLFS_ACT_RELU6) {
+                g *= relu6_slope(load(memory + i));
+              } else if constexpr (decltype(act)::value == DLFS_ACT_LEAKY_RELU) {
+                g *= leaky_relu_slope(load(memory + i), leak);
+              } else if constexpr (decltype(act)::value == DLFS_ACT_HARDSWISH) {
+                g *= hardswish_slope(load(memory + i));
+              } else if constexpr (decltype(act)::value == DLFS_ACT_HARDSIGMOID) {
+                g *= hardsigmoid_slope(load(memory + i));
               }
               store(out + i, g);
             }

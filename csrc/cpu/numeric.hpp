@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
+#include "common/activations.hpp"
 #include "common/status.hpp"
 
 namespace dlfs::cpu {
@@ -117,26 +119,42 @@ inline float sigmoid_f32(float x) {
   return (x < 0.0f ? e : 1.0f) / (1.0f + e);
 }
 
-// activation(x) and its derivative, chosen at compile time. NaN stays NaN.
+// activation(x), chosen at compile time. NaN stays NaN. slope: leaky ReLU's.
 template <dlfs_activation activation>
-inline float activate(float x) {
+inline float activate(float x, [[maybe_unused]] float slope = 0.0f) {
   if constexpr (activation == DLFS_ACT_RELU) return x < 0.0f ? 0.0f : x;
   if constexpr (activation == DLFS_ACT_SIGMOID) return sigmoid_f32(x);
   if constexpr (activation == DLFS_ACT_SILU) return x * sigmoid_f32(x);
+  if constexpr (activation == DLFS_ACT_RELU6) return relu6(x);
+  if constexpr (activation == DLFS_ACT_LEAKY_RELU) return leaky_relu(x, slope);
+  if constexpr (activation == DLFS_ACT_HARDSWISH) return hardswish(x);
+  if constexpr (activation == DLFS_ACT_HARDSIGMOID) return hardsigmoid(x);
   return x;
 }
 
 template <dlfs_activation value>
 using ActivationTag = std::integral_constant<dlfs_activation, value>;
 
-// Calls body(ActivationTag<activation>{}) for an activation that has been checked.
+// Calls body(ActivationTag<activation>{}) for one of the activations that check_activation() lets pass.
 template <class Body>
 auto dispatch_activation(dlfs_activation activation, Body&& body) {
   switch (activation) {
     case DLFS_ACT_RELU: return body(ActivationTag<DLFS_ACT_RELU>{});
     case DLFS_ACT_SIGMOID: return body(ActivationTag<DLFS_ACT_SIGMOID>{});
     case DLFS_ACT_SILU: return body(ActivationTag<DLFS_ACT_SILU>{});
+    case DLFS_ACT_RELU6: return body(ActivationTag<DLFS_ACT_RELU6>{});
     default: return body(ActivationTag<DLFS_ACT_NONE>{});
+  }
+}
+
+// The same for all activations.
+template <class Body>
+auto dispatch_any_activation(dlfs_activation activation, Body&& body) {
+  switch (activation) {
+    case DLFS_ACT_LEAKY_RELU: return body(ActivationTag<DLFS_ACT_LEAKY_RELU>{});
+    case DLFS_ACT_HARDSWISH: return body(ActivationTag<DLFS_ACT_HARDSWISH>{});
+    case DLFS_ACT_HARDSIGMOID: return body(ActivationTag<DLFS_ACT_HARDSIGMOID>{});
+    default: return dispatch_activation(activation, std::forward<Body>(body));
   }
 }
 

@@ -108,7 +108,8 @@ Descriptor convolution(const ConvGeometry& g) {
   return c.finalize();
 }
 
-Descriptor pointwise_mode(cudnnPointwiseMode_t mode) {
+// upper_clip: of a ReLU.
+Descriptor pointwise_mode(cudnnPointwiseMode_t mode, double upper_clip = std::numeric_limits<float>::max()) {
   Descriptor p(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
   p.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
   p.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
@@ -116,18 +117,19 @@ Descriptor pointwise_mode(cudnnPointwiseMode_t mode) {
     const cudnnNanPropagation_t propagate = CUDNN_PROPAGATE_NAN;
     p.set(CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_TYPE_NAN_PROPOGATION, 1, &propagate);
     p.set(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP, 0.0);
-    p.set(CUDNN_ATTR_POINTWISE_RELU_UPPER_CLIP, static_cast<double>(std::numeric_limits<float>::max()));
+    p.set(CUDNN_ATTR_POINTWISE_RELU_UPPER_CLIP, upper_clip);
     p.set(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP_SLOPE, 0.0);
   }
   if (mode == CUDNN_POINTWISE_SWISH_FWD) p.set(CUDNN_ATTR_POINTWISE_SWISH_BETA, 1.0);
   return p.finalize();
 }
 
-cudnnPointwiseMode_t activation_mode(dlfs_activation activation) {
+Descriptor activation_mode(dlfs_activation activation) {
   switch (activation) {
-    case DLFS_ACT_SIGMOID: return CUDNN_POINTWISE_SIGMOID_FWD;
-    case DLFS_ACT_SILU: return CUDNN_POINTWISE_SWISH_FWD;
-    default: return CUDNN_POINTWISE_RELU_FWD;
+    case DLFS_ACT_SIGMOID: return pointwise_mode(CUDNN_POINTWISE_SIGMOID_FWD);
+    case DLFS_ACT_SILU: return pointwise_mode(CUDNN_POINTWISE_SWISH_FWD);
+    case DLFS_ACT_RELU6: return pointwise_mode(CUDNN_POINTWISE_RELU_FWD, 6.0);
+    default: return pointwise_mode(CUDNN_POINTWISE_RELU_FWD);
   }
 }
 
@@ -192,10 +194,10 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0f);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0f);
     operation(op.finalize());
-    const auto pointwise = [&](cudnnPointwiseMode_t mode, const Descriptor* operand) {
+    const auto pointwise = [&](Descriptor mode, const Descriptor* operand) {
       const Descriptor& out = result(++step);
       Descriptor point(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-      point.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, graph->keep(pointwise_mode(mode)));
+      point.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, graph->keep(std::move(mode)));
       point.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, *value);
       if (operand) point.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *operand);
       point.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, out);
@@ -203,10 +205,12 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
       value = &out;
     };
     if (recipe.fused && problem.residual) {
-      pointwise(CUDNN_POINTWISE_ADD, &graph->keep(tensor(id_residual, type, g.n, recipe.k, g.p, g.q)));
+      pointwise(pointwise_mode(CUDNN_POINTWISE_ADD),
+                &graph->keep(tensor(id_residual, type, g.n, recipe.k, g.p, g.q)));
     }
     if (recipe.fused && problem.bias) {
-      pointwise(CUDNN_POINTWISE_ADD, &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
+      pointwise(pointwise_mode(CUDNN_POINTWISE_ADD),
+                &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
     }
     if (recipe.fused && problem.activation != DLFS_ACT_NONE) pointwise(activation_mode(problem.activation), nullptr);
   }

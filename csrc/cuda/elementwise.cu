@@ -151,22 +151,24 @@ template <class T, dlfs_activation activation>
 struct ActivationForward {
   T* y;
   const T* x;
+  float slope;
   template <int V>
   __device__ void apply(int64_t i) const {
     float value[V];
     load(value, x + i);
 #pragma unroll
-    for (int j = 0; j < V; ++j) value[j] = activate<activation>(value[j]);
+    for (int j = 0; j < V; ++j) value[j] = activate<activation>(value[j], slope);
     store(y + i, value);
   }
 };
 
-// saved: y for ReLU and sigmoid, x for SiLU; not read for none.
+// saved: x where differentiated_from_input(), else y; not read for none.
 template <class T, dlfs_activation activation>
 struct ActivationBackward {
   T* dx;
   const T* dy;
   const T* saved;
+  float slope;
   template <int V>
   __device__ void apply(int64_t i) const {
     float gradient[V];
@@ -180,7 +182,16 @@ struct ActivationBackward {
           gradient[j] = v[j] <= 0.0f ? 0.0f : gradient[j];
         } else if constexpr (activation == DLFS_ACT_SIGMOID) {
           gradient[j] *= v[j] * (1.0f - v[j]);
+        } else if constexpr (activation == DLFS_ACT_RELU6) {
+          gradient[j] *= relu6_slope(v[j]);
+        } else if constexpr (activation == DLFS_ACT_LEAKY_RELU) {
+          gradient[j] *= leaky_relu_slope(v[j], slope);
+        } else if constexpr (activation == DLFS_ACT_HARDSWISH) {
+          gradient[j] *= hardswish_slope(v[j]);
+        } else if constexpr (activation == DLFS_ACT_HARDSIGMOID) {
+          gradient[j] *= hardsigmoid_slope(v[j]);
         } else {
+          static_assert(activation == DLFS_ACT_SILU, "every activation has a derivative here");
           const float sig = sigmoid(v[j]);
           gradient[j] *= sig * (1.0f + v[j] * (1.0f - sig));
         }
@@ -292,35 +303,36 @@ dlfs_status dlfs_scale(dlfs_stream stream, void* dst, const void* src, const flo
 }
 
 dlfs_status dlfs_activation_forward(dlfs_stream stream, void* y, const void* x, int64_t n, dlfs_dtype dtype,
-                                    dlfs_activation activation) {
+                                    dlfs_activation activation, double slope) {
   return stream_call("dlfs_activation_forward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
-    check_activation(activation);
+    check_any_activation(activation, slope);
     check_count(n, "n");
     if (n == 0) return;
     check_pointer(y, "y");
     check_pointer(x, "x");
     dispatch_vector(dtype, aligned16({y, x}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
-      dispatch_activation(activation, [&](auto act) {
-        map<decltype(width)::value>(
-            s, n, ActivationForward<T, decltype(act)::value>{static_cast<T*>(y), static_cast<const T*>(x)});
+      dispatch_any_activation(activation, [&](auto act) {
+        map<decltype(width)::value>(s, n,
+                                    ActivationForward<T, decltype(act)::value>{
+                                        static_cast<T*>(y), static_cast<const T*>(x), static_cast<float>(slope)});
       });
     });
   });
 }
 
 dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* dy, const void* x, const void* y,
-                                     int64_t n, dlfs_dtype dtype, dlfs_activation activation) {
+                                     int64_t n, dlfs_dtype dtype, dlfs_activation activation, double slope) {
   return stream_call("dlfs_activation_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
-    check_activation(activation);
+    check_any_activation(activation, slope);
     check_count(n, "n");
     if (n == 0) return;
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
     const void* saved = nullptr;
-    if (activation == DLFS_ACT_SILU) {
+    if (differentiated_from_input(activation, slope)) {
       check_pointer(x, "x");
       saved = x;
     } else if (activation != DLFS_ACT_NONE) {
@@ -329,10 +341,11 @@ dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, const void* d
     }
     dispatch_vector(dtype, aligned16({dx, dy, saved}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
-      dispatch_activation(activation, [&](auto act) {
-        map<decltype(width)::value>(s, n,
-                                    ActivationBackward<T, decltype(act)::value>{
-                                        static_cast<T*>(dx), static_cast<const T*>(dy), static_cast<const T*>(saved)});
+      dispatch_any_activation(activation, [&](auto act) {
+        map<decltype(width)::value>(
+            s, n,
+            ActivationBackward<T, decltype(act)::value>{static_cast<T*>(dx), static_cast<const T*>(dy),
+                                                        static_cast<const T*>(saved), static_cast<float>(slope)});
       });
     });
   });

@@ -6,7 +6,9 @@
 
 #include <climits>
 #include <initializer_list>
+#include <utility>
 
+#include "common/activations.hpp"
 #include "common/status.hpp"
 
 namespace dlfs {
@@ -144,30 +146,40 @@ void dispatch_index(int64_t rows, Body&& body) {
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// activation(x) in fp32. ReLU keeps NaN, as torch does.
+// activation(x) in fp32. ReLU keeps NaN, as torch does. slope: leaky ReLU's.
 template <dlfs_activation activation>
-__device__ __forceinline__ float activate(float x) {
+__device__ __forceinline__ float activate(float x, [[maybe_unused]] float slope = 0.0f) {
   if constexpr (activation == DLFS_ACT_RELU) {
     return x < 0.0f ? 0.0f : x;
   } else if constexpr (activation == DLFS_ACT_SIGMOID) {
     return sigmoid(x);
   } else if constexpr (activation == DLFS_ACT_SILU) {
     return x / (1.0f + expf(-x));
+  } else if constexpr (activation == DLFS_ACT_RELU6) {
+    return relu6(x);
+  } else if constexpr (activation == DLFS_ACT_LEAKY_RELU) {
+    return leaky_relu(x, slope);
+  } else if constexpr (activation == DLFS_ACT_HARDSWISH) {
+    return hardswish(x);
+  } else if constexpr (activation == DLFS_ACT_HARDSIGMOID) {
+    return hardsigmoid(x);
   } else {
     return x;
   }
 }
 
+// One of the activations that check_activation() lets pass.
 __device__ __forceinline__ float activate(dlfs_activation activation, float x) {
   switch (activation) {
     case DLFS_ACT_RELU: return activate<DLFS_ACT_RELU>(x);
     case DLFS_ACT_SIGMOID: return activate<DLFS_ACT_SIGMOID>(x);
     case DLFS_ACT_SILU: return activate<DLFS_ACT_SILU>(x);
+    case DLFS_ACT_RELU6: return relu6(x);
     default: return x;
   }
 }
 
-// Calls body(Activation<a>) with the activation as a compile-time constant.
+// Calls body(Activation<a>) with one of the activations that check_activation() lets pass as a compile-time constant.
 template <dlfs_activation a>
 struct Activation {
   static constexpr dlfs_activation value = a;
@@ -180,8 +192,20 @@ void dispatch_activation(dlfs_activation activation, Body&& body) {
     case DLFS_ACT_RELU: return body(Activation<DLFS_ACT_RELU>{});
     case DLFS_ACT_SIGMOID: return body(Activation<DLFS_ACT_SIGMOID>{});
     case DLFS_ACT_SILU: return body(Activation<DLFS_ACT_SILU>{});
+    case DLFS_ACT_RELU6: return body(Activation<DLFS_ACT_RELU6>{});
   }
   throw Error(DLFS_ERROR_ARGUMENT, format("unknown activation %d", activation));
+}
+
+// The same for all activations.
+template <class Body>
+void dispatch_any_activation(dlfs_activation activation, Body&& body) {
+  switch (activation) {
+    case DLFS_ACT_LEAKY_RELU: return body(Activation<DLFS_ACT_LEAKY_RELU>{});
+    case DLFS_ACT_HARDSWISH: return body(Activation<DLFS_ACT_HARDSWISH>{});
+    case DLFS_ACT_HARDSIGMOID: return body(Activation<DLFS_ACT_HARDSIGMOID>{});
+    default: return dispatch_activation(activation, std::forward<Body>(body));
+  }
 }
 
 // Sum over the 32 lanes of a full warp, in every lane; a fixed order.

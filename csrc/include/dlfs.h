@@ -73,6 +73,12 @@ typedef int32_t dlfs_activation;
 #define DLFS_ACT_RELU 1    /* max(x, 0) */
 #define DLFS_ACT_SIGMOID 2 /* 1 / (1 + exp(-x)) */
 #define DLFS_ACT_SILU 3    /* x * sigmoid(x) */
+#define DLFS_ACT_RELU6 4   /* min(max(x, 0), 6) */
+#define DLFS_ACT_LEAKY_RELU 5  /* x > 0 ? x : slope * x; its slope is an argument of its own */
+#define DLFS_ACT_HARDSWISH 6   /* x * min(max(x + 3, 0), 6) / 6 (Howard et al. 2019) */
+#define DLFS_ACT_HARDSIGMOID 7 /* min(max(x + 3, 0), 6) / 6 */
+/* Operations that end in an activation (dlfs_add, convolutions) take NONE, RELU, SIGMOID, SILU and RELU6; batch
+ * normalization takes NONE and RELU. Others are DLFS_ERROR_ARGUMENT there. */
 
 typedef int64_t dlfs_context; /* one device: its memory, its default options */
 typedef int64_t dlfs_stream;  /* an ordered queue of work on a context's device */
@@ -198,7 +204,7 @@ DLFS_API dlfs_status dlfs_fill(dlfs_stream stream, void *dst, int64_t n, dlfs_dt
 DLFS_API dlfs_status dlfs_cast(dlfs_stream stream, void *dst, const void *src, int64_t n, dlfs_dtype dst_dtype,
                                dlfs_dtype src_dtype);
 
-/* dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. */
+/* dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. activation: NONE, RELU, SIGMOID, SILU or RELU6. */
 DLFS_API dlfs_status dlfs_add(dlfs_stream stream, void *dst, const void *a, const void *b, int64_t n, dlfs_dtype dtype,
                               dlfs_activation activation);
 
@@ -206,13 +212,16 @@ DLFS_API dlfs_status dlfs_add(dlfs_stream stream, void *dst, const void *a, cons
 DLFS_API dlfs_status dlfs_scale(dlfs_stream stream, void *dst, const void *src, const float *device_factor, int64_t n,
                                 dlfs_dtype dtype, double factor);
 
-/* y[i] = activation(x[i]), computed in fp32; y may be x. */
+/* y[i] = activation(x[i]), computed in fp32; y may be x. slope: LEAKY_RELU's for x <= 0, else ignored. */
 DLFS_API dlfs_status dlfs_activation_forward(dlfs_stream stream, void *y, const void *x, int64_t n, dlfs_dtype dtype,
-                                             dlfs_activation activation);
+                                             dlfs_activation activation, double slope);
 
-/* dx[i] = dy[i] * activation'(.). RELU and SIGMOID read y (x nullable), SILU reads x (y nullable). dx may be dy. */
+/* dx[i] = dy[i] * activation'(.), with torch's formulas. RELU, RELU6, SIGMOID, HARDSIGMOID, and LEAKY_RELU with slope >= 0
+ * (whose y has x's sign), read y (x nullable), so that x need not be kept; SILU, HARDSWISH and LEAKY_RELU with slope < 0
+ * read x (y nullable). At a corner the derivative is that of the flat side: RELU6's is 0 at 0 and 6, HARDSIGMOID's at -3 and
+ * 3; HARDSWISH's is 0 at -3 and 1 at 3, LEAKY_RELU's is slope at 0. dx may be dy. */
 DLFS_API dlfs_status dlfs_activation_backward(dlfs_stream stream, void *dx, const void *dy, const void *x, const void *y,
-                                              int64_t n, dlfs_dtype dtype, dlfs_activation activation);
+                                              int64_t n, dlfs_dtype dtype, dlfs_activation activation, double slope);
 
 /* Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
 DLFS_API dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t *flag, const void *x, int64_t n, dlfs_dtype dtype);

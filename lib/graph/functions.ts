@@ -74,6 +74,26 @@ export function sigmoid(x: Value): Value {
   return only(applyOp(activate, [x], { activation: "sigmoid" }));
 }
 
+/** min(max(x, 0), 6), as torch's relu6. */
+export function relu6(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "relu6" }));
+}
+
+/** x where x > 0, else negativeSlope * x. */
+export function leakyRelu(x: Value, negativeSlope = 0.01): Value {
+  return only(applyOp(activate, [x], { activation: "leaky_relu", slope: negativeSlope }));
+}
+
+/** x * hardsigmoid(x) (Howard et al. 2019). */
+export function hardswish(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "hardswish" }));
+}
+
+/** min(max(x + 3, 0), 6) / 6. */
+export function hardsigmoid(x: Value): Value {
+  return only(applyOp(activate, [x], { activation: "hardsigmoid" }));
+}
+
 /** a + b, of one shape and dtype. */
 export function add(a: Value, b: Value): Value {
   return only(applyOp(addOp, [a, b], { activation: "none" }));

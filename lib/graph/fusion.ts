@@ -1,7 +1,7 @@
 import type { Device } from "../tensor";
 import type { Node } from "./node";
 import { type ConvAttrs, conv2d, linear } from "./ops/conv";
-import { type Activation, activate, add } from "./ops/elementwise";
+import { type ActivationAttrs, activate, add, isFusedActivation, keepsInput } from "./ops/elementwise";
 import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
 import type { Graph } from "./trace";
 import type { Value } from "./value";
@@ -10,9 +10,10 @@ import type { Value } from "./value";
  * Rewrites a traced forward graph before differentiation, merging operations into the ones that compute their input:
  *   batch_norm (+ add) (+ relu)              -> one batch_norm with residual and activation
  *   conv2d + batch_norm_infer                -> conv2d with folded weights (inference; the folding is hoisted)
- *   conv2d (+ add) + relu, silu or sigmoid   -> conv2d with residual and activation, where the device fuses epilogues;
+ *   conv2d (+ add) + activation              -> conv2d with residual and activation, where the device fuses epilogues;
  *                                               linear likewise
- *   add + relu                               -> add with activation
+ *   add + activation                         -> add with activation
+ * The activations of convolutions, linear and additions are relu, relu6, silu and sigmoid.
  * A value that something else reads too, or that is a result, is never merged away.
  *
  * @param training keeps what backward needs: an activation that is differentiated from its input (SiLU) stays on its own
@@ -91,7 +92,7 @@ function make(graph: Graph, op: Node["op"], inputs: Value[], attrs: unknown, pat
 
 /** x + y where one of them is a batch normalization or convolution read here only: its residual input. */
 function mergeAdd(graph: Graph, node: Node, sole: Sole, epilogue: boolean): Rewrite | null {
-  if (node.op !== add || (node.attrs as { activation: Activation }).activation !== "none") return null;
+  if (node.op !== add || (node.attrs as ActivationAttrs).activation !== "none") return null;
   for (const slot of [1, 0]) {
     const first = sole(node.inputs[slot]);
     const other = node.inputs[1 - slot]!;
@@ -108,15 +109,15 @@ function mergeAdd(graph: Graph, node: Node, sole: Sole, epilogue: boolean): Rewr
 /** activation(x) where x is a batch normalization, convolution or add read here only. */
 function mergeActivation(graph: Graph, node: Node, sole: Sole, epilogue: boolean, training: boolean): Rewrite | null {
   if (node.op !== activate) return null;
-  const { activation } = node.attrs as { activation: Activation };
+  const { activation } = node.attrs as ActivationAttrs;
   const first = sole(node.inputs[0]);
   if (!first) return null;
-  const fits =
-    first.op === batchNormTrain || first.op === batchNormInfer
-      ? activation === "relu"
-      : first.op === add
-        ? !training || activation !== "silu"
-        : isProduct(first) && epilogue && (!training || activation !== "silu");
+  const isNorm = first.op === batchNormTrain || first.op === batchNormInfer;
+  const fits = isNorm
+    ? activation === "relu"
+    : (first.op === add || (isProduct(first) && epilogue)) &&
+      isFusedActivation(activation) &&
+      !(training && keepsInput({ activation }));
   const attrs = first.attrs as ConvAttrs;
   if (!fits || attrs.activation !== "none") return null;
   return { first, merged: make(graph, first.op, first.inputs, { ...attrs, activation }, first.path) };

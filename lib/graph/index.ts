@@ -15,7 +15,7 @@ export {
   ShapeError,
   scratchMemory,
 } from "./node";
-export { type Activation, scaleBy } from "./ops/elementwise";
+export { type Activation, type FusedActivation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";

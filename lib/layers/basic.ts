@@ -9,10 +9,7 @@ import {
   maxPool2d,
   Parameter,
   pair,
-  relu,
   type Size2,
-  sigmoid,
-  silu,
   upsample,
   useParameter,
   type Value,
@@ -129,25 +126,6 @@ export class BatchNorm2d extends Layer {
       useParameter(p),
     ) as [Value, Value, Value, Value];
     return batchNorm(x, weight, bias, mean, variance, { training: this.training, ...this.options });
-  }
-}
-
-export class ReLU extends Layer {
-  forward(x: Value): Value {
-    return relu(x);
-  }
-}
-
-/** x * sigmoid(x). */
-export class SiLU extends Layer {
-  forward(x: Value): Value {
-    return silu(x);
-  }
-}
-
-export class Sigmoid extends Layer {
-  forward(x: Value): Value {
-    return sigmoid(x);
   }
 }
 

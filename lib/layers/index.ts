@@ -1,3 +1,4 @@
+export * from "./activation";
 export * from "./basic";
 export { FrozenBatchNorm2d } from "./frozen-batch-norm";
 export { Layer, type Values } from "./layer";

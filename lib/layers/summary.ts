@@ -72,14 +72,17 @@ const FREE = new Set([
   "upsample_nearest",
 ]);
 
+/** Of one element; activations that are not here only compare, or evaluate a transcendental function. */
+const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hardsigmoid: 2, hardswish: 3 };
+
 /**
  * Multiplications and additions of an operation, each counted as 1, so that a multiply-add is 2:
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - batch normalization: 2 an element, its scale and shift. The batch's statistics in training are left out.
- * - addition, scaling: 1 an element. SiLU: 1, its product.
+ * - addition, scaling: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
- * - 0: comparisons (ReLU, max pooling), exponentials (sigmoid), and whatever moves data.
+ * - 0: comparisons (ReLU, ReLU6, max pooling), exponentials (sigmoid), and whatever moves data.
  *
  * null where the kind is not known.
  */
@@ -100,7 +103,7 @@ export function flopsOf(node: Node): number | null {
     case "scale":
       return elements;
     case "activation":
-      return attrs.activation === "silu" ? elements : 0;
+      return elements * (ACTIVATION_FLOPS[attrs.activation ?? ""] ?? 0);
     case "avg_pool":
       return elements * attrs.kernel![0] * attrs.kernel![1];
     default:

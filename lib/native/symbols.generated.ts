@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "e0bc24b6f55eea93";
+export const headerHash = "0e02e5eaeedaf5ce";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -33,6 +33,10 @@ export const constants = {
   ACT_RELU: 1,
   ACT_SIGMOID: 2,
   ACT_SILU: 3,
+  ACT_RELU6: 4,
+  ACT_LEAKY_RELU: 5,
+  ACT_HARDSWISH: 6,
+  ACT_HARDSIGMOID: 7,
   CONV_FORWARD: 0,
   CONV_BACKWARD_DATA: 1,
   CONV_BACKWARD_WEIGHT: 2,
@@ -89,8 +93,8 @@ export const symbols = {
   dlfs_cast: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_scale: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "f64"], returns: "i32" },
-  dlfs_activation_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
-  dlfs_activation_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_activation_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_activation_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_check_finite: { args: ["i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
   dlfs_init_uniform: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
   dlfs_init_normal: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
@@ -191,8 +195,8 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_cast: ["stream", "dst", "src", "n", "dstDtype", "srcDtype"],
   dlfs_add: ["stream", "dst", "a", "b", "n", "dtype", "activation"],
   dlfs_scale: ["stream", "dst", "src", "deviceFactor", "n", "dtype", "factor"],
-  dlfs_activation_forward: ["stream", "y", "x", "n", "dtype", "activation"],
-  dlfs_activation_backward: ["stream", "dx", "dy", "x", "y", "n", "dtype", "activation"],
+  dlfs_activation_forward: ["stream", "y", "x", "n", "dtype", "activation", "slope"],
+  dlfs_activation_backward: ["stream", "dx", "dy", "x", "y", "n", "dtype", "activation", "slope"],
   dlfs_check_finite: ["stream", "flag", "x", "n", "dtype"],
   dlfs_init_uniform: ["stream", "dst", "n", "seed", "offset", "low", "high"],
   dlfs_init_normal: ["stream", "dst", "n", "seed", "offset", "mean", "std"],
@@ -342,14 +346,19 @@ export interface NativeFunctions {
   fill(stream: number, dst: Address | null, n: number, dtype: number, value: number): number;
   /** dst[i] = src[i] converted, round to nearest even; between F32, BF16, F16, I32, U8. */
   cast(stream: number, dst: Address | null, src: Address | null, n: number, dstDtype: number, srcDtype: number): number;
-  /** dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. */
+  /** dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. activation: NONE, RELU, SIGMOID, SILU or RELU6. */
   add(stream: number, dst: Address | null, a: Address | null, b: Address | null, n: number, dtype: number, activation: number): number;
   /** dst[i] = src[i] * factor * (device_factor ? *device_factor : 1); dst may be src. device_factor: fp32, nullable. */
   scale(stream: number, dst: Address | null, src: Address | null, deviceFactor: Address | null, n: number, dtype: number, factor: number): number;
-  /** y[i] = activation(x[i]), computed in fp32; y may be x. */
-  activationForward(stream: number, y: Address | null, x: Address | null, n: number, dtype: number, activation: number): number;
-  /** dx[i] = dy[i] * activation'(.). RELU and SIGMOID read y (x nullable), SILU reads x (y nullable). dx may be dy. */
-  activationBackward(stream: number, dx: Address | null, dy: Address | null, x: Address | null, y: Address | null, n: number, dtype: number, activation: number): number;
+  /** y[i] = activation(x[i]), computed in fp32; y may be x. slope: LEAKY_RELU's for x <= 0, else ignored. */
+  activationForward(stream: number, y: Address | null, x: Address | null, n: number, dtype: number, activation: number, slope: number): number;
+  /**
+   * dx[i] = dy[i] * activation'(.), with torch's formulas. RELU, RELU6, SIGMOID, HARDSIGMOID, and LEAKY_RELU with slope >= 0
+   * (whose y has x's sign), read y (x nullable), so that x need not be kept; SILU, HARDSWISH and LEAKY_RELU with slope < 0
+   * read x (y nullable). At a corner the derivative is that of the flat side: RELU6's is 0 at 0 and 6, HARDSIGMOID's at -3 and
+   * 3; HARDSWISH's is 0 at -3 and 1 at 3, LEAKY_RELU's is slope at 0. dx may be dy.
+   */
+  activationBackward(stream: number, dx: Address | null, dy: Address | null, x: Address | null, y: Address | null, n: number, dtype: number, activation: number, slope: number): number;
   /** Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
   checkFinite(stream: number, flag: Address | null, x: Address | null, n: number, dtype: number): number;
   /**

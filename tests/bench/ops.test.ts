@@ -4,6 +4,7 @@
  */
 import { test } from "bun:test";
 import { type Device, dtypeCode, Tensor } from "../../lib/tensor";
+import { activationBenches } from "../ops/cases/activation";
 import { boxBenches } from "../ops/cases/boxes";
 import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case";
 import { convBenches } from "../ops/cases/conv";
@@ -91,6 +92,7 @@ function measure(on: Device, opCase: OpCase, dtype: "f32" | "bf16"): string {
 const lists = [
   convBenches,
   normBenches,
+  activationBenches,
   elementwiseBenches,
   poolBenches,
   boxBenches,

@@ -6,11 +6,15 @@ import {
   BatchNorm2d,
   Concat,
   Conv2d,
+  Hardsigmoid,
+  Hardswish,
   Layer,
+  LeakyReLU,
   Linear,
   MaxPool2d,
   Model,
   ReLU,
+  ReLU6,
   SeparableConv2d,
   Sequential,
   Sigmoid,
@@ -85,6 +89,11 @@ const layers: Record<string, () => AnyLayer> = {
   ReLU: () => new ReLU(),
   SiLU: () => new SiLU(),
   Sigmoid: () => new Sigmoid(),
+  ReLU6: () => new ReLU6(),
+  LeakyReLU: () => new LeakyReLU(),
+  "LeakyReLU of another slope": () => new LeakyReLU(0.3),
+  Hardswish: () => new Hardswish(),
+  Hardsigmoid: () => new Hardsigmoid(),
   MaxPool2d: () => new MaxPool2d(3, { stride: 2, padding: 1 }),
   "MaxPool2d, default stride": () => new MaxPool2d(2),
   Upsample: () => new Upsample(2),
@@ -110,7 +119,7 @@ interface Params {
   frozen?: string[];
 }
 type Golden = GoldenCase<Params>;
-const goldens = ["layers", "linear"].flatMap((name) => loadGolden<Params>(name));
+const goldens = ["layers", "linear", "layers-elementwise"].flatMap((name) => loadGolden<Params>(name));
 
 /** Arrays "prefix0", "prefix1", ... on the device, in a dtype. */
 function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[] {

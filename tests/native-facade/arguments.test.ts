@@ -191,9 +191,30 @@ describe("native code checks values", () => {
     ],
     [
       "an unknown activation",
-      () => native.activationForward(stream, x.address, x.address, 4, f32, 17),
+      () => native.activationForward(stream, x.address, x.address, 4, f32, 17, 0),
       [ErrorCode.argument],
       /dlfs_activation_forward: .*17/,
+    ],
+    [
+      "a slope that is no number",
+      () =>
+        native.activationForward(
+          stream,
+          x.address,
+          x.address,
+          4,
+          f32,
+          constants.ACT_LEAKY_RELU,
+          Number.POSITIVE_INFINITY,
+        ),
+      [ErrorCode.argument],
+      /dlfs_activation_forward: expected a finite slope/,
+    ],
+    [
+      "an activation that an addition cannot end in",
+      () => native.add(stream, x.address, x.address, x.address, 4, f32, constants.ACT_HARDSWISH),
+      [ErrorCode.argument],
+      /dlfs_add: .*out of none, relu, sigmoid, silu, relu6, got hardswish/,
     ],
     [
       "an allocation of 0 bytes",

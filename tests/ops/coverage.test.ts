@@ -1,6 +1,7 @@
 /** Every operation of the header has cases: a new one without them fails here. */
 import { expect, test } from "bun:test";
 import { argumentNames } from "../../lib/native/symbols.generated";
+import { activationCases } from "./cases/activation";
 import { boxCases } from "./cases/boxes";
 import { convCases } from "./cases/conv";
 import { elementwiseCases } from "./cases/elementwise";
@@ -36,6 +37,7 @@ const elsewhere = {
 
 test("every operation on a stream is in a case list", () => {
   const lists = [
+    activationCases,
     boxCases,
     convCases,
     elementwiseCases,

@@ -2,10 +2,11 @@
 import { describe, expect, test } from "bun:test";
 import { expectClose } from "../support/compare";
 import { loadGolden } from "../support/golden";
+import { activationCases } from "./cases/activation";
 import { boxCases } from "./cases/boxes";
 import type { OpCase } from "./cases/case";
 import { convCases } from "./cases/conv";
-import { elementwiseCases } from "./cases/elementwise";
+
 import { lossCases } from "./cases/losses";
 import { normCases } from "./cases/norm";
 import { poolCases } from "./cases/pool";
@@ -44,7 +45,7 @@ describe("references agree with PyTorch", () => {
     convCases,
     normCases,
     poolCases,
-    elementwiseCases,
+    activationCases,
     boxCases,
     lossCases,
     postprocessCases,

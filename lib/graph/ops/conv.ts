@@ -13,7 +13,7 @@ import {
   scratchMemory,
 } from "../node";
 import type { Spec } from "../value";
-import { type Activation, activateBackward, activationCode } from "./elementwise";
+import { activateBackward, activationCode, type FusedActivation } from "./elementwise";
 
 /** Geometry of a convolution; pairs are (height, width). */
 export interface ConvGeometry {
@@ -26,7 +26,7 @@ export interface ConvGeometry {
 export interface ConvAttrs extends ConvGeometry {
   readonly bias: boolean;
   readonly residual: boolean;
-  readonly activation: Activation;
+  readonly activation: FusedActivation;
 }
 
 interface BackwardAttrs extends ConvGeometry {
@@ -61,7 +61,7 @@ function plan(
   dtype: Spec["dtype"],
   g: ConvGeometry,
   flags = 0,
-  activation: Activation = "none",
+  activation: FusedActivation = "none",
 ): Preparation<ConvPlan> {
   // A linear map is a 1x1 convolution of images of one pixel, one for each row.
   const [rows, channels] = rowsAndChannels(x);

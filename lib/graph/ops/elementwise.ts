@@ -3,13 +3,21 @@ import { type DType, dtypeCode, elementCount } from "../../tensor";
 import { expectActivation, expectShape, type GradientBuilder, type Op } from "../node";
 import { sameShape, type Value } from "../value";
 
-export type Activation = "none" | "relu" | "sigmoid" | "silu";
+const fusedActivations = ["none", "relu", "sigmoid", "silu", "relu6"] as const;
+
+/** Activations that other operations can end in. */
+export type FusedActivation = (typeof fusedActivations)[number];
+export type Activation = FusedActivation | "leaky_relu" | "hardswish" | "hardsigmoid";
 
 const activationCodes: Record<Activation, number> = {
   none: constants.ACT_NONE,
   relu: constants.ACT_RELU,
   sigmoid: constants.ACT_SIGMOID,
   silu: constants.ACT_SILU,
+  relu6: constants.ACT_RELU6,
+  leaky_relu: constants.ACT_LEAKY_RELU,
+  hardswish: constants.ACT_HARDSWISH,
+  hardsigmoid: constants.ACT_HARDSIGMOID,
 };
 
 /** The dlfs_activation of dlfs.h. */
@@ -17,8 +25,26 @@ export function activationCode(activation: Activation): number {
   return activationCodes[activation];
 }
 
+export function isFusedActivation(activation: Activation): activation is FusedActivation {
+  return (fusedActivations as readonly Activation[]).includes(activation);
+}
+
+export interface ActivationAttrs {
+  readonly activation: Activation;
+  /** Of "leaky_relu", for x <= 0. */
+  readonly slope?: number;
+}
+
+/**
+ * Whether an activation is differentiated from its input, which then must be kept. The others are from their output, whose
+ * memory may be the input's (a leaky ReLU's output has its input's sign where its slope is not negative).
+ */
+export function keepsInput({ activation, slope = 0 }: ActivationAttrs): boolean {
+  return activation === "silu" || activation === "hardswish" || (activation === "leaky_relu" && slope < 0);
+}
+
 /** y = activation(x). */
-export const activate: Op<{ activation: Activation }> = {
+export const activate: Op<ActivationAttrs> = {
   kind: "activation",
   inplace: [0],
   infer([x]) {
@@ -28,32 +54,31 @@ export const activate: Op<{ activation: Activation }> = {
   gradient(builder, node, [dy]) {
     const [x] = node.inputs;
     const [y] = node.outputs;
-    // ReLU and sigmoid are differentiated from their output, so that their input need not be kept.
-    const kept = node.attrs.activation === "silu" ? x! : y!;
+    const kept = keepsInput(node.attrs) ? x! : y!;
     return builder.apply(activateBackward, [builder.value(dy!, y!), kept], node.attrs);
   },
   emit(e, { inputs: [x], outputs: [y], attrs }) {
     const [dst, src, n] = [e.address(y!), e.address(x!), elementCount(x!.shape)];
     const [dtype, activation] = [dtypeCode(x!.dtype), activationCode(attrs.activation)];
-    e.call(() => e.native.activationForward(e.stream, dst, src, n, dtype, activation));
+    e.call(() => e.native.activationForward(e.stream, dst, src, n, dtype, activation, attrs.slope ?? 0));
   },
 };
 
-/** dx from dy and the kept tensor: the activation's output, or its input for SiLU. */
-export const activateBackward: Op<{ activation: Activation }> = {
+/** dx from dy and the kept tensor: the activation's output, or its input where `keepsInput`. */
+export const activateBackward: Op<ActivationAttrs> = {
   kind: "activation_backward",
   inplace: [0],
   infer: ([dy]) => [dy!],
   emit(e, { inputs: [dy, kept], outputs: [dx], attrs }) {
     const [dst, upstream, memory, n] = [e.address(dx!), e.address(dy!), e.address(kept!), elementCount(dy!.shape)];
     const [dtype, activation] = [dtypeCode(dy!.dtype), activationCode(attrs.activation)];
-    const [x, y] = attrs.activation === "silu" ? [memory, null] : [null, memory];
-    e.call(() => e.native.activationBackward(e.stream, dst, upstream, x, y, n, dtype, activation));
+    const [x, y] = keepsInput(attrs) ? [memory, null] : [null, memory];
+    e.call(() => e.native.activationBackward(e.stream, dst, upstream, x, y, n, dtype, activation, attrs.slope ?? 0));
   },
 };
 
 /** y = activation(a + b). */
-export const add: Op<{ activation: Activation }> = {
+export const add: Op<{ activation: FusedActivation }> = {
   kind: "add",
   inplace: [0, 1],
   infer([a, b]) {

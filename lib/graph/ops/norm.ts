@@ -11,7 +11,7 @@ import {
   scratchMemory,
 } from "../node";
 import type { Spec, Value } from "../value";
-import { type Activation, activateBackward, activationCode } from "./elementwise";
+import { activateBackward, activationCode, type FusedActivation } from "./elementwise";
 
 export interface BatchNormAttrs {
   readonly eps: number;
@@ -19,7 +19,7 @@ export interface BatchNormAttrs {
   readonly momentum: number;
   /** A last input is added before the activation. */
   readonly residual: boolean;
-  readonly activation: Extract<Activation, "none" | "relu">;
+  readonly activation: Extract<FusedActivation, "none" | "relu">;
 }
 
 function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {

@@ -3,7 +3,8 @@ import { constants, cString } from "../../../lib/native";
 import { outHandle } from "../../../lib/tensor";
 import { loadGolden } from "../../support/golden";
 import * as reference from "../reference/conv";
-import { type ActivationName, activate, dot, map } from "../reference/elementwise";
+import { activate, dot, map } from "../reference/elementwise";
+import { activationCodes, fusedNames } from "./activation";
 import { type Arrays, type CaseContext, type Input, type OpCase, recorded } from "./case";
 
 export type ConvShape = reference.ConvShape;
@@ -11,15 +12,8 @@ export type ConvShape = reference.ConvShape;
 interface Epilogue {
   bias?: boolean;
   residual?: boolean;
-  activation?: ActivationName;
+  activation?: (typeof fusedNames)[number];
 }
-
-const activationCodes: Record<ActivationName, number> = {
-  none: constants.ACT_NONE,
-  relu: constants.ACT_RELU,
-  sigmoid: constants.ACT_SIGMOID,
-  silu: constants.ACT_SILU,
-};
 
 /** A shape with the defaults filled in. */
 export function convShape(shape: Partial<ConvShape> & Pick<ConvShape, "h" | "w" | "c" | "k">): ConvShape {
@@ -82,6 +76,9 @@ const needsConv: OpCase["features"] = (dtype) =>
 export function convForward(name: string, shape: ConvShape, epilogue: Epilogue = {}): OpCase {
   const { x, w, dy, terms, products } = operands(shape);
   const { bias = false, residual = false, activation = "none" } = epilogue;
+  // ReLU6 clips what is beyond 6: sums of 4 times the magnitude often are.
+  const magnitude = activation === "relu6" ? 4 : 1;
+  if (magnitude > 1) x.values = (random, size) => random.normal(size, 0, magnitude);
   return {
     op: "conv_forward",
     name,
@@ -96,9 +93,9 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
     outputs: {
       y: {
         shape: dy.shape,
-        terms: terms + 2,
+        terms: magnitude * (terms + 2),
         roundings: bias || residual || activation !== "none" ? 2 : 1,
-        magnitude: 4,
+        magnitude: 4 * magnitude,
       },
     },
     prepare(c) {
@@ -251,7 +248,7 @@ const epilogues: [string, Epilogue][] = [
   ["bias", { bias: true }],
   ["residual", { residual: true }],
   ["bias and residual", { bias: true, residual: true }],
-  ...(["relu", "sigmoid", "silu"] as const).flatMap((activation): [string, Epilogue][] => [
+  ...fusedNames.slice(1).flatMap((activation): [string, Epilogue][] => [
     [activation, { activation }],
     [`bias and ${activation}`, { bias: true, activation }],
     [`bias, residual and ${activation}`, { bias: true, residual: true, activation }],
@@ -295,6 +292,11 @@ export const convCases: OpCase[] = [
     "depthwise with bias and relu",
     convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }),
     { bias: true, activation: "relu" },
+  ),
+  convForward(
+    "depthwise with bias and relu6",
+    convShape({ h: 9, w: 7, c: 16, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 16 }),
+    { bias: true, activation: "relu6" },
   ),
   convForward(
     "stem with bias and silu",

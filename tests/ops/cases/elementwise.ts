@@ -1,106 +1,24 @@
-/** Activations, add, scale, cast, fill, copies and the finite check. */
-import { constants } from "../../../lib/native";
+/** Add, scale, cast, fill, copies and the finite check. */
 import { type DType, decodeElements, dtypeCode, encodeElements } from "../../../lib/tensor";
 import { exact } from "../../support/compare";
-import { loadGolden } from "../../support/golden";
 import type { Random } from "../../support/random";
-import { type ActivationName, activate, dot, map, slope } from "../reference/elementwise";
-import { type Input, type Numbers, type OpCase, recorded } from "./case";
-
-const codes: Record<ActivationName, number> = {
-  none: constants.ACT_NONE,
-  relu: constants.ACT_RELU,
-  sigmoid: constants.ACT_SIGMOID,
-  silu: constants.ACT_SILU,
-};
-const names: ActivationName[] = ["none", "relu", "sigmoid", "silu"];
+import { type ActivationName, activate, map } from "../reference/elementwise";
+import { activationCodes, fusedNames } from "./activation";
+import type { Numbers, OpCase } from "./case";
 
 /** Sizes around what vector registers and blocks of threads hold. */
 const sizes = [1, 7, 64, 1027];
-
-export function activationForward(
-  name: string,
-  n: number,
-  activation: ActivationName,
-  inPlace = false,
-  values?: Input["values"],
-): OpCase {
-  return {
-    op: "activation_forward",
-    name,
-    inputs: { x: { shape: [n], values: values ?? ((random, size) => random.normal(size, 0, 3)) } },
-    outputs: { y: { shape: [n], ...(inPlace && { inPlaceOf: "x" }) } },
-    prepare(c) {
-      const [y, x] = ["y", "x"].map((operand) => c.address(operand));
-      return () => void c.native.activationForward(c.stream, y!, x!, n, c.dtype, codes[activation]);
-    },
-    reference: ({ x }) => ({ y: map(x!, (value) => activate(value, activation)) }),
-  };
-}
-
-/** ReLU and sigmoid are given y alone, SiLU x alone: the other pointer is NULL. */
-export function activationBackward(
-  name: string,
-  n: number,
-  activation: ActivationName,
-  inPlace = false,
-  values?: Input["values"],
-): OpCase {
-  const x: Input = { shape: [n], values: values ?? ((random, size) => random.normal(size, 0, 3)) };
-  const y: Input = {
-    shape: [n],
-    values: (_random, _size, earlier) => map(earlier.x!, (value) => activate(value, activation)),
-  };
-  const fromY = activation === "relu" || activation === "sigmoid";
-  return {
-    op: "activation_backward",
-    name,
-    inputs: { x, y, dy: { shape: [n] } },
-    outputs: { dx: { shape: [n], ...(inPlace && { inPlaceOf: "dy" }) } },
-    prepare(c) {
-      const [dx, dy, xs, ys] = ["dx", "dy", "x", "y"].map((operand) => c.address(operand));
-      return () =>
-        void c.native.activationBackward(
-          c.stream,
-          dx!,
-          dy!,
-          fromY ? null : xs!,
-          fromY ? ys! : null,
-          n,
-          c.dtype,
-          codes[activation],
-        );
-    },
-    // Sigmoid's slope is that at the rounded y.
-    reference: ({ x: xs, y: ys, dy }) => ({
-      dx: map(
-        dy!,
-        (value, i) => value * (activation === "sigmoid" ? ys![i]! * (1 - ys![i]!) : slope(xs![i]!, activation)),
-      ),
-    }),
-    gradients: [
-      {
-        output: "dx",
-        of: "x",
-        loss: (inputs) =>
-          dot(
-            inputs.dy!,
-            map(inputs.x!, (value) => activate(value, activation)),
-          ),
-      },
-    ],
-  };
-}
 
 export function add(name: string, n: number, activation: ActivationName, inPlaceOf?: "a" | "b"): OpCase {
   return {
     op: "add",
     name,
-    inputs: { a: { shape: [n] }, b: { shape: [n] } },
+    // ReLU6 clips some of these at 6.
+    inputs: { a: { shape: [n], values: (random) => random.normal(n, 0, 3) }, b: { shape: [n] } },
     outputs: { y: { shape: [n], ...(inPlaceOf && { inPlaceOf }) } },
     prepare(c) {
       const [y, a, b] = ["y", "a", "b"].map((operand) => c.address(operand));
-      return () => void c.native.add(c.stream, y!, a!, b!, n, c.dtype, codes[activation]);
+      return () => void c.native.add(c.stream, y!, a!, b!, n, c.dtype, activationCodes[activation]);
     },
     reference: ({ a, b }) => ({ y: map(a!, (value, i) => activate(value + b![i]!, activation)) }),
   };
@@ -222,16 +140,6 @@ function checkFinite(name: string, n: number, bad: [index: number, value: number
   };
 }
 
-const goldenCases: OpCase[] = loadGolden("activation").flatMap((golden) => {
-  const name = golden.name as ActivationName;
-  const [x, y, dy, dx] = ["x", "y", "dy", "dx"].map((key) => golden.array(key));
-  const n = x!.length;
-  return [
-    recorded(activationForward(name, n, name), { x: x! }, { y: y! }),
-    recorded(activationBackward(name, n, name), { x: x!, y: y!, dy: dy! }, { dx: dx! }),
-  ];
-});
-
 const { NaN: nan, POSITIVE_INFINITY: infinity } = Number;
 /** bf16 has 8 significant bits: between 1 and 2 its step is 2^-7, and at 256 it is 2. */
 const toBf16: [number, number][] = [
@@ -277,16 +185,11 @@ const toInteger: [number, number][] = [
 const column = (table: [number, number][], i: 0 | 1) => table.map((row) => row[i]);
 
 export const elementwiseCases: OpCase[] = [
-  ...names.flatMap((activation) => [
-    ...sizes.map((n) => activationForward(`${activation} of ${n}`, n, activation)),
-    activationForward(`${activation} in place`, 513, activation, true),
-    ...sizes.map((n) => activationBackward(`${activation} of ${n}`, n, activation)),
-    activationBackward(`${activation}, dx in dy's memory`, 513, activation, true),
+  ...fusedNames.flatMap((activation) => [
     ...sizes.map((n) => add(`${activation} of ${n}`, n, activation)),
     add(`${activation}, in a's memory`, 100, activation, "a"),
     add(`${activation}, in b's memory`, 100, activation, "b"),
   ]),
-  activationForward("relu keeps NaN", 4, "relu", false, () => [nan, 1, -1, infinity]),
   ...sizes.map((n) => scale(`${n} by 0.125`, n, 0.125, false)),
   scale("by a factor on the device too", 333, -3, true),
   scale("in place by a factor on the device", 333, 0.7, true, true),
@@ -345,13 +248,7 @@ export const elementwiseCases: OpCase[] = [
   checkFinite("infinity last", 999, [998, infinity]),
   checkFinite("-infinity in the middle", 4097, [2049, -infinity]),
   checkFinite("one element", 1, [0, nan]),
-  ...goldenCases,
 ];
 
 const bench = 8 * 80 * 80 * 256;
-export const elementwiseBenches: OpCase[] = [
-  activationForward("relu, 8x80x80x256", bench, "relu"),
-  activationForward("silu, 8x80x80x256", bench, "silu"),
-  activationBackward("silu, 8x80x80x256", bench, "silu"),
-  add("relu, 8x80x80x256", bench, "relu"),
-];
+export const elementwiseBenches: OpCase[] = [add("relu, 8x80x80x256", bench, "relu")];

@@ -1,12 +1,26 @@
 /** Activations and their derivatives in float64. */
-export type ActivationName = "none" | "relu" | "sigmoid" | "silu";
+export const activationNames = [
+  "none",
+  "relu",
+  "sigmoid",
+  "silu",
+  "relu6",
+  "leaky_relu",
+  "hardswish",
+  "hardsigmoid",
+] as const;
+export type ActivationName = (typeof activationNames)[number];
 
 export function sigmoid(x: number): number {
   // Either form overflows on one side only to the right limit, and neither cancels.
   return x >= 0 ? 1 / (1 + Math.exp(-x)) : Math.exp(x) / (1 + Math.exp(x));
 }
 
-export function activate(x: number, activation: ActivationName): number {
+/** min(max(x, 0), 6); NaN stays. */
+const clamp6 = (x: number): number => Math.min(Math.max(x, 0), 6);
+
+/** @param leak the slope of leaky_relu for x <= 0 */
+export function activate(x: number, activation: ActivationName, leak = 0.01): number {
   switch (activation) {
     case "none":
       return x;
@@ -16,11 +30,19 @@ export function activate(x: number, activation: ActivationName): number {
       return sigmoid(x);
     case "silu":
       return x * sigmoid(x);
+    case "relu6":
+      return clamp6(x);
+    case "leaky_relu":
+      return x > 0 ? x : leak * x;
+    case "hardswish":
+      return x * (clamp6(x + 3) / 6);
+    case "hardsigmoid":
+      return clamp6(x + 3) / 6;
   }
 }
 
 /** The derivative by x, from x. */
-export function slope(x: number, activation: ActivationName): number {
+export function slope(x: number, activation: ActivationName, leak = 0.01): number {
   const s = sigmoid(x);
   switch (activation) {
     case "none":
@@ -31,6 +53,14 @@ export function slope(x: number, activation: ActivationName): number {
       return s * (1 - s);
     case "silu":
       return s === 0 ? 0 : s * (1 + x * (1 - s));
+    case "relu6":
+      return x > 0 && x < 6 ? 1 : 0;
+    case "leaky_relu":
+      return x > 0 ? 1 : leak;
+    case "hardswish":
+      return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5;
+    case "hardsigmoid":
+      return x > -3 && x < 3 ? 1 / 6 : 0;
   }
 }
 

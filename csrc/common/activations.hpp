@@ -1,0 +1,34 @@
+// The activations made of straight pieces, one definition for both backends, with what is known of all of them.
+#pragma once
+
+#include "common/status.hpp"
+
+namespace dlfs {
+
+// min(max(x, 0), 6). NaN stays NaN, here and below.
+DLFS_HD inline float relu6(float x) { return x < 0.0f ? 0.0f : (x > 6.0f ? 6.0f : x); }
+
+DLFS_HD inline float leaky_relu(float x, float slope) { return x > 0.0f ? x : x * slope; }
+
+DLFS_HD inline float hardsigmoid(float x) { return relu6(x + 3.0f) * (1.0f / 6.0f); }
+
+DLFS_HD inline float hardswish(float x) { return x * hardsigmoid(x); }
+
+// Derivatives: relu6 and hardsigmoid from y, hardswish from x; leaky_relu from x, or from y where slope >= 0.
+DLFS_HD inline float relu6_slope(float y) { return y > 0.0f && y < 6.0f ? 1.0f : 0.0f; }
+
+DLFS_HD inline float leaky_relu_slope(float kept, float slope) { return kept > 0.0f ? 1.0f : slope; }
+
+DLFS_HD inline float hardsigmoid_slope(float y) { return y > 0.0f && y < 1.0f ? 1.0f / 6.0f : 0.0f; }
+
+DLFS_HD inline float hardswish_slope(float x) {
+  return x <= -3.0f ? 0.0f : (x >= 3.0f ? 1.0f : x * (1.0f / 3.0f) + 0.5f);
+}
+
+// Whether an activation is differentiated from its input rather than from its output.
+inline bool differentiated_from_input(dlfs_activation activation, double slope) {
+  return activation == DLFS_ACT_SILU || activation == DLFS_ACT_HARDSWISH ||
+         (activation == DLFS_ACT_LEAKY_RELU && slope < 0);
+}
+
+}  // namespace dlfs

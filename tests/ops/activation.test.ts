@@ -1,0 +1,4 @@
+import { activationCases } from "./cases/activation";
+import { describeCases } from "./check";
+
+describeCases("activations", activationCases);
