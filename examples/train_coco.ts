@@ -4,6 +4,7 @@
  *   bun run examples/train_coco.ts                        COCO 2017 in ~/datasets/coco, where that exists, else the demo
  *   bun run examples/train_coco.ts --data demo
  *   bun run examples/train_coco.ts --data DIR --train-split train --val-split val
+ *   bun run examples/train_coco.ts --model retinanet_resnet50_fpn --backbone-weights resnet50.pth
  *   bun run examples/train_coco.ts --resume runs/demo-1
  */
 import { existsSync, readFileSync, statSync } from "node:fs";
@@ -14,28 +15,41 @@ import {
   CheckpointStore,
   CocoDataLoader,
   type CompactConfig,
+  type Detector,
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
   DlfsError,
   demoFolder,
   describeDataset,
+  describeLoaded,
+  detectorNames,
   Evaluator,
   generateDemo,
   HorizontalFlip,
+  type LoadedWeights,
+  loadBackboneWeights,
   loadDataset,
+  loadTorchWeights,
+  loadTrainedModel,
+  loadWeights,
+  type ModelConfig,
   modelFromConfig,
   multiStep,
+  type NamedModel,
   Normalize,
+  namedModel,
   type PreprocessJson,
   Reporter,
   Resize,
   RunFolder,
   readCheckpoint,
   ScaleJitter,
+  saveTorchWeights,
   showProgress,
   statsLine,
   Trainer,
+  torchWeights,
   VerticalFlip,
   warmup,
 } from "dlfs";
@@ -48,6 +62,18 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --val-split NAME    default val2017
   --iterations N      steps; default 1500 for the demo, else 12 passes over the data, at least 2000
   --batch N           images a step; default 8 for the demo, else 16
+  --lr X              learning rate after the warm-up; default 0.04 for 8 images of the demo, else 0.02 for 16 images a step
+                      (RetinaNet 0.01), in proportion to --batch
+  --model NAME        one of the names below; default compact
+  --backbone-weights FILE
+                      start from a classifier's weights in torchvision's names (.pth, .safetensors), or a detector's backbone
+  --weights FILE      start from a detector's weights: .pth, .safetensors, .npz, or a run folder or checkpoint of dlfs
+  --partial           --weights may lack some, have others, or be for other classes; what does not fit is listed
+  --trainable-layers N
+                      stages of the backbone that train, from the deepest; default 3 with weights to start from, else all
+  --norm KIND         frozen (fixed statistics, for weights to start from) or batch; default frozen with weights, else batch
+  --export-weights FILE
+                      at the end, the weights in torchvision's names, as safetensors
   --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU: 320)
   --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
@@ -57,7 +83,9 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
-  --help              this text`;
+  --help              this text
+
+Models: ${detectorNames.join(", ")}`;
 
 const options = {
   data: { type: "string" },
@@ -65,6 +93,14 @@ const options = {
   "val-split": { type: "string" },
   iterations: { type: "string" },
   batch: { type: "string" },
+  lr: { type: "string" },
+  model: { type: "string" },
+  "backbone-weights": { type: "string" },
+  weights: { type: "string" },
+  partial: { type: "boolean" },
+  "trainable-layers": { type: "string" },
+  norm: { type: "string" },
+  "export-weights": { type: "string" },
   size: { type: "string" },
   precision: { type: "string" },
   backend: { type: "string" },
@@ -96,7 +132,10 @@ interface Config {
   classes: readonly string[];
   /** From a decoded image to the network input, without augmentation. */
   preprocessing: readonly PreprocessJson[];
-  model: CompactConfig;
+  model: ModelConfig;
+  /** What training started from. */
+  backboneWeights?: string;
+  weights?: string;
 }
 
 function usage(message: string): never {
@@ -108,6 +147,12 @@ function integer(name: string, text: string, least: number): number {
   const value = Number(text);
   if (!Number.isSafeInteger(value) || value < least)
     usage(`--${name}: expected an integer from ${least}, got "${text}"`);
+  return value;
+}
+
+function positive(name: string, text: string): number {
+  const value = Number(text);
+  if (!(Number.isFinite(value) && value > 0)) usage(`--${name}: expected a number above 0, got "${text}"`);
   return value;
 }
 
@@ -147,6 +192,9 @@ async function main(): Promise<number> {
     console.log(HELP);
     return 0;
   }
+  for (const option of ["model", "backbone-weights", "weights", "partial", "trainable-layers", "norm"] as const) {
+    if (args.resume !== undefined && args[option] !== undefined) usage(`--${option}: a resumed run keeps its model`);
+  }
   const resumed = args.resume ? findRun(args.resume) : null;
   const earlier = resumed ? (JSON.parse(readFileSync(join(resumed.run, "config.json"), "utf8")) as Config) : null;
 
@@ -157,8 +205,10 @@ async function main(): Promise<number> {
     iterations: args.iterations === undefined ? undefined : integer("iterations", args.iterations, 1),
     size: args.size === undefined ? undefined : parseSize(args.size),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+    lr: args.lr === undefined ? undefined : positive("lr", args.lr),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
+  const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
   const seed = given.seed ?? earlier?.seed ?? 0;
   using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic }, console.log);
@@ -190,6 +240,8 @@ async function main(): Promise<number> {
   const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
   const evaluation = [new Resize(), new Normalize()];
+  const network = !earlier && chosen.name === "compact" ? { ...chosen, ...compactOptions(isDemo, cuda) } : chosen;
+  const rate = network.name !== "compact" ? 0.01 * (batch / 16) : isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16);
   const config: Config = {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
@@ -201,12 +253,14 @@ async function main(): Promise<number> {
     backend: device.backend,
     seed,
     deterministic,
-    learningRate: earlier?.learningRate ?? (isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16)),
+    learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     classes: dataset.classes.names,
     preprocessing: evaluation.map((op) => op.toJSON()),
-    model: { name: "compact", ...(earlier?.model ?? chooseModel(isDemo, cuda)), classes: dataset.classes.length },
+    model: { ...network, classes: dataset.classes.length },
+    backboneWeights: args["backbone-weights"] ?? earlier?.backboneWeights,
+    weights: args.weights ?? earlier?.weights,
   };
 
   using model = modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined);
@@ -215,6 +269,8 @@ async function main(): Promise<number> {
   console.log(
     `model: ${model.constructor.name}, ${(parameters / 1e6).toFixed(2)} M parameters, input ${size.join("x")}, ${precision}`,
   );
+
+  if (!resumed) await loadInitialWeights(model, config, args.partial ?? false);
 
   const training = [
     ...(config.scaleJitter ? [new ScaleJitter(0.7, 1.4)] : []),
@@ -264,10 +320,8 @@ async function main(): Promise<number> {
   const { iterations } = config;
   const checkpoint = await openCheckpoint(resumed, run);
   const reporter = new Reporter({ run, dataset, codec, iterations, start: checkpoint?.metadata.iteration ?? 0 });
-  const schedule = warmup(
-    multiStep(config.learningRate, [Math.round(iterations * 0.7), Math.round(iterations * 0.9)]),
-    Math.min(500, Math.ceil(iterations * 0.1)),
-  );
+  const milestones = new Set([0.7, 0.9].map((share) => Math.max(1, Math.round(iterations * share))));
+  const schedule = warmup(multiStep(config.learningRate, [...milestones]), Math.min(500, Math.ceil(iterations * 0.1)));
   using trainer = new Trainer({
     model,
     loader,
@@ -304,6 +358,10 @@ async function main(): Promise<number> {
       `\ntrained ${outcome.iteration} iterations in ${seconds.toFixed(0)} s on ${device.info.name} (${device.backend}, ${precision})`,
     );
     console.log(result ? statsLine(result) : "not evaluated");
+    if (args["export-weights"] !== undefined) {
+      await saveTorchWeights(args["export-weights"], model);
+      console.log(`weights:    ${args["export-weights"]}`);
+    }
     console.log(`run folder: ${run.path}`);
     console.log(`pictures:   ${run.picturePath(outcome.iteration)}`);
     console.log(`go on:      bun run examples/train_coco.ts --resume ${run.path} --iterations ${2 * iterations}`);
@@ -317,14 +375,54 @@ async function main(): Promise<number> {
   }
 }
 
-/** A network for the hardware: small for a CPU, wider on a GPU; the demo's is made to learn in a few passes. */
-function chooseModel(isDemo: boolean, cuda: boolean): Omit<CompactConfig, "name" | "classes"> {
+/** The model that the options name, without the number of classes. */
+function chooseModel(args: ReturnType<typeof parse>): NamedModel {
+  const name = oneOf("model", args.model ?? "compact", detectorNames);
+  const chosen = namedModel(name);
+  if (chosen.name === "compact") {
+    for (const option of ["backbone-weights", "trainable-layers", "norm"] as const) {
+      if (args[option] !== undefined)
+        usage(`--${option}: the compact model has no such backbone, choose another --model`);
+    }
+    return chosen;
+  }
+  const pretrained = args["backbone-weights"] !== undefined || args.weights !== undefined;
+  const layers = args["trainable-layers"];
+  return {
+    ...chosen,
+    norm: oneOf<"frozen" | "batch">("norm", args.norm ?? (pretrained ? "frozen" : "batch"), ["frozen", "batch"]),
+    trainableLayers: layers !== undefined ? integer("trainable-layers", layers, 0) : pretrained ? 3 : 5,
+  };
+}
+
+/** A compact network for the hardware: small for a CPU, wider on a GPU; the demo's is made to learn in a few passes. */
+function compactOptions(isDemo: boolean, cuda: boolean): Omit<CompactConfig, "name" | "classes"> {
   const small = { width: 16, depths: [1, 1, 1, 1], pyramidChannels: 64, headConvs: 2, anchorBase: 24 } as const;
   if (isDemo) {
     // More anchors count as hits, and they weigh more, than the defaults (torchvision's) that suit long trainings.
     return { ...small, matcher: { high: 0.4, low: 0.3, allowLowQuality: true }, focal: { alpha: 0.5, gamma: 1.5 } };
   }
   return cuda ? { width: 48, depths: [2, 2, 3, 2], pyramidChannels: 192, headConvs: 3, anchorBase: 32 } : small;
+}
+
+/** Replaces the weights that were drawn at random by those of files, and prints what became of them. */
+async function loadInitialWeights(model: Detector, config: Config, partial: boolean): Promise<void> {
+  const { backboneWeights, weights } = config;
+  const print = (path: string, report: LoadedWeights) => console.log(`${path}: ${describeLoaded(report).join("\n  ")}`);
+  if (backboneWeights !== undefined) {
+    using file = await loadWeights(backboneWeights);
+    print(backboneWeights, loadBackboneWeights(model, file.tensors));
+  }
+  if (weights !== undefined) {
+    const options = { strict: !partial, ignoreMismatched: partial };
+    if (weights.endsWith(".dlck") || (existsSync(weights) && statSync(weights).isDirectory())) {
+      using trained = await loadTrainedModel(weights, model.device);
+      print(trained.path, loadTorchWeights(model, torchWeights(trained.model), options));
+    } else {
+      using file = await loadWeights(weights);
+      print(weights, loadTorchWeights(model, file.tensors, options));
+    }
+  }
 }
 
 async function openCheckpoint(resumed: { checkpoint: string | null } | null, run: RunFolder) {

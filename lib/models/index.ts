@@ -1,3 +1,4 @@
+export { loadBackboneWeights } from "./backbone-weights";
 export {
   BasicBlock,
   CompactDetector,
@@ -14,6 +15,7 @@ export {
   modelNames,
   type RetinaNetConfig,
 } from "./model-config";
+export { detectorNames, type NamedModel, namedModel } from "./model-names";
 export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
 export {
   type PyramidBackbone,

@@ -13,7 +13,7 @@ export interface TorchWeight {
 /** A state dict's entry, or a tensor of an open file (`loadWeights`), whose values are read when it is known that they fit. */
 export type TorchWeightSource =
   | TorchWeight
-  | { readonly shape: readonly number[]; toFloat32(): Float32Array<ArrayBuffer> };
+  | { readonly path?: string; readonly shape: readonly number[]; toFloat32(): Float32Array<ArrayBuffer> };
 
 /** Names: one or several prefixes of whole parts ("head.conv" has "head.conv.weight", not "head.conv2.weight"), or a test. */
 export type NameFilter = string | readonly string[] | ((name: string) => boolean);
@@ -104,8 +104,8 @@ function below<T>(entries: Iterable<readonly [string, T]>, part: string): [strin
 
 /**
  * Replaces a model's parameters and buffers by a PyTorch state dict's, or none of them where something does not fit; what is
- * missing, unexpected or of another shape is one error that names it all, unless the options allow it. The model must be on its
- * device. Convolution weights are brought into this library's layout; "num_batches_tracked" is ignored; names of torchvision's
+ * missing, unexpected or of another shape is one error that names it all, unless the options allow it; where nothing fits that is
+ * an error in any case. The model must be on its device. Convolution weights are brought into this library's layout; "num_batches_tracked" is ignored; names of torchvision's
  * checkpoints before 0.13 are understood.
  *
  * ```ts
@@ -119,7 +119,8 @@ export function loadTorchWeights(
   options: LoadTorchOptions = {},
 ): LoadedWeights {
   const { into = "", from = "", rename = (name) => name, strict = true, ignoreMismatched = false } = options;
-  const op = "loadTorchWeights";
+  const [first] = weights.values();
+  const op = (first && "path" in first && first.path) || "loadTorchWeights";
   const [isOnly, isSkipped] = [matcher(options.only ?? ""), matcher(options.skip ?? [])];
   const isWanted = (name: string) => isOnly(name) && !isSkipped(name);
   const inModel = below(model.namedState(), into);
@@ -164,6 +165,11 @@ export function loadTorchWeights(
     throw new DlfsError(misfits.length > 0 ? ErrorCode.shape : ErrorCode.argument, op, problems.join("; "));
 
   for (const { name } of mismatched) found.delete(name);
+  check(
+    found.size > 0,
+    op,
+    () => `none of the weights fits: the model has ${list([...state.keys()].slice(0, 3))}, ...`,
+  );
   // All is read before anything is replaced: a damaged file leaves the model as it was.
   const values = new Map(
     [...found].map(([name, { weight }]) => [name, "data" in weight ? weight.data : weight.toFloat32()] as const),

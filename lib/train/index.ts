@@ -1,6 +1,7 @@
 export { type Detection, DetectStep, type DetectStepOptions } from "./detect-step";
 export { Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
+export { saveTorchWeights } from "./save-weights";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
 export { type HostTargets, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";

@@ -89,6 +89,32 @@ test("SIGINT saves a checkpoint and exits with 130", async () => {
   expect(checkpoint.metadata.iteration).toBeGreaterThan(0);
 });
 
+test("another model trains, gives its weights away, and starts from weights", async () => {
+  const model = ["--data", folder, ...small, "--model", "retinanet_resnet18_fpn", "--iterations", "1"];
+  const weights = join(folder, "weights.safetensors");
+  const first = await run(...model, "--out", join(folder, "named"), "--export-weights", weights);
+  expect(first.stderr).toBe("");
+  expect(first.exitCode).toBe(0);
+  expect(first.stdout).toContain(`weights:    ${weights}`);
+  const configOf = (number: number) => join(folder, "named", `${folder.split("/").pop()}-${number}`, "config.json");
+  expect(JSON.parse(readFileSync(configOf(1), "utf8")).model).toEqual({
+    name: "retinanet",
+    backbone: "resnet18",
+    norm: "batch",
+    trainableLayers: 5,
+    classes: 2,
+  });
+
+  const given = ["--backbone-weights", weights, "--weights", weights, "--trainable-layers", "1", "--lr", "0.001"];
+  const second = await run(...model, ...given, "--out", join(folder, "named"));
+  expect(second.stderr).toBe("");
+  expect(second.stdout).toContain(`${weights}: 100 loaded\n`);
+  expect(second.stdout).toContain(`${weights}: 136 loaded\n`);
+  const { model: resolved, learningRate, ...rest } = JSON.parse(readFileSync(configOf(2), "utf8"));
+  expect(resolved).toMatchObject({ norm: "frozen", trainableLayers: 1 });
+  expect([learningRate, rest.weights, rest.backboneWeights]).toEqual([0.001, weights, weights]);
+}, 120_000);
+
 test("what cannot be trained on stops before the first step with an error that names it", async () => {
   const missing = await run("--data", join(folder, "nowhere"));
   expect(missing.exitCode).toBe(1);
@@ -102,6 +128,17 @@ test("what cannot be trained on stops before the first step with an error that n
   const unknown = await run("--epochs", "3");
   expect(unknown.exitCode).toBe(2);
   expect(unknown.stderr).toContain("--epochs");
+  for (const [args, message] of [
+    [["--model", "yolo"], "--model: expected one of compact, retinanet_resnet18_fpn"],
+    [["--norm", "frozen"], "--norm: the compact model has no such backbone"],
+    [["--lr", "0"], '--lr: expected a number above 0, got "0"'],
+    [["--resume", folder, "--weights", "x.pth"], "--weights: a resumed run keeps its model"],
+  ] as const) {
+    const wrong = await run(...args);
+    expect([wrong.exitCode, wrong.stderr]).toEqual([2, expect.stringContaining(message)]);
+  }
+  const weights = await run("--data", folder, "--weights", join(folder, "none.pth"));
+  expect([weights.exitCode, weights.stderr]).toEqual([1, expect.stringContaining("none.pth")]);
   const help = await run("--help");
   expect(help.exitCode).toBe(0);
   for (const option of [
@@ -110,6 +147,14 @@ test("what cannot be trained on stops before the first step with an error that n
     "--val-split",
     "--iterations",
     "--batch",
+    "--lr",
+    "--model",
+    "--backbone-weights",
+    "--weights",
+    "--partial",
+    "--trainable-layers",
+    "--norm",
+    "--export-weights",
     "--size",
     "--precision",
     "--backend",

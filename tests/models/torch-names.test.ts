@@ -202,9 +202,23 @@ describe("loadTorchWeights", () => {
     );
     errorOf(() => loadTorchWeights(model, weights, { into: "body" }));
     expect(reads).toBe(0);
+    expect(errorOf(() => loadTorchWeights(model, weights, { from: "fc" })).message).toBe(
+      'loadTorchWeights: there are no weights under "fc"',
+    );
     expect(errorOf(() => loadTorchWeights(model, weights)).op).toBe("net.pth");
     expect(values(model)).toEqual(before);
     expect(loadTorchWeights(model, weights).loaded.length).toBe(7);
+  });
+
+  test("weights of which none fits are an error in any case, which names their file", () => {
+    const options = { strict: false, ignoreMismatched: true };
+    const model = net();
+    expect(errorOf(() => loadTorchWeights(model, stateDict({ "fc.bias": [2] }), options)).message).toBe(
+      "loadTorchWeights: none of the weights fits: the model has body.conv1.weight, body.bn1.weight, body.bn1.bias, ...",
+    );
+    const tensor = { path: "fc.pth", shape: [2], toFloat32: () => new Float32Array(2) };
+    expect(errorOf(() => loadTorchWeights(model, new Map([["fc.bias", tensor]]))).op).toBe("fc.pth");
+    expect(errorOf(() => loadTorchWeights(model, new Map())).message).toBe("loadTorchWeights: there are no weights");
   });
 
   test("names everything that does not fit in one error, and changes nothing", () => {

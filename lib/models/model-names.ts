@@ -1,0 +1,30 @@
+/** Detectors by one name each, in torchvision's manner. */
+import { DlfsError, ErrorCode } from "../native";
+import type { ModelConfig } from "./model-config";
+import { resNetNames } from "./resnet";
+
+/** A configuration that lacks the number of classes. */
+export type NamedModel = ModelConfig extends infer C ? (C extends unknown ? Omit<C, "classes"> : never) : never;
+
+const named = new Map<string, NamedModel>([
+  ["compact", { name: "compact" }],
+  ...resNetNames.map((backbone): [string, NamedModel] => [
+    `retinanet_${backbone}_fpn`,
+    { name: "retinanet", backbone },
+  ]),
+]);
+
+/** "compact", and "retinanet_resnet50_fpn" and the like: what `namedModel` knows. */
+export const detectorNames: readonly string[] = [...named.keys()];
+
+/**
+ * The configuration of a model by its name, to be completed by `classes` and other options for `modelFromConfig`.
+ *
+ * @throws DlfsError for an unknown name
+ */
+export function namedModel(name: string): NamedModel {
+  const found = named.get(name);
+  if (found) return found;
+  const message = `expected one of ${detectorNames.join(", ")}, got ${JSON.stringify(name)}`;
+  throw new DlfsError(ErrorCode.argument, "model", message);
+}

@@ -1,0 +1,20 @@
+import { writeSafetensors } from "../formats";
+import type { Model } from "../layers";
+import { torchWeights } from "../models";
+
+/**
+ * Writes a model's parameters and buffers as a PyTorch state dict in a safetensors file: `safetensors.torch.load_file` reads it,
+ * and a RetinaNet's goes into torchvision's by `load_state_dict`.
+ *
+ * @param options `from` as for torchWeights
+ * @throws DlfsError of code `io` where writing fails
+ */
+export async function saveTorchWeights(path: string, model: Model, options: { from?: string } = {}): Promise<void> {
+  const tensors = [...torchWeights(model, options)].map(([name, { shape, data }]) => ({
+    name,
+    dtype: "f32" as const,
+    shape,
+    data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
+  }));
+  await writeSafetensors(path, tensors, { format: "pt" });
+}
