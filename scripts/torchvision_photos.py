@@ -5,7 +5,8 @@
 FOLDER/request.json says what to compute: {"case": a case of tests/golden/retinanet/record.py, "batch", "photos", "maxBoxes",
 "device", "dtype"}; beside it lie weights.safetensors, images.bin (photos, H, W, 3) and boxes.bin (photos, maxBoxes, 4), both
 float32, and labels.json, a list of labels for each photo. Written: detections.json, for each photo rows x1, y1, x2, y2,
-score, label, best first; and losses.json, for each batch [classification, box regression].
+score, label, best first; cuts.json, for each photo the lowest score that each level's top-k took; and losses.json, for each
+batch [classification, box regression].
 """
 
 import json
@@ -61,30 +62,32 @@ def main():
         features = list(model.backbone(batch).values())
         return features, model.head(features), model.anchor_generator(ImageList(batch, sizes), features), sizes
 
-    detections, losses = [], []
-    for start in range(0, photos, request["batch"]):
-        batch = images[start : start + request["batch"]].to(device)
-        model.eval()
+    batches = [slice(start, start + request["batch"]) for start in range(0, photos, request["batch"])]
+    detections, cuts, losses = [], [], []
+    model.eval()
+    for part in batches:
         with torch.no_grad():
-            features, head, anchors, sizes = forward(batch)
+            features, head, anchors, sizes = forward(images[part].to(device))
             per_level = [f.shape[2] * f.shape[3] * 9 for f in features]
             split = {name: list(tensor.split(per_level, dim=1)) for name, tensor in head.items()}
             for found in model.postprocess_detections(split, [list(a.split(per_level)) for a in anchors], sizes):
                 columns = [found["boxes"], found["scores"][:, None], found["labels"][:, None].to(dtype)]
                 detections.append(torch.cat(columns, dim=1).cpu().tolist())
-        model.train()
+            scores = [level.sigmoid().flatten(1) for level in split["cls_logits"]]
+            lowest = [s.topk(min(model.topk_candidates, s.shape[1])).values[:, -1] for s in scores]
+            cuts += torch.stack(lowest, dim=1).cpu().tolist()
+    # Training mode moves running statistics, so it comes after all detections.
+    model.train()
+    for part in batches:
         with torch.no_grad():
-            _, head, anchors, _ = forward(batch)
+            _, head, anchors, _ = forward(images[part].to(device))
             targets = [
-                {
-                    "boxes": boxes[i, : len(labels[i])].to(device),
-                    "labels": torch.tensor(labels[i], dtype=torch.int64, device=device),
-                }
-                for i in range(start, start + len(batch))
+                {"boxes": given[: len(names)].to(device), "labels": torch.tensor(names, dtype=torch.int64, device=device)}
+                for given, names in zip(boxes[part], labels[part])
             ]
             loss = model.compute_loss(targets, head, anchors)
             losses.append([loss["classification"].item(), loss["bbox_regression"].item()])
-    for name, value in {"detections": detections, "losses": losses}.items():
+    for name, value in {"detections": detections, "cuts": cuts, "losses": losses}.items():
         with open(os.path.join(folder, f"{name}.json"), "w") as file:
             json.dump(value, file)
     print(f"torchvision {torchvision.__version__}, torch {torch.__version__} on {device}, {request['dtype']}")
