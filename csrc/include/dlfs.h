@@ -223,6 +223,20 @@ DLFS_API dlfs_status dlfs_activation_forward(dlfs_stream stream, void *y, const 
 DLFS_API dlfs_status dlfs_activation_backward(dlfs_stream stream, void *dx, const void *dy, const void *x, const void *y,
                                               int64_t n, dlfs_dtype dtype, dlfs_activation activation, double slope);
 
+/* y[i, j] = exp(x[i, j] - m) / sum over k of exp(x[i, k] - m), m the largest of row i, in fp32: torch's softmax over the
+ * last dimension. x, y (rows, C); y may be x. */
+DLFS_API dlfs_status dlfs_softmax_forward(dlfs_stream stream, void *y, const void *x, int64_t rows, int32_t c,
+                                          dlfs_dtype dtype);
+
+/* dx[i, j] = y[i, j] (dy[i, j] - sum over k of dy[i, k] y[i, k]), summed in fp32. dx may be dy. */
+DLFS_API dlfs_status dlfs_softmax_backward(dlfs_stream stream, void *dx, const void *dy, const void *y, int64_t rows,
+                                           int32_t c, dlfs_dtype dtype);
+
+/* dst (n, columns, rows) from src (n, rows, columns): each of n matrices transposed; F32, BF16, F16, I32. The memory of
+ * dst and src must not overlap. */
+DLFS_API dlfs_status dlfs_transpose(dlfs_stream stream, void *dst, const void *src, int64_t n, int64_t rows,
+                                    int64_t columns, dlfs_dtype dtype);
+
 /* Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
 DLFS_API dlfs_status dlfs_check_finite(dlfs_stream stream, int32_t *flag, const void *x, int64_t n, dlfs_dtype dtype);
 

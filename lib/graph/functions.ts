@@ -8,7 +8,8 @@ import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops
 import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
-import { concat as concatOp, reshape as reshapeOp, slice as sliceOp } from "./ops/shape";
+import { concat as concatOp, reshape as reshapeOp, slice as sliceOp, transpose as transposeOp } from "./ops/shape";
+import { softmax as softmaxOp } from "./ops/softmax";
 import { applyOp } from "./trace";
 import type { Value } from "./value";
 
@@ -94,6 +95,11 @@ export function hardsigmoid(x: Value): Value {
   return only(applyOp(activate, [x], { activation: "hardsigmoid" }));
 }
 
+/** Softmax over the last axis: the channels of image batches. */
+export function softmax(x: Value): Value {
+  return only(applyOp(softmaxOp, [x], {}));
+}
+
 /** a + b, of one shape and dtype. */
 export function add(a: Value, b: Value): Value {
   return only(applyOp(addOp, [a, b], { activation: "none" }));
@@ -110,6 +116,11 @@ export function cast(x: Value, dtype: DType): Value {
 
 export function reshape(x: Value, shape: readonly number[]): Value {
   return only(applyOp(reshapeOp, [x], { shape }));
+}
+
+/** Swaps the last two axes: (..., rows, columns) to (..., columns, rows), of f32, bf16, f16 or i32. */
+export function transpose(x: Value): Value {
+  return only(applyOp(transposeOp, [x], {}));
 }
 
 /** Joins tensors along an axis; by default the channels of image batches. */

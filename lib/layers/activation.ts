@@ -1,5 +1,5 @@
 /** Activations as layers, one short class each; semantics and defaults are torch.nn's. */
-import { hardsigmoid, hardswish, leakyRelu, relu, relu6, sigmoid, silu, type Value } from "../graph";
+import { hardsigmoid, hardswish, leakyRelu, relu, relu6, sigmoid, silu, softmax, type Value } from "../graph";
 import { check } from "../native";
 import { Layer } from "./layer";
 
@@ -53,5 +53,12 @@ export class Hardswish extends Layer {
 export class Hardsigmoid extends Layer {
   forward(x: Value): Value {
     return hardsigmoid(x);
+  }
+}
+
+/** exp(x) / sum of exp(x) over the channels (the last axis), as torch.nn.Softmax2d on image batches. */
+export class Softmax extends Layer {
+  forward(x: Value): Value {
+    return softmax(x);
   }
 }

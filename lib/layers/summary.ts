@@ -69,6 +69,7 @@ const FREE = new Set([
   "reshape",
   "select_candidates",
   "slice",
+  "transpose",
   "upsample_nearest",
 ]);
 
@@ -81,6 +82,7 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - batch normalization: 2 an element, its scale and shift. The batch's statistics in training are left out.
  * - addition, scaling: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
+ * - softmax: 3 an element: it subtracts the largest, adds up, divides.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
  * - 0: comparisons (ReLU, ReLU6, max pooling), exponentials (sigmoid), and whatever moves data.
  *
@@ -104,6 +106,8 @@ export function flopsOf(node: Node): number | null {
       return elements;
     case "activation":
       return elements * (ACTIVATION_FLOPS[attrs.activation ?? ""] ?? 0);
+    case "softmax":
+      return 3 * elements;
     case "avg_pool":
       return elements * attrs.kernel![0] * attrs.kernel![1];
     default:

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "0e02e5eaeedaf5ce";
+export const headerHash = "cdf5d50cc311e259";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -95,6 +95,9 @@ export const symbols = {
   dlfs_scale: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "f64"], returns: "i32" },
   dlfs_activation_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_activation_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_softmax_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_softmax_backward: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_transpose: { args: ["i64", "ptr", "ptr", "i64", "i64", "i64", "i32"], returns: "i32" },
   dlfs_check_finite: { args: ["i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
   dlfs_init_uniform: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
   dlfs_init_normal: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
@@ -197,6 +200,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_scale: ["stream", "dst", "src", "deviceFactor", "n", "dtype", "factor"],
   dlfs_activation_forward: ["stream", "y", "x", "n", "dtype", "activation", "slope"],
   dlfs_activation_backward: ["stream", "dx", "dy", "x", "y", "n", "dtype", "activation", "slope"],
+  dlfs_softmax_forward: ["stream", "y", "x", "rows", "c", "dtype"],
+  dlfs_softmax_backward: ["stream", "dx", "dy", "y", "rows", "c", "dtype"],
+  dlfs_transpose: ["stream", "dst", "src", "n", "rows", "columns", "dtype"],
   dlfs_check_finite: ["stream", "flag", "x", "n", "dtype"],
   dlfs_init_uniform: ["stream", "dst", "n", "seed", "offset", "low", "high"],
   dlfs_init_normal: ["stream", "dst", "n", "seed", "offset", "mean", "std"],
@@ -359,6 +365,18 @@ export interface NativeFunctions {
    * 3; HARDSWISH's is 0 at -3 and 1 at 3, LEAKY_RELU's is slope at 0. dx may be dy.
    */
   activationBackward(stream: number, dx: Address | null, dy: Address | null, x: Address | null, y: Address | null, n: number, dtype: number, activation: number, slope: number): number;
+  /**
+   * y[i, j] = exp(x[i, j] - m) / sum over k of exp(x[i, k] - m), m the largest of row i, in fp32: torch's softmax over the
+   * last dimension. x, y (rows, C); y may be x.
+   */
+  softmaxForward(stream: number, y: Address | null, x: Address | null, rows: number, c: number, dtype: number): number;
+  /** dx[i, j] = y[i, j] (dy[i, j] - sum over k of dy[i, k] y[i, k]), summed in fp32. dx may be dy. */
+  softmaxBackward(stream: number, dx: Address | null, dy: Address | null, y: Address | null, rows: number, c: number, dtype: number): number;
+  /**
+   * dst (n, columns, rows) from src (n, rows, columns): each of n matrices transposed; F32, BF16, F16, I32. The memory of
+   * dst and src must not overlap.
+   */
+  transpose(stream: number, dst: Address | null, src: Address | null, n: number, rows: number, columns: number, dtype: number): number;
   /** Sets *flag to 1 where any of x's n values is NaN or infinite, else leaves it as it is (sticky). flag: int32. */
   checkFinite(stream: number, flag: Address | null, x: Address | null, n: number, dtype: number): number;
   /**

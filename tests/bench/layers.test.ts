@@ -25,6 +25,7 @@ import {
   Sequential,
   Sigmoid,
   SiLU,
+  Softmax,
   Upsample,
 } from "../../lib/layers";
 import type { Tensor } from "../../lib/tensor";
@@ -73,6 +74,7 @@ const benches: Bench[] = [
   simple("ReLU6", () => new ReLU6(), [80, 80, 256]),
   simple("LeakyReLU", () => new LeakyReLU(), [80, 80, 256]),
   simple("Hardswish", () => new Hardswish(), [80, 80, 256]),
+  simple("Softmax", () => new Softmax(), [80, 80, 256]),
   simple("Hardsigmoid", () => new Hardsigmoid(), [80, 80, 256]),
   simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), [320, 320, 64]),
   simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),

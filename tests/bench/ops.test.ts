@@ -7,6 +7,7 @@ import { type Device, dtypeCode, Tensor } from "../../lib/tensor";
 import { activationBenches } from "../ops/cases/activation";
 import { boxBenches } from "../ops/cases/boxes";
 import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case";
+import { channelBenches } from "../ops/cases/channel";
 import { convBenches } from "../ops/cases/conv";
 import { elementwiseBenches } from "../ops/cases/elementwise";
 import { lossBenches } from "../ops/cases/losses";
@@ -94,6 +95,7 @@ const lists = [
   normBenches,
   activationBenches,
   elementwiseBenches,
+  channelBenches,
   poolBenches,
   boxBenches,
   lossBenches,

@@ -19,6 +19,7 @@ import {
   Sequential,
   Sigmoid,
   SiLU,
+  Softmax,
   Upsample,
 } from "../../lib/layers";
 import { Tensor } from "../../lib/tensor";
@@ -94,6 +95,7 @@ const layers: Record<string, () => AnyLayer> = {
   "LeakyReLU of another slope": () => new LeakyReLU(0.3),
   Hardswish: () => new Hardswish(),
   Hardsigmoid: () => new Hardsigmoid(),
+  Softmax: () => new Softmax(),
   MaxPool2d: () => new MaxPool2d(3, { stride: 2, padding: 1 }),
   "MaxPool2d, default stride": () => new MaxPool2d(2),
   Upsample: () => new Upsample(2),

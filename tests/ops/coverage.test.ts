@@ -3,6 +3,7 @@ import { expect, test } from "bun:test";
 import { argumentNames } from "../../lib/native/symbols.generated";
 import { activationCases } from "./cases/activation";
 import { boxCases } from "./cases/boxes";
+import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
 import { elementwiseCases } from "./cases/elementwise";
 import { initCases } from "./cases/init";
@@ -39,6 +40,7 @@ test("every operation on a stream is in a case list", () => {
   const lists = [
     activationCases,
     boxCases,
+    channelCases,
     convCases,
     elementwiseCases,
     initCases,

@@ -5,6 +5,7 @@ import { loadGolden } from "../support/golden";
 import { activationCases } from "./cases/activation";
 import { boxCases } from "./cases/boxes";
 import type { OpCase } from "./cases/case";
+import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
 
 import { lossCases } from "./cases/losses";
@@ -46,6 +47,7 @@ describe("references agree with PyTorch", () => {
     normCases,
     poolCases,
     activationCases,
+    channelCases,
     boxCases,
     lossCases,
     postprocessCases,

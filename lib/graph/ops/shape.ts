@@ -1,4 +1,4 @@
-import { dtypeSize, elementCount } from "../../tensor";
+import { type DType, dtypeCode, dtypeSize, elementCount } from "../../tensor";
 import { expectShape, type Op } from "../node";
 
 /** The same elements under another shape; costs nothing. */
@@ -16,6 +16,25 @@ export const reshape: Op<{ shape: readonly number[] }> = {
   gradient: (builder, { inputs: [x], outputs: [y] }, [dy]) =>
     builder.apply(reshape, [builder.value(dy!, y!)], { shape: x!.shape }),
   emit() {},
+};
+
+/** (..., rows, columns) to (..., columns, rows). */
+export const transpose: Op<object> = {
+  kind: "transpose",
+  infer([x]) {
+    const { shape, dtype } = x!;
+    const allowed: DType[] = ["f32", "bf16", "f16", "i32"];
+    expectShape(allowed.includes(dtype), () => `expected a tensor of dtype ${allowed.join(", ")}, got ${dtype}`);
+    expectShape(shape.length >= 2, () => `expected a tensor of shape (..., rows, columns), got (${shape.join(", ")})`);
+    return [{ shape: [...shape.slice(0, -2), shape.at(-1)!, shape.at(-2)!], dtype }];
+  },
+  gradient: (builder, { outputs: [y] }, [dy]) => builder.apply(transpose, [builder.value(dy!, y!)], {}),
+  emit(e, { inputs: [x], outputs: [y] }) {
+    const [dst, src, dtype] = [e.address(y!), e.address(x!), dtypeCode(x!.dtype)];
+    const [rows, columns] = x!.shape.slice(-2) as [number, number];
+    const n = elementCount(x!.shape.slice(0, -2));
+    e.call(() => e.native.transpose(e.stream, dst, src, n, rows, columns, dtype));
+  },
 };
 
 function expectAxis(shape: readonly number[], axis: number): void {

@@ -1,6 +1,6 @@
 """Records PyTorch's numbers for elementwise and channel operations and their layers.
 
-    python3 record_elementwise.py     # rewrites activation-piecewise.json and layers-elementwise.json beside this script
+    python3 record_elementwise.py     # rewrites activation-piecewise.json, softmax.json, layers-elementwise.json here
 
 Debian 12's python3-torch (1.13) and python3-torchvision (0.14) made the committed files; record.py says what is in them.
 """
@@ -33,6 +33,21 @@ def activation_cases():
     return cases
 
 
+# ---- softmax ----
+
+
+def softmax_cases():
+    torch.manual_seed(23)
+    cases = []
+    for name, rows, channels in [("21 classes", 7, 21), ("64 channels", 3, 64), ("one channel", 4, 1)]:
+        x = (torch.randn(rows, channels) * 5).requires_grad_()
+        y = F.softmax(x, 1)
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        cases.append(case(name, {}, x=x, y=y, dy=dy, dx=x.grad))
+    return cases
+
+
 # ---- layers ----
 
 
@@ -45,9 +60,11 @@ def layer_cases():
         layer_case("LeakyReLU of another slope", nn.LeakyReLU(0.3), x),
         layer_case("Hardswish", nn.Hardswish(), x),
         layer_case("Hardsigmoid", nn.Hardsigmoid(), x),
+        layer_case("Softmax", nn.Softmax(1), x),
     ]
 
 
 if __name__ == "__main__":
     write("activation-piecewise", activation_cases())
+    write("softmax", softmax_cases())
     write("layers-elementwise", layer_cases())

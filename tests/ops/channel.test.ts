@@ -1,0 +1,4 @@
+import { channelCases } from "./cases/channel";
+import { describeCases } from "./check";
+
+describeCases("operations on channels", channelCases);
