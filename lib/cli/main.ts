@@ -6,6 +6,7 @@
  */
 import packageJson from "../../package.json";
 import { DlfsError } from "../native/error";
+import { UsageError } from "./arguments";
 
 /** What a verb's file exports as `verb`. */
 export interface Verb {
@@ -26,6 +27,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "print what was found here: Bun, the native libraries, devices, the backend that is used",
     load: () => import("./doctor"),
   },
+  eval: {
+    summary: "measure a trained model, or a file of detections, with COCO's metrics",
+    load: () => import("./eval"),
+  },
 };
 
 function help(): string {
@@ -42,8 +47,9 @@ function help(): string {
   ].join("\n");
 }
 
-/** Errors of Node's `parseArgs`: an unknown option, a missing value. */
+/** What a verb finds wrong with its arguments, and errors of Node's `parseArgs`: an unknown option, a missing value. */
 function isUsageError(error: unknown): error is Error {
+  if (error instanceof UsageError) return true;
   return error instanceof Error && "code" in error && String(error.code).startsWith("ERR_PARSE_ARGS");
 }
 

@@ -65,13 +65,9 @@ export async function importCoco(
     () => `${name}: split "${split}" has images already, delete it first to import it again`,
   );
   const { bytes, size, modified } = await load(input);
-  check(bytes.length > 0, name, () => "the file is empty", ErrorCode.io);
-
-  const content = await parse(new JsonReader(bytes, name), bytes.length, progress);
+  const content = await readCocoContent(bytes, name, progress);
   const problems = new ProblemList();
   const images = usableImages(content.images, folder, problems);
-  checkUnique(content.categories, (c) => c.id, "categories", name);
-  checkUnique(content.images, (i) => i.sourceId, "images", name);
 
   return store.transaction(() => {
     store.addCategories(content.categories);
@@ -102,19 +98,37 @@ async function load(input: string | Uint8Array): Promise<{ bytes: Uint8Array; si
   }
 }
 
-/** What a file holds, checked field by field, not yet against each other. */
-interface Content {
+/** What a file holds, checked field by field; ids of images and of categories are unique. */
+export interface CocoContent {
   categories: Category[];
   images: NewImage[];
-  /** ANNOTATION_FIELDS numbers each: see readAnnotation. */
+  /** ANNOTATION_FIELDS numbers each: id, image_id, category_id, x, y, width, height, area (NaN: none), iscrowd. */
   annotations: Float64Array;
   annotationCount: number;
 }
 
-const ANNOTATION_FIELDS = 9;
+export const ANNOTATION_FIELDS = 9;
 
-async function parse(reader: JsonReader, length: number, progress: ProgressListener): Promise<Content> {
-  const content: Content = { categories: [], images: [], annotations: new Float64Array(9 * 1024), annotationCount: 0 };
+/** @param name what messages call the file */
+export async function readCocoContent(
+  bytes: Uint8Array,
+  name: string,
+  progress: ProgressListener,
+): Promise<CocoContent> {
+  check(bytes.length > 0, name, () => "the file is empty", ErrorCode.io);
+  const content = await parse(new JsonReader(bytes, name), bytes.length, progress);
+  checkUnique(content.categories, (c) => c.id, "categories", name);
+  checkUnique(content.images, (i) => i.sourceId, "images", name);
+  return content;
+}
+
+async function parse(reader: JsonReader, length: number, progress: ProgressListener): Promise<CocoContent> {
+  const content: CocoContent = {
+    categories: [],
+    images: [],
+    annotations: new Float64Array(9 * 1024),
+    annotationCount: 0,
+  };
   const label = `reading ${basename(reader.name)}`;
   const found = new Set<number>();
   let pause = SLICE;
@@ -187,8 +201,8 @@ function readImage(reader: JsonReader): NewImage {
   };
 }
 
-/** Appends id, image_id, category_id, x, y, width, height, area (NaN: none), iscrowd. */
-function readAnnotation(reader: JsonReader, content: Content): void {
+/** Appends an annotation's ANNOTATION_FIELDS numbers. */
+function readAnnotation(reader: JsonReader, content: CocoContent): void {
   let columns = content.annotations;
   const at = content.annotationCount * ANNOTATION_FIELDS;
   if (at + ANNOTATION_FIELDS > columns.length) {
@@ -297,7 +311,7 @@ function usableImages(images: readonly NewImage[], folder: string, problems: Pro
 
 /** The annotations to import, sorted by image; imageId is the place in `images.list`. */
 function annotationsByImage(
-  content: Content,
+  content: CocoContent,
   images: UsableImages,
   file: string,
   problems: ProblemList,

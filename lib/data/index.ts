@@ -22,6 +22,14 @@ export {
   type ImageFailure,
 } from "./coco-data-loader";
 export { type ImportOptions, type ImportReport, importCoco } from "./coco-import";
+export {
+  type AnnotatedObject,
+  type AnnotationFile,
+  formatCocoResults,
+  type ResultRow,
+  readCocoAnnotations,
+  readCocoResults,
+} from "./coco-results";
 export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
 export { DataLoader, type LoaderState } from "./data-loader";
 export { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";

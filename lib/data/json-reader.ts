@@ -344,12 +344,16 @@ export class JsonReader {
       lineStart = i + 1;
     }
     const c = this.#bytes[at];
+    // What Python's json module writes although JSON does not have it.
+    const foreign = /^-?(?:NaN|Infinity)\b/.exec(String.fromCharCode(...this.#bytes.subarray(at, at + 10)));
     const got =
       c === undefined
         ? "the file ends"
-        : c > 0x20 && c < 0x7f
-          ? `got "${String.fromCharCode(c)}"`
-          : `got byte 0x${c.toString(16)}`;
+        : foreign
+          ? `got ${foreign[0]}`
+          : c > 0x20 && c < 0x7f
+            ? `got "${String.fromCharCode(c)}"`
+            : `got byte 0x${c.toString(16)}`;
     const hint = c === undefined ? ", is it incomplete?" : "";
     this.fail(`not valid JSON at line ${line}, column ${at - lineStart + 1}: expected ${expected}, but ${got}${hint}`);
   }

@@ -41,7 +41,13 @@ export class Evaluator implements Disposable {
   async evaluate(
     onBatch?: (done: number, total: number) => void,
   ): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
-    const { loader, store, split } = this.#options;
+    const detections = await this.detect(onBatch);
+    return { result: measure(this.#options.store, this.#options.split, detections), detections };
+  }
+
+  /** Detects on the whole split with the present weights. */
+  async detect(onBatch?: (done: number, total: number) => void): Promise<ImageDetections[]> {
+    const { loader } = this.#options;
     this.#step.refresh();
     const detections: ImageDetections[] = [];
     let done = 0;
@@ -53,7 +59,7 @@ export class Evaluator implements Disposable {
       }
       onBatch?.(++done, loader.length);
     }
-    return { result: measure(store, split, detections), detections };
+    return detections;
   }
 
   async #detect(batch: DetectionBatch): Promise<ImageDetections[]> {
@@ -80,6 +86,15 @@ export class Evaluator implements Disposable {
 
 /** COCO's metrics of detections against a split's annotations; crowds count as pycocotools counts them. */
 export function measure(store: AnnotationStore, split: string, detections: readonly ImageDetections[]): CocoResult {
+  return collectForMetrics(store, split, detections).evaluate();
+}
+
+/** A split's annotations and detections on its images, ready to be measured. */
+export function collectForMetrics(
+  store: AnnotationStore,
+  split: string,
+  detections: readonly ImageDetections[],
+): CocoEvaluator {
   const images = store.images(split, { usable: true }).map(({ id }) => ({ id }));
   const usable = new Set(images.map(({ id }) => id));
   const classes = store.classes();
@@ -88,14 +103,10 @@ export function measure(store: AnnotationStore, split: string, detections: reado
     if (usable.has(imageId)) evaluator.addGroundTruth([{ imageId, categoryId, bbox, area, iscrowd: isCrowd }]);
   }
   for (const { imageId, detections: found } of detections) {
-    evaluator.addDetections(
-      found.map(({ box: [x1, y1, x2, y2], score, label }) => ({
-        imageId,
-        categoryId: classes.categoryIdOf(label),
-        bbox: [x1, y1, x2 - x1, y2 - y1],
-        score,
-      })),
-    );
+    for (const { box, score, label } of found) {
+      const [x1, y1, x2, y2] = box;
+      evaluator.addDetection(imageId, classes.categoryIdOf(label), [x1, y1, x2 - x1, y2 - y1], score);
+    }
   }
-  return evaluator.evaluate();
+  return evaluator;
 }

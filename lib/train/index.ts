@@ -1,5 +1,19 @@
 export { type Detection, DetectStep, type DetectStepOptions } from "./detect-step";
-export { Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
+export {
+  type EvaluateModelOptions,
+  evaluateModel,
+  evaluateResultsFile,
+  type ModelEvaluation,
+} from "./evaluate";
+export {
+  type Evaluation,
+  type EvaluationReport,
+  formatReport,
+  reportOf,
+  writeMetricPictures,
+  writeReport,
+} from "./evaluation-report";
+export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export { saveTorchWeights } from "./save-weights";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";

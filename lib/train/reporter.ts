@@ -1,17 +1,8 @@
-import { join } from "node:path";
 import type { Dataset, DeviceImageCodec } from "../data";
-import { writeFileAtomic } from "../formats/atomic-file";
 import type { CocoResult } from "../metrics";
-import {
-  CocoEvaluator,
-  confusionMatrix,
-  confusionMatrixSvg,
-  detectionCurves,
-  f1CurveSvg,
-  prCurveSvg,
-} from "../metrics";
 import { ProgressBar, predictionSheet, type RunFolder, type SheetBox } from "../monitor";
-import type { ImageDetections } from "./evaluator";
+import { writeMetricPictures } from "./evaluation-report";
+import { collectForMetrics, type ImageDetections } from "./evaluator";
 import type { StepResult } from "./train-step";
 import type { TrainerObserver } from "./trainer";
 
@@ -106,30 +97,12 @@ export class Reporter implements TrainerObserver {
   /** Draws the confusion matrix and the curves of this evaluation over those of the one before. */
   async #drawMetrics(detections: ImageDetections[]): Promise<void> {
     const { dataset, run } = this.#options;
-    const { store, classes } = dataset;
-    const evaluator = new CocoEvaluator({
-      categories: store.categories(),
-      images: detections.map(({ imageId }) => imageId),
-    });
-    for (const { imageId, detections: found } of detections) {
-      const truth = store.annotationsOf(imageId);
-      evaluator.addGroundTruth(
-        truth.map(({ categoryId, bbox, area, isCrowd }) => ({ imageId, categoryId, bbox, area, iscrowd: isCrowd })),
-      );
-      for (const { box, score, label } of found) {
-        const [x1, y1, x2, y2] = box;
-        evaluator.addDetection(imageId, classes.categoryIdOf(label), [x1, y1, x2 - x1, y2 - y1], score);
-      }
-    }
-    const curves = detectionCurves(evaluator);
-    // Classes are numbered by ascending category id, the order of the matrix and the curves.
-    const { names } = classes;
-    const pictures = {
-      "confusion-matrix.svg": confusionMatrixSvg(confusionMatrix(evaluator), names),
-      "pr-curve.svg": prCurveSvg(curves, names),
-      "f1-curve.svg": f1CurveSvg(curves, names),
-    };
-    for (const [name, svg] of Object.entries(pictures)) await writeFileAtomic(join(run.picturesFolder, name), svg);
+    const { store, classes, valSplit } = dataset;
+    await writeMetricPictures(
+      run.picturesFolder,
+      collectForMetrics(store, valSplit as string, detections),
+      classes.names,
+    );
   }
 }
 

@@ -100,7 +100,9 @@ describe("JsonReader", () => {
     ["[1e]", "expected a digit in the exponent"],
     ["[tru]", "expected true"],
     ["[1e999]", "[0]: expected a finite number, got 1e999"],
-    ["[NaN]", 'expected a value, but got "N"'],
+    ["[NaN]", "expected a value, but got NaN"],
+    ["[-Infinity]", "but got -Infinity"],
+    ["[Nan]", 'expected a value, but got "N"'],
   ])("rejects %p", (text, message) => {
     expect(() => readAll(reader(text))).toThrow(message);
   });

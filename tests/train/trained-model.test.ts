@@ -4,10 +4,10 @@ import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Normalize, Resize } from "../../lib/data";
-import { writeCheckpoint } from "../../lib/formats";
-import { type ModelConfig, modelFromConfig } from "../../lib/models";
+import type { ModelConfig } from "../../lib/models";
 import { loadTrainedModel } from "../../lib/train";
 import { testDevice } from "../support/device";
+import { saveTrained } from "../support/trained-model";
 
 const folder = mkdtempSync(join(tmpdir(), "dlfs-trained-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -20,19 +20,8 @@ const config = {
   preprocessing: [new Resize().toJSON(), new Normalize().toJSON()],
 };
 
-/** A checkpoint of a model with this seed and configuration. */
-async function save(path: string, seed: number, runConfig: unknown, iteration = 7): Promise<Map<string, number[]>> {
-  using model = modelFromConfig(modelConfig).to(testDevice(), { seed });
-  const tensors = [...model.stateDict()].map(([name, tensor]) => {
-    const data = new Uint8Array((tensor.read() as Float32Array).slice().buffer);
-    return { name: `model.${name}`, dtype: "f32" as const, shape: tensor.shape, data };
-  });
-  const values = new Map([...model.stateDict()].map(([name, tensor]) => [name, [...tensor.read()]]));
-  const versions = { dlfs: "0", bun: "0", backend: "cpu", libraries: {} };
-  const metadata = { iteration, epoch: 0, created: 0, config: runConfig, versions, random: [], history: [] };
-  await writeCheckpoint(path, { ...metadata, convPicks: [], state: {} }, tensors);
-  return values;
-}
+const save = (path: string, seed: number, runConfig: unknown, iteration?: number) =>
+  saveTrained(path, modelConfig, seed, runConfig, iteration);
 
 describe("loadTrainedModel", () => {
   test("gives the weights of a checkpoint, in inference mode, with what the run says about classes and input", async () => {

@@ -1,0 +1,23 @@
+/** Values of options, checked; what is wrong is a UsageError, which ends the command with 2. */
+
+/** The command was called wrongly. */
+export class UsageError extends Error {}
+
+export function positiveInteger(name: string, text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value > 0) return value;
+  throw new UsageError(`--${name}: expected an integer from 1, got "${text}"`);
+}
+
+/** "640" or "480x640". */
+export function sizeOf(name: string, text: string): [height: number, width: number] {
+  const match = /^([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?$/.exec(text);
+  if (match) return [Number(match[1]), Number(match[2] ?? match[1])];
+  throw new UsageError(`--${name}: expected N or HxW in pixels, got "${text}"`);
+}
+
+export function oneOf<T extends string>(name: string, text: string, allowed: readonly T[]): T {
+  const found = allowed.find((value) => value === text);
+  if (found !== undefined) return found;
+  throw new UsageError(`--${name}: expected one of ${allowed.join(", ")}, got "${text}"`);
+}

@@ -1,0 +1,92 @@
+import { dirname, join } from "node:path";
+import { parseArgs } from "node:util";
+import { Device } from "../tensor";
+import { evaluateModel, evaluateResultsFile, formatReport, reportOf, writeReport } from "../train";
+import { oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import type { Verb } from "./main";
+
+const help = `dlfs eval: measures detections with COCO's metrics, equal to pycocotools': the twelve figures, a table of the
+classes, and what each kind of error costs.
+
+Usage: dlfs eval --run RUN | --checkpoint FILE [options]
+       dlfs eval --results FILE --annotations FILE [--out DIR]
+
+A trained model, on data in COCO's layout:
+  --run RUN           the folder of a run; its newest checkpoint is used
+  --checkpoint FILE   one of its checkpoints
+  --data DIR          default: what the model was trained on; "demo" is the drawn data set
+  --split NAME        default: the split that training was evaluated on
+  --size N or HxW     network input in pixels; default: as in training
+  --batch N           images a batch; default 8
+  --precision P       f32, bf16 or f16; default f32
+  --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
+
+Detections of any program:
+  --results FILE      a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}
+  --annotations FILE  COCO's instances_SPLIT.json
+
+  --out DIR           where metrics.json, detections.json (of a model), confusion-matrix.svg, pr-curve.svg and f1-curve.svg are
+                      written; default for a model: RUN/evaluation-SPLIT, else nothing is written`;
+
+const options = {
+  run: { type: "string" },
+  checkpoint: { type: "string" },
+  data: { type: "string" },
+  split: { type: "string" },
+  size: { type: "string" },
+  batch: { type: "string" },
+  precision: { type: "string" },
+  backend: { type: "string" },
+  results: { type: "string" },
+  annotations: { type: "string" },
+  out: { type: "string" },
+} as const;
+
+type Args = ReturnType<typeof parseArgs<{ options: typeof options }>>["values"];
+
+async function evaluateTrained(path: string, args: Args): Promise<void> {
+  const { data, split } = args;
+  const settings = {
+    data,
+    split,
+    size: args.size === undefined ? undefined : sizeOf("size", args.size),
+    batchSize: args.batch === undefined ? undefined : positiveInteger("batch", args.batch),
+    precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+  };
+  using device = new Device({ backend: args.backend }, console.log);
+  const evaluation = await evaluateModel(path, device, { ...settings, log: console.log });
+  const report = reportOf(evaluation);
+  for (const line of ["", ...formatReport(report)]) console.log(line);
+  const run = args.run ?? dirname(dirname(path));
+  const out = args.out ?? join(run, `evaluation-${evaluation.split}`);
+  await writeReport(out, report, evaluation.detections);
+  console.log(`\nwritten: ${out}`);
+}
+
+async function evaluateFiles(results: string, annotations: string, out: string | undefined): Promise<void> {
+  const report = reportOf(await evaluateResultsFile(annotations, results));
+  for (const line of formatReport(report)) console.log(line);
+  if (out === undefined) return;
+  await writeReport(out, report);
+  console.log(`\nwritten: ${out}`);
+}
+
+export const verb: Verb = {
+  help,
+  async run(argv) {
+    const args = parseArgs({ args: argv, options, strict: true, allowPositionals: false }).values;
+    const given = (["run", "checkpoint", "results"] as const).filter((name) => args[name] !== undefined);
+    if (given.length !== 1) throw new UsageError("expected one of --run, --checkpoint and --results");
+    if (args.results !== undefined) {
+      if (args.annotations === undefined) throw new UsageError("--results needs --annotations");
+      for (const name of ["data", "split", "size", "batch", "precision", "backend"] as const) {
+        if (args[name] !== undefined) throw new UsageError(`--${name} is for --run and --checkpoint`);
+      }
+      await evaluateFiles(args.results, args.annotations, args.out);
+    } else {
+      if (args.annotations !== undefined) throw new UsageError("--annotations is for --results");
+      await evaluateTrained((args.run ?? args.checkpoint) as string, args);
+    }
+    return 0;
+  },
+};

@@ -1,0 +1,142 @@
+/** Evaluations from start to end: of a results file, and of a trained model. */
+import {
+  CocoDataLoader,
+  DeviceBatchDecoder,
+  DeviceImageCodec,
+  demoFolder,
+  generateDemo,
+  loadDataset,
+  type ProgressListener,
+  type ResultRow,
+  readCocoAnnotations,
+  readCocoResults,
+  showProgress,
+} from "../data";
+import { CocoEvaluator } from "../metrics";
+import { check, ErrorCode } from "../native";
+import type { Device } from "../tensor";
+import type { Evaluation } from "./evaluation-report";
+import { collectForMetrics, Evaluator, type ImageDetections } from "./evaluator";
+import { loadTrainedModel } from "./trained-model";
+
+/**
+ * Measures detections in COCO's results format, as pycocotools' COCOeval does.
+ *
+ * @throws DlfsError naming the file and the field of what is wrong: see readCocoAnnotations and readCocoResults
+ */
+export async function evaluateResultsFile(
+  annotations: string,
+  results: string,
+  options: { progress?: ProgressListener } = {},
+): Promise<Evaluation> {
+  const truth = await readCocoAnnotations(annotations, options);
+  const { images, categories, objects } = truth;
+  const evaluator = new CocoEvaluator({ images, categories });
+  evaluator.addGroundTruth(objects);
+  await readCocoResults(
+    results,
+    truth,
+    ({ imageId, categoryId, bbox, score }) => evaluator.addDetection(imageId, categoryId, bbox, score),
+    options,
+  );
+  return { evaluator, result: evaluator.evaluate(), categories, images: images.length };
+}
+
+export interface EvaluateModelOptions {
+  /** Folder of a data set in COCO's layout, or "demo". Default: what the model was trained on. */
+  data?: string;
+  /** Default: the split that the run was evaluated on. */
+  split?: string;
+  /** Network input in pixels. Default: as in training. */
+  size?: readonly [height: number, width: number];
+  /** Images a batch. Default 8. */
+  batchSize?: number;
+  /** Default "f32". */
+  precision?: "f32" | "bf16" | "f16";
+  progress?: ProgressListener;
+  /** Told what is evaluated on what, before that starts. */
+  log?: (line: string) => void;
+}
+
+export interface ModelEvaluation extends Evaluation {
+  readonly split: string;
+  /** The detections with the ids of the annotation file. */
+  readonly detections: ResultRow[];
+}
+
+/**
+ * Runs a trained model over a split and measures what it detects.
+ *
+ * @param path a checkpoint, or the folder of a run, whose newest checkpoint is used
+ * @throws DlfsError where the checkpoint or the data cannot be used, or the data's classes are not the model's
+ */
+export async function evaluateModel(
+  path: string,
+  device: Device,
+  options: EvaluateModelOptions = {},
+): Promise<ModelEvaluation> {
+  const { batchSize = 8, precision = "f32", progress = showProgress(), log = () => {} } = options;
+  using trained = await loadTrainedModel(path, device, { precision });
+  const { model, config, preprocessing } = trained;
+  const { data: trainedOn, valSplit } = config as { data?: unknown; valSplit?: unknown };
+  const data = options.data ?? trainedOn;
+  const split = options.split ?? valSplit;
+  check(typeof data === "string", trained.path, () => "config.data: expected the data set's folder, give one");
+  check(typeof split === "string", trained.path, () => "config.valSplit: expected the name of a split, give one");
+  const codec = new DeviceImageCodec(device);
+  const folder = data === "demo" ? demoFolder() : data;
+  if (data === "demo") {
+    const encode = (pixels: Uint8Array, width: number, height: number, quality: number) =>
+      codec.encode({ data: pixels, width, height }, quality);
+    await generateDemo(folder, { encode, progress });
+  }
+  using dataset = await loadDataset(folder, { codec, trainSplit: split, valSplit: null, progress });
+  const { store, source, classes } = dataset;
+  check(
+    classes.names.join("\n") === config.classes.join("\n"),
+    folder,
+    () => `its classes are not those of ${trained.path}: ${differingClass(classes.names, config.classes)}`,
+    ErrorCode.argument,
+  );
+
+  const size = options.size ?? config.size;
+  const [height, width] = size;
+  log(`model: ${trained.path}, ${trained.iteration} iterations`);
+  log(`data: ${folder}, ${split}, ${dataset.train.usable} images, input ${height}x${width}, ${precision}`);
+  using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, dtype: precision, preprocessing });
+  const common = { store, source, split, batchSize, size, preprocessing, decoder };
+  await using loader = new CocoDataLoader({ ...common, shuffle: false });
+  using evaluator = new Evaluator({ model, store, split, loader, decoder });
+  const found = await evaluator.detect((done, total) => progress("evaluating", done, total));
+  const metrics = collectForMetrics(store, split, found);
+  return {
+    evaluator: metrics,
+    result: metrics.evaluate(),
+    categories: store.categories(),
+    images: dataset.train.usable,
+    split,
+    detections: resultRows(dataset, found),
+  };
+}
+
+/** Detections with the ids of the annotation file. */
+function resultRows(
+  { store, classes }: Pick<Awaited<ReturnType<typeof loadDataset>>, "store" | "classes">,
+  found: readonly ImageDetections[],
+): ResultRow[] {
+  return found.flatMap(({ imageId, detections }) => {
+    const sourceId = store.image(imageId)!.sourceId;
+    return detections.map(({ box: [x1, y1, x2, y2], score, label }): ResultRow => {
+      return { imageId: sourceId, categoryId: classes.categoryIdOf(label), bbox: [x1, y1, x2 - x1, y2 - y1], score };
+    });
+  });
+}
+
+/** The first class that two lists have differently, in words. */
+function differingClass(here: readonly string[], expected: readonly string[]): string {
+  const at =
+    Array.from({ length: Math.max(here.length, expected.length) }, (_, i) => i).find((i) => here[i] !== expected[i]) ??
+    0;
+  const name = (names: readonly string[]) => (names[at] === undefined ? "missing" : JSON.stringify(names[at]));
+  return `class ${at} is ${name(here)}, expected ${name(expected)}`;
+}
