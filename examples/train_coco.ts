@@ -15,7 +15,7 @@ import {
   CheckpointStore,
   CocoDataLoader,
   type CompactConfig,
-  type Detector,
+  type DetectionModel,
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
@@ -406,7 +406,7 @@ function compactOptions(isDemo: boolean, cuda: boolean): Omit<CompactConfig, "na
 }
 
 /** Replaces the weights that were drawn at random by those of files, and prints what became of them. */
-async function loadInitialWeights(model: Detector, config: Config, partial: boolean): Promise<void> {
+async function loadInitialWeights(model: DetectionModel, config: Config, partial: boolean): Promise<void> {
   const { backboneWeights, weights } = config;
   const print = (path: string, report: LoadedWeights) => console.log(`${path}: ${describeLoaded(report).join("\n  ")}`);
   if (backboneWeights !== undefined) {

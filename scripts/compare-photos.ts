@@ -21,16 +21,18 @@ import { parseArgs } from "node:util";
 import { CocoDataLoader, DeviceBatchDecoder, DeviceImageCodec, loadDataset, Normalize, Resize } from "../lib/data";
 import { loadWeights, writeSafetensors } from "../lib/formats";
 import {
+  type BackboneName,
+  backboneNames,
   loadTorchWeights,
-  type ResNetName,
   RetinaNet,
-  resNetNames,
   type TorchWeight,
   torchWeights,
 } from "../lib/models";
 import { Device, Tensor } from "../lib/tensor";
 import { constantRate, type Detection, DetectStep, type HostTargets, SGD, TrainStep } from "../lib/train";
-import { type Case, generatedWeights } from "../tests/golden/retinanet/network";
+import type { BackboneCase } from "../tests/golden/detectors/backbones";
+import { generatedWeights } from "../tests/golden/detectors/network";
+import { retinaNet } from "../tests/golden/retinanet/network";
 
 const { values: args } = parseArgs({
   options: {
@@ -61,7 +63,8 @@ const [, height, width] = (/^(\d+)x(\d+)$/.exec(args.size) ?? fail(`--size: expe
 const [photos, batchSize] = [args.photos, args.batch].map(Number) as [number, number];
 if (!args.data) fail("--data: expected a folder in COCO's layout");
 if (!(photos > 0 && batchSize > 0 && photos % batchSize === 0)) fail("--photos: expected a multiple of --batch");
-if (!resNetNames.includes(args.backbone as ResNetName)) fail(`--backbone: expected one of ${resNetNames.join(", ")}`);
+if (!backboneNames.includes(args.backbone as BackboneName))
+  fail(`--backbone: expected one of ${backboneNames.join(", ")}`);
 if (args.norm !== "frozen" && args.norm !== "batch") fail(`--norm: expected frozen or batch, got ${args.norm}`);
 
 /** The thresholds of post-processing, torchvision's defaults, and how near is equal. */
@@ -116,7 +119,7 @@ async function readPhotos(
 }
 
 async function readWeights(model: RetinaNet): Promise<ReadonlyMap<string, TorchWeight>> {
-  if (!args.weights) return generatedWeights(model);
+  if (!args.weights) return generatedWeights(model, retinaNet);
   using file = await loadWeights(args.weights);
   return new Map([...file.tensors].map(([name, w]) => [name, { shape: w.shape, data: w.toFloat32() }]));
 }
@@ -198,10 +201,10 @@ const relative = (a: number[][], b: number[][]) =>
 
 const device = new Device({ backend: args.backend });
 const { batches, names, classes, maxBoxes } = await readPhotos(device);
-const given: Case = {
-  backbone: args.backbone as ResNetName,
+const given: BackboneCase = {
+  backbone: args.backbone as BackboneName,
   norm: args.norm,
-  trainableLayers: 5,
+  trainableLayers: args.backbone === "mobilenet_v2" ? 6 : 5,
   classes,
   n: batchSize,
   height: height!,

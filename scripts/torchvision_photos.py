@@ -16,7 +16,6 @@ import sys
 import numpy as np
 import torch
 import torchvision
-from torchvision.models.detection.image_list import ImageList
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "golden", "retinanet"))
 import record  # noqa: E402
@@ -51,7 +50,8 @@ def main():
     images = torch.from_numpy(read("images.bin")).view(photos, height, width, 3).permute(0, 3, 1, 2).to(dtype)
     boxes = torch.from_numpy(read("boxes.bin")).view(photos, request["maxBoxes"], 4).to(dtype)
 
-    model = record.build(case, dtype)
+    recorder = record.RetinaNetRecorder()
+    model = recorder.build(case, dtype)
     missing, unexpected = model.load_state_dict(read_safetensors(os.path.join(folder, "weights.safetensors")), strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     assert not missing and not unexpected, (missing, unexpected)
@@ -59,33 +59,30 @@ def main():
 
     def forward(batch):
         sizes = [(height, width)] * len(batch)
-        features = list(model.backbone(batch).values())
-        return features, model.head(features), model.anchor_generator(ImageList(batch, sizes), features), sizes
+        return (*recorder.forward(model, batch, sizes), sizes)
 
     batches = [slice(start, start + request["batch"]) for start in range(0, photos, request["batch"])]
     detections, cuts, losses = [], [], []
     model.eval()
     for part in batches:
         with torch.no_grad():
-            features, head, anchors, sizes = forward(images[part].to(device))
-            per_level = [f.shape[2] * f.shape[3] * 9 for f in features]
-            split = {name: list(tensor.split(per_level, dim=1)) for name, tensor in head.items()}
-            for found in model.postprocess_detections(split, [list(a.split(per_level)) for a in anchors], sizes):
+            head, anchors, per_level, sizes = forward(images[part].to(device))
+            for found in recorder.detections(model, head, anchors, per_level, sizes):
                 columns = [found["boxes"], found["scores"][:, None], found["labels"][:, None].to(dtype)]
                 detections.append(torch.cat(columns, dim=1).cpu().tolist())
-            scores = [level.sigmoid().flatten(1) for level in split["cls_logits"]]
+            scores = [level.sigmoid().flatten(1) for level in head["cls_logits"].split(per_level, dim=1)]
             lowest = [s.topk(min(model.topk_candidates, s.shape[1])).values[:, -1] for s in scores]
             cuts += torch.stack(lowest, dim=1).cpu().tolist()
     # Training mode moves running statistics, so it comes after all detections.
     model.train()
     for part in batches:
         with torch.no_grad():
-            _, head, anchors, _ = forward(images[part].to(device))
+            head, anchors, per_level, _ = forward(images[part].to(device))
             targets = [
                 {"boxes": given[: len(names)].to(device), "labels": torch.tensor(names, dtype=torch.int64, device=device)}
                 for given, names in zip(boxes[part], labels[part])
             ]
-            loss = model.compute_loss(targets, head, anchors)
+            loss = recorder.loss(model, targets, head, anchors, per_level)
             losses.append([loss["classification"].item(), loss["bbox_regression"].item()])
     for name, value in {"detections": detections, "cuts": cuts, "losses": losses}.items():
         with open(os.path.join(folder, f"{name}.json"), "w") as file:

@@ -38,9 +38,10 @@ export interface ProgramOptions {
   training?: boolean;
   /**
    * What to differentiate: names of results with the gradient that flows into them, a constant for a scalar loss, or "input"
-   * for a further input `grad.<name>` of the program. "inputs": all results, each with such an input.
+   * for a further input `grad.<name>` of the program. "inputs": all results, each with such an input. "sum": the sum of all
+   * results, which are scalar losses.
    */
-  seeds?: Record<string, number | "input"> | "inputs";
+  seeds?: Record<string, number | "input"> | "inputs" | "sum";
   /** Inputs whose gradients become results named `grad.<name>`. */
   inputGradients?: string[];
   /** Adds to the parameters' gradients instead of replacing them. */
@@ -273,8 +274,8 @@ export class Program implements Disposable {
 
   #differentiate(graph: Graph, results: Record<string, Value>, options: ProgramOptions): LeafGradients {
     const wantedSeeds =
-      options.seeds === "inputs"
-        ? Object.fromEntries(Object.keys(results).map((name) => [name, "input"]))
+      options.seeds === "inputs" || options.seeds === "sum"
+        ? Object.fromEntries(Object.keys(results).map((name) => [name, options.seeds === "sum" ? 1 : "input"]))
         : options.seeds;
     const seeds = Object.entries(wantedSeeds ?? {}).map(([name, seed]): [Value, Gradient] => {
       const value = results[name];

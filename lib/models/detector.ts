@@ -9,9 +9,8 @@ import {
   postprocess,
   type Targets,
 } from "../detection";
-import { concat, reshape, type Value } from "../graph";
-import { Model } from "../layers";
-import { check, ErrorCode } from "../native";
+import type { Value } from "../graph";
+import { DetectionModel, joinLevels } from "./detection-model";
 
 export interface DetectorOptions {
   /** Number of object classes; labels are 0 to classes - 1. */
@@ -45,19 +44,12 @@ interface Prediction {
  * A dense, anchor-based, one-stage detector. A subclass gives the maps of every pyramid level in `heads`; anchors, matching,
  * losses and post-processing are here, with torchvision's RetinaNet's meaning.
  */
-export abstract class Detector extends Model {
-  readonly classes: number;
+export abstract class Detector extends DetectionModel {
   readonly anchorGenerator: AnchorGenerator;
   readonly detectorOptions: Required<DetectorOptions>;
 
   constructor(options: DetectorOptions) {
-    super();
-    check(
-      Number.isInteger(options.classes) && options.classes > 0,
-      "Detector",
-      () => `expected a positive number of classes, got ${options.classes}`,
-    );
-    this.classes = options.classes;
+    super(options.classes);
     this.anchorGenerator = new AnchorGenerator(options.anchors);
     this.detectorOptions = {
       matcher: { high: 0.5, low: 0.4, allowLowQuality: true },
@@ -101,34 +93,11 @@ export abstract class Detector extends Model {
   private predict(images: Value): Prediction {
     const { perCell } = this.anchorGenerator;
     const maps = this.heads(images);
-    const [n] = images.shape as [number];
-    const levels: number[] = [];
-    const flat = maps.map(({ logits, deltas }, level) => {
-      const [, h, w, c] = logits.shape as [number, number, number, number];
-      check(
-        c === perCell * this.classes && deltas.shape.join() === [n, h, w, perCell * 4].join(),
-        `heads, level ${level}`,
-        () =>
-          `expected (N, h, w, ${perCell * this.classes}) logits and (N, h, w, ${perCell * 4}) deltas, got (${logits.shape.join(", ")}) and (${deltas.shape.join(", ")})`,
-        ErrorCode.shape,
-      );
-      levels.push(h * w * perCell);
-      return [reshape(logits, [n, h * w * perCell, this.classes]), reshape(deltas, [n, h * w * perCell, 4])] as const;
-    });
-    return {
-      logits: concat(
-        flat.map(([logits]) => logits),
-        1,
-      ),
-      deltas: concat(
-        flat.map(([, deltas]) => deltas),
-        1,
-      ),
-      anchors: this.anchorGenerator.forward(
-        images,
-        maps.map(({ logits }) => logits),
-      ),
-      levels,
-    };
+    const { rows, levels } = joinLevels(maps, { logits: this.classes, deltas: 4 }, perCell);
+    const anchors = this.anchorGenerator.forward(
+      images,
+      maps.map(({ logits }) => logits),
+    );
+    return { ...rows, anchors, levels };
   }
 }

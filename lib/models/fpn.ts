@@ -1,4 +1,4 @@
-import { add, relu, upsample, type Value } from "../graph";
+import { add, maxPool2d, relu, upsample, type Value } from "../graph";
 import { Conv2d, type Conv2dOptions, Layer, Sequential } from "../layers";
 import { check, ErrorCode } from "../native";
 
@@ -32,10 +32,17 @@ export class LastLevelP6P7 extends Layer {
   }
 }
 
+/** A further pyramid level: every second cell of the last one, in both directions; torchvision's LastLevelMaxPool. */
+export class LastLevelMaxPool extends Layer {
+  forward(last: Value): [Value] {
+    return [maxPool2d(last, 1, { stride: 2 })];
+  }
+}
+
 /**
  * Feature pyramid network (Lin et al. 2017), torchvision's with its parameter names: 1x1 convolutions ("inner_blocks.0.0"),
  * added from the coarsest level down with nearest-neighbour upsampling to each finer map's size, then 3x3 convolutions
- * ("layer_blocks.0.0"); with `extraBlocks`, the levels P6 and P7 ("extra_blocks.p6").
+ * ("layer_blocks.0.0"); with `extraBlocks`, further levels ("extra_blocks.p6").
  */
 export class FeaturePyramid extends Layer {
   readonly innerBlocks: Sequential[];
@@ -48,7 +55,7 @@ export class FeaturePyramid extends Layer {
   constructor(
     readonly inChannels: readonly number[],
     readonly outChannels: number,
-    readonly extraBlocks: LastLevelP6P7 | null = null,
+    readonly extraBlocks: LastLevelP6P7 | LastLevelMaxPool | null = null,
   ) {
     super();
     this.innerBlocks = inChannels.map((channels) => new Sequential(conv(channels, outChannels, 1)));

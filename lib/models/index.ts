@@ -6,8 +6,10 @@ export {
   ConvNormReLU,
   octaveAnchors,
 } from "./compact-detector";
+export { DetectionModel, imageNetNormalization, type Normalization } from "./detection-model";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
-export { FeaturePyramid, LastLevelP6P7 } from "./fpn";
+export { FeaturePyramid, LastLevelMaxPool, LastLevelP6P7 } from "./fpn";
+export { InvertedResidual, MobileNetV2Features, type MobileNetV2FeaturesOptions } from "./mobilenet-v2";
 export {
   type CompactConfig,
   type ModelConfig,
@@ -16,14 +18,18 @@ export {
   type RetinaNetConfig,
 } from "./model-config";
 export { detectorNames, type NamedModel, namedModel } from "./model-names";
-export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
 export {
+  type BackboneName,
+  backboneNames,
+  MobileNetPyramid,
+  type MobileNetPyramidOptions,
   type PyramidBackbone,
+  type PyramidOptions,
+  pyramidBackbone,
   ResNetPyramid,
-  RetinaNet,
-  type RetinaNetOptions,
-  retinaNetAnchors,
-} from "./retinanet";
+} from "./pyramid-backbone";
+export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
+export { RetinaNet, type RetinaNetOptions, retinaNetAnchors } from "./retinanet";
 export {
   describeLoaded,
   type LoadedWeights,

@@ -2,8 +2,8 @@
 import { check, DlfsError, ErrorCode } from "../native";
 import { CompactDetector, type CompactDetectorOptions, octaveAnchors } from "./compact-detector";
 import { boolean, checkFields, describe, integer, list, number, object, oneOf, type Rule } from "./config-rules";
-import type { Detector } from "./detector";
-import { type ResNetName, resNetNames } from "./resnet";
+import type { DetectionModel } from "./detection-model";
+import { type BackboneName, backboneNames } from "./pyramid-backbone";
 import { RetinaNet, type RetinaNetOptions } from "./retinanet";
 
 export interface CompactConfig extends Omit<CompactDetectorOptions, "anchors"> {
@@ -15,7 +15,7 @@ export interface CompactConfig extends Omit<CompactDetectorOptions, "anchors"> {
 export interface RetinaNetConfig extends Omit<RetinaNetOptions, "backbone"> {
   readonly name: "retinanet";
   /** Default "resnet50". */
-  readonly backbone?: ResNetName;
+  readonly backbone?: BackboneName;
 }
 
 /** A detector by name, with its options; JSON can hold it. */
@@ -38,7 +38,7 @@ const detectorFields = {
 
 interface Kind {
   readonly fields: Readonly<Record<string, Rule>>;
-  readonly make: (config: never) => Detector;
+  readonly make: (config: never) => DetectionModel;
 }
 
 const kinds: Record<ModelConfig["name"], Kind> = {
@@ -57,9 +57,10 @@ const kinds: Record<ModelConfig["name"], Kind> = {
   retinanet: {
     fields: {
       ...detectorFields,
-      backbone: oneOf(...resNetNames),
+      backbone: oneOf(...backboneNames),
       norm: oneOf("batch", "frozen"),
       normEps: number(0),
+      normMomentum: number(0, 1),
       trainableLayers: integer(0),
       p6From: oneOf("p5", "c5"),
       anchors: object({ sizes: list(list(number(1))), aspectRatios: list(number(0)) }),
@@ -77,7 +78,7 @@ export const modelNames = Object.keys(kinds) as ModelConfig["name"][];
  * @param source where the configuration was read, for messages: "runs/demo-1/config.json: model"
  * @throws DlfsError naming source and field: an unknown name or field, a missing number of classes, a value out of range
  */
-export function modelFromConfig(config: ModelConfig, source = "modelFromConfig"): Detector {
+export function modelFromConfig(config: ModelConfig, source = "modelFromConfig"): DetectionModel {
   const { name, classes } = (config ?? {}) as Partial<ModelConfig>;
   const known = typeof name === "string" && Object.hasOwn(kinds, name);
   if (!known) {

@@ -1,14 +1,14 @@
 /** Detectors by one name each, in torchvision's manner. */
 import { DlfsError, ErrorCode } from "../native";
 import type { ModelConfig } from "./model-config";
-import { resNetNames } from "./resnet";
+import { backboneNames } from "./pyramid-backbone";
 
 /** A configuration that lacks the number of classes. */
 export type NamedModel = ModelConfig extends infer C ? (C extends unknown ? Omit<C, "classes"> : never) : never;
 
 const named = new Map<string, NamedModel>([
   ["compact", { name: "compact" }],
-  ...resNetNames.map((backbone): [string, NamedModel] => [
+  ...backboneNames.map((backbone): [string, NamedModel] => [
     `retinanet_${backbone}_fpn`,
     { name: "retinanet", backbone },
   ]),

@@ -1,6 +1,7 @@
-import { add, type Init, relu, type Value } from "../graph";
-import { BatchNorm2d, Conv2d, type Conv2dOptions, FrozenBatchNorm2d, Layer, MaxPool2d, Sequential } from "../layers";
+import { add, relu, type Value } from "../graph";
+import { type Conv2d, Layer, MaxPool2d, Sequential } from "../layers";
 import { check, ErrorCode } from "../native";
+import { conv, type MakeNorm, type Norm, type NormOptions, normMaker } from "./blocks";
 
 /** Blocks of each stage, the kind of block, and the groups and channels per group of its 3x3 convolution. */
 const architectures = {
@@ -16,33 +17,12 @@ export type ResNetName = keyof typeof architectures;
 /** The architectures by torchvision's names. */
 export const resNetNames = Object.keys(architectures) as ResNetName[];
 
-export interface ResNetOptions {
-  /**
-   * "batch" (default): BatchNorm2d, which trains with the batch's statistics. "frozen": FrozenBatchNorm2d, for pretrained
-   * weights and small batches.
-   */
-  norm?: "batch" | "frozen";
-  /** Added to the variance of normalization. Default 1e-5. */
-  normEps?: number;
+export interface ResNetOptions extends NormOptions {
   /**
    * How many of layer4, layer3, layer2, layer1 and the stem train, counted from the deepest: 5 (default) is everything, 0
    * nothing. The other parameters are frozen; with "batch" their running statistics still follow the data, as in torchvision.
    */
   trainableLayers?: number;
-}
-
-type Norm = BatchNorm2d | FrozenBatchNorm2d;
-type MakeNorm = (channels: number) => Norm;
-
-/** A convolution without bias, its weight drawn with variance 2 / fan out: torch's kaiming_normal_(mode="fan_out"). */
-function conv(inChannels: number, outChannels: number, kernel: number, options: Conv2dOptions = {}): Conv2d {
-  const weight: Init = { kind: "normal", mean: 0, std: Math.sqrt(2 / (outChannels * kernel * kernel)) };
-  return new Conv2d(inChannels, outChannels, kernel, {
-    padding: (kernel - 1) / 2,
-    bias: false,
-    init: { weight },
-    ...options,
-  });
 }
 
 /** A 1x1 convolution with normalization where the shortcut must change shape, else null. */
@@ -137,7 +117,7 @@ export class ResNet extends Layer {
 
   constructor(
     readonly architecture: ResNetName,
-    { norm = "batch", normEps = 1e-5, trainableLayers = 5 }: ResNetOptions = {},
+    { trainableLayers = 5, ...options }: ResNetOptions = {},
   ) {
     super();
     check(
@@ -151,10 +131,7 @@ export class ResNet extends Layer {
       () => `expected trainableLayers from 0 to 5, got ${trainableLayers}`,
     );
     const { bottleneck, depths, groups, groupWidth } = architectures[architecture];
-    const makeNorm: MakeNorm = (channels) =>
-      norm === "frozen"
-        ? new FrozenBatchNorm2d(channels, { eps: normEps })
-        : new BatchNorm2d(channels, { eps: normEps });
+    const makeNorm = normMaker(options);
     const Block = bottleneck ? Bottleneck : BasicBlock;
     const expansion = bottleneck ? Bottleneck.expansion : 1;
     const stage = (index: 0 | 1 | 2 | 3) =>

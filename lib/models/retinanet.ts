@@ -2,11 +2,7 @@ import type { AnchorOptions } from "../detection";
 import type { Init, Value } from "../graph";
 import { Conv2d, Layer, ReLU, Sequential } from "../layers";
 import { Detector, type DetectorOptions, type HeadOutput } from "./detector";
-import { FeaturePyramid, LastLevelP6P7 } from "./fpn";
-import { ResNet, type ResNetName, type ResNetOptions } from "./resnet";
-
-/** A network from images (N, H, W, 3) to pyramid levels (N, h, w, outChannels), finest first. */
-export type PyramidBackbone = Layer & { readonly outChannels: number; forward(images: Value): Value[] };
+import { type BackboneName, type PyramidBackbone, type PyramidOptions, pyramidBackbone } from "./pyramid-backbone";
 
 /** Three sizes an octave from 32 pixels on P3 to 512 on P7, ratios 1/2, 1, 2: torchvision's RetinaNet's, truncated as there. */
 export const retinaNetAnchors: AnchorOptions = {
@@ -17,33 +13,6 @@ export const retinaNetAnchors: AnchorOptions = {
   ]),
   aspectRatios: [0.5, 1, 2],
 };
-
-/** Channels of the pyramid on a ResNet. */
-const PYRAMID_CHANNELS = 256;
-
-/**
- * ResNet with a feature pyramid of P3 to P7 on C3 to C5: torchvision's backbone of retinanet_resnet50_fpn ("body.conv1.weight",
- * "fpn.inner_blocks.0.0.weight").
- */
-export class ResNetPyramid extends Layer {
-  readonly outChannels = PYRAMID_CHANNELS;
-  readonly body: ResNet;
-  readonly fpn: FeaturePyramid;
-
-  /** @param p6From the map that P6 is computed from; torchvision's retinanet_resnet50_fpn has "p5", its v2 "c5" */
-  constructor(architecture: ResNetName, options: ResNetOptions & { p6From?: "p5" | "c5" } = {}) {
-    super();
-    this.body = new ResNet(architecture, options);
-    const [, c3, c4, c5] = this.body.outChannels;
-    const last = new LastLevelP6P7(options.p6From === "c5" ? c5 : this.outChannels, this.outChannels);
-    this.fpn = new FeaturePyramid([c3, c4, c5], this.outChannels, last);
-  }
-
-  forward(images: Value): Value[] {
-    const [, c3, c4, c5] = this.body.forward(images);
-    return this.fpn.forward([c3, c4, c5]);
-  }
-}
 
 function headConv(inChannels: number, outChannels: number, bias = 0): Conv2d {
   const init = { weight: { kind: "normal", mean: 0, std: 0.01 }, bias: { kind: "constant", value: bias } } as const;
@@ -105,11 +74,9 @@ class RetinaNetHead extends Layer {
   }
 }
 
-export interface RetinaNetOptions extends Omit<DetectorOptions, "anchors">, ResNetOptions {
-  /** A ResNet by name, with a pyramid of P3 to P7; or a backbone of one's own. Default "resnet50". */
-  readonly backbone?: ResNetName | PyramidBackbone;
-  /** Where P6 comes from on a ResNet: "p5" (default) or "c5". */
-  readonly p6From?: "p5" | "c5";
+export interface RetinaNetOptions extends Omit<DetectorOptions, "anchors">, PyramidOptions {
+  /** A backbone by name, with a pyramid of P3 to P7; or one of one's own. Default "resnet50". */
+  readonly backbone?: BackboneName | PyramidBackbone;
   /** Default retinaNetAnchors; one list of sizes for each level of the backbone. */
   readonly anchors?: AnchorOptions;
 }
@@ -128,10 +95,10 @@ export class RetinaNet extends Detector {
   readonly head: RetinaNetHead;
 
   constructor(options: RetinaNetOptions) {
-    const { backbone = "resnet50", norm, normEps, trainableLayers, p6From, ...detector } = options;
+    const { backbone = "resnet50", norm, normEps, normMomentum, trainableLayers, p6From, ...detector } = options;
     super({ anchors: retinaNetAnchors, ...detector });
-    this.backbone =
-      typeof backbone === "string" ? new ResNetPyramid(backbone, { norm, normEps, trainableLayers, p6From }) : backbone;
+    const pyramid = { norm, normEps, normMomentum, trainableLayers, p6From };
+    this.backbone = typeof backbone === "string" ? pyramidBackbone(backbone, pyramid) : backbone;
     this.head = new RetinaNetHead(this.backbone.outChannels, this.anchorGenerator.perCell, options.classes);
   }
 

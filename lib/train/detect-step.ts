@@ -1,5 +1,5 @@
 import { Program } from "../graph";
-import type { Detector } from "../models";
+import type { DetectionModel } from "../models";
 import { type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
 
 export interface DetectStepOptions {
@@ -30,7 +30,7 @@ export class DetectStep implements Disposable {
   readonly #maxDetections: number;
 
   constructor(
-    readonly model: Detector,
+    readonly model: DetectionModel,
     readonly options: DetectStepOptions,
   ) {
     const { batchSize: n, height, width } = options;
@@ -47,7 +47,7 @@ export class DetectStep implements Disposable {
       ({ images, imageSizes }) => model.detect(images!, imageSizes!),
     );
     model.train(wasTraining);
-    this.#maxDetections = model.detectorOptions.postprocess.maxDetections;
+    this.#maxDetections = this.program.results.detections!.shape[1] as number;
     this.#sizes = new PinnedBuffer(device, n * 8);
     this.#detections = new PinnedBuffer(device, n * this.#maxDetections * 24);
     this.#counts = new PinnedBuffer(device, n * 4);

@@ -6,7 +6,7 @@ import {
   mapBoxesToImage,
 } from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
-import type { Detector } from "../models";
+import type { DetectionModel } from "../models";
 import { type Detection, DetectStep } from "./detect-step";
 
 /** An image's detections, in pixels of the image file, best first. */
@@ -18,7 +18,7 @@ export interface ImageDetections {
 }
 
 export interface EvaluatorOptions {
-  model: Detector;
+  model: DetectionModel;
   store: AnnotationStore;
   split: string;
   /** Goes over the split once, without augmentation and shuffling. */

@@ -1,5 +1,5 @@
 import { Program } from "../graph";
-import type { Detector } from "../models";
+import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
 import type { SGD } from "./sgd";
@@ -61,7 +61,7 @@ export class TrainStep implements Disposable {
 
   /** @param firstIteration the iteration that the first step is: not 0 when resuming */
   constructor(
-    readonly model: Detector,
+    readonly model: DetectionModel,
     readonly optimizer: SGD,
     readonly options: TrainStepOptions,
     firstIteration = 0,
@@ -87,7 +87,7 @@ export class TrainStep implements Disposable {
       },
       {
         training: true,
-        seeds: { classification: 1, boxRegression: 1 },
+        seeds: "sum",
         before: (program) => optimizer.scheduleCalls(program),
         after: (program) => optimizer.stepCalls(program, names),
         keepAll: options.keepAll,

@@ -3,7 +3,7 @@ import { join, resolve } from "node:path";
 import { type PreprocessJson, type PreprocessOp, parsePreprocessing } from "../data";
 import { type Checkpoint, CheckpointStore, readCheckpoint } from "../formats";
 import type { ModelOptions } from "../layers";
-import { type Detector, type ModelConfig, modelFromConfig } from "../models";
+import { type DetectionModel, type ModelConfig, modelFromConfig } from "../models";
 import { check, DlfsError, ErrorCode } from "../native";
 import type { Device } from "../tensor";
 
@@ -21,7 +21,7 @@ export interface RunConfig {
 /** A model as it was when a checkpoint was written. */
 export interface TrainedModel extends Disposable {
   /** On the device that was asked for, in inference mode. */
-  readonly model: Detector;
+  readonly model: DetectionModel;
   /** The checkpoint. */
   readonly path: string;
   /** Optimizer steps that it had been trained for. */
@@ -67,7 +67,7 @@ export async function loadTrainedModel(
   options: ModelOptions = {},
 ): Promise<TrainedModel> {
   const checkpoint = await openCheckpoint(resolve(path));
-  let model: Detector | undefined;
+  let model: DetectionModel | undefined;
   try {
     const config = checkedConfig(checkpoint.path, checkpoint.metadata.config);
     const preprocessing = parsePreprocessing(config.preprocessing);
@@ -96,7 +96,7 @@ export async function loadTrainedModel(
 }
 
 /** Replaces parameters and running statistics by a checkpoint's; what else it holds (momentum, ...) is left out. */
-async function restoreWeights(checkpoint: Checkpoint, model: Detector): Promise<void> {
+async function restoreWeights(checkpoint: Checkpoint, model: DetectionModel): Promise<void> {
   for (const [name, tensor] of model.stateDict()) {
     const stored = `model.${name}`;
     const entry = checkpoint.tensors.get(stored);

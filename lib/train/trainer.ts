@@ -1,7 +1,7 @@
 import type { CocoDataLoader, DeviceBatchDecoder } from "../data";
 import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats";
 import type { CocoResult } from "../metrics";
-import type { Detector } from "../models";
+import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { SGD, type SGDOptions } from "./sgd";
@@ -26,7 +26,7 @@ export interface TrainerObserver {
 }
 
 export interface TrainerOptions {
-  model: Detector;
+  model: DetectionModel;
   /** Training batches; its decoder holds the images. */
   loader: CocoDataLoader;
   decoder: DeviceBatchDecoder;

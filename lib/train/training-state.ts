@@ -2,7 +2,7 @@ import packageJson from "../../package.json";
 import type { DataLoader, DetectionBatch, LoaderState } from "../data";
 import type { BestMetric, Checkpoint, CheckpointMetadata, CheckpointTensorData, MetricsRecord } from "../formats";
 import { convPicks, restoreConvPicks } from "../graph";
-import type { Detector } from "../models";
+import type { DetectionModel } from "../models";
 import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
 import type { Tensor } from "../tensor";
 import type { SGD } from "./sgd";
@@ -17,20 +17,20 @@ export interface TrainingState {
 }
 
 /** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter. */
-function* namedTensors(model: Detector, optimizer: SGD): Generator<[string, Tensor]> {
+function* namedTensors(model: DetectionModel, optimizer: SGD): Generator<[string, Tensor]> {
   for (const [name, tensor] of model.stateDict()) yield [`model.${name}`, tensor];
   for (const [name, tensor] of optimizer.momenta) yield [`momentum.${name}`, tensor];
   yield ["optimizer.step", optimizer.step];
 }
 
 /** Tensors one at a time from the device, so that a checkpoint is never whole in memory. */
-export async function* checkpointTensors(model: Detector, optimizer: SGD): AsyncGenerator<CheckpointTensorData> {
+export async function* checkpointTensors(model: DetectionModel, optimizer: SGD): AsyncGenerator<CheckpointTensorData> {
   for (const [name, tensor] of namedTensors(model, optimizer)) {
     yield { name, dtype: tensor.dtype, shape: tensor.shape, data: await tensor.readBytesAsync() };
   }
 }
 
-export function checkpointMetadata(model: Detector, state: TrainingState, config: unknown): CheckpointMetadata {
+export function checkpointMetadata(model: DetectionModel, state: TrainingState, config: unknown): CheckpointMetadata {
   const { iteration, loader, history, best } = state;
   const { device } = model;
   return {
@@ -67,7 +67,7 @@ function parseVersions(text: string): Record<string, string> {
 }
 
 /** Uses a checkpoint's convolution algorithms for what is planned from now on; before programs are built. */
-export function restoreAlgorithms(model: Detector, checkpoint: Checkpoint): void {
+export function restoreAlgorithms(model: DetectionModel, checkpoint: Checkpoint): void {
   const { versions, convPicks: picks } = checkpoint.metadata;
   const { device } = model;
   // Other libraries or devices number their algorithms differently.
@@ -82,7 +82,7 @@ export function restoreAlgorithms(model: Detector, checkpoint: Checkpoint): void
 /** Replaces weights, statistics, momentum, counters and the loader's position by a checkpoint's. */
 export async function restoreTraining(
   checkpoint: Checkpoint,
-  model: Detector,
+  model: DetectionModel,
   optimizer: SGD,
   loader: DataLoader<DetectionBatch>,
 ): Promise<TrainingState> {

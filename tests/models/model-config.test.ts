@@ -21,7 +21,7 @@ describe("modelFromConfig", () => {
     const config: ModelConfig = { name: "compact", ...options, anchorBase: 16 };
     const model = modelFromConfig(JSON.parse(JSON.stringify(config)));
     expect(model).toBeInstanceOf(CompactDetector);
-    expect(model.detectorOptions).toEqual({ ...options, anchors: octaveAnchors(16) } as never);
+    expect((model as CompactDetector).detectorOptions).toEqual({ ...options, anchors: octaveAnchors(16) } as never);
     expect(stateOf(model)).toEqual(stateOf(new CompactDetector(options)));
   });
 

@@ -1,78 +1,11 @@
-/** RetinaNets on ResNets and ResNeXt against torchvision's: outputs, detections, losses, gradients, SGD steps. */
-import { describe, expect, test } from "bun:test";
+/** RetinaNets on every kind of backbone against torchvision's: outputs, detections, losses, gradients, SGD steps. */
+import { describe } from "bun:test";
+import backbones from "../golden/retinanet/backbones.json";
 import golden from "../golden/retinanet/golden.json";
-import { type Case, compute, uniform } from "../golden/retinanet/network";
-import { expectClose } from "../support/compare";
-import { testDevice } from "../support/device";
-
-const device = testDevice();
-
-/** Detections and losses as they are; of other tensors norm, largest magnitude, projection and two values. */
-interface Recorded {
-  shape: number[];
-  values: number[];
-}
-
-/** The summary that record.py computes, in double precision. */
-function summary(name: string, data: Float32Array, samples: number): number[] {
-  const signs = uniform(`projection of ${name}`, data.length);
-  let [squares, largest, projection] = [0, 0, 0];
-  for (let i = 0; i < data.length; ++i) {
-    const x = data[i] as number;
-    squares += x * x;
-    largest = Math.max(largest, Math.abs(x));
-    projection += x * (signs[i] as number);
-  }
-  const values = Array.from({ length: samples }, (_, k) => data[(k * 2654435761 + 12345) % data.length] as number);
-  return [Math.sqrt(squares), largest, projection, ...values];
-}
-
-/**
- * Compares summaries of a tensor: its norm, and the product with numbers of variance 1/3, within the tolerance relative to the
- * norm; its largest magnitude and its values within the tolerance relative to the largest.
- */
-function expectSummary(name: string, data: Float32Array, { values }: Recorded, tolerance: number): void {
-  const [norm, largest, projection, ...samples] = values as [number, number, number, ...number[]];
-  const [gotNorm, gotLargest, gotProjection, ...gotSamples] = summary(name, data, samples.length);
-  expectClose(
-    [gotNorm!, gotProjection!],
-    [norm, projection],
-    { rtol: 0, atol: tolerance * norm },
-    `${name}: norm and projection`,
-  );
-  expectClose(
-    [gotLargest!, ...gotSamples],
-    [largest, ...samples],
-    { rtol: 0, atol: tolerance * largest },
-    `${name}: largest and samples`,
-  );
-}
-
-/** Every recorded detection has a counterpart: the same label, its box within 0.1 pixel, its score within 1e-4. */
-function expectDetections(name: string, data: Float32Array, { values }: Recorded): void {
-  const found = Array.from({ length: data.length / 6 }, (_, i) => [...data.subarray(6 * i, 6 * i + 6)]);
-  const limits = [0.1, 0.1, 0.1, 0.1, 1e-4, 0];
-  for (let i = 0; i < values.length; i += 6) {
-    const row = values.slice(i, i + 6);
-    const at = found.findIndex((other) => other.every((x, k) => Math.abs(x - row[k]!) <= limits[k]!));
-    if (at < 0) throw new Error(`${name}: no detection like ${row.join(", ")}`);
-    found.splice(at, 1);
-  }
-}
+import { retinaNet } from "../golden/retinanet/network";
+import { goldenTests } from "../support/detector-golden";
 
 describe("RetinaNet computes what torchvision's computes", () => {
-  for (const { name, case: given, tensors } of golden.cases) {
-    test(name, async () => {
-      const expected = new Map(Object.entries(tensors as unknown as Record<string, Recorded>));
-      const actual = await compute(device, given as Case);
-      expect([...actual.keys()].sort()).toEqual([...expected.keys()].sort());
-      for (const [key, { shape, data }] of actual) {
-        const recorded = expected.get(key)!;
-        expect(`${key} (${shape.join(", ")})`).toBe(`${key} (${recorded.shape.join(", ")})`);
-        if (key === "losses") expectClose(data, recorded.values, { rtol: 1e-5, atol: 0 }, key, shape);
-        else if (key.startsWith("detections")) expectDetections(key, data, recorded);
-        else expectSummary(key, data, recorded, key.startsWith("grad.") ? 1e-3 : 1e-4);
-      }
-    }, 60_000);
-  }
+  goldenTests(retinaNet, golden);
+  goldenTests(retinaNet, backbones);
 });

@@ -1,0 +1,84 @@
+import type { Targets } from "../detection";
+import { concat, reshape, type Value } from "../graph";
+import { Model } from "../layers";
+import { check, ErrorCode } from "../native";
+
+/** Mean and standard deviation of the channels R, G, B, of pixels from 0 to 1. */
+export interface Normalization {
+  readonly mean: readonly [number, number, number];
+  readonly std: readonly [number, number, number];
+}
+
+/** ImageNet's statistics, which torchvision's ResNets and detectors on them use. */
+export const imageNetNormalization: Normalization = { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+
+/**
+ * What training, inference and evaluation (lib/train) need of a detector: its losses by name and its detections, both as
+ * symbolic computations of a batch of images (N, H, W, 3).
+ */
+export abstract class DetectionModel extends Model {
+  /** How the model's images are normalised: (pixel - mean) / std. */
+  readonly normalization: Normalization = imageNetNormalization;
+
+  /** @param classes number of object classes; labels are 0 to classes - 1 */
+  constructor(readonly classes: number) {
+    super();
+    check(
+      Number.isInteger(classes) && classes > 0,
+      this.constructor.name,
+      () => `expected a positive number of classes, got ${classes}`,
+    );
+  }
+
+  /** What the heads give for all anchors by name, each (N, A, columns). */
+  abstract override forward(images: Value): { [name: string]: Value };
+
+  /** The losses of a batch by name, scalars; training minimises their sum. */
+  abstract losses(images: Value, targets: Targets): { [name: string]: Value };
+
+  /**
+   * Detections (N, maxDetections, 6): x1, y1, x2, y2, score, class, best first, zeros after the last of `counts` (N).
+   *
+   * @param imageSizes (N, 2) fp32: height and width that boxes are clipped to
+   */
+  abstract detect(images: Value, imageSizes: Value): { detections: Value; counts: Value };
+}
+
+/**
+ * The heads' maps of all pyramid levels as rows of anchors.
+ *
+ * @param maps of each level the heads' maps by name, (N, h, w, perCell * columns)
+ * @param columns numbers of an anchor, of each head
+ * @param perCell anchors of a cell
+ * @returns of each head (N, A, columns), ordered by level, row, column, anchor; and the anchors of each level
+ */
+export function joinLevels<K extends string>(
+  maps: readonly { readonly [name in K]: Value }[],
+  columns: { readonly [name in K]: number },
+  perCell: number,
+): { rows: { [name in K]: Value }; levels: number[] } {
+  const names = Object.keys(columns) as K[];
+  const levels = maps.map((heads, level) => {
+    const [n, h, w] = heads[names[0] as K].shape as [number, number, number];
+    for (const name of names) {
+      const { shape } = heads[name];
+      const expected = [n, h, w, perCell * columns[name]];
+      check(
+        shape.join() === expected.join(),
+        `heads, level ${level}`,
+        () => `expected ${name} (${expected.join(", ")}), got (${shape.join(", ")})`,
+        ErrorCode.shape,
+      );
+    }
+    return h * w * perCell;
+  });
+  const join = (name: K) =>
+    concat(
+      maps.map((heads, level) =>
+        reshape(heads[name], [heads[name].shape[0] as number, levels[level] as number, columns[name]]),
+      ),
+      1,
+    );
+  const rows = Object.fromEntries(names.map((name) => [name, join(name)])) as { [name in K]: Value };
+  return { rows, levels };
+}
