@@ -272,4 +272,54 @@ DLFS_HD inline float candidate_score(uint64_t key) {
   return float_from_bits(ascending & 0x80000000u ? ascending & 0x7fffffffu : ~ascending);
 }
 
+// ---- points (FCOS) ----
+
+// What FCOS's assignment asks of a point, the centre of a square anchor.
+struct PointTarget {
+  float x, y;
+  float reach;         // how far a box's centre may be along either axis
+  float lower, upper;  // bounds of the distance to the box's farthest side
+};
+
+// first: the anchor is of the finest level; last: of the coarsest.
+DLFS_HD inline PointTarget point_target(const Box& anchor, float radius, bool first, bool last) {
+  const float size = anchor.x2 - anchor.x1;
+  const float infinity = float_from_bits(0x7f800000u);
+  return {(anchor.x1 + anchor.x2) / 2.0f, (anchor.y1 + anchor.y2) / 2.0f, radius * size, first ? 0.0f : size * 4.0f,
+          last ? infinity : size * 8.0f};
+}
+
+// How well a box suits a point: 1e8 - its area, as torchvision has it in fp32, or 0 where it may not be matched.
+// Written without branches, for loops that are vectorised.
+DLFS_HD inline float point_match(const PointTarget& point, const Box& box) {
+  const float dx = point.x - (box.x1 + box.x2) / 2.0f;
+  const float dy = point.y - (box.y1 + box.y2) / 2.0f;
+  const float left = point.x - box.x1;
+  const float top = point.y - box.y1;
+  const float right = box.x2 - point.x;
+  const float bottom = box.y2 - point.y;
+  const float low_x = left < right ? left : right;
+  const float low_y = top < bottom ? top : bottom;
+  const float high_x = left > right ? left : right;
+  const float high_y = top > bottom ? top : bottom;
+  const float nearest = low_x < low_y ? low_x : low_y;
+  const float farthest = high_x > high_y ? high_x : high_y;
+  const bool near = (dx < point.reach) & (-dx < point.reach) & (dy < point.reach) & (-dy < point.reach);
+  const bool suits = near & (nearest > 0.0f) & (farthest > point.lower) & (farthest < point.upper);
+  return suits ? 1e8f - box_area(box) : 0.0f;
+}
+
+// What point_match must reach for a match.
+constexpr float least_point_match = 1e-5f;
+
+// BoxLinearCoder.decode with normalize_by_size: the deltas are the sides' distances left, top, right, bottom from the
+// anchor's centre, in anchor sizes.
+DLFS_HD inline Box box_decode_linear(const BoxDeltas& deltas, const Box& anchor) {
+  const float x = 0.5f * (anchor.x1 + anchor.x2);
+  const float y = 0.5f * (anchor.y1 + anchor.y2);
+  const float w = anchor.x2 - anchor.x1;
+  const float h = anchor.y2 - anchor.y1;
+  return {x - deltas.dx * w, y - deltas.dy * h, x + deltas.dw * w, y + deltas.dh * h};
+}
+
 }  // namespace dlfs

@@ -1,9 +1,9 @@
-// Assigns ground-truth boxes to anchors on the CPU as torchvision's Matcher does. IoUs are computed block by block of
-// anchors, once for each anchor's best box and each box's best anchor, and once more to find the anchors that reach
-// their box's largest IoU, so no (A, M) matrix is kept.
+// Assigns ground-truth boxes to anchors on the CPU, as torchvision's Matcher and SSDMatcher do, and to points, as its
+// FCOS does. IoUs are computed block by block of anchors, once for each anchor's best box and each box's best anchor,
+// and once more to find the anchors that reach their box's largest IoU, so no (A, M) matrix is kept.
 #include <algorithm>
 
-#include "common/boxes.hpp"
+#include "common/detection_arguments.hpp"
 #include "cpu/runtime.hpp"
 
 using namespace dlfs;
@@ -23,7 +23,7 @@ struct Matching {
   float* maxima;          // (N, chunks, M): the largest IoU of each box with a chunk's anchors
   int32_t n, count, max_boxes;
   float high, low;
-  bool allow_low_quality;
+  int32_t matching;
 
   int64_t chunks() const { return (int64_t{count} + chunk - 1) / chunk; }
   int32_t boxes_of(int64_t image) const { return std::clamp(counts[image], 0, max_boxes); }
@@ -51,7 +51,7 @@ struct AnchorBlock {
   }
 };
 
-// Matches of one chunk by the thresholds; with low-quality matches allowed, the boxes' maxima as well.
+// Matches of one chunk by the thresholds, and the boxes' maxima.
 void match_chunk(const Matching& m, int64_t image, int64_t index) {
   const int32_t boxes = m.boxes_of(image);
   const float* image_boxes = m.boxes + image * m.max_boxes * 4;
@@ -108,12 +108,41 @@ void restore_chunk(const Matching& m, int64_t image, int64_t index, const float*
   }
 }
 
+// The first anchor with which box j has its largest IoU.
+int32_t best_anchor(const Matching& m, int64_t image, int32_t j) {
+  const float* maxima = m.maxima + image * m.chunks() * m.max_boxes + j;  // of chunk c: maxima[c * M]
+  int64_t first = 0;
+  for (int64_t c = 1; c < m.chunks(); ++c) {
+    if (maxima[c * m.max_boxes] > maxima[first * m.max_boxes]) first = c;
+  }
+  const float largest = maxima[first * m.max_boxes];
+  const Box box = load_box(m.boxes + (image * m.max_boxes + j) * 4);
+  const int64_t last = std::min<int64_t>((first + 1) * chunk, m.count);
+  for (int64_t begin = first * chunk; begin < last; begin += block) {
+    const AnchorBlock anchors(m.anchors, begin, std::min(begin + block, last));
+    float iou[block];
+    anchors.iou(iou, box);
+    const float* found = std::find(iou, iou + anchors.size, largest);
+    if (found < iou + anchors.size) return static_cast<int32_t>(begin + (found - iou));
+  }
+  return 0;  // IoUs that are no numbers
+}
+
+void count_foreground(int32_t* foreground, const int32_t* matches, int32_t n, int32_t count) {
+  parallel_for(n, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) {
+      const int32_t* row = matches + image * count;
+      foreground[image] = static_cast<int32_t>(std::count_if(row, row + count, [](int32_t m) { return m >= 0; }));
+    }
+  });
+}
+
 void match_batch(const Matching& m) {
   const int64_t chunks = m.chunks();
   parallel_for(m.n * chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) match_chunk(m, i / chunks, i % chunks);
   });
-  if (m.allow_low_quality) {
+  if (m.matching == DLFS_MATCH_LOW_QUALITY) {
     for (int64_t image = 0; image < m.n; ++image) {
       float* largest = m.maxima + image * chunks * m.max_boxes;
       for (int64_t i = 1; i < chunks; ++i) {
@@ -125,16 +154,54 @@ void match_batch(const Matching& m) {
         restore_chunk(m, i / chunks, i % chunks, m.maxima + i / chunks * chunks * m.max_boxes);
       }
     });
+  } else if (m.matching == DLFS_MATCH_BEST_ANCHOR) {
+    parallel_for(m.n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) {
+        for (int32_t j = 0; j < m.boxes_of(image); ++j) m.matches[image * m.count + best_anchor(m, image, j)] = j;
+      }
+    });
   }
-  parallel_for(m.n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) {
-      const int32_t* row = m.matches + image * m.count;
-      int32_t foreground = 0;
-      for (int32_t i = 0; i < m.count; ++i) foreground += row[i] >= 0;
-      m.foreground[image] = foreground;
-    }
-  });
+  count_foreground(m.foreground, m.matches, m.n, m.count);
 }
+
+struct PointMatching {
+  int32_t* matches;       // (N, A)
+  const float* anchors;   // (A, 4)
+  const float* boxes;     // (N, M, 4)
+  const int32_t* counts;  // (N)
+  int32_t count, max_boxes, first_level, last_level;
+  float radius;
+
+  // Matches of up to `block` points of one image.
+  void match(int64_t image, int64_t begin) const {
+    const int64_t size = std::min<int64_t>(block, count - begin);
+    float x[block], y[block], reach[block], lower[block], upper[block], best[block];
+    int32_t found[block];
+    for (int64_t i = 0; i < block; ++i) {
+      const int64_t a = begin + i;
+      const Box anchor = i < size ? load_box(anchors + 4 * a) : Box{0, 0, 0, 0};
+      const PointTarget point = point_target(anchor, radius, a < first_level, a >= count - last_level);
+      x[i] = point.x;
+      y[i] = point.y;
+      reach[i] = point.reach;
+      lower[i] = point.lower;
+      upper[i] = point.upper;
+      best[i] = 0;
+      found[i] = 0;
+    }
+    const int32_t image_boxes = std::clamp(counts[image], 0, max_boxes);
+    for (int32_t j = 0; j < image_boxes; ++j) {
+      const Box box = load_box(boxes + (image * max_boxes + j) * 4);
+      for (int64_t i = 0; i < block; ++i) {
+        const float match = point_match({x[i], y[i], reach[i], lower[i], upper[i]}, box);
+        found[i] = match > best[i] ? j : found[i];
+        best[i] = match > best[i] ? match : best[i];
+      }
+    }
+    int32_t* out = matches + image * count + begin;
+    for (int64_t i = 0; i < size; ++i) out[i] = best[i] >= least_point_match ? found[i] : match_background;
+  }
+};
 
 int64_t workspace_bytes(int32_t n, int32_t anchors, int32_t max_boxes) {
   check_range(n, 1, INT32_MAX, "n");
@@ -157,7 +224,7 @@ extern "C" dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, int64_t* o
 extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* foreground,
                                           const float* anchors, const float* boxes, const int32_t* counts,
                                           void* workspace, int32_t n, int32_t anchors_count, int32_t max_boxes,
-                                          double high, double low, int32_t allow_low_quality) {
+                                          double high, double low, int32_t matching) {
   return on_stream("dlfs_match_anchors", stream, [&](Stream& s) {
     const int64_t bytes = workspace_bytes(n, anchors_count, max_boxes);
     check_pointer(matches, "matches");
@@ -168,7 +235,8 @@ extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, 
       check_pointer(boxes, "boxes");
       check_pointer(workspace, "workspace");
     }
-    DLFS_CHECK(low <= high, DLFS_ERROR_ARGUMENT, "expected low <= high, got low %g and high %g", low, high);
+    check_thresholds(high, low);
+    check_range(matching, DLFS_MATCH_THRESHOLDS, DLFS_MATCH_BEST_ANCHOR, "matching");
     const Matching m{matches,
                      foreground,
                      anchors,
@@ -180,7 +248,34 @@ extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, 
                      max_boxes,
                      static_cast<float>(high),
                      static_cast<float>(low),
-                     allow_low_quality != 0};
+                     matching};
     s.enqueue([=] { match_batch(m); });
+  });
+}
+
+extern "C" dlfs_status dlfs_match_points(dlfs_stream stream, int32_t* matches, int32_t* foreground,
+                                         const float* anchors, const float* boxes, const int32_t* counts, int32_t n,
+                                         int32_t anchors_count, int32_t max_boxes, int32_t first_level,
+                                         int32_t last_level, double radius) {
+  return on_stream("dlfs_match_points", stream, [&](Stream& s) {
+    check_range(n, 1, INT32_MAX, "n");
+    check_range(anchors_count, 1, INT32_MAX, "anchors_count");
+    check_range(max_boxes, 0, INT32_MAX, "max_boxes");
+    check_levels(anchors_count, first_level, last_level);
+    check_radius(radius);
+    check_pointer(matches, "matches");
+    check_pointer(foreground, "foreground");
+    check_pointer(anchors, "anchors");
+    check_pointer(counts, "counts");
+    if (max_boxes > 0) check_pointer(boxes, "boxes");
+    const PointMatching m{matches,   anchors,     boxes,      counts,        anchors_count,
+                          max_boxes, first_level, last_level, static_cast<float>(radius)};
+    s.enqueue([=] {
+      const int64_t blocks = (int64_t{m.count} + block - 1) / block;
+      parallel_for(n * blocks, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) m.match(i / blocks, i % blocks * block);
+      });
+      count_foreground(foreground, matches, n, m.count);
+    });
   });
 }

@@ -1,10 +1,10 @@
-// The best-scoring candidates of a pyramid level and their boxes on the CPU. Rows may have millions of logits: each is
-// cut into chunks, a chunk's best are selected (not sorted), and only the chunks' bests are selected again and sorted.
+// The best-scoring candidates of a pyramid level on the CPU. Rows may have millions of logits: each is cut into chunks,
+// a chunk's best are selected (not sorted), and only the chunks' bests are selected again and sorted.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "common/boxes.hpp"
+#include "common/detection_arguments.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 
@@ -46,14 +46,17 @@ int64_t select(uint64_t* begin, uint64_t* end, int64_t most) {
 
 // Writes the keys of the best candidates among logits [begin, end) of a row to `best`; returns their number.
 template <class T>
-int64_t select_chunk(uint64_t* best, int64_t capacity, const T* row, int64_t begin, int64_t end, float threshold) {
+int64_t select_chunk(uint64_t* best, int64_t capacity, const T* row, int64_t begin, int64_t end, bool sigmoid,
+                     float threshold) {
   thread_local std::vector<uint64_t> memory(chunk);
   uint64_t* found = memory.data();
   int64_t count = 0;
   for (int64_t first = begin; first < end; first += block) {
     const int64_t size = std::min(block, end - first);
     float scores[block];
-    if (size == block) {
+    if (!sigmoid) {
+      for (int64_t i = 0; i < size; ++i) scores[i] = load(row + first + i);
+    } else if (size == block) {
       for (int64_t i = 0; i < block; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
     } else {
       for (int64_t i = 0; i < size; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
@@ -81,6 +84,7 @@ struct TopK {
   int64_t m, logits_stride;
   int32_t k;
   int64_t row_stride;
+  bool sigmoid;
   float threshold;
 
   void run() const {
@@ -89,7 +93,7 @@ struct TopK {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i % chunks * chunk;
         counts[i] = select_chunk(keys + i * layout.capacity, layout.capacity, logits + i / chunks * logits_stride,
-                                 first, std::min(first + chunk, m), threshold);
+                                 first, std::min(first + chunk, m), sigmoid, threshold);
       }
     });
     parallel_for(n, 1, [&](int64_t begin, int64_t end) {
@@ -126,13 +130,12 @@ extern "C" dlfs_status dlfs_topk_workspace(dlfs_context ctx, int64_t* out, int32
 
 extern "C" dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const void* logits, void* workspace,
                                  int32_t n, int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride,
-                                 dlfs_dtype dtype, double threshold) {
+                                 dlfs_dtype dtype, int32_t kind, double threshold) {
   return on_stream("dlfs_topk", stream, [&](Stream& s) {
     const Layout layout = layout_of(n, m, k);
-    DLFS_CHECK(n == 1 || logits_stride >= m, DLFS_ERROR_SHAPE, "expected logits_stride of at least m = %lld, got %lld",
-               static_cast<long long>(m), static_cast<long long>(logits_stride));
-    DLFS_CHECK(n == 1 || row_stride >= k, DLFS_ERROR_SHAPE, "expected row_stride of at least k = %d, got %lld", k,
-               static_cast<long long>(row_stride));
+    check_logits_stride(n, m, logits_stride);
+    check_row_stride(n, k, row_stride);
+    check_range(kind, DLFS_SCORES_SIGMOID, DLFS_SCORES_VALUES, "kind");
     check_pointer(scores, "scores");
     check_pointer(index, "index");
     check_pointer(logits, "logits");
@@ -151,53 +154,9 @@ extern "C" dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* ind
                          logits_stride,
                          k,
                          row_stride,
+                         kind == DLFS_SCORES_SIGMOID,
                          static_cast<float>(threshold)};
       s.enqueue([work] { work.run(); });
-    });
-  });
-}
-
-extern "C" dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
-                                              const void* deltas, const float* anchors, const float* image_sizes,
-                                              int32_t n, int32_t k, int64_t row_stride, int64_t deltas_stride,
-                                              int32_t classes, dlfs_dtype dtype, double wx, double wy, double ww,
-                                              double wh) {
-  return on_stream("dlfs_decode_candidates", stream, [&](Stream& s) {
-    check_range(n, 1, INT32_MAX, "n");
-    check_range(k, 1, INT32_MAX, "k");
-    check_range(classes, 1, INT32_MAX, "classes");
-    DLFS_CHECK(n == 1 || row_stride >= k, DLFS_ERROR_SHAPE, "expected row_stride of at least k = %d, got %lld", k,
-               static_cast<long long>(row_stride));
-    check_range(deltas_stride, 0, max_elements, "deltas_stride");
-    check_pointer(boxes, "boxes");
-    check_pointer(labels, "labels");
-    check_pointer(index, "index");
-    check_pointer(deltas, "deltas");
-    check_pointer(anchors, "anchors");
-    check_pointer(image_sizes, "image_sizes");
-    const BoxWeights weights = box_weights(wx, wy, ww, wh);
-    dispatch_float(dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const T* typed_deltas = static_cast<const T*>(deltas);
-      s.enqueue([=] {
-        parallel_for(int64_t{n} * k, 256, [=](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t image = i / k;
-            const int64_t slot = image * row_stride + i % k;
-            const int32_t candidate = index[slot];
-            labels[slot] = candidate < 0 ? -1 : candidate % classes;
-            if (candidate < 0) {
-              store_box(boxes + 4 * slot, {0, 0, 0, 0});
-              continue;
-            }
-            const int64_t anchor = candidate / classes;
-            const T* d = typed_deltas + image * deltas_stride + 4 * anchor;
-            const Box box =
-                box_decode({load(d), load(d + 1), load(d + 2), load(d + 3)}, load_box(anchors + 4 * anchor), weights);
-            store_box(boxes + 4 * slot, box_clip(box, image_sizes[2 * image], image_sizes[2 * image + 1]));
-          }
-        });
-      });
     });
   });
 }

@@ -1,5 +1,4 @@
-// The k best candidates of each image, and their boxes. No float is compared for its order: scores are turned into
-// unique integer keys (candidate_key: score descending, then index ascending), so the result does not depend on the
+// The k best candidates of each image. No float is compared for its order: scores are turned into unique integer keys (candidate_key: score descending, then index ascending), so the result does not depend on the
 // order in which blocks find candidates.
 //
 // 1. filter: one pass over the logits. Those whose score exceeds the threshold are counted, put into a buffer while
@@ -12,6 +11,7 @@
 // 4. place, for k above 4096 only: writes each selected candidate to its place, the number of keys smaller than its own.
 #include <cmath>
 
+#include "common/detection_arguments.hpp"
 #include "cuda/detection.cuh"
 
 namespace dlfs {
@@ -28,13 +28,12 @@ constexpr int32_t buffer_capacity = 32768;
 constexpr int score_classes = 2048;
 
 __device__ __forceinline__ int score_class(uint32_t bits) {
-  const int below_one = 0x3f80 - static_cast<int>(bits >> 16);  // a score is in (0, 1]
+  const int below_one = bits >> 31 ? score_classes : 0x3f80 - static_cast<int>(bits >> 16);
   return max(0, min(below_one, score_classes - 1));
 }
 
-// The keys of scores in [0, 1] are 01 followed by 62 bits; the radix selection goes through these 11 at a time.
-constexpr int key_bits = 62;
-constexpr uint64_t key_prefix = 1;
+// The radix selection goes through the keys 11 bits at a time.
+constexpr int key_bits = 64;
 constexpr int digit_bits = 11;
 constexpr int digit_values = 1 << digit_bits;
 
@@ -70,6 +69,7 @@ template <class T>
 struct TopkInput {
   const T* logits;
   int64_t m, stride;
+  bool sigmoid;  // scores are the logits' sigmoids, else the values themselves
   float threshold;
   float floor;  // logits below have scores below the threshold for sure
 
@@ -98,7 +98,7 @@ struct TopkInput {
 #pragma unroll
     for (int i = 0; i < V; ++i) {
       if (x[i] >= floor) {  // never true of NaN
-        const float score = sigmoid_f32(x[i]);
+        const float score = sigmoid ? sigmoid_f32(x[i]) : x[i];
         if (score > threshold) take(candidate_key(score, static_cast<int32_t>(first + i)), float_bits(score));
       }
     }
@@ -242,7 +242,8 @@ __global__ void __launch_bounds__(select_threads) select_kernel(float* scores, i
   // Keys with key >> shift <= limit are kept: at first all, after each round of the radix selection those up to the
   // digit at which the k-th best lies. It is the `wanted`-th best of those with key >> shift == limit.
   int shift = key_bits;
-  uint64_t limit = key_prefix;
+  uint64_t limit = 0;
+  const auto upper = [&shift](uint64_t key) { return shift == key_bits ? uint64_t{0} : key >> shift; };
   uint32_t kept = candidates;
   uint32_t wanted = static_cast<uint32_t>(k);
   const uint32_t room = static_cast<uint32_t>(max(k, select_capacity));
@@ -252,7 +253,7 @@ __global__ void __launch_bounds__(select_threads) select_kernel(float* scores, i
     for (int i = thread; i < digit_values; i += select_threads) digits[i] = 0;
     __syncthreads();
     for_each_key([&](uint64_t key) {
-      if (key >> shift == limit) atomicAdd(&digits[key >> next & digit_mask], 1u);
+      if (upper(key) == limit) atomicAdd(&digits[key >> next & digit_mask], 1u);
     });
     __syncthreads();
     int digit;
@@ -270,7 +271,7 @@ __global__ void __launch_bounds__(select_threads) select_kernel(float* scores, i
   __syncthreads();
   uint64_t* target = k > select_capacity ? workspace.selected + int64_t{image} * k : keys;
   for_each_key([&](uint64_t key) {
-    if (key >> shift <= limit) target[atomicAdd(&collected, 1u)] = key;
+    if (upper(key) <= limit) target[atomicAdd(&collected, 1u)] = key;
   });
   __syncthreads();
   if (k > select_capacity) {
@@ -332,31 +333,6 @@ __global__ void __launch_bounds__(filter_threads)
   index[out] = mine < count ? candidate_index(key) : -1;
 }
 
-// boxes (N, row_stride, 4), labels and index (N, row_stride); deltas rows deltas_stride elements apart
-template <class T>
-__global__ void __launch_bounds__(filter_threads)
-    decode_candidates_kernel(float* boxes, int32_t* labels, const int32_t* index, const T* deltas, const float* anchors,
-                             const float* image_sizes, int32_t k, int64_t row_stride, int64_t deltas_stride,
-                             int32_t classes, BoxWeights weights) {
-  const int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= k) return;
-  const int32_t image = static_cast<int32_t>(blockIdx.y);
-  const int64_t out = int64_t{image} * row_stride + i;
-  const int32_t candidate = index[out];
-  Box box = {0.0f, 0.0f, 0.0f, 0.0f};
-  int32_t label = -1;
-  if (candidate >= 0) {
-    const int32_t anchor = candidate / classes;
-    label = candidate - anchor * classes;
-    const T* d = deltas + image * deltas_stride + 4 * int64_t{anchor};
-    const BoxDeltas moved = {to_float(d[0]), to_float(d[1]), to_float(d[2]), to_float(d[3])};
-    box = box_decode(moved, load_box(anchors + 4 * int64_t{anchor}), weights);
-    box = box_clip(box, image_sizes[2 * image], image_sizes[2 * image + 1]);
-  }
-  store_box(boxes + 4 * out, box);
-  labels[out] = label;
-}
-
 // A logit below which scores are below the threshold for sure, with a margin far above the rounding of sigmoid_f32.
 float logit_floor(double threshold) {
   if (threshold <= 0) return -INFINITY;
@@ -369,11 +345,6 @@ void check_topk(int32_t n, int64_t m, int32_t k) {
   check_range(n, 1, max_images, "n");
   check_range(m, 1, INT32_MAX, "m");
   check_range(k, 1, 1 << 30, "k");
-}
-
-void check_row_stride(int32_t n, int32_t k, int64_t row_stride) {
-  DLFS_CHECK(n == 1 || (row_stride >= k && row_stride <= max_elements), DLFS_ERROR_SHAPE,
-             "expected row_stride of at least k = %d, got %lld", k, static_cast<long long>(row_stride));
 }
 
 }  // namespace
@@ -392,7 +363,7 @@ dlfs_status dlfs_topk_workspace(dlfs_context ctx, int64_t* out, int32_t n, int64
 }
 
 dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const void* logits, void* workspace, int32_t n,
-                      int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride, dlfs_dtype dtype,
+                      int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride, dlfs_dtype dtype, int32_t kind,
                       double threshold) {
   return stream_call("dlfs_topk", stream, [&](Stream& s) {
     check_pointer(scores, "scores");
@@ -400,17 +371,17 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
     check_pointer(logits, "logits");
     check_workspace(workspace);
     check_topk(n, m, k);
-    DLFS_CHECK(n == 1 || (logits_stride >= m && logits_stride <= max_elements), DLFS_ERROR_SHAPE,
-               "expected logits_stride of at least m = %lld, got %lld", static_cast<long long>(m),
-               static_cast<long long>(logits_stride));
+    check_logits_stride(n, m, logits_stride);
     check_row_stride(n, k, row_stride);
+    check_range(kind, DLFS_SCORES_SIGMOID, DLFS_SCORES_VALUES, "kind");
     check_number(threshold, "threshold");
+    const bool sigmoid = kind == DLFS_SCORES_SIGMOID;
     const TopkWorkspace ws(workspace, n, m, k);
     CUDA_CHECK(cudaMemsetAsync(workspace, 0, static_cast<size_t>(ws.zeroed_bytes), s.stream));
     dispatch_float(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      const TopkInput<T> input{static_cast<const T*>(logits), m, logits_stride, static_cast<float>(threshold),
-                               logit_floor(threshold)};
+      const TopkInput<T> input{static_cast<const T*>(logits), m, logits_stride, sigmoid, static_cast<float>(threshold),
+                               sigmoid ? logit_floor(threshold) : static_cast<float>(threshold)};
       // One more vector than the logits fill, as a row may start between two boundaries.
       const int64_t vectors = m / vector_width<T> + 2;
       const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(vectors, filter_threads * filter_turns)),
@@ -423,32 +394,6 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
       const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(k, filter_threads)), static_cast<unsigned>(n));
       launch(s, grid, filter_threads, 0, place_kernel, scores, index, ws, k, row_stride);
     }
-  });
-}
-
-dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
-                                   const void* deltas, const float* anchors, const float* image_sizes, int32_t n,
-                                   int32_t k, int64_t row_stride, int64_t deltas_stride, int32_t classes,
-                                   dlfs_dtype dtype, double wx, double wy, double ww, double wh) {
-  return stream_call("dlfs_decode_candidates", stream, [&](Stream& s) {
-    check_pointer(boxes, "boxes");
-    check_pointer(labels, "labels");
-    check_pointer(index, "index");
-    check_pointer(deltas, "deltas");
-    check_pointer(anchors, "anchors");
-    check_pointer(image_sizes, "image_sizes");
-    check_range(n, 1, max_images, "n");
-    check_size(k, "k");
-    check_row_stride(n, k, row_stride);
-    check_count(deltas_stride, "deltas_stride");
-    check_size(classes, "classes");
-    const BoxWeights weights = box_weights(wx, wy, ww, wh);
-    dispatch_float(dtype, [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(k, filter_threads)), static_cast<unsigned>(n));
-      launch(s, grid, filter_threads, 0, decode_candidates_kernel<T>, boxes, labels, index,
-             static_cast<const T*>(deltas), anchors, image_sizes, k, row_stride, deltas_stride, classes, weights);
-    });
   });
 }
 

@@ -421,18 +421,35 @@ DLFS_API dlfs_status dlfs_box_encode(dlfs_stream stream, float *deltas, const fl
 DLFS_API dlfs_status dlfs_box_decode(dlfs_stream stream, float *boxes, const float *deltas, const float *anchors,
                                      int64_t count, double wx, double wy, double ww, double wh);
 
+#define DLFS_MATCH_THRESHOLDS 0  /* by the thresholds alone */
+#define DLFS_MATCH_LOW_QUALITY 1 /* and each box keeps the anchors that reach its largest IoU */
+#define DLFS_MATCH_BEST_ANCHOR 2 /* and each box's best anchor is matched to that box */
+
 /* Bytes of workspace for dlfs_match_anchors. */
 DLFS_API dlfs_status dlfs_match_anchors_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
                                                   int32_t max_boxes);
 
 /* torchvision's Matcher for a batch: matches (N, A) int32 = the index of the box with the largest IoU (the lowest index
- * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. With allow_low_quality, every
- * anchor whose IoU equals the largest that some box reaches keeps its best box's index. foreground (N) int32 = matches
- * >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed: all background). */
+ * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. Then, by matching, DLFS_MATCH_...:
+ * LOW_QUALITY (allow_low_quality_matches): every anchor whose IoU equals the largest that some box reaches keeps its best
+ * box's index. BEST_ANCHOR (SSDMatcher): the anchor with which a box has its largest IoU, even 0 (the lowest index of
+ * equals), is matched to that box; where several boxes have the same best anchor, the last of them gets it.
+ * foreground (N) int32 = matches >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed:
+ * all background). */
 DLFS_API dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t *matches, int32_t *foreground, const float *anchors,
                                         const float *boxes, const int32_t *counts, void *workspace, int32_t n,
                                         int32_t anchors_count, int32_t max_boxes, double high, double low,
-                                        int32_t allow_low_quality);
+                                        int32_t matching);
+
+/* FCOS's assignment of points, the centres of square anchors (A, 4), to boxes, as torchvision's FCOS.compute_loss: matches
+ * (N, A) int32 = the smallest of the boxes that contain the point, whose centre is nearer than radius times the anchor's
+ * side along both axes, and whose farthest side is more than 4 and less than 8 anchor sides away (more than 0 for the first
+ * first_level anchors, any distance for the last last_level ones); -1 where there is none. Areas are compared as 1e8 -
+ * area in fp32: of boxes that rounding makes equal (below 8 square pixels of difference) the lowest index wins, and boxes of
+ * 1e8 square pixels match nothing. Other arguments as dlfs_match_anchors. */
+DLFS_API dlfs_status dlfs_match_points(dlfs_stream stream, int32_t *matches, int32_t *foreground, const float *anchors,
+                                       const float *boxes, const int32_t *counts, int32_t n, int32_t anchors_count,
+                                       int32_t max_boxes, int32_t first_level, int32_t last_level, double radius);
 
 /* Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
 DLFS_API dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
@@ -457,25 +474,39 @@ DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, void *ddelta
                                    int32_t max_boxes, dlfs_dtype dtype, double wx, double wy, double ww, double wh,
                                    double beta, double grad_factor);
 
+#define DLFS_SCORES_SIGMOID 0 /* the score is the sigmoid of a logit */
+#define DLFS_SCORES_VALUES 1  /* the score is the value itself, any number */
+
 /* Bytes of workspace for dlfs_topk. */
 DLFS_API dlfs_status dlfs_topk_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int64_t m, int32_t k);
 
-/* Per image the k largest sigmoid(logits) > threshold (strictly), largest first, the lower index first among equals.
- * logits (N, M) of dtype; rows start logits_stride elements apart, result rows row_stride elements apart (so that the
- * levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0) past the last. */
+/* Per image the k largest scores > threshold (strictly), largest first, the lower index first among equals; NaN is left out.
+ * logits (N, M) of dtype, read by kind, DLFS_SCORES_...; rows start logits_stride elements apart, result rows row_stride
+ * elements apart (so that the levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0)
+ * past the last. */
 DLFS_API dlfs_status dlfs_topk(dlfs_stream stream, float *scores, int32_t *index, const void *logits, void *workspace,
                                int32_t n, int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride,
-                               dlfs_dtype dtype, double threshold);
+                               dlfs_dtype dtype, int32_t kind, double threshold);
 
-/* Boxes and labels of dlfs_topk's results for one level: index i of row is anchor i / classes, class i % classes. boxes
- * (N, row_stride, 4) and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1).
- * deltas (N, A, 4) of dtype, rows deltas_stride elements apart; anchors (A, 4). Boxes are clipped to image_sizes (N, 2) fp32:
- * height, width. */
+/* scores (N, A, K) fp32 = sqrt(sigmoid(logits) * sigmoid(centerness)): FCOS's scores, from logits (N, A, K) and centerness
+ * (N, A), both of dtype. */
+DLFS_API dlfs_status dlfs_point_scores(dlfs_stream stream, float *scores, const void *logits, const void *centerness,
+                                       int32_t n, int32_t anchors_count, int32_t classes, dlfs_dtype dtype);
+
+#define DLFS_CODER_CENTRE 0 /* torchvision's BoxCoder, as dlfs_box_decode */
+#define DLFS_CODER_LINEAR 1 /* BoxLinearCoder with normalize_by_size: sides' distances from the anchor's centre / its size */
+
+/* Boxes and labels of dlfs_topk's results for one level. per_class 0: index i of a row is anchor i / classes, class i %
+ * classes. per_class > 0 (a top-k for each class): a row is blocks of per_class candidates; entry r has class r /
+ * per_class, and index r is its anchor; k is a multiple of per_class and at most classes times it. boxes (N, row_stride, 4)
+ * and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1). deltas (N, A, 4) of
+ * dtype, rows deltas_stride elements apart; anchors (A, 4). wx, wy, ww, wh are used by CODER_CENTRE. Boxes are clipped to
+ * image_sizes (N, 2) fp32: height, width. */
 DLFS_API dlfs_status dlfs_decode_candidates(dlfs_stream stream, float *boxes, int32_t *labels, const int32_t *index,
                                             const void *deltas, const float *anchors, const float *image_sizes,
                                             int32_t n, int32_t k, int64_t row_stride, int64_t deltas_stride,
-                                            int32_t classes, dlfs_dtype dtype, double wx, double wy, double ww,
-                                            double wh);
+                                            int32_t classes, int32_t per_class, int32_t coder, dlfs_dtype dtype,
+                                            double wx, double wy, double ww, double wh);
 
 /* Bytes of workspace for dlfs_nms. */
 DLFS_API dlfs_status dlfs_nms_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t k);

@@ -1,4 +1,5 @@
 import { applyOp, expectShape, type Node, type Op, scratchMemory, type Value } from "../graph";
+import { constants } from "../native";
 import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
 import type { BoxCoderWeights } from "./losses";
 
@@ -100,6 +101,7 @@ const selectCandidates: Op<CandidateAttrs> = {
           k,
           row,
           dtype,
+          constants.SCORES_SIGMOID,
           scoreThreshold,
         ),
       );
@@ -117,6 +119,8 @@ const selectCandidates: Op<CandidateAttrs> = {
           row,
           a * 4,
           classes,
+          0,
+          constants.CODER_CENTRE,
           dtype,
           ...weights,
         ),

@@ -64,6 +64,7 @@ const FREE = new Set([
   "constant",
   "fill",
   "match_anchors",
+  "match_points",
   "max_pool",
   "nms",
   "reshape",

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "cdf5d50cc311e259";
+export const headerHash = "cbcdf4a28d8fef3d";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -42,6 +42,13 @@ export const constants = {
   CONV_BACKWARD_WEIGHT: 2,
   CONV_BIAS: 1,
   CONV_RESIDUAL: 2,
+  MATCH_THRESHOLDS: 0,
+  MATCH_LOW_QUALITY: 1,
+  MATCH_BEST_ANCHOR: 2,
+  SCORES_SIGMOID: 0,
+  SCORES_VALUES: 1,
+  CODER_CENTRE: 0,
+  CODER_LINEAR: 1,
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
@@ -133,12 +140,14 @@ export const symbols = {
   dlfs_box_decode: { args: ["i64", "ptr", "ptr", "ptr", "i64", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_match_anchors_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
   dlfs_match_anchors: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_match_points: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_detection_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
   dlfs_focal_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64"], returns: "i32" },
   dlfs_box_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_topk_workspace: { args: ["i64", "buffer", "i32", "i64", "i32"], returns: "i32" },
-  dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "f64"], returns: "i32" },
-  dlfs_decode_candidates: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32", "i32", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_point_scores: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_decode_candidates: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_gather_detections: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
@@ -237,13 +246,15 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_box_encode: ["stream", "deltas", "boxes", "anchors", "count", "wx", "wy", "ww", "wh"],
   dlfs_box_decode: ["stream", "boxes", "deltas", "anchors", "count", "wx", "wy", "ww", "wh"],
   dlfs_match_anchors_workspace: ["ctx", "out", "n", "anchors", "maxBoxes"],
-  dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "allowLowQuality"],
+  dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "matching"],
+  dlfs_match_points: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "n", "anchorsCount", "maxBoxes", "firstLevel", "lastLevel", "radius"],
   dlfs_detection_loss_workspace: ["ctx", "out", "n", "anchors", "classes"],
   dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "alpha", "gamma", "gradFactor"],
   dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "wx", "wy", "ww", "wh", "beta", "gradFactor"],
   dlfs_topk_workspace: ["ctx", "out", "n", "m", "k"],
-  dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "threshold"],
-  dlfs_decode_candidates: ["stream", "boxes", "labels", "index", "deltas", "anchors", "imageSizes", "n", "k", "rowStride", "deltasStride", "classes", "dtype", "wx", "wy", "ww", "wh"],
+  dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "kind", "threshold"],
+  dlfs_point_scores: ["stream", "scores", "logits", "centerness", "n", "anchorsCount", "classes", "dtype"],
+  dlfs_decode_candidates: ["stream", "boxes", "labels", "index", "deltas", "anchors", "imageSizes", "n", "k", "rowStride", "deltasStride", "classes", "perClass", "coder", "dtype", "wx", "wy", "ww", "wh"],
   dlfs_nms_workspace: ["ctx", "out", "n", "k"],
   dlfs_nms: ["stream", "keep", "keepCounts", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "iouThreshold", "classAware"],
   dlfs_gather_detections: ["stream", "detections", "boxes", "scores", "labels", "keep", "n", "k", "maxOut"],
@@ -505,11 +516,23 @@ export interface NativeFunctions {
   matchAnchorsWorkspace(ctx: number, out: HostView, n: number, anchors: number, maxBoxes: number): number;
   /**
    * torchvision's Matcher for a batch: matches (N, A) int32 = the index of the box with the largest IoU (the lowest index
-   * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. With allow_low_quality, every
-   * anchor whose IoU equals the largest that some box reaches keeps its best box's index. foreground (N) int32 = matches
-   * >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed: all background).
+   * of equals) where that is >= high; -1 (background) where < low; -2 (ignored) between. Then, by matching, DLFS_MATCH_...:
+   * LOW_QUALITY (allow_low_quality_matches): every anchor whose IoU equals the largest that some box reaches keeps its best
+   * box's index. BEST_ANCHOR (SSDMatcher): the anchor with which a box has its largest IoU, even 0 (the lowest index of
+   * equals), is matched to that box; where several boxes have the same best anchor, the last of them gets it.
+   * foreground (N) int32 = matches >= 0. anchors (A, 4); boxes (N, M, 4) fp32, of which counts (N) int32 are real (0 allowed:
+   * all background).
    */
-  matchAnchors(stream: number, matches: Address | null, foreground: Address | null, anchors: Address | null, boxes: Address | null, counts: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, high: number, low: number, allowLowQuality: number): number;
+  matchAnchors(stream: number, matches: Address | null, foreground: Address | null, anchors: Address | null, boxes: Address | null, counts: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, high: number, low: number, matching: number): number;
+  /**
+   * FCOS's assignment of points, the centres of square anchors (A, 4), to boxes, as torchvision's FCOS.compute_loss: matches
+   * (N, A) int32 = the smallest of the boxes that contain the point, whose centre is nearer than radius times the anchor's
+   * side along both axes, and whose farthest side is more than 4 and less than 8 anchor sides away (more than 0 for the first
+   * first_level anchors, any distance for the last last_level ones); -1 where there is none. Areas are compared as 1e8 -
+   * area in fp32: of boxes that rounding makes equal (below 8 square pixels of difference) the lowest index wins, and boxes of
+   * 1e8 square pixels match nothing. Other arguments as dlfs_match_anchors.
+   */
+  matchPoints(stream: number, matches: Address | null, foreground: Address | null, anchors: Address | null, boxes: Address | null, counts: Address | null, n: number, anchorsCount: number, maxBoxes: number, firstLevel: number, lastLevel: number, radius: number): number;
   /** Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
   detectionLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, classes: number): number;
   /**
@@ -529,18 +552,26 @@ export interface NativeFunctions {
   /** Bytes of workspace for dlfs_topk. */
   topkWorkspace(ctx: number, out: HostView, n: number, m: number, k: number): number;
   /**
-   * Per image the k largest sigmoid(logits) > threshold (strictly), largest first, the lower index first among equals.
-   * logits (N, M) of dtype; rows start logits_stride elements apart, result rows row_stride elements apart (so that the
-   * levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0) past the last.
+   * Per image the k largest scores > threshold (strictly), largest first, the lower index first among equals; NaN is left out.
+   * logits (N, M) of dtype, read by kind, DLFS_SCORES_...; rows start logits_stride elements apart, result rows row_stride
+   * elements apart (so that the levels of a pyramid fill one array). scores fp32; index int32 into the row, -1 (and score 0)
+   * past the last.
    */
-  topk(stream: number, scores: Address | null, index: Address | null, logits: Address | null, workspace: Address | null, n: number, m: number, logitsStride: number, k: number, rowStride: number, dtype: number, threshold: number): number;
+  topk(stream: number, scores: Address | null, index: Address | null, logits: Address | null, workspace: Address | null, n: number, m: number, logitsStride: number, k: number, rowStride: number, dtype: number, kind: number, threshold: number): number;
   /**
-   * Boxes and labels of dlfs_topk's results for one level: index i of row is anchor i / classes, class i % classes. boxes
-   * (N, row_stride, 4) and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1).
-   * deltas (N, A, 4) of dtype, rows deltas_stride elements apart; anchors (A, 4). Boxes are clipped to image_sizes (N, 2) fp32:
-   * height, width.
+   * scores (N, A, K) fp32 = sqrt(sigmoid(logits) * sigmoid(centerness)): FCOS's scores, from logits (N, A, K) and centerness
+   * (N, A), both of dtype.
    */
-  decodeCandidates(stream: number, boxes: Address | null, labels: Address | null, index: Address | null, deltas: Address | null, anchors: Address | null, imageSizes: Address | null, n: number, k: number, rowStride: number, deltasStride: number, classes: number, dtype: number, wx: number, wy: number, ww: number, wh: number): number;
+  pointScores(stream: number, scores: Address | null, logits: Address | null, centerness: Address | null, n: number, anchorsCount: number, classes: number, dtype: number): number;
+  /**
+   * Boxes and labels of dlfs_topk's results for one level. per_class 0: index i of a row is anchor i / classes, class i %
+   * classes. per_class > 0 (a top-k for each class): a row is blocks of per_class candidates; entry r has class r /
+   * per_class, and index r is its anchor; k is a multiple of per_class and at most classes times it. boxes (N, row_stride, 4)
+   * and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1). deltas (N, A, 4) of
+   * dtype, rows deltas_stride elements apart; anchors (A, 4). wx, wy, ww, wh are used by CODER_CENTRE. Boxes are clipped to
+   * image_sizes (N, 2) fp32: height, width.
+   */
+  decodeCandidates(stream: number, boxes: Address | null, labels: Address | null, index: Address | null, deltas: Address | null, anchors: Address | null, imageSizes: Address | null, n: number, k: number, rowStride: number, deltasStride: number, classes: number, perClass: number, coder: number, dtype: number, wx: number, wy: number, ww: number, wh: number): number;
   /** Bytes of workspace for dlfs_nms. */
   nmsWorkspace(ctx: number, out: HostView, n: number, k: number): number;
   /**

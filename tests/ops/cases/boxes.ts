@@ -1,4 +1,5 @@
 /** Anchors, IoU, box coding, matching. */
+import { constants } from "../../../lib/native";
 import { outHandle } from "../../../lib/tensor";
 import { loadGolden } from "../../support/golden";
 import type { Random } from "../../support/random";
@@ -99,8 +100,14 @@ interface MatchOptions {
   anchors: number;
   high: number;
   low: number;
-  allowLowQuality: boolean;
+  matching: reference.Matching;
 }
+
+const matchings = {
+  thresholds: constants.MATCH_THRESHOLDS,
+  lowQuality: constants.MATCH_LOW_QUALITY,
+  bestAnchor: constants.MATCH_BEST_ANCHOR,
+} as const;
 
 /** Anchors of two sizes on a grid, as many as wanted. */
 function gridAnchors(_random: Random, n: number): Float32Array {
@@ -114,7 +121,7 @@ function gridAnchors(_random: Random, n: number): Float32Array {
 
 export function matchAnchors(
   name: string,
-  { counts, maxBoxes, anchors, high, low, allowLowQuality }: MatchOptions,
+  { counts, maxBoxes, anchors, high, low, matching }: MatchOptions,
   boxes?: Input["values"],
 ): OpCase {
   const n = counts.length;
@@ -149,20 +156,68 @@ export function matchAnchors(
           maxBoxes,
           high,
           low,
-          allowLowQuality ? 1 : 0,
+          matchings[matching],
         );
     },
     reference(inputs) {
       const matches = counts.flatMap((count, image) => {
         const real = Array.from(inputs.boxes!).slice(image * maxBoxes * 4, (image * maxBoxes + count) * 4);
-        return Array.from(reference.match(inputs.anchors!, real, high, low, allowLowQuality));
+        return Array.from(reference.match(inputs.anchors!, real, high, low, matching));
       });
-      const foreground = counts.map(
-        (_, i) => matches.slice(i * anchors, (i + 1) * anchors).filter((m) => m >= 0).length,
-      );
-      return { matches, foreground };
+      return { matches, foreground: foregroundOf(matches, n) };
     },
   };
+}
+
+/** Anchors of FCOS, sides equal to the strides, levels one after the other; cut to as many as wanted. */
+function pointAnchors(_random: Random, n: number): Float32Array {
+  const anchors = [8, 16, 32].flatMap((size) =>
+    Array.from({ length: (128 / size) ** 2 }, (_, i) => {
+      const [x, y] = [(i % (128 / size)) * size, Math.floor((i * size) / 128) * size];
+      return [x - size / 2, y - size / 2, x + size / 2, y + size / 2];
+    }),
+  );
+  return Float32Array.from(anchors.flat().slice(0, n));
+}
+
+export function matchPoints(
+  name: string,
+  options: { counts: readonly number[]; maxBoxes: number; anchors: number } & reference.PointLevels,
+  boxes?: Input["values"],
+): OpCase {
+  const { counts, maxBoxes, anchors, first, last, radius } = options;
+  const n = counts.length;
+  return {
+    op: "match_points",
+    name,
+    ...fp32Only,
+    inputs: {
+      anchors: { shape: [anchors, 4], ...f32, values: pointAnchors },
+      boxes: { shape: [n, maxBoxes, 4], ...f32, values: boxes ?? boxesOf(128) },
+      counts: { shape: [n], ...i32, values: () => counts },
+    },
+    outputs: { matches: { shape: [n, anchors], ...i32 }, foreground: { shape: [n], ...i32 } },
+    prepare(c) {
+      const [matches, foreground, grid, real, counted] = ["matches", "foreground", "anchors", "boxes", "counts"].map(
+        (operand) => c.address(operand),
+      );
+      const sizes = [n, anchors, maxBoxes, first, last, radius] as const;
+      return () => void c.native.matchPoints(c.stream, matches!, foreground!, grid!, real!, counted!, ...sizes);
+    },
+    reference(inputs) {
+      const matches = counts.flatMap((count, image) => {
+        const real = Array.from(inputs.boxes!).slice(image * maxBoxes * 4, (image * maxBoxes + count) * 4);
+        return Array.from(reference.matchPoints(inputs.anchors!, real, options));
+      });
+      return { matches, foreground: foregroundOf(matches, n) };
+    },
+  };
+}
+
+/** Matches of n images that are no background. */
+function foregroundOf(matches: readonly number[], n: number): number[] {
+  const row = matches.length / n;
+  return Array.from({ length: n }, (_, i) => matches.slice(i * row, (i + 1) * row).filter((m) => m >= 0).length);
 }
 
 /** Two equal boxes, a small one that ties between anchors, one on an anchor, one far outside. */
@@ -175,7 +230,8 @@ const trickyBoxes: Input["values"] = (random, n) => {
   return boxes;
 };
 
-const retinanet = { high: 0.5, low: 0.4, allowLowQuality: true };
+const retinanet = { high: 0.5, low: 0.4, matching: "lowQuality" } as const;
+const ssd = { high: 0.5, low: 0.5, matching: "bestAnchor" } as const;
 
 const goldenAnchors = loadGolden<{ feature: [number, number]; stride: [number, number] }>("anchors").map((golden) => {
   const cell = golden.array("cell");
@@ -217,9 +273,34 @@ const goldenBoxes = loadGolden<{ weights?: [number, number, number, number] }>("
 
 const goldenMatches = loadGolden<{ high: number; low: number; allowLowQuality: boolean }>("matching").map((golden) => {
   const boxes = golden.shape("boxes")[0]!;
-  const options = { counts: [boxes], maxBoxes: boxes, anchors: golden.shape("anchors")[0]!, ...golden.params };
+  const { high, low, allowLowQuality } = golden.params;
+  const matching = allowLowQuality ? "lowQuality" : "thresholds";
+  const options = {
+    counts: [boxes],
+    maxBoxes: boxes,
+    anchors: golden.shape("anchors")[0]!,
+    high,
+    low,
+    matching,
+  } as const;
   const inputs = { anchors: golden.array("anchors"), boxes: golden.array("boxes") };
   return recorded(matchAnchors(golden.name, options), inputs, { matches: golden.array("matches") });
+});
+
+/** SSD's and FCOS's matches. */
+const goldenDetectors = loadGolden<{ task: string; threshold: number; radius: number; first: number; last: number }>(
+  "detection",
+).flatMap((golden) => {
+  if (!golden.has("matches")) return [];
+  const { task, threshold, first, last, radius } = golden.params;
+  const boxes = golden.shape("boxes")[0]!;
+  const sizes = { counts: [boxes], maxBoxes: boxes, anchors: golden.shape("anchors")[0]! };
+  const opCase =
+    task === "points"
+      ? matchPoints(golden.name, { ...sizes, first, last, radius })
+      : matchAnchors(golden.name, { ...sizes, ...ssd, high: threshold, low: threshold });
+  const inputs = { anchors: golden.array("anchors"), boxes: golden.array("boxes") };
+  return [recorded(opCase, inputs, { matches: golden.array("matches") })];
 });
 
 export const boxCases: OpCase[] = [
@@ -248,13 +329,13 @@ export const boxCases: OpCase[] = [
   ),
   matchAnchors(
     "ties, low quality not allowed",
-    { ...retinanet, allowLowQuality: false, counts: [8], maxBoxes: 8, anchors: 288 },
+    { ...retinanet, matching: "thresholds", counts: [8], maxBoxes: 8, anchors: 288 },
     trickyBoxes,
   ),
   matchAnchors("one threshold", {
     high: 0.5,
     low: 0.5,
-    allowLowQuality: false,
+    matching: "thresholds",
     counts: [6, 6],
     maxBoxes: 6,
     anchors: 289,
@@ -262,19 +343,86 @@ export const boxCases: OpCase[] = [
   matchAnchors("wide ignored band", {
     high: 0.9,
     low: 0.05,
-    allowLowQuality: true,
+    matching: "lowQuality",
     counts: [9],
     maxBoxes: 10,
     anchors: 33,
+  }),
+  matchAnchors("best anchors, several images, one without boxes", {
+    ...ssd,
+    counts: [7, 0, 12, 1],
+    maxBoxes: 12,
+    anchors: 288,
+  }),
+  matchAnchors(
+    "best anchors: equal boxes, ties, a box outside",
+    { ...ssd, counts: [8], maxBoxes: 8, anchors: 288 },
+    trickyBoxes,
+  ),
+  matchAnchors("best anchors, all boxes share one", { ...ssd, counts: [5], maxBoxes: 9, anchors: 1 }),
+  matchAnchors("best anchors, no boxes at all", { ...ssd, counts: [0, 0], maxBoxes: 0, anchors: 100 }),
+  // more anchors than are searched at a time, with an ignored band
+  matchAnchors("best anchors, 300 boxes, 9000 anchors", {
+    ...ssd,
+    high: 0.6,
+    low: 0.3,
+    counts: [300],
+    maxBoxes: 300,
+    anchors: 9000,
+  }),
+  matchPoints("several images, one without boxes", {
+    counts: [9, 0, 30, 1],
+    maxBoxes: 30,
+    anchors: 336,
+    first: 256,
+    last: 16,
+    radius: 1.5,
+  }),
+  matchPoints("no boxes at all", { counts: [0, 0], maxBoxes: 0, anchors: 64, first: 64, last: 64, radius: 1.5 }),
+  matchPoints(
+    "boxes of equal areas, of no area, larger than can be told apart, that touch points",
+    { counts: [30], maxBoxes: 30, anchors: 336, first: 256, last: 16, radius: 2 },
+    (random, n) => {
+      const boxes = random.boxes(n / 4, 128);
+      boxes.set(boxes.slice(0, 8), 8);
+      boxes.set([40, 40, 40, 80], 16);
+      boxes.set([-5000, -5000, 5128, 5128], 20);
+      boxes.set([-4000, -4000, 4128, 4128], 24);
+      boxes.set([48, 48, 112, 112], 28);
+      return boxes;
+    },
+  ),
+  matchPoints("one level, 300 boxes", {
+    counts: [300],
+    maxBoxes: 300,
+    anchors: 256,
+    first: 256,
+    last: 256,
+    radius: 1.5,
   }),
   matchAnchors("1 anchor", { ...retinanet, counts: [2, 2], maxBoxes: 2, anchors: 1 }),
   matchAnchors("100 boxes", { ...retinanet, counts: [100, 63], maxBoxes: 100, anchors: 2400 }),
   ...goldenAnchors,
   ...goldenBoxes,
   ...goldenMatches,
+  ...goldenDetectors,
 ];
 
 export const boxBenches: OpCase[] = [
+  matchAnchors("SSD: 32 images of 50 boxes, 8732 anchors", {
+    ...ssd,
+    counts: Array(32).fill(50),
+    maxBoxes: 50,
+    anchors: 8732,
+  }),
+  matchPoints("8 images of 50 boxes, 8525 points", {
+    counts: Array(8).fill(50),
+    maxBoxes: 50,
+    anchors: 8525,
+    first: 6400,
+    last: 25,
+    radius: 1.5,
+  }),
   matchAnchors("4 images of 50 boxes, 76725 anchors", {
     ...retinanet,
     counts: [50, 50, 50, 50],

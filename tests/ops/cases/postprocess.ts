@@ -1,4 +1,5 @@
 /** Top-k, candidate decoding, non-maximum suppression, detections. */
+import { constants } from "../../../lib/native";
 import { outHandle } from "../../../lib/tensor";
 import { loadGolden } from "../../support/golden";
 import type { Random } from "../../support/random";
@@ -14,6 +15,8 @@ interface TopkOptions {
   m: number;
   k: number;
   threshold: number;
+  /** What scores are; default sigmoids. */
+  kind?: "sigmoid" | "values";
   /** Elements between rows; default packed. */
   logitsStride?: number;
   rowStride?: number;
@@ -31,7 +34,7 @@ const background =
 
 export function topk(
   name: string,
-  { n, m, k, threshold, logitsStride = m, rowStride = k, values }: TopkOptions,
+  { n, m, k, threshold, kind = "sigmoid", logitsStride = m, rowStride = k, values }: TopkOptions,
 ): OpCase {
   return {
     op: "topk",
@@ -63,6 +66,7 @@ export function topk(
           k,
           rowStride,
           c.dtype,
+          kind === "sigmoid" ? constants.SCORES_SIGMOID : constants.SCORES_VALUES,
           threshold,
         );
     },
@@ -73,6 +77,7 @@ export function topk(
           Array.from(logits!).slice(row * logitsStride, row * logitsStride + m),
           k,
           threshold,
+          kind,
         );
         scores.set(best.scores, row * rowStride);
         index.set(best.index, row * rowStride);
@@ -89,6 +94,10 @@ interface CandidateOptions {
   classes: number;
   rowStride?: number;
   deltasStride?: number;
+  /** Candidates of each class; default 0, candidates of all classes mixed. */
+  perClass?: number;
+  /** Default "centre". */
+  coder?: "centre" | "linear";
   weights?: readonly [number, number, number, number];
 }
 
@@ -100,8 +109,11 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
     classes,
     rowStride = k,
     deltasStride = anchors * 4,
+    perClass = 0,
+    coder = "centre",
     weights = [1, 1, 1, 1] as const,
   } = options;
+  const indices = perClass > 0 ? anchors : anchors * classes;
   const sizes = Array.from({ length: n }, (_, i) => [60 + 10 * i, 90 - 5 * i]);
   return {
     op: "decode_candidates",
@@ -110,8 +122,7 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
       index: {
         shape: [n, rowStride],
         ...i32,
-        values: (random, size) =>
-          random.integers(size, 0, anchors * classes).map((v, i) => (i % rowStride > k - 3 ? -1 : v)),
+        values: (random, size) => random.integers(size, 0, indices).map((v, i) => (i % rowStride > k - 3 ? -1 : v)),
       },
       deltas: { shape: [n, deltasStride], values: (random, size) => random.normal(size, 0, 0.7) },
       anchors: { shape: [anchors, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
@@ -146,22 +157,24 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
           rowStride,
           deltasStride,
           classes,
+          perClass,
+          coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE,
           c.dtype,
           ...weights,
         );
     },
-    reference({ index, deltas, anchors: grid, oldBoxes, oldLabels }) {
+    reference({ index, deltas, anchors: grid, imageSizes, oldBoxes, oldLabels }) {
       const [boxes, labels] = [Float64Array.from(oldBoxes!), Int32Array.from(oldLabels!)];
       for (let row = 0; row < n; ++row) {
         const own = Array.from(deltas!).slice(row * deltasStride, row * deltasStride + anchors * 4);
         for (let i = row * rowStride; i < row * rowStride + k; ++i) {
           const { box, label } = reference.candidate(
+            i - row * rowStride,
             index![i]!,
             own,
             grid!,
-            classes,
-            sizes[row] as [number, number],
-            weights,
+            { classes, perClass, coder, weights },
+            [imageSizes![2 * row]!, imageSizes![2 * row + 1]!],
           );
           boxes.set(box, i * 4);
           labels[i] = label;
@@ -169,6 +182,29 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
       }
       return { boxes, labels };
     },
+  };
+}
+
+export function pointScores(
+  name: string,
+  n: number,
+  anchors: number,
+  classes: number,
+  values?: Input["values"],
+): OpCase {
+  return {
+    op: "point_scores",
+    name,
+    inputs: {
+      logits: { shape: [n, anchors, classes], values: values ?? ((random, size) => random.normal(size, -2, 3)) },
+      centerness: { shape: [n, anchors], values: values ?? ((random, size) => random.normal(size, 0, 3)) },
+    },
+    outputs: { scores: { shape: [n, anchors, classes], ...f32, tolerance: { rtol: 1e-6, atol: 1e-30 } } },
+    prepare(c) {
+      const [scores, logits, centerness] = ["scores", "logits", "centerness"].map((operand) => c.address(operand));
+      return () => void c.native.pointScores(c.stream, scores!, logits!, centerness!, n, anchors, classes, c.dtype);
+    },
+    reference: ({ logits, centerness }) => ({ scores: reference.pointScores(logits!, centerness!, classes) }),
   };
 }
 
@@ -304,6 +340,22 @@ const goldenCases = loadGolden<{ threshold: number }>("nms").map((golden) => {
   );
 });
 
+const goldenCoders = loadGolden("detection").flatMap((golden) => {
+  if (!golden.has("decoded")) return [];
+  const count = golden.shape("anchors")[0]!;
+  const options = { n: 1, k: count, anchors: count, classes: 1, coder: "linear" } as const;
+  const opCase = decodeCandidates(golden.name, options);
+  // images large enough for nothing to be clipped at the far side; torchvision clips elsewhere
+  const boxes = golden.array("decoded").map((v) => Math.max(v, 0));
+  const inputs = {
+    index: Int32Array.from({ length: count }, (_, i) => i),
+    deltas: golden.array("deltas"),
+    anchors: golden.array("anchors"),
+    imageSizes: [1e4, 1e4],
+  };
+  return [recorded(opCase, inputs, { boxes }, { rtol: 1e-5, atol: 1e-4 })];
+});
+
 export const postprocessCases: OpCase[] = [
   topk("10 of 1000", { n: 2, m: 1000, k: 10, threshold: 0.05 }),
   topk("1 of 1", { n: 1, m: 1, k: 1, threshold: 0.0001 }),
@@ -325,9 +377,56 @@ export const postprocessCases: OpCase[] = [
   }),
   topk("1000 of 100001, ties", { n: 1, m: 100001, k: 1000, threshold: 0.05, values: tied }),
   topk("row of the length of a chunk", { n: 1, m: 32768, k: 7, threshold: 0.05 }),
+  topk("values: 10 of 1000", { n: 2, m: 1000, k: 10, threshold: 0.05, kind: "values" }),
+  topk("values of both signs, threshold below 0", { n: 2, m: 300, k: 200, threshold: -2, kind: "values" }),
+  topk("values: ties, one equal to the threshold", {
+    n: 2,
+    m: 500,
+    k: 400,
+    threshold: -1,
+    kind: "values",
+    values: tied,
+  }),
+  topk("values beyond scores, NaN and infinity", {
+    n: 2,
+    m: 64,
+    k: 20,
+    threshold: 1,
+    kind: "values",
+    values: (random, size) => {
+      const values = random.distinct(size, -3000, 3000);
+      values.set([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY], 5);
+      return values;
+    },
+  }),
+  topk("values: 50 of 40000 of both signs", {
+    n: 1,
+    m: 40000,
+    k: 50,
+    threshold: -100,
+    kind: "values",
+    values: (random, size) => random.distinct(size, -50, -2),
+  }),
+  topk("values: 5000 of 40000", { n: 1, m: 40000, k: 5000, threshold: 0, kind: "values" }),
+  pointScores("4 classes", 2, 35, 4),
+  pointScores("1 class", 3, 17, 1),
+  pointScores("91 classes", 1, 50, 91),
+  pointScores("scores near 0 and 1", 1, 60, 8, (random, size) => random.uniform(size, -30, 30)),
   decodeCandidates("packed rows", { n: 2, k: 20, anchors: 15, classes: 4 }),
   decodeCandidates("strided rows", { n: 3, k: 11, anchors: 9, classes: 7, rowStride: 40, deltasStride: 52 }),
   decodeCandidates("1 class, other weights", { n: 1, k: 30, anchors: 30, classes: 1, weights: [10, 10, 5, 5] }),
+  decodeCandidates("linear coder", { n: 2, k: 25, anchors: 40, classes: 3, coder: "linear" }),
+  decodeCandidates("candidates of each class", { n: 2, k: 20, anchors: 15, classes: 4, perClass: 5 }),
+  decodeCandidates("candidates of the first classes, strided rows", {
+    n: 3,
+    k: 14,
+    anchors: 9,
+    classes: 5,
+    perClass: 7,
+    rowStride: 40,
+    deltasStride: 52,
+    weights: [10, 10, 5, 5],
+  }),
   nms("4 classes", { n: 2, k: 100, maxOut: 100, threshold: 0.5 }),
   nms("fewer wanted than kept", { n: 3, k: 200, maxOut: 10, threshold: 0.5 }),
   nms("more wanted than there are", { n: 1, k: 20, maxOut: 50, threshold: 0.5 }),
@@ -359,6 +458,7 @@ export const postprocessCases: OpCase[] = [
   gatherDetections("all kept", 1, 40, 25, 25),
   gatherDetections("none kept", 2, 5, 4, 0),
   ...goldenCases,
+  ...goldenCoders,
 ];
 
 export const postprocessBenches: OpCase[] = [

@@ -64,37 +64,78 @@ export function anchorGrid(
   return Float64Array.from(out);
 }
 
+/** torchvision's BoxLinearCoder with normalize_by_size. */
+export function decodeLinear(deltas: Numbers, anchors: Numbers): Float64Array {
+  const out = new Float64Array(deltas.length);
+  for (let i = 0; i < deltas.length / 4; ++i) {
+    const [x1, y1, x2, y2] = box(anchors, i);
+    const [left, top, right, bottom] = box(deltas, i);
+    const [x, y, w, h] = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1];
+    out.set([x - left * w, y - top * h, x + right * w, y + bottom * h], i * 4);
+  }
+  return out;
+}
+
+/** What happens after the thresholds: nothing, low-quality matches (Matcher), each box to its best anchor (SSDMatcher). */
+export type Matching = "thresholds" | "lowQuality" | "bestAnchor";
+
 /**
- * torchvision's Matcher on the boxes of one image. IoUs are rounded to fp32, since equality of IoUs decides about matches of
- * low quality.
+ * torchvision's Matcher and SSDMatcher on the boxes of one image. IoUs are rounded to fp32, since equality of IoUs decides
+ * about matches of low quality.
  */
-export function match(
-  anchors: Numbers,
-  boxes: Numbers,
-  high: number,
-  low: number,
-  allowLowQuality: boolean,
-): Int32Array {
+export function match(anchors: Numbers, boxes: Numbers, high: number, low: number, matching: Matching): Int32Array {
   const [count, boxCount] = [anchors.length / 4, boxes.length / 4];
   const best = new Float32Array(count).fill(-1);
   const index = new Int32Array(count).fill(-1);
   const largest = new Float32Array(boxCount);
+  const bestAnchor = new Int32Array(boxCount);
   const ious = iouMatrix(boxes, anchors).map(Math.fround);
   for (let b = 0; b < boxCount; ++b) {
     for (let a = 0; a < count; ++a) {
       const value = ious[b * count + a]!;
       if (value > best[a]!) [best[a], index[a]] = [value, b];
-      if (value > largest[b]!) largest[b] = value;
+      if (value > largest[b]!) [largest[b], bestAnchor[b]] = [value, a];
     }
   }
   const matches = index.map((b, a) =>
     b < 0 || best[a]! < Math.fround(low) ? -1 : best[a]! < Math.fround(high) ? -2 : b,
   );
-  if (allowLowQuality) {
+  if (matching === "lowQuality") {
     for (let b = 0; b < boxCount; ++b)
       for (let a = 0; a < count; ++a) if (ious[b * count + a] === largest[b]) matches[a] = index[a]!;
   }
+  if (matching === "bestAnchor") for (let b = 0; b < boxCount; ++b) matches[bestAnchor[b]!] = b;
   return matches;
+}
+
+export interface PointLevels {
+  /** Anchors of the finest and of the coarsest level. */
+  first: number;
+  last: number;
+  radius: number;
+}
+
+/** FCOS's center sampling on the boxes of one image, in fp32 as torchvision's FCOS.compute_loss. */
+export function matchPoints(anchors: Numbers, boxes: Numbers, { first, last, radius }: PointLevels): Int32Array {
+  const f = Math.fround;
+  const count = anchors.length / 4;
+  return Int32Array.from({ length: count }, (_, a) => {
+    const [ax1, ay1, ax2, ay2] = box(anchors, a);
+    const [x, y, size] = [f(f(ax1 + ax2) / 2), f(f(ay1 + ay2) / 2), f(ax2 - ax1)];
+    const lower = a < first ? 0 : size * 4;
+    const upper = a >= count - last ? Number.POSITIVE_INFINITY : size * 8;
+    let [best, matched] = [0, -1];
+    for (let b = 0; b < boxes.length / 4; ++b) {
+      const [x1, y1, x2, y2] = box(boxes, b);
+      const sides = [x - x1, y - y1, x2 - x, y2 - y].map(f);
+      const offset = Math.max(Math.abs(f(x - f(f(x1 + x2) / 2))), Math.abs(f(y - f(f(y1 + y2) / 2))));
+      const farthest = Math.max(...sides);
+      if (!(offset < f(radius * size) && Math.min(...sides) > 0 && farthest > lower && farthest < upper)) continue;
+      const value = f(1e8 - f(f(x2 - x1) * f(y2 - y1)));
+      if (value > best) [best, matched] = [value, b];
+    }
+    return best < 1e-5 ? -1 : matched;
+  });
 }
 
 /** Sigmoid focal loss of one logit (Lin et al. 2017) and its derivative by the logit. */

@@ -1,40 +1,59 @@
 /** Top-k selection, candidate decoding and non-maximum suppression, after torchvision's RetinaNet. */
-import { decode, iou, type Weights } from "./boxes";
+import { decode, decodeLinear, iou, type Weights } from "./boxes";
 import { sigmoid } from "./elementwise";
 
 type Numbers = ArrayLike<number>;
 
-/** The k largest sigmoid(row) > threshold, largest first, lower index first among equal logits. */
-export function topk(row: Numbers, k: number, threshold: number): { scores: Float64Array; index: Int32Array } {
+/** The k largest scores > threshold, of sigmoids or of the values, largest first, lower index first among equal values. */
+export function topk(
+  row: Numbers,
+  k: number,
+  threshold: number,
+  kind: "sigmoid" | "values" = "sigmoid",
+): { scores: Float64Array; index: Int32Array } {
+  const score = kind === "sigmoid" ? sigmoid : (value: number) => value;
   const order = Array.from({ length: row.length }, (_, i) => i)
-    .filter((i) => Math.fround(sigmoid(row[i]!)) > Math.fround(threshold))
+    .filter((i) => Math.fround(score(row[i]!)) > Math.fround(threshold))
     .sort((a, b) => row[b]! - row[a]! || a - b)
     .slice(0, k);
   const [scores, index] = [new Float64Array(k), new Int32Array(k).fill(-1)];
   for (const [slot, i] of order.entries()) {
-    scores[slot] = sigmoid(row[i]!);
+    scores[slot] = score(row[i]!);
     index[slot] = i;
   }
   return { scores, index };
 }
 
-/** Box, clipped to [0, width] x [0, height], and label of the candidate with index anchor * classes + class. */
+/** sqrt(sigmoid(logit) * sigmoid(centerness)) of logits (points, classes). */
+export function pointScores(logits: Numbers, centerness: Numbers, classes: number): Float64Array {
+  return Float64Array.from(logits, (x, i) => Math.sqrt(sigmoid(x) * sigmoid(centerness[Math.floor(i / classes)]!)));
+}
+
+export interface CandidateLayout {
+  classes: number;
+  /** Candidates of a class, one class after the other; 0: an index is anchor * classes + class. */
+  perClass: number;
+  coder: "centre" | "linear";
+  weights: Weights;
+}
+
+/** Box, clipped to [0, width] x [0, height], and label of a row's candidate. */
 export function candidate(
+  entry: number,
   index: number,
   deltas: Numbers,
   anchors: Numbers,
-  classes: number,
+  { classes, perClass, coder, weights }: CandidateLayout,
   size: readonly [number, number],
-  weights: Weights,
 ) {
   if (index < 0) return { box: [0, 0, 0, 0], label: -1 };
-  const anchor = Math.floor(index / classes);
+  const anchor = perClass > 0 ? index : Math.floor(index / classes);
   const four = (values: Numbers) => Array.from({ length: 4 }, (_, i) => values[anchor * 4 + i]!);
   const [height, width] = size;
-  const box = Array.from(decode(four(deltas), four(anchors), weights), (v, i) =>
-    Math.min(Math.max(v, 0), i % 2 === 0 ? width : height),
-  );
-  return { box, label: index % classes };
+  const [moved, grid] = [four(deltas), four(anchors)];
+  const decoded = coder === "linear" ? decodeLinear(moved, grid) : decode(moved, grid, weights);
+  const box = Array.from(decoded, (v, i) => Math.min(Math.max(v, 0), i % 2 === 0 ? width : height));
+  return { box, label: perClass > 0 ? Math.floor(entry / perClass) : index % classes };
 }
 
 /** Greedy non-maximum suppression of one image's candidates; the indices kept, best first. */

@@ -1,0 +1,113 @@
+/** What the native code of matching and post-processing says about arguments that cannot be right; nothing is enqueued. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { constants, ErrorCode } from "../../lib/native";
+import { Tensor } from "../../lib/tensor";
+import { testDevice } from "../support/device";
+import { errorOf } from "../support/errors";
+
+const device = testDevice();
+const { native } = device;
+const stream = device.stream.handle;
+const x = Tensor.zeros(device, [4096]);
+afterAll(() => x.dispose());
+const at = x.address;
+const { argument, shape } = ErrorCode;
+
+interface Matching {
+  high?: number;
+  low?: number;
+  matching?: number;
+}
+const matchAnchors = ({ high = 0.5, low = 0.4, matching = constants.MATCH_LOW_QUALITY }: Matching) =>
+  native.matchAnchors(stream, at, at, at, at, at, at, 1, 2, 3, high, low, matching);
+
+interface Points {
+  anchors?: number;
+  first?: number;
+  last?: number;
+  radius?: number;
+}
+const matchPoints = ({ anchors = 8, first = 4, last = 2, radius = 1.5 }: Points) =>
+  native.matchPoints(stream, at, at, at, at, at, 1, anchors, 3, first, last, radius);
+
+const topk = ({ m = 16, stride = 16, kind = constants.SCORES_VALUES as number, threshold = 0 }) =>
+  native.topk(stream, at, at, at, at, 2, m, stride, 4, 4, constants.F32, kind, threshold);
+
+interface Candidates {
+  k?: number;
+  classes?: number;
+  perClass?: number;
+  coder?: number;
+  wx?: number;
+  rowStride?: number;
+}
+const decode = (changes: Candidates) => {
+  const { k = 6, classes = 3, perClass = 2, coder = constants.CODER_CENTRE, wx = 1, rowStride = k } = changes;
+  const sizes = [2, k, rowStride, 64, classes, perClass, coder, constants.F32, wx, 1, 1, 1] as const;
+  return native.decodeCandidates(stream, at, at, at, at, at, at, ...sizes);
+};
+
+describe("matching and post-processing check their arguments", () => {
+  const cases: [string, () => unknown, number, RegExp][] = [
+    ["thresholds the wrong way round", () => matchAnchors({ high: 0.3 }), argument, /low 0.4 and high 0.3/],
+    ["a threshold that is no number", () => matchAnchors({ high: Number.NaN }), argument, /argument high/],
+    ["an unknown kind of matching", () => matchAnchors({ matching: 3 }), argument, /matching from 0 to 2, got 3/],
+    ["no anchors", () => matchPoints({ anchors: 0 }), argument, /anchors_count .*got 0/],
+    ["a first level larger than all", () => matchPoints({ first: 9 }), argument, /first_level from 0 to 8, got 9/],
+    ["a negative last level", () => matchPoints({ last: -1 }), argument, /last_level from 0 to 8, got -1/],
+    ["a radius of 0", () => matchPoints({ radius: 0 }), argument, /radius above 0, got 0/],
+    ["an infinite radius", () => matchPoints({ radius: Number.POSITIVE_INFINITY }), argument, /finite radius/],
+    ["an unknown kind of scores", () => topk({ kind: 2 }), argument, /kind from 0 to 1, got 2/],
+    ["rows of logits that overlap", () => topk({ stride: 15 }), shape, /logits_stride of at least m = 16, got 15/],
+    ["an infinite threshold", () => topk({ threshold: Number.POSITIVE_INFINITY }), argument, /finite threshold/],
+    ["an unknown coder", () => decode({ coder: 2 }), argument, /coder from 0 to 1, got 2/],
+    ["a box weight of 0", () => decode({ wx: 0 }), argument, /box weights above 0/],
+    ["part of a class's candidates", () => decode({ k: 5 }), shape, /3 classes' 2 candidates, got 5/],
+    ["candidates of more classes", () => decode({ k: 8 }), shape, /3 classes' 2 candidates, got 8/],
+    ["a negative per_class", () => decode({ perClass: -1 }), argument, /per_class from 0/],
+    ["rows of candidates that overlap", () => decode({ rowStride: 5 }), shape, /row_stride of at least k = 6, got 5/],
+    [
+      "scores of points without logits",
+      () => native.pointScores(stream, at, null, at, 1, 2, 3, constants.F32),
+      argument,
+      /dlfs_point_scores: logits is NULL/,
+    ],
+    [
+      "scores of points without classes",
+      () => native.pointScores(stream, at, at, at, 1, 2, 0, constants.F32),
+      argument,
+      /classes from 1/,
+    ],
+  ];
+  test.each(cases)("%s", (_name, run, code, message) => {
+    const error = errorOf(run);
+    expect(error.code).toBe(code);
+    expect(error.message).toMatch(message);
+    device.stream.synchronize();
+  });
+
+  test("box weights mean nothing to the linear coder", () => {
+    native.decodeCandidates(
+      stream,
+      at,
+      at + 4096,
+      at + 8192,
+      at,
+      at,
+      at,
+      1,
+      6,
+      6,
+      64,
+      3,
+      2,
+      constants.CODER_LINEAR,
+      constants.F32,
+      0,
+      0,
+      0,
+      0,
+    );
+    device.stream.synchronize();
+  });
+});
