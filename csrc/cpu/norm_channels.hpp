@@ -1,4 +1,5 @@
-// Sums per channel of a packed (rows, C) tensor, as bias gradients and batch normalization need them.
+// Sums and moments per channel of a packed (rows, C) tensor, as bias gradients and normalizations need them, and the
+// normalising itself.
 //
 // The order of sums is fixed by the sizes alone, whatever the number of threads: rows are cut into blocks, a block into
 // tiles of a few thousand elements. Within a tile sums are fp32; across tiles and blocks they are double, so that
@@ -120,6 +121,117 @@ void map_wide_rows(const ChannelLayout& l, const Body& body) {
   parallel_for(l.wide_rows, std::max<int64_t>(1, 16384 / l.width), [&](int64_t begin, int64_t end) {
     for_each_wide_row(l, begin * l.width, std::min(l.elements(), end * l.width), body);
   });
+}
+
+// Joins the mean and the sum of squared differences of n values into those of `count` values (Chan, Golub and LeVeque
+// 1979), per channel.
+inline void join_moments(int64_t c, double* mean, double* squares, int64_t count, const double* other_mean,
+                         const double* other_squares, int64_t n) {
+  const double share = static_cast<double>(n) / static_cast<double>(count + n);
+  const double factor = static_cast<double>(count) * share;
+#pragma omp simd
+  for (int64_t j = 0; j < c; ++j) {
+    const double delta = other_mean[j] - mean[j];
+    mean[j] += delta * share;
+    squares[j] += other_squares[j] + delta * delta * factor;
+  }
+}
+
+// Adds up the folds of a tile's sums: (fold, C) -> (C).
+inline void fold_sums(const ChannelLayout& l, float* sums) {
+  for (int64_t f = 1; f < l.fold; ++f) {
+    for (int64_t j = 0; j < l.c; ++j) sums[j] += sums[f * l.c + j];
+  }
+}
+
+constexpr int64_t moments_width = 4;  // doubles per channel of a block: its moments and a tile's
+
+// Mean and sum of squared differences from it, per channel, in one pass over memory: each tile is read twice while it
+// is in the cache. Returns (2, C): means, then sums of squares, in the workspace.
+template <class T>
+double* channel_moments(const ChannelLayout& l, void* workspace, const T* x) {
+  for_each_tile(l, [&](int64_t block, int64_t first, int64_t last) {
+    double* moments = l.block_sums(workspace, moments_width, block);
+    double* tile_moments = moments + 2 * l.c;
+    float* mean = l.block_tile(workspace, moments_width, block);
+    float* squares = mean + l.width;
+    float* rest = squares + l.width;
+    const int64_t start = block * l.block_rows * l.width;
+    if (first == start) std::fill_n(moments, 2 * l.c, 0.0);
+    const int64_t n = (last - first) / l.c;
+    const float scale = 1.0f / static_cast<float>(n);
+
+    std::fill_n(mean, 3 * l.width, 0.0f);
+    for_each_wide_row(l, first, last, [&](int64_t i, int64_t count) {
+      const T* row = x + i;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) mean[j] += to_float(row[j]);
+    });
+    fold_sums(l, mean);
+    for (int64_t j = 0; j < l.c; ++j) mean[j] *= scale;
+    for (int64_t j = l.c; j < l.width; ++j) mean[j] = mean[j - l.c];
+
+    for_each_wide_row(l, first, last, [&](int64_t i, int64_t count) {
+      const T* row = x + i;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) {
+        const float difference = to_float(row[j]) - mean[j];
+        squares[j] += difference * difference;
+        rest[j] += difference;
+      }
+    });
+    fold_sums(l, squares);
+    fold_sums(l, rest);
+    // The tile's mean was rounded to fp32: the rest, the sum of what it left, corrects both moments.
+#pragma omp simd
+    for (int64_t j = 0; j < l.c; ++j) {
+      const double correction = static_cast<double>(rest[j]) / static_cast<double>(n);
+      tile_moments[j] = mean[j] + correction;
+      tile_moments[l.c + j] = squares[j] - rest[j] * correction;
+    }
+    join_moments(l.c, moments, moments + l.c, (first - start) / l.c, tile_moments, tile_moments + l.c, n);
+  });
+
+  double* totals = static_cast<double*>(workspace);
+  std::fill_n(totals, 2 * l.c, 0.0);
+  int64_t count = 0;
+  for (int64_t block = 0; block < l.blocks; ++block) {
+    const double* part = l.block_sums(workspace, moments_width, block);
+    const int64_t end = std::min(l.rows, (block + 1) * l.block_rows * l.fold);
+    const int64_t n = end - block * l.block_rows * l.fold;
+    join_moments(l.c, totals, totals + l.c, count, part, part + l.c, n);
+    count += n;
+  }
+  return totals;
+}
+
+// y = activation((x - mean) * scale + shift + residual); mean, scale, shift (C). y may be x or residual.
+template <class T, bool relu, bool residual>
+void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const float* mean, const float* scale,
+               const float* shift) {
+  const std::vector<float> wide_mean = l.widen(mean), wide_scale = l.widen(scale), wide_shift = l.widen(shift);
+  const float *m = wide_mean.data(), *a = wide_scale.data(), *b = wide_shift.data();
+  map_wide_rows(l, [=](int64_t i, int64_t count) {
+    const T* in = x + i;
+    T* out = y + i;
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) {
+      float value = (to_float(in[j]) - m[j]) * a[j] + b[j];
+      if constexpr (residual) value += to_float(added[i + j]);
+      if constexpr (relu) value = value < 0.0f ? 0.0f : value;
+      out[j] = from_float<T>(value);
+    }
+  });
+}
+
+template <class T>
+void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const float* mean, const float* scale,
+               const float* shift, dlfs_activation activation) {
+  const bool relu = activation == DLFS_ACT_RELU;
+  if (relu && added) return normalise<T, true, true>(l, y, x, added, mean, scale, shift);
+  if (relu) return normalise<T, true, false>(l, y, x, added, mean, scale, shift);
+  if (added) return normalise<T, false, true>(l, y, x, added, mean, scale, shift);
+  return normalise<T, false, false>(l, y, x, added, mean, scale, shift);
 }
 
 }  // namespace dlfs::cpu

@@ -1,7 +1,7 @@
 // Reductions over the rows of a (rows, C) array to one value per channel, in two stages and a fixed order: blocks of
 // tx channel vectors by ty row lanes each leave a partial result per channel in the workspace, a small second kernel
 // combines those in double precision. Every thread keeps its channels for all of its rows, so per-channel coefficients
-// are loaded once.
+// are loaded once. An array of images (images, rows, C) is reduced image by image in the same launch.
 #pragma once
 
 #include "cuda/numeric.cuh"
@@ -15,41 +15,44 @@ constexpr int channel_threads = 256;
 struct ChannelGrid {
   int tx, ty;
   unsigned tiles;   // blocks along the channels
-  unsigned splits;  // blocks along the rows
+  unsigned splits;  // blocks along the rows of an image
+  unsigned images;  // blocks along the images, each of which takes every images-th
 
-  dim3 grid() const { return dim3(tiles, splits); }
+  dim3 grid() const { return dim3(tiles, splits, images); }
   dim3 block() const { return dim3(static_cast<unsigned>(tx), static_cast<unsigned>(ty)); }
 };
 
 // vectors: C / V. blocks_per_sm: how many blocks of 256 threads each multiprocessor is given at most; min_rows: how
 // many rows a thread should have at least, to be worth its start.
-inline ChannelGrid channel_grid(const Context& context, int64_t rows, int64_t vectors, int blocks_per_sm,
-                                int min_rows) {
-  ChannelGrid g{1, 1, 1, 1};
+inline ChannelGrid channel_grid(const Context& context, int64_t rows, int64_t vectors, int blocks_per_sm, int min_rows,
+                                int64_t images = 1) {
+  ChannelGrid g{1, 1, 1, 1, 1};
   while (g.tx < 32 && g.tx < vectors) g.tx *= 2;
   g.ty = channel_threads / g.tx;
   g.tiles = static_cast<unsigned>(ceil_div<int64_t>(vectors, g.tx));
-  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(context.sm_count) * blocks_per_sm / g.tiles);
+  g.images = static_cast<unsigned>(std::min<int64_t>(images, 65535));
+  const int64_t most =
+      std::max<int64_t>(1, static_cast<int64_t>(context.sm_count) * blocks_per_sm / g.tiles / g.images);
   g.splits = static_cast<unsigned>(
       std::clamp<int64_t>(ceil_div<int64_t>(rows, g.ty * min_rows), 1, std::min<int64_t>(most, 65535)));
   return g;
 }
 
-inline ChannelGrid reduce_grid(const Context& context, int64_t rows, int64_t vectors) {
-  return channel_grid(context, rows, vectors, 4, 4);
+inline ChannelGrid reduce_grid(const Context& context, int64_t rows, int64_t vectors, int64_t images = 1) {
+  return channel_grid(context, rows, vectors, 4, 4, images);
 }
 
-inline ChannelGrid apply_grid(const Context& context, int64_t rows, int64_t vectors) {
-  return channel_grid(context, rows, vectors, 8, 2);
+inline ChannelGrid apply_grid(const Context& context, int64_t rows, int64_t vectors, int64_t images = 1) {
+  return channel_grid(context, rows, vectors, 8, 2, images);
 }
 
-// Bytes of workspace for `sums` partial results per channel, whatever vector width the addresses allow.
-inline int64_t partial_bytes(const Context& context, int64_t rows, int64_t c, int sums) {
+// Bytes of workspace for `sums` partial results per channel and image, whatever vector width the addresses allow.
+inline int64_t partial_bytes(const Context& context, int64_t rows, int64_t c, int sums, int64_t images = 1) {
   int64_t most = 0;
   for (int width : {8, 4, 1}) {
-    if (c % width == 0) most = std::max<int64_t>(most, reduce_grid(context, rows, c / width).splits);
+    if (c % width == 0) most = std::max<int64_t>(most, reduce_grid(context, rows, c / width, images).splits);
   }
-  return most * c * sums * static_cast<int64_t>(sizeof(float));
+  return images * most * c * sums * static_cast<int64_t>(sizeof(float));
 }
 
 // How many of the rows belong to a split.
@@ -69,47 +72,156 @@ __device__ __forceinline__ void for_my_rows(int64_t rows, Body&& body) {
   for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += stride) body(row);
 }
 
-// Sums per channel: partial (S, splits, C) = sums over the split's rows of S values.
-//   op.begin(channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements at ... at +
-//   V.
+// The images of the calling thread: body(image) for each; all threads of a block have the same ones.
+template <class Body>
+__device__ __forceinline__ void for_my_images(int32_t images, Body&& body) {
+  for (int64_t image = blockIdx.z; image < images; image += gridDim.z) body(image);
+}
+
+// ReLU's gradient: 0 where its output y is not positive.
+template <int V, class T>
+__device__ __forceinline__ void mask_relu(float (&gradient)[V], const T* y) {
+  float out[V];
+  load(out, y);
+#pragma unroll
+  for (int j = 0; j < V; ++j) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
+}
+
+// Sums per channel: partial (images, S, splits, C) = sums over the split's rows of S values.
+//   op.begin(image, channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements at ...
+//   at + V.
 template <int S, int V, class Op>
-__global__ void __launch_bounds__(channel_threads) channel_sums_kernel(float* partial, int64_t rows, int32_t c, Op op) {
+__global__ void __launch_bounds__(channel_threads)
+    channel_sums_kernel(float* partial, int64_t rows, int32_t c, int32_t images, Op op) {
   __shared__ float shared[S * V][channel_threads];
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
   const bool active = channel < c;
-  float sums[S][V] = {};
-  if (active) {
-    op.begin(channel);
-    for_my_rows(rows, [&](int64_t row) { op.add(sums, row * c + channel); });
-  }
-  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
-    if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+  for_my_images(images, [&](int64_t image) {
+    float sums[S][V] = {};
+    if (active) {
+      op.begin(image, channel);
+      for_my_rows(rows, [&](int64_t row) { op.add(sums, (image * rows + row) * c + channel); });
+    }
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+      if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+#pragma unroll
+        for (int i = 0; i < S; ++i) {
+#pragma unroll
+          for (int j = 0; j < V; ++j) shared[i * V + j][thread] = sums[i][j];
+        }
+      }
+      __syncthreads();
+      if (threadIdx.y < half) {
+#pragma unroll
+        for (int i = 0; i < S; ++i) {
+#pragma unroll
+          for (int j = 0; j < V; ++j) sums[i][j] += shared[i * V + j][thread + half * blockDim.x];
+        }
+      }
+      __syncthreads();
+    }
+    if (active && threadIdx.y == 0) {
 #pragma unroll
       for (int i = 0; i < S; ++i) {
 #pragma unroll
-        for (int j = 0; j < V; ++j) shared[i * V + j][thread] = sums[i][j];
+        for (int j = 0; j < V; ++j) {
+          partial[((image * S + i) * gridDim.y + blockIdx.y) * c + channel + j] = sums[i][j];
+        }
       }
     }
-    __syncthreads();
-    if (threadIdx.y < half) {
+  });
+}
+
+// Mean and sum of squared distances from it, of n values.
+struct Moments {
+  float n, mean, m2;
+};
+
+// Chan, Golub and LeVeque 1979: the moments of two sets together.
+__device__ __forceinline__ void merge(Moments& a, const Moments& b) {
+  if (b.n == 0.0f) return;
+  const float n = a.n + b.n;
+  const float delta = b.mean - a.mean;
+  const float share = b.n / n;
+  a.mean += delta * share;
+  a.m2 += b.m2 + delta * delta * a.n * share;
+  a.n = n;
+}
+
+// partial (images, 2, splits, C): the mean, then the sum of squared distances from it, of each split's rows. A thread sums
+// distances from its own first value, which avoids cancellation, and threads are merged by their moments.
+template <class T, int V>
+__global__ void __launch_bounds__(channel_threads)
+    statistics_kernel(float* partial, const T* x, int64_t rows, int32_t c, int32_t images) {
+  __shared__ float shared_mean[V][channel_threads];
+  __shared__ float shared_m2[V][channel_threads];
+  __shared__ float shared_n[channel_threads];
+  const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
+  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
+  const bool active = channel < c;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+  const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  for_my_images(images, [&](int64_t image) {
+    float n = 0.0f;
+    float mean[V] = {}, m2[V] = {};
+    if (active && first < rows) {
+      float shift[V], sum[V] = {}, squares[V] = {};
+      load(shift, x + (image * rows + first) * c + channel);
+      n = static_cast<float>((rows - first - 1) / stride + 1);
+#pragma unroll 4
+      for (int64_t row = first; row < rows; row += stride) {
+        float value[V];
+        load(value, x + (image * rows + row) * c + channel);
 #pragma unroll
-      for (int i = 0; i < S; ++i) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) sums[i][j] += shared[i * V + j][thread + half * blockDim.x];
+        for (int j = 0; j < V; ++j) {
+          const float distance = value[j] - shift[j];
+          sum[j] += distance;
+          squares[j] += distance * distance;
+        }
       }
-    }
-    __syncthreads();
-  }
-  if (active && threadIdx.y == 0) {
-#pragma unroll
-    for (int i = 0; i < S; ++i) {
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        partial[(static_cast<int64_t>(i) * gridDim.y + blockIdx.y) * c + channel + j] = sums[i][j];
+        const float offset = sum[j] / n;
+        mean[j] = shift[j] + offset;
+        m2[j] = fmaxf(squares[j] - sum[j] * offset, 0.0f);
+        if (isnan(squares[j])) m2[j] = squares[j];  // fmaxf would hide it
       }
     }
-  }
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+      if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+        shared_n[thread] = n;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          shared_mean[j][thread] = mean[j];
+          shared_m2[j][thread] = m2[j];
+        }
+      }
+      __syncthreads();
+      if (threadIdx.y < half) {
+        const int other = thread + static_cast<int>(half * blockDim.x);
+        const float other_n = shared_n[other];
+        Moments merged{n, 0.0f, 0.0f};
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          merged = {n, mean[j], m2[j]};
+          merge(merged, {other_n, shared_mean[j][other], shared_m2[j][other]});
+          mean[j] = merged.mean;
+          m2[j] = merged.m2;
+        }
+        n = merged.n;
+      }
+      __syncthreads();
+    }
+    if (active && threadIdx.y == 0) {
+      float* const out = partial + (image * 2 * gridDim.y + blockIdx.y) * c + channel;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        out[j] = mean[j];
+        out[static_cast<int64_t>(gridDim.y) * c + j] = m2[j];
+      }
+    }
+  });
 }
 
 // Blocks of 32 channels by 32 lanes combine the splits of each channel. Returns the total in every lane of the channel;

@@ -11,7 +11,7 @@ namespace {
 template <class T, int V>
 struct Sum {
   const T* x;
-  __device__ __forceinline__ void begin(int32_t) {}
+  __device__ __forceinline__ void begin(int64_t, int32_t) {}
   __device__ __forceinline__ void add(float (&sums)[1][V], int64_t at) const {
     float value[V];
     load(value, x + at);
@@ -29,17 +29,12 @@ struct GradientSums {
   const float* mean;
   float centre[V];
 
-  __device__ __forceinline__ void begin(int32_t channel) { load_channels(centre, mean + channel); }
+  __device__ __forceinline__ void begin(int64_t, int32_t channel) { load_channels(centre, mean + channel); }
   __device__ __forceinline__ void add(float (&sums)[2][V], int64_t at) const {
     float gradient[V], value[V];
     load(gradient, dy + at);
     load(value, x + at);
-    if constexpr (relu) {
-      float out[V];
-      load(out, y + at);
-#pragma unroll
-      for (int j = 0; j < V; ++j) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
-    }
+    if constexpr (relu) mask_relu(gradient, y + at);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       sums[0][j] += gradient[j];
@@ -98,12 +93,7 @@ __global__ void __launch_bounds__(channel_threads)
     float gradient[V], value[V];
     load(gradient, dy + at);
     load(value, x + at);
-    if constexpr (relu) {
-      float out[V];
-      load(out, y + at);
-#pragma unroll
-      for (int j = 0; j < V; ++j) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
-    }
+    if constexpr (relu) mask_relu(gradient, y + at);
     if (dresidual) store(dresidual + at, gradient);
 #pragma unroll
     for (int j = 0; j < V; ++j) value[j] = factor[j] * (gradient[j] - average[j] - (value[j] - centre[j]) * slope[j]);
@@ -143,7 +133,7 @@ dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const void* x, void
       using T = typename decltype(tag)::type;
       constexpr int V = decltype(width)::value;
       const ChannelGrid g = reduce_grid(*s.context, rows, c / V);
-      launch(s, g.grid(), g.block(), 0, channel_sums_kernel<1, V, Sum<T, V>>, partial, rows, c,
+      launch(s, g.grid(), g.block(), 0, channel_sums_kernel<1, V, Sum<T, V>>, partial, rows, c, 1,
              Sum<T, V>{static_cast<const T*>(x)});
       launch(s, finish_grid(c), finish_block, 0, finish_sum_kernel, out, partial, static_cast<int64_t>(g.splits), c);
     });
@@ -187,7 +177,7 @@ dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidu
         sums.x = static_cast<const T*>(x);
         sums.y = static_cast<const T*>(mask);
         sums.mean = save_mean;
-        launch(s, g.grid(), g.block(), 0, channel_sums_kernel<2, V, Sums>, partial, rows, c, sums);
+        launch(s, g.grid(), g.block(), 0, channel_sums_kernel<2, V, Sums>, partial, rows, c, 1, sums);
         launch(s, finish_grid(c), finish_block, 0, finish_gradients_kernel, dweight, dbias, partial, save_invstd,
                static_cast<int64_t>(g.splits), c);
         launch(s, a.grid(), a.block(), 0, input_gradient_kernel<T, V, masked>, static_cast<T*>(dx),

@@ -8,94 +8,6 @@ namespace {
 
 // ---- statistics ---------------------------------------------------------------------------------------------------
 
-// Mean and sum of squared distances from it, of n values.
-struct Moments {
-  float n, mean, m2;
-};
-
-// Chan, Golub and LeVeque 1979: the moments of two sets together.
-__device__ __forceinline__ void merge(Moments& a, const Moments& b) {
-  if (b.n == 0.0f) return;
-  const float n = a.n + b.n;
-  const float delta = b.mean - a.mean;
-  const float share = b.n / n;
-  a.mean += delta * share;
-  a.m2 += b.m2 + delta * delta * a.n * share;
-  a.n = n;
-}
-
-// partial (2, splits, C): the mean, then the sum of squared distances from it, of each split's rows. A thread sums
-// distances from its own first value, which avoids cancellation, and threads are merged by their moments.
-template <class T, int V>
-__global__ void __launch_bounds__(channel_threads)
-    statistics_kernel(float* partial, const T* x, int64_t rows, int32_t c) {
-  __shared__ float shared_mean[V][channel_threads];
-  __shared__ float shared_m2[V][channel_threads];
-  __shared__ float shared_n[channel_threads];
-  const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
-  const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  const bool active = channel < c;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
-  const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
-  float n = 0.0f;
-  float mean[V] = {}, m2[V] = {};
-  if (active && first < rows) {
-    float shift[V], sum[V] = {}, squares[V] = {};
-    load(shift, x + first * c + channel);
-    n = static_cast<float>((rows - first - 1) / stride + 1);
-#pragma unroll 4
-    for (int64_t row = first; row < rows; row += stride) {
-      float value[V];
-      load(value, x + row * c + channel);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const float distance = value[j] - shift[j];
-        sum[j] += distance;
-        squares[j] += distance * distance;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const float offset = sum[j] / n;
-      mean[j] = shift[j] + offset;
-      m2[j] = fmaxf(squares[j] - sum[j] * offset, 0.0f);
-      if (isnan(squares[j])) m2[j] = squares[j];  // fmaxf would hide it
-    }
-  }
-  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
-    if (threadIdx.y >= half && threadIdx.y < 2 * half) {
-      shared_n[thread] = n;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        shared_mean[j][thread] = mean[j];
-        shared_m2[j][thread] = m2[j];
-      }
-    }
-    __syncthreads();
-    if (threadIdx.y < half) {
-      const int other = thread + static_cast<int>(half * blockDim.x);
-      const float other_n = shared_n[other];
-      Moments merged{n, 0.0f, 0.0f};
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        merged = {n, mean[j], m2[j]};
-        merge(merged, {other_n, shared_mean[j][other], shared_m2[j][other]});
-        mean[j] = merged.mean;
-        m2[j] = merged.m2;
-      }
-      n = merged.n;
-    }
-    __syncthreads();
-  }
-  if (active && threadIdx.y == 0) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      partial[static_cast<int64_t>(blockIdx.y) * c + channel + j] = mean[j];
-      partial[(static_cast<int64_t>(gridDim.y) + blockIdx.y) * c + channel + j] = m2[j];
-    }
-  }
-}
-
 __global__ void __launch_bounds__(1024)
     finish_statistics_kernel(float* save_mean, float* save_invstd, float* running_mean, float* running_var,
                              const float* partial, int64_t splits, int64_t rows, int32_t ty, int32_t c, double eps,
@@ -238,7 +150,7 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean,
       using T = typename decltype(tag)::type;
       constexpr int V = decltype(width)::value;
       const ChannelGrid g = reduce_grid(*s.context, rows, c / V);
-      launch(s, g.grid(), g.block(), 0, statistics_kernel<T, V>, partial, static_cast<const T*>(x), rows, c);
+      launch(s, g.grid(), g.block(), 0, statistics_kernel<T, V>, partial, static_cast<const T*>(x), rows, c, 1);
       launch(s, finish_grid(c), finish_block, 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
              running_var, partial, static_cast<int64_t>(g.splits), rows, g.ty, c, eps, momentum);
     });

@@ -342,6 +342,27 @@ DLFS_API dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void *folded_w, fl
                                           const float *mean, const float *var, int32_t k, int64_t per_channel,
                                           dlfs_dtype dtype, double eps);
 
+/* Bytes of workspace for dlfs_group_norm_forward and dlfs_group_norm_backward. */
+DLFS_API dlfs_status dlfs_group_norm_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int64_t rows,
+                                               int32_t c, int32_t groups, dlfs_dtype dtype);
+
+/* Group normalization (Wu and He 2018, as torch.nn.GroupNorm): y = activation((x - mean) * invstd * weight + bias),
+ * activation NONE or RELU, with the statistics of each image's groups of C / groups neighbouring channels. x, y (N, rows,
+ * C) with rows = H W; weight, bias (C); save_mean, save_invstd (N, groups), invstd = 1 / sqrt(biased variance + eps), are
+ * for the backward pass. groups divides C. y may be x. Statistics are two-pass or Welford, in fp32. */
+DLFS_API dlfs_status dlfs_group_norm_forward(dlfs_stream stream, void *y, float *save_mean, float *save_invstd,
+                                             const void *x, const float *weight, const float *bias, void *workspace,
+                                             int32_t n, int64_t rows, int32_t c, int32_t groups, dlfs_dtype dtype,
+                                             double eps, dlfs_activation activation);
+
+/* Gradients of dlfs_group_norm_forward. With RELU, dy is masked where y <= 0 (y is read then, else nullable). Overwrites
+ * dx (N, rows, C), dweight and dbias (C); dx may be dy. */
+DLFS_API dlfs_status dlfs_group_norm_backward(dlfs_stream stream, void *dx, float *dweight, float *dbias, const void *dy,
+                                              const void *x, const void *y, const float *weight,
+                                              const float *save_mean, const float *save_invstd, void *workspace,
+                                              int32_t n, int64_t rows, int32_t c, int32_t groups, dlfs_dtype dtype,
+                                              dlfs_activation activation);
+
 /* ---- pooling, resampling ------------------------------------------------------------------------------------- */
 
 /* Maximum over windows, padding never wins: x (N, H, W, C), y and index (N, P, Q, C); P, Q as for convolutions with

@@ -6,6 +6,7 @@ import type { DType } from "../tensor";
 import { constant as constantOp } from "./ops/constant";
 import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops/conv";
 import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
+import { groupNorm as groupNormOp } from "./ops/group-norm";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
 import { concat as concatOp, reshape as reshapeOp, slice as sliceOp, transpose as transposeOp } from "./ops/shape";
@@ -60,6 +61,20 @@ export function batchNorm(
   const op = training ? batchNormTrain : batchNormInfer;
   const attrs = { eps, momentum, residual: false, activation: "none" as const };
   return only(applyOp(op, [x, weight, bias, runningMean, runningVar], attrs));
+}
+
+/**
+ * Group normalization (Wu and He 2018; torch.nn.functional.group_norm): statistics of each image's groups of C / groups
+ * neighbouring channels; weight and bias (C).
+ */
+export function groupNorm(
+  x: Value,
+  weight: Value,
+  bias: Value,
+  groups: number,
+  { eps = 1e-5 }: { eps?: number } = {},
+): Value {
+  return only(applyOp(groupNormOp, [x, weight, bias], { groups, eps, activation: "none" }));
 }
 
 export function relu(x: Value): Value {

@@ -2,6 +2,7 @@ import type { Device } from "../tensor";
 import type { Node } from "./node";
 import { type ConvAttrs, conv2d, linear } from "./ops/conv";
 import { type ActivationAttrs, activate, add, isFusedActivation, keepsInput } from "./ops/elementwise";
+import { groupNorm } from "./ops/group-norm";
 import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
 import type { Graph } from "./trace";
 import type { Value } from "./value";
@@ -9,6 +10,7 @@ import type { Value } from "./value";
 /**
  * Rewrites a traced forward graph before differentiation, merging operations into the ones that compute their input:
  *   batch_norm (+ add) (+ relu)              -> one batch_norm with residual and activation
+ *   group_norm + relu                        -> one group_norm with activation
  *   conv2d + batch_norm_infer                -> conv2d with folded weights (inference; the folding is hoisted)
  *   conv2d (+ add) + activation              -> conv2d with residual and activation, where the device fuses epilogues;
  *                                               linear likewise
@@ -106,13 +108,13 @@ function mergeAdd(graph: Graph, node: Node, sole: Sole, epilogue: boolean): Rewr
   return null;
 }
 
-/** activation(x) where x is a batch normalization, convolution or add read here only. */
+/** activation(x) where x is a normalization, convolution or add read here only. */
 function mergeActivation(graph: Graph, node: Node, sole: Sole, epilogue: boolean, training: boolean): Rewrite | null {
   if (node.op !== activate) return null;
   const { activation } = node.attrs as ActivationAttrs;
   const first = sole(node.inputs[0]);
   if (!first) return null;
-  const isNorm = first.op === batchNormTrain || first.op === batchNormInfer;
+  const isNorm = first.op === batchNormTrain || first.op === batchNormInfer || first.op === groupNorm;
   const fits = isNorm
     ? activation === "relu"
     : (first.op === add || (isProduct(first) && epilogue)) &&

@@ -81,7 +81,7 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  * Multiplications and additions of an operation, each counted as 1, so that a multiply-add is 2:
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
- * - batch normalization: 2 an element, its scale and shift. The batch's statistics in training are left out.
+ * - batch and group normalization: 2 an element, its scale and shift. Statistics are left out.
  * - addition, scaling: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
  * - softmax: 3 an element: it subtracts the largest, adds up, divides.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
@@ -101,6 +101,7 @@ export function flopsOf(node: Node): number | null {
       return elements * (2 * elementCount(node.inputs[1]!.shape.slice(1)) + (attrs.bias ? 1 : 0));
     case "batch_norm":
     case "batch_norm_infer":
+    case "group_norm":
       return 2 * elements;
     case "add":
     case "scale":

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "cbcdf4a28d8fef3d";
+export const headerHash = "207d5079879062ec";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -123,6 +123,9 @@ export const symbols = {
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_group_norm_workspace: { args: ["i64", "buffer", "i32", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_group_norm_forward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
+  dlfs_group_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_max_pool_forward: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_max_pool_backward: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_avg_pool_forward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -230,6 +233,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
   dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
+  dlfs_group_norm_workspace: ["ctx", "out", "n", "rows", "c", "groups", "dtype"],
+  dlfs_group_norm_forward: ["stream", "y", "saveMean", "saveInvstd", "x", "weight", "bias", "workspace", "n", "rows", "c", "groups", "dtype", "eps", "activation"],
+  dlfs_group_norm_backward: ["stream", "dx", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "n", "rows", "c", "groups", "dtype", "activation"],
   dlfs_max_pool_forward: ["stream", "y", "index", "x", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "dtype"],
   dlfs_max_pool_backward: ["stream", "dx", "dy", "index", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "dtype"],
   dlfs_avg_pool_forward: ["stream", "y", "x", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "countIncludePad", "dtype"],
@@ -455,6 +461,20 @@ export interface NativeFunctions {
    * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable.
    */
   batchNormFold(stream: number, foldedW: Address | null, foldedBias: Address | null, w: Address | null, convBias: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, k: number, perChannel: number, dtype: number, eps: number): number;
+  /** Bytes of workspace for dlfs_group_norm_forward and dlfs_group_norm_backward. */
+  groupNormWorkspace(ctx: number, out: HostView, n: number, rows: number, c: number, groups: number, dtype: number): number;
+  /**
+   * Group normalization (Wu and He 2018, as torch.nn.GroupNorm): y = activation((x - mean) * invstd * weight + bias),
+   * activation NONE or RELU, with the statistics of each image's groups of C / groups neighbouring channels. x, y (N, rows,
+   * C) with rows = H W; weight, bias (C); save_mean, save_invstd (N, groups), invstd = 1 / sqrt(biased variance + eps), are
+   * for the backward pass. groups divides C. y may be x. Statistics are two-pass or Welford, in fp32.
+   */
+  groupNormForward(stream: number, y: Address | null, saveMean: Address | null, saveInvstd: Address | null, x: Address | null, weight: Address | null, bias: Address | null, workspace: Address | null, n: number, rows: number, c: number, groups: number, dtype: number, eps: number, activation: number): number;
+  /**
+   * Gradients of dlfs_group_norm_forward. With RELU, dy is masked where y <= 0 (y is read then, else nullable). Overwrites
+   * dx (N, rows, C), dweight and dbias (C); dx may be dy.
+   */
+  groupNormBackward(stream: number, dx: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, y: Address | null, weight: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, n: number, rows: number, c: number, groups: number, dtype: number, activation: number): number;
   /**
    * Maximum over windows, padding never wins: x (N, H, W, C), y and index (N, P, Q, C); P, Q as for convolutions with
    * dilation 1. index: uint8, the winner's position in its window (r * S + s; the first of equals; NaN wins), nullable.

@@ -10,6 +10,7 @@ import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case"
 import { channelBenches } from "../ops/cases/channel";
 import { convBenches } from "../ops/cases/conv";
 import { elementwiseBenches } from "../ops/cases/elementwise";
+import { groupNormBenches } from "../ops/cases/group-norm";
 import { lossBenches } from "../ops/cases/losses";
 import { normBenches } from "../ops/cases/norm";
 import { optimizerBenches } from "../ops/cases/optimizer";
@@ -94,6 +95,7 @@ const lists = [
   convBenches,
   normBenches,
   activationBenches,
+  groupNormBenches,
   elementwiseBenches,
   channelBenches,
   poolBenches,

@@ -5,6 +5,7 @@ import {
   avgPool2d,
   batchNorm,
   conv2d,
+  groupNorm,
   hardswish,
   leakyRelu,
   linear,
@@ -112,6 +113,20 @@ const bodies: [string, Body, Expected][] = [
     "norm of an input, relu",
     (s, v, t) => ({ y: relu(s.norm(v, "n", t)) }),
     { train: ["batch_norm"], infer: ["batch_norm_infer"] },
+  ],
+  [
+    "conv, group norm, relu",
+    (s, v) => ({
+      y: relu(groupNorm(s.conv(v, "c"), s.get("g.weight", [channels], 0.5, 1.5), s.get("g.bias", [channels]), 2)),
+    }),
+    { train: ["conv2d", "group_norm"], infer: ["conv2d", "group_norm"] },
+  ],
+  [
+    "group norm plus its own input, relu",
+    (s, v) => ({
+      y: relu(add(groupNorm(v, s.get("g.weight", [channels], 0.5, 1.5), s.get("g.bias", [channels]), 4), v)),
+    }),
+    { train: ["group_norm", "add"], infer: ["group_norm", "add"] },
   ],
   [
     "norm plus its own input",

@@ -7,6 +7,7 @@ import {
   cast,
   concat,
   conv2d,
+  groupNorm,
   hardsigmoid,
   hardswish,
   leakyRelu,
@@ -71,6 +72,17 @@ describe("gradients agree with finite differences", () => {
       device,
       { x },
       ({ x: v }) => ({ y: silu(conv2d(v!, useParameter(w), useParameter(b), { stride: 2, padding: 1 })) }),
+      [w, b],
+    );
+  });
+
+  test("group normalization", () => {
+    using w = parameter(device, { shape: [4], values: [0.5, 2, -1, 1.5] }, "w");
+    using b = parameter(device, { shape: [4], values: [0.2, -0.3, 0.4, 0.1] }, "b");
+    expectGradients(
+      device,
+      { x: { shape: [2, 3, 4, 4] } },
+      ({ x: v }) => ({ y: silu(groupNorm(v!, useParameter(w), useParameter(b), 2)) }),
       [w, b],
     );
   });

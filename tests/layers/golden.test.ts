@@ -6,6 +6,7 @@ import {
   BatchNorm2d,
   Concat,
   Conv2d,
+  GroupNorm,
   Hardsigmoid,
   Hardswish,
   Layer,
@@ -87,6 +88,9 @@ const layers: Record<string, () => AnyLayer> = {
   SeparableConv2d: () => new SeparableConv2d(4, 5, 3, { padding: 1 }),
   BatchNorm2d: () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
   "BatchNorm2d, eval": () => new BatchNorm2d(4, { eps: 1e-3, momentum: 0.2 }),
+  GroupNorm: () => new GroupNorm(4, 8, { eps: 1e-3 }),
+  "GroupNorm, eval": () => new GroupNorm(2, 8),
+  "GroupNorm in a head": () => new Sequential(new Conv2d(8, 6, 3, { padding: 1 }), new GroupNorm(3, 6), new ReLU()),
   ReLU: () => new ReLU(),
   SiLU: () => new SiLU(),
   Sigmoid: () => new Sigmoid(),
@@ -121,7 +125,7 @@ interface Params {
   frozen?: string[];
 }
 type Golden = GoldenCase<Params>;
-const goldens = ["layers", "linear", "layers-elementwise"].flatMap((name) => loadGolden<Params>(name));
+const goldens = ["layers", "linear", "layers-elementwise", "layers-norm"].flatMap((name) => loadGolden<Params>(name));
 
 /** Arrays "prefix0", "prefix1", ... on the device, in a dtype. */
 function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[] {
@@ -185,7 +189,7 @@ describe("layers compute what torch.nn computes", () => {
     const reason = missing(device, "bf16", ["conv.bf16"]);
     // Statistics of 60 values and sums of gradients that cancel say little in bf16.
     if (reason) test.skip(`${golden.name} in bf16 (skipped: ${reason})`, () => {});
-    else if (!/Batch|Sequential|Residual/.test(golden.name) || !golden.params.backward)
+    else if (!/Batch|Group|Sequential|Residual/.test(golden.name) || !golden.params.backward)
       test(`${golden.name} in bf16`, () => check(golden, "bf16"));
   }
 });

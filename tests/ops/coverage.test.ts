@@ -6,6 +6,7 @@ import { boxCases } from "./cases/boxes";
 import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
 import { elementwiseCases } from "./cases/elementwise";
+import { groupNormCases } from "./cases/group-norm";
 import { initCases } from "./cases/init";
 import { lossCases } from "./cases/losses";
 import { normCases } from "./cases/norm";
@@ -43,6 +44,7 @@ test("every operation on a stream is in a case list", () => {
     channelCases,
     convCases,
     elementwiseCases,
+    groupNormCases,
     initCases,
     lossCases,
     normCases,

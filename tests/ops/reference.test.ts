@@ -7,7 +7,7 @@ import { boxCases } from "./cases/boxes";
 import type { OpCase } from "./cases/case";
 import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
-
+import { groupNormCases } from "./cases/group-norm";
 import { lossCases } from "./cases/losses";
 import { normCases } from "./cases/norm";
 import { poolCases } from "./cases/pool";
@@ -45,6 +45,7 @@ describe("references agree with PyTorch", () => {
   const lists: Record<string, readonly OpCase[]> = {
     convCases,
     normCases,
+    groupNormCases,
     poolCases,
     activationCases,
     channelCases,
