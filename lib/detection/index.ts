@@ -1,4 +1,6 @@
 export { AnchorGenerator, type AnchorLevel, type AnchorOptions, cellAnchors } from "./anchors";
+export { type Candidates, pointScores, selectFromClasses, selectFromLevels } from "./candidates";
+export { DefaultBoxGenerator, type DefaultBoxOptions } from "./default-boxes";
 export { type BoxCoderWeights, boxLoss, focalLoss } from "./losses";
 export {
   type MatcherOptions,
@@ -7,4 +9,13 @@ export {
   type PointMatcherOptions,
   type Targets,
 } from "./matcher";
-export { type PostprocessOptions, postprocess } from "./postprocess";
+export {
+  type HeadRows,
+  type PointPostprocessOptions,
+  type PostprocessOptions,
+  postprocess,
+  postprocessPoints,
+  postprocessSoftmax,
+  type SoftmaxPostprocessOptions,
+} from "./postprocess";
+export { type SuppressionOptions, suppressCandidates } from "./suppression";

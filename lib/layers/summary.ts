@@ -69,6 +69,7 @@ const FREE = new Set([
   "nms",
   "reshape",
   "select_candidates",
+  "select_class_candidates",
   "slice",
   "transpose",
   "upsample_nearest",
@@ -82,7 +83,7 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - batch and group normalization: 2 an element, its scale and shift. Statistics are left out.
- * - addition, scaling: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
+ * - addition, scaling, FCOS's scores: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
  * - softmax: 3 an element: it subtracts the largest, adds up, divides.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
  * - 0: comparisons (ReLU, ReLU6, max pooling), exponentials (sigmoid), and whatever moves data.
@@ -104,6 +105,7 @@ export function flopsOf(node: Node): number | null {
     case "group_norm":
       return 2 * elements;
     case "add":
+    case "point_scores":
     case "scale":
       return elements;
     case "activation":
