@@ -47,10 +47,22 @@ int64_t workspace_limit() {
   return std::clamp<int64_t>(static_cast<int64_t>(total / 16), int64_t{64} << 20, int64_t{1} << 30);
 }
 
-// The first engine of the most promising recipe that can be built; our own kernels where cuDNN has none.
+// True where cuBLASLt is the choice without a measurement: for linear layers, which are images of one pixel, and where
+// cuDNN's quick engines would round an fp32 weight gradient.
+bool prefers_cublaslt(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.g;
+  if (!g.matrix_product()) return false;
+  return (g.h == 1 && g.w == 1) || (problem.direction == DLFS_CONV_BACKWARD_WEIGHT && problem.dtype != DLFS_F32);
+}
+
+// The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
   const int64_t limit = workspace_limit();
+  if (prefers_cublaslt(problem)) {
+    const auto candidates = cublaslt_candidates(context, problem, limit, false);
+    if (!candidates.empty()) return candidates.front();
+  }
   for (const CudnnRecipe& recipe : cudnn_recipes(problem, false)) {
     for (const bool fallback : {false, true}) {
       for (const auto& candidate : cudnn_candidates(context, problem, recipe, fallback)) {
@@ -70,6 +82,7 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
                problem.g.text().c_str());
     return depthwise_algorithm(context, problem);
   }
+  if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
   return cudnn_from_pick(context, problem, pick);
 }
 
@@ -169,14 +182,17 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
         best = algorithm;
         best_ms = ms;
       }
-    } catch (const Error& error) {
-      if (error.code == DLFS_ERROR_CUDA_FATAL) throw;
-      cudaGetLastError();  // this algorithm cannot run here: the next
+    } catch (const Error& error) {  // it cannot run here: the next
+      ignore_unless_fatal(error);
     }
   };
   consider(conv.algorithm());
   if (depthwise_supports(problem)) consider(depthwise_algorithm(context, problem));
   const int64_t limit = workspace_limit();
+  for (const auto& candidate : cublaslt_candidates(context, problem, limit, true)) {
+    if (spent()) break;
+    consider(candidate);
+  }
   for (const CudnnRecipe& recipe : cudnn_recipes(problem, true)) {
     if (spent()) break;
     for (const auto& candidate : cudnn_candidates(context, problem, recipe, false)) {
@@ -204,6 +220,12 @@ void run(Stream& s, const Conv& conv, const ConvTensors& tensors, void* workspac
 }
 
 }  // namespace
+
+void ignore_unless_fatal(const Error& error) {
+  cudaGetLastError();
+  if (error.code == DLFS_ERROR_CUDA_FATAL) throw error;
+}
+
 }  // namespace dlfs
 
 using namespace dlfs;

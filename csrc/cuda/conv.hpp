@@ -1,6 +1,6 @@
-// Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of three kinds: cuDNN
-// (conv_cudnn.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels (conv_direct.cu), which take
-// everything that cuDNN has no engine for.
+// Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of four kinds: cuDNN
+// (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels
+// (conv_direct.cu), which take everything that cuDNN has no engine for.
 #pragma once
 
 #include <memory>
@@ -47,6 +47,9 @@ class ConvAlgorithm {
   virtual void run(Stream& stream, const ConvTensors& tensors, void* workspace) const = 0;
 };
 
+// A failed attempt with one algorithm is no error, unless the process cannot go on.
+void ignore_unless_fatal(const Error& error);
+
 // ---- cuDNN --------------------------------------------------------------------------------------------------------
 
 // In which dtypes cuDNN sees a problem's tensors.
@@ -84,6 +87,18 @@ std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate
 // The algorithm that a pick names; throws DLFS_ERROR_ARGUMENT where it does not fit.
 std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const ConvProblem& problem,
                                                      const std::string& pick);
+
+// ---- cuBLASLt -----------------------------------------------------------------------------------------------------
+
+// The algorithms that cuBLASLt's heuristics name for a matrix product, best first, without those that sum in another
+// precision or in no fixed order; none for other convolutions. `all` adds those that only a measurement can rank.
+std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& context, const ConvProblem& problem,
+                                                                      int64_t workspace_limit, bool all);
+
+// The algorithm that a pick names, "lt:..." by its own text or "lt:N" by its place among all candidates; throws
+// DLFS_ERROR_ARGUMENT where it does not fit.
+std::shared_ptr<const ConvAlgorithm> cublaslt_from_pick(Context& context, const ConvProblem& problem,
+                                                        const std::string& pick, int64_t workspace_limit);
 
 // ---- our kernels --------------------------------------------------------------------------------------------------
 

@@ -62,12 +62,6 @@ class Descriptor {
   cudnnBackendDescriptor_t descriptor_ = nullptr;
 };
 
-// A failed attempt with one engine is no error, unless the process cannot go on.
-void ignore_unless_fatal(const Error& error) {
-  cudaGetLastError();
-  if (error.code == DLFS_ERROR_CUDA_FATAL) throw error;
-}
-
 cudnnDataType_t cudnn_type(dlfs_dtype dtype) {
   switch (dtype) {
     case DLFS_BF16: return CUDNN_DATA_BFLOAT16;

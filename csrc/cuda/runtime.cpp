@@ -1,6 +1,7 @@
 // Errors, contexts and memory of the CUDA backend; see runtime.hpp for the rules.
 #include "cuda/runtime.hpp"
 
+#include <cublasLt.h>
 #include <cudnn.h>
 
 #include <algorithm>
@@ -45,25 +46,46 @@ void throw_cuda(cudaError_t error, const char* call) {
                            fatal ? "; it may stem from earlier work, and the process cannot use CUDA any more" : ""));
 }
 
-void throw_cudnn(int status, const char* call) {
-  char detail[512] = "";
-  cudnnGetLastErrorString(detail, sizeof detail);
+namespace {
+
+// The CUDA error behind a library's, cleared; throws where it poisons the process. executing: the library's error says
+// that work on the device failed. Libraries carry a CUDA runtime of their own, whose last error is not ours: the driver
+// is asked, through a stream nobody captures.
+cudaError_t error_behind(const char* library, const char* name, bool executing, const char* call) {
   cudaError_t cuda = cudaGetLastError();
-  // cuDNN carries a CUDA runtime of its own, whose last error is not ours: ask the driver, through a stream nobody
-  // captures.
-  if (cuda == cudaSuccess && status / 1000 == CUDNN_STATUS_EXECUTION_FAILED / 1000) {
+  if (cuda == cudaSuccess && executing) {
     cuda = cudaStreamQuery(cudaStreamPerThread);
     cudaGetLastError();
   }
-  const char* const name = cudnnGetErrorString(static_cast<cudnnStatus_t>(status));
   if (cuda_error_is_fatal(cuda)) {
-    throw Error(DLFS_ERROR_CUDA_FATAL, format("%s (%s) behind cuDNN's %s from %s; the process cannot use CUDA any more",
-                                              cudaGetErrorString(cuda), cudaGetErrorName(cuda), name, call));
+    throw Error(DLFS_ERROR_CUDA_FATAL,
+                format("%s (%s) behind %s's %s from %s; the process cannot use CUDA any more", cudaGetErrorString(cuda),
+                       cudaGetErrorName(cuda), library, name, call));
   }
+  return cuda;
+}
+
+}  // namespace
+
+void throw_cudnn(int status, const char* call) {
+  char detail[512] = "";
+  cudnnGetLastErrorString(detail, sizeof detail);
+  const char* const name = cudnnGetErrorString(static_cast<cudnnStatus_t>(status));
+  const cudaError_t cuda =
+      error_behind("cuDNN", name, status / 1000 == CUDNN_STATUS_EXECUTION_FAILED / 1000, call);
   const bool memory =
       status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED || cuda == cudaErrorMemoryAllocation;
   throw Error(memory ? DLFS_ERROR_MEMORY : DLFS_ERROR_CUDNN,
               format("%s from %s%s%s", name, call, *detail ? ": " : "", detail));
+}
+
+void throw_cublas(int status, const char* call) {
+  const auto code = static_cast<cublasStatus_t>(status);
+  const char* const name = cublasLtGetStatusName(code);
+  const cudaError_t cuda = error_behind("cuBLASLt", name, code == CUBLAS_STATUS_EXECUTION_FAILED, call);
+  const bool memory = code == CUBLAS_STATUS_ALLOC_FAILED || cuda == cudaErrorMemoryAllocation;
+  throw Error(memory ? DLFS_ERROR_MEMORY : DLFS_ERROR_CUBLAS,
+              format("%s from %s: %s", name, call, cublasLtGetStatusString(code)));
 }
 
 void use_device(int device) {
@@ -152,6 +174,20 @@ cudnnContext* Context::planner() {
   const std::lock_guard lock(mutex_);
   if (!planner_) planner_ = create_cudnn(device, nullptr);
   return planner_.get();
+}
+
+cublasLtContext* Context::cublaslt() {
+  const std::lock_guard lock(mutex_);
+  if (!cublaslt_) {
+    use();
+    cublasLtHandle_t handle = nullptr;
+    CUBLAS_CHECK(cublasLtCreate(&handle));
+    cublaslt_ = std::shared_ptr<cublasLtContext>(handle, [device = device](cublasLtContext* h) {
+      cudaSetDevice(device);
+      cublasLtDestroy(h);
+    });
+  }
+  return cublaslt_.get();
 }
 
 void* Context::allocate(int64_t bytes) {

@@ -2,7 +2,7 @@
 // - an entry point that takes a stream is `return dlfs::stream_call("dlfs_x", stream, [&](dlfs::Stream& s) { ... });`:
 //   it finds the stream, makes its device current for the calling thread and, while the stream is capturing, remembers
 //   a failure so that dlfs_graph_end reports it. One that takes a context uses context_call in the same way.
-// - CUDA and cuDNN calls are wrapped in CUDA_CHECK / CUDNN_CHECK, kernels are started by launch() of runtime.cuh.
+// - CUDA, cuDNN and cuBLASLt calls are wrapped in CUDA_CHECK / CUDNN_CHECK / CUBLAS_CHECK, kernels are started by launch() of runtime.cuh.
 // - Memory that the library itself owns on the device is a DeviceBuffer. What a captured graph needs after the call
 //   (plans, tables) is handed to Stream::retain.
 // - Objects behind handles live in a table() and enter and leave it by adopt() and disown(), which count them for
@@ -24,6 +24,7 @@
 #include "common/handles.hpp"
 #include "common/status.hpp"
 
+struct cublasLtContext;
 struct cudnnContext;
 
 namespace dlfs {
@@ -35,6 +36,9 @@ namespace dlfs {
 // Throws Error for a cuDNN status (an int here so that not every file includes cudnn.h); DLFS_ERROR_CUDA_FATAL where a
 // CUDA error that poisons the process is behind it.
 [[noreturn]] void throw_cudnn(int status, const char* call);
+
+// The same for a cublasStatus_t.
+[[noreturn]] void throw_cublas(int status, const char* call);
 
 // Throws DLFS_ERROR_UNSUPPORTED where this library holds no code for the current device.
 void check_device_code(int device, int compute_capability);
@@ -61,6 +65,12 @@ bool cuda_error_is_fatal(cudaError_t error) noexcept;
     if (cudnn_check_status_ != CUDNN_STATUS_SUCCESS) ::dlfs::throw_cudnn(cudnn_check_status_, #call); \
   } while (0)
 
+#define CUBLAS_CHECK(call)                                                                               \
+  do {                                                                                                   \
+    const cublasStatus_t cublas_check_status_ = (call);                                                  \
+    if (cublas_check_status_ != CUBLAS_STATUS_SUCCESS) ::dlfs::throw_cublas(cublas_check_status_, #call); \
+  } while (0)
+
 // Makes a device current for the calling thread.
 void use_device(int device);
 
@@ -84,6 +94,9 @@ class Context : public std::enable_shared_from_this<Context> {
   // The cuDNN handle with which plans are built (streams have their own), used under `planning`.
   cudnnContext* planner();
   std::mutex planning;
+
+  // The cuBLASLt handle, created at the first use; it has no state of its own, so that threads and streams share it.
+  cublasLtContext* cublaslt();
 
   // Device and pinned memory behind dlfs_malloc and dlfs_host_malloc.
   void* allocate(int64_t bytes);
@@ -111,6 +124,7 @@ class Context : public std::enable_shared_from_this<Context> {
   std::array<std::atomic<int64_t>, 16> live_{};
   std::mutex mutex_;  // guards what follows
   std::shared_ptr<cudnnContext> planner_;
+  std::shared_ptr<cublasLtContext> cublaslt_;
   std::map<void*, Block> device_blocks_;
   std::map<void*, Block> host_blocks_;
   int64_t allocated_ = 0;
@@ -262,5 +276,8 @@ dlfs_status stream_call(const char* op, dlfs_stream handle, Body&& body) noexcep
 // ended by a newline); defined beside it.
 bool images_support(Context& context, std::string_view feature);
 std::string images_build_info();
+
+// cuBLASLt's line for dlfs_build_info, beside its other uses.
+std::string cublaslt_build_info();
 
 }  // namespace dlfs

@@ -66,6 +66,7 @@ dlfs_status dlfs_build_info(char* out, int64_t capacity) {
     text += "cuda=" + cuda_version_text(runtime) + "\n";
     text += "cuda_driver=" + (driver > 0 ? cuda_version_text(driver) : std::string("none")) + "\n";
     text += format("cudnn=%zu.%zu.%zu\n", cudnn / 10000, cudnn % 10000 / 100, cudnn % 100);
+    text += cublaslt_build_info();
     text += images_build_info();
     text += "archs=" DLFS_CUDA_ARCHS "\n";
     write_text(out, capacity, text);

@@ -9,7 +9,7 @@ import { type Arrays, type CaseContext, type Input, type OpCase, recorded } from
 
 export type ConvShape = reference.ConvShape;
 
-interface Epilogue {
+export interface Epilogue {
   bias?: boolean;
   residual?: boolean;
   activation?: (typeof fusedNames)[number];
@@ -38,6 +38,7 @@ function plan(
   c: CaseContext,
   direction: number,
   shape: ConvShape,
+  pick: string,
   { bias, residual, activation = "none" }: Epilogue = {},
 ) {
   const { n, h, w, k, r, s, stride, padding, dilation, groups } = shape;
@@ -46,7 +47,7 @@ function plan(
   c.native.convCreate(
     c.device.handle,
     out.view,
-    cString(""),
+    cString(pick),
     direction,
     c.dtype,
     n,
@@ -73,7 +74,8 @@ function plan(
 const needsConv: OpCase["features"] = (dtype) =>
   dtype === "bf16" ? ["conv.bf16"] : dtype === "f16" ? ["conv.f16"] : [];
 
-export function convForward(name: string, shape: ConvShape, epilogue: Epilogue = {}): OpCase {
+/** @param pick the algorithm, by a text that dlfs_conv_create takes; default the library's choice */
+export function convForward(name: string, shape: ConvShape, epilogue: Epilogue = {}, pick = ""): OpCase {
   const { x, w, dy, terms, products } = operands(shape);
   const { bias = false, residual = false, activation = "none" } = epilogue;
   // ReLU6 clips what is beyond 6: sums of 4 times the magnitude often are.
@@ -99,7 +101,7 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
       },
     },
     prepare(c) {
-      const { handle, workspace } = plan(c, constants.CONV_FORWARD, shape, epilogue);
+      const { handle, workspace } = plan(c, constants.CONV_FORWARD, shape, pick, epilogue);
       const [y, xs, ws, b, z] = ["y", "x", "w", "bias", "residual"].map((operand) => c.address(operand));
       return () => void c.native.convForward(c.stream, handle, y!, xs!, ws!, b!, z!, workspace);
     },
@@ -112,7 +114,7 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
   };
 }
 
-export function convBackwardData(name: string, shape: ConvShape): OpCase {
+export function convBackwardData(name: string, shape: ConvShape, pick = ""): OpCase {
   const { x, w, dy, products } = operands(shape);
   return {
     op: "conv_backward_data",
@@ -121,7 +123,7 @@ export function convBackwardData(name: string, shape: ConvShape): OpCase {
     inputs: { dy, w },
     outputs: { dx: { shape: x.shape, terms: (shape.r * shape.s * shape.k) / shape.groups } },
     prepare(c) {
-      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_DATA, shape);
+      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_DATA, shape, pick);
       const [dx, upstream, ws] = ["dx", "dy", "w"].map((operand) => c.address(operand));
       return () => void c.native.convBackwardData(c.stream, handle, dx!, upstream!, ws!, workspace);
     },
@@ -130,7 +132,7 @@ export function convBackwardData(name: string, shape: ConvShape): OpCase {
   };
 }
 
-export function convBackwardWeight(name: string, shape: ConvShape): OpCase {
+export function convBackwardWeight(name: string, shape: ConvShape, pick = ""): OpCase {
   const { x, w, dy, products } = operands(shape);
   const summed = dy.shape[0]! * dy.shape[1]! * dy.shape[2]!;
   return {
@@ -140,7 +142,7 @@ export function convBackwardWeight(name: string, shape: ConvShape): OpCase {
     inputs: { x, dy },
     outputs: { dw: { shape: w.shape, kind: "f32", terms: summed, roundings: 1 } },
     prepare(c) {
-      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_WEIGHT, shape);
+      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_WEIGHT, shape, pick);
       const [dw, xs, upstream] = ["dw", "x", "dy"].map((operand) => c.address(operand));
       return () => void c.native.convBackwardWeight(c.stream, handle, dw!, xs!, upstream!, workspace);
     },
