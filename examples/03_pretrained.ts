@@ -38,8 +38,8 @@ import {
   resize,
   Sequential,
   scale,
-  sigmoid,
   slice,
+  softmax,
   type Value,
 } from "dlfs";
 
@@ -189,10 +189,10 @@ export class RFB320 extends Model {
     return { logits: collect(this.classificationHeaders, 2), deltas: collect(this.regressionHeaders, 4) };
   }
 
-  /** What forward() gives, probabilities of a face (N, 4420, 1), and the final boxes in pixels of the network's input. */
-  detect(images: Value, imageSizes: Value): Record<"logits" | "deltas" | "faces" | "detections" | "counts", Value> {
+  /** Probabilities (N, 4420, 2), corrections as forward() gives them, and the final boxes in pixels of the network's input. */
+  detect(images: Value, imageSizes: Value): Record<"scores" | "deltas" | "detections" | "counts", Value> {
     const { logits, deltas } = this.forward(images);
-    // The softmax over two classes is the sigmoid of their difference.
+    // postprocess() takes sigmoids: that of the difference of two logits is their softmax.
     const margin = add(slice(logits, 2, 1, 1), scale(slice(logits, 2, 0, 1), -1));
     const corners = priors().flatMap(([x, y, w, h]) => [
       (x - w / 2) * WIDTH,
@@ -215,7 +215,7 @@ export class RFB320 extends Model {
         weights: [1 / CENTER_VARIANCE, 1 / CENTER_VARIANCE, 1 / SIZE_VARIANCE, 1 / SIZE_VARIANCE],
       },
     );
-    return { logits, deltas, faces: sigmoid(margin), ...found };
+    return { scores: softmax(logits), deltas, ...found };
   }
 }
 
@@ -330,7 +330,7 @@ class FaceDetector implements Disposable {
   }
 
   /** @param input pixels (240, 320, 3), RGB, (value - 127) / 128 */
-  run(input: Float32Array): { scores: Float32Array; boxes: Float64Array; faces: Face[] } {
+  run(input: Float32Array): { scores: ArrayLike<number>; boxes: Float64Array; faces: Face[] } {
     this.program.inputs.images!.write(input);
     this.program.run();
     const read = (name: string) => this.program.results[name]!.read();
@@ -339,8 +339,7 @@ class FaceDetector implements Disposable {
       const [x1, y1, x2, y2, score] = [...rows.subarray(6 * i, 6 * i + 5)] as [number, number, number, number, number];
       return { box: [x1 / WIDTH, y1 / HEIGHT, x2 / WIDTH, y2 / HEIGHT], score };
     });
-    const scores = Float32Array.from([...read("faces")].flatMap((p) => [1 - p, p]));
-    return { scores, boxes: decode(read("deltas")), faces };
+    return { scores: read("scores"), boxes: decode(read("deltas")), faces };
   }
 
   [Symbol.dispose](): void {
