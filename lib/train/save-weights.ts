@@ -1,9 +1,10 @@
-import { writeSafetensors } from "../formats";
+import { dirname } from "node:path";
+import { makeFolder, writeSafetensors } from "../formats";
 import type { Model } from "../layers";
 import { torchWeights } from "../models";
 
 /**
- * Writes a model's parameters and buffers as a PyTorch state dict in a safetensors file: `safetensors.torch.load_file` reads it,
+ * Writes a model's parameters and buffers as a PyTorch state dict in a safetensors file, and makes its folder: `safetensors.torch.load_file` reads it,
  * and a RetinaNet's goes into torchvision's by `load_state_dict`.
  *
  * @param options `from` as for torchWeights
@@ -16,5 +17,6 @@ export async function saveTorchWeights(path: string, model: Model, options: { fr
     shape,
     data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
   }));
+  await makeFolder(dirname(path));
   await writeSafetensors(path, tensors, { format: "pt" });
 }

@@ -1,0 +1,190 @@
+/**
+ * Fine-tuning from start to end: defines a detector on a ResNet-18, loads a classifier's weights into its backbone, trains it,
+ * measures it, writes its weights for PyTorch, reads them back, and reuses them for other classes.
+ *
+ *   bun run examples/04_fine_tune.ts                                  the demo's images, all weights drawn at random
+ *   bun run examples/04_fine_tune.ts --backbone-weights resnet18.pth  torchvision's ResNet-18, .pth or .safetensors
+ *   bun run examples/04_fine_tune.ts --data DIR                       data in COCO's layout, train2017 and val2017
+ */
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import {
+  BatchNorm2d,
+  CocoDataLoader,
+  Conv2d,
+  Detector,
+  DetectStep,
+  Device,
+  DeviceBatchDecoder,
+  DeviceImageCodec,
+  demoFolder,
+  describeLoaded,
+  Evaluator,
+  FeaturePyramid,
+  generateDemo,
+  type HeadOutput,
+  HorizontalFlip,
+  Layer,
+  loadBackboneWeights,
+  loadDataset,
+  loadTorchWeights,
+  loadWeights,
+  multiStep,
+  Normalize,
+  octaveAnchors,
+  ReLU,
+  Resize,
+  ResNet,
+  Sequential,
+  saveTorchWeights,
+  statsLine,
+  Trainer,
+  type Value,
+  warmup,
+} from "dlfs";
+
+const { values: options } = parseArgs({
+  options: {
+    data: { type: "string" },
+    "backbone-weights": { type: "string" },
+    iterations: { type: "string", default: "150" },
+    out: { type: "string", default: "runs/04_fine_tune" },
+  },
+});
+const pretrained = options["backbone-weights"];
+const iterations = Number(options.iterations);
+const batchSize = 8;
+const size = [160, 160] as const;
+const CHANNELS = 64;
+
+/** A ResNet-18 with a feature pyramid of three levels; its parameters have torchvision's names. */
+class Backbone extends Layer {
+  // Statistics of pretrained weights are kept as they are, and so are the stem and the first stage.
+  readonly body = new ResNet("resnet18", pretrained ? { norm: "frozen", trainableLayers: 3 } : {});
+  readonly fpn = new FeaturePyramid(this.body.outChannels.slice(1), CHANNELS);
+
+  /** Maps of 64 channels at strides 8, 16 and 32. */
+  forward(images: Value): Value[] {
+    const [, ...maps] = this.body.forward(images);
+    return this.fpn.forward(maps);
+  }
+}
+
+/** Convolution, normalization and ReLU, then `outputs` numbers for each cell. */
+function head(outputs: number, bias: number): Sequential {
+  const init = { weight: { kind: "normal", mean: 0, std: 0.01 }, bias: { kind: "constant", value: bias } } as const;
+  return new Sequential(
+    new Conv2d(CHANNELS, CHANNELS, 3, { padding: 1, bias: false }),
+    new BatchNorm2d(CHANNELS),
+    new ReLU(),
+    new Conv2d(CHANNELS, outputs, 3, { padding: 1, init }),
+  );
+}
+
+/** What Detector adds are anchors, matching, losses and post-processing. */
+class ShapeDetector extends Detector {
+  readonly backbone = new Backbone();
+  readonly scores: Sequential[];
+  readonly boxes: Sequential[];
+
+  constructor(classes: number) {
+    super({ classes, anchors: octaveAnchors(24), matcher: { high: 0.4, low: 0.3, allowLowQuality: true } });
+    const { perCell } = this.anchorGenerator;
+    // Every anchor starts out believing in an object with a probability of 0.01.
+    this.scores = [0, 1, 2].map(() => head(perCell * classes, -Math.log(99)));
+    this.boxes = [0, 1, 2].map(() => head(perCell * 4, 0));
+  }
+
+  heads(images: Value): HeadOutput[] {
+    return this.backbone.forward(images).map((map, level) => ({
+      logits: this.scores[level]!.forward(map),
+      deltas: this.boxes[level]!.forward(map),
+    }));
+  }
+}
+
+using device = new Device({}, console.log);
+const codec = new DeviceImageCodec(device);
+const folder = options.data ?? demoFolder();
+if (options.data === undefined) {
+  await generateDemo(folder, {
+    encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+  });
+}
+using dataset = await loadDataset(folder, { codec });
+
+// 1. The model, and what it starts from.
+using model = new ShapeDetector(dataset.classes.length);
+model.to(device, { seed: 1 });
+if (pretrained !== undefined) {
+  using file = await loadWeights(pretrained);
+  console.log(`${pretrained}: ${describeLoaded(loadBackboneWeights(model, file.tensors)).join(", ")}`);
+}
+
+// 2. Batches for training, with augmentation, and for evaluation.
+const [height, width] = size;
+const evaluation = [new Resize(), new Normalize()];
+const training = [new HorizontalFlip(), ...evaluation];
+using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: training });
+using evalDecoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: evaluation });
+const split = dataset.valSplit as string;
+const common = { store: dataset.store, source: dataset.source, batchSize, size };
+await using loader = new CocoDataLoader({ ...common, split: dataset.trainSplit, decoder, preprocessing: training });
+await using evalLoader = new CocoDataLoader({
+  ...common,
+  split,
+  decoder: evalDecoder,
+  preprocessing: evaluation,
+  shuffle: false,
+});
+
+// 3. Training, and COCO's metrics at the end.
+{
+  using evaluator = new Evaluator({ model, store: dataset.store, split, loader: evalLoader, decoder: evalDecoder });
+  using trainer = new Trainer({
+    model,
+    loader,
+    decoder,
+    evaluator,
+    iterations,
+    optimizer: { schedule: warmup(multiStep(0.02, [Math.ceil(iterations * 0.8)]), Math.ceil(iterations / 10)) },
+    observer: {
+      onResult({ iteration, losses }) {
+        if (iteration % 10 !== 0) return;
+        const parts = Object.entries(losses).map(([name, loss]) => `${name} ${loss.toFixed(3)}`);
+        console.log(`iteration ${iteration}: ${parts.join(", ")}`);
+      },
+    },
+  });
+  const { evaluation } = await trainer.train();
+  if (evaluation) console.log(`${split}: ${statsLine(evaluation.result)}`);
+}
+
+// 4. The weights in a file that safetensors.torch.load_file reads, with PyTorch's names and layouts.
+const weights = join(options.out, "weights.safetensors");
+await saveTorchWeights(weights, model);
+console.log(`weights: ${weights}`);
+
+// 5. Read back into a model of its own: the same detections.
+using file = await loadWeights(weights);
+using again = new ShapeDetector(dataset.classes.length);
+again.to(device);
+loadTorchWeights(again, file.tensors);
+const batch = await evalLoader.getBatch();
+const images = evalDecoder.images(batch.slot);
+const found = [];
+for (const network of [model, again]) {
+  using step = new DetectStep(network, { batchSize, height: size[0], width: size[1] });
+  found.push(await step.run(images, batch.n));
+}
+batch.release();
+const same = JSON.stringify(found[0]) === JSON.stringify(found[1]);
+const count = found[0]?.reduce((sum, detections) => sum + detections.length, 0);
+console.log(
+  `read back: ${count} detections on ${batch.n} images, ${same ? "the same" : "OTHERS"} with the weights read`,
+);
+
+// 6. A detector for other classes: all but the last layers of the scores are reused.
+using other = new ShapeDetector(dataset.classes.length + 1);
+other.to(device);
+for (const line of describeLoaded(loadTorchWeights(other, file.tensors, { ignoreMismatched: true }))) console.log(line);
