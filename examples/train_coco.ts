@@ -239,9 +239,11 @@ async function main(): Promise<number> {
   const size = given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320");
   const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
-  const evaluation = [new Resize(), new Normalize()];
   const network = !earlier && chosen.name === "compact" ? { ...chosen, ...compactOptions(isDemo, cuda) } : chosen;
   const rate = network.name !== "compact" ? 0.01 * (batch / 16) : isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16);
+  const modelConfig: ModelConfig = { ...network, classes: dataset.classes.length };
+  using model = modelFromConfig(modelConfig, resumed ? `${resumed.run}/config.json: model` : undefined);
+  const evaluation = [new Resize(), new Normalize(model.normalization)];
   const config: Config = {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
@@ -258,12 +260,11 @@ async function main(): Promise<number> {
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     classes: dataset.classes.names,
     preprocessing: evaluation.map((op) => op.toJSON()),
-    model: { ...network, classes: dataset.classes.length },
+    model: modelConfig,
     backboneWeights: args["backbone-weights"] ?? earlier?.backboneWeights,
     weights: args.weights ?? earlier?.weights,
   };
 
-  using model = modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined);
   model.to(device, { precision: config.precision, seed });
   const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
   console.log(
@@ -388,10 +389,11 @@ function chooseModel(args: ReturnType<typeof parse>): NamedModel {
   }
   const pretrained = args["backbone-weights"] !== undefined || args.weights !== undefined;
   const layers = args["trainable-layers"];
+  const all = chosen.backbone === "mobilenet_v2" ? 6 : 5;
   return {
     ...chosen,
     norm: oneOf<"frozen" | "batch">("norm", args.norm ?? (pretrained ? "frozen" : "batch"), ["frozen", "batch"]),
-    trainableLayers: layers !== undefined ? integer("trainable-layers", layers, 0) : pretrained ? 3 : 5,
+    trainableLayers: layers !== undefined ? integer("trainable-layers", layers, 0) : pretrained ? 3 : all,
   };
 }
 

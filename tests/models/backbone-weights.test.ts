@@ -3,7 +3,9 @@ import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
 import { loadWeights } from "../../lib/formats";
 import {
+  type DetectionModel,
   detectorNames,
+  type LoadedWeights,
   loadBackboneWeights,
   loadTorchWeights,
   type ModelConfig,
@@ -30,21 +32,42 @@ function detector(name: string, options: { classes?: number; norm?: "batch" | "f
 
 const classifier = (name: string) => join(import.meta.dir, "../golden/classifiers", `${name}.pth`);
 
-test.each(["frozen", "batch"] as const)("torchvision's ResNet-18 becomes a detector's backbone (%s)", async (norm) => {
-  const model = detector("retinanet_resnet18_fpn", { norm });
-  const head = model.stateDict().get("head.classification_head.cls_logits.weight")!.read();
-  using file = await loadWeights(classifier("resnet18"));
-  const report = loadBackboneWeights(model, file.tensors);
-  expect(report.skipped).toEqual(["fc.weight", "fc.bias"]);
-  expect([report.missing, report.unexpected, report.mismatched]).toEqual([[], [], []]);
-  expect(report.loaded.length).toBe(100);
+/** The i-th tensor of a recorded classifier has i / 1000 everywhere; those below `from` must be the backbone's. */
+async function expectBackbone(
+  model: DetectionModel,
+  name: string,
+  from: string,
+  report: (weights: LoadedWeights) => void,
+) {
+  const bias = [...model.stateDict()].find(([path]) => path.endsWith("cls_logits.weight"))!;
+  const before = bias[1].read();
+  using file = await loadWeights(classifier(name));
+  const loaded = loadBackboneWeights(model, file.tensors);
+  report(loaded);
+  expect([loaded.missing, loaded.unexpected, loaded.mismatched]).toEqual([[], [], []]);
   const state = model.stateDict();
-  for (const [i, name] of [...file.tensors.keys()].entries()) {
-    const values = state.get(`backbone.body.${name}`)?.read();
+  let compared = 0;
+  for (const [i, path] of [...file.tensors.keys()].entries()) {
+    const values = path.startsWith(from) ? state.get(`backbone.body.${path.slice(from.length)}`)?.read() : undefined;
     if (!values) continue;
-    expect([name, values[0], values.at(-1)]).toEqual([name, Math.fround(i / 1000), Math.fround(i / 1000)]);
+    ++compared;
+    expect([path, values[0], values.at(-1)]).toEqual([path, Math.fround(i / 1000), Math.fround(i / 1000)]);
   }
-  expect(state.get("head.classification_head.cls_logits.weight")!.read()).toEqual(head);
+  expect(compared).toBe(loaded.loaded.length);
+  expect(bias[1].read()).toEqual(before);
+}
+
+test.each(["frozen", "batch"] as const)("torchvision's ResNet-18 becomes a detector's backbone (%s)", async (norm) => {
+  await expectBackbone(detector("retinanet_resnet18_fpn", { norm }), "resnet18", "", ({ loaded, skipped }) => {
+    expect(loaded.length).toBe(100);
+    expect(skipped).toEqual(["fc.weight", "fc.bias"]);
+  });
+});
+
+test("torchvision's MobileNetV2 becomes a detector's backbone", async () => {
+  await expectBackbone(detector("retinanet_mobilenet_v2_fpn"), "mobilenet_v2", "features.", ({ loaded, skipped }) => {
+    expect([loaded.length, skipped]).toEqual([260, []]);
+  });
 });
 
 test("a detector's checkpoint gives its backbone to one for other classes, the head stays as drawn", () => {
