@@ -1,4 +1,4 @@
-// Elementwise operations: fill, cast, add, scale, activations and their gradients, the finite check. One pass over
+// Elementwise operations: fill, cast, add, multiply, scale, activations and their gradients, the finite check. One pass over
 // memory each, in parallel parts, computed in fp32. Results may overwrite an operand element by element: `omp simd`
 // says so, where the compiler's own check for overlap would send such calls to its scalar loop.
 #include <limits>
@@ -129,6 +129,30 @@ extern "C" dlfs_status dlfs_add(dlfs_stream stream, void* dst, const void* a, co
               store(out + i, activate<decltype(act)::value>(load(left + i) + load(right + i)));
             }
           });
+        });
+      });
+    });
+  });
+}
+
+extern "C" dlfs_status dlfs_multiply(dlfs_stream stream, void* dst, const void* a, const void* b, int64_t n,
+                                     dlfs_dtype dtype) {
+  return on_stream("dlfs_multiply", stream, [&](Stream& s) {
+    check_count(n, "n");
+    dispatch_float(dtype, [](auto) {});
+    if (n == 0) return;
+    check_pointer(dst, "dst");
+    check_pointer(a, "a");
+    check_pointer(b, "b");
+    s.enqueue([=] {
+      dispatch_float(dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        T* out = static_cast<T*>(dst);
+        const T* left = static_cast<const T*>(a);
+        const T* right = static_cast<const T*>(b);
+        parallel_for(n, kGrain, [=](int64_t begin, int64_t end) {
+#pragma omp simd
+          for (int64_t i = begin; i < end; ++i) store(out + i, load(left + i) * load(right + i));
         });
       });
     });

@@ -1,4 +1,4 @@
-// Elementwise operations on packed arrays: fill, cast, add, scale, activations, the finite check. All are bound by
+// Elementwise operations on packed arrays: fill, cast, add, multiply, scale, activations, the finite check. All are bound by
 // memory: each thread moves 16 bytes per access where the addresses allow it, in a grid-stride loop.
 #include <climits>
 #include <cmath>
@@ -112,7 +112,7 @@ void dispatch_castable(dlfs_dtype dtype, Body&& body) {
   throw Error(DLFS_ERROR_DTYPE, format("unexpected dtype %s", dtype_name(dtype)));
 }
 
-// ---- add, scale, activations --------------------------------------------------------------------------------------
+// ---- add, multiply, scale, activations ----------------------------------------------------------------------------
 
 template <class T, dlfs_activation activation>
 struct Add {
@@ -126,6 +126,22 @@ struct Add {
     load(y, b + i);
 #pragma unroll
     for (int j = 0; j < V; ++j) x[j] = activate<activation>(x[j] + y[j]);
+    store(dst + i, x);
+  }
+};
+
+template <class T>
+struct Multiply {
+  T* dst;
+  const T* a;
+  const T* b;
+  template <int V>
+  __device__ void apply(int64_t i) const {
+    float x[V], y[V];
+    load(x, a + i);
+    load(y, b + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) x[j] *= y[j];
     store(dst + i, x);
   }
 };
@@ -282,6 +298,22 @@ dlfs_status dlfs_add(dlfs_stream stream, void* dst, const void* a, const void* b
         map<decltype(width)::value>(s, n, Add<T, decltype(act)::value>{static_cast<T*>(dst), static_cast<const T*>(a),
                                                                        static_cast<const T*>(b)});
       });
+    });
+  });
+}
+
+dlfs_status dlfs_multiply(dlfs_stream stream, void* dst, const void* a, const void* b, int64_t n, dlfs_dtype dtype) {
+  return stream_call("dlfs_multiply", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    check_count(n, "n");
+    if (n == 0) return;
+    check_pointer(dst, "dst");
+    check_pointer(a, "a");
+    check_pointer(b, "b");
+    dispatch_vector(dtype, aligned16({dst, a, b}), [&](auto tag, auto width) {
+      using T = typename decltype(tag)::type;
+      map<decltype(width)::value>(
+          s, n, Multiply<T>{static_cast<T*>(dst), static_cast<const T*>(a), static_cast<const T*>(b)});
     });
   });
 }

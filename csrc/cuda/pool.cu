@@ -1,7 +1,8 @@
 // Maximum and average pooling over NHWC. Forward: one thread per output pixel and channel vector. Backward: one thread
 // per input pixel and channel vector gathers from the windows that cover it, so nothing is added atomically and the
-// order of sums is fixed.
+// order of sums is fixed. Averages over whole images have kernels of their own.
 #include "common/geometry.hpp"
+#include "cuda/image_sums.cuh"
 #include "cuda/numeric.cuh"
 #include "cuda/pixel.cuh"
 #include "cuda/runtime.cuh"
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(256, 4) avg_pool_kernel(T* y, const T* x, Pool
   });
 }
 
-// Large windows (global pooling): a block of 32 channel vectors by 8 threads that share the window.
+// Large windows: a block of 32 channel vectors by 8 threads that share the window.
 template <class T, int V>
 __global__ void __launch_bounds__(256, 4) avg_pool_large_kernel(T* y, const T* x, PoolGeometry g, bool padded) {
   __shared__ float partial[8][32][V];
@@ -162,6 +163,44 @@ __global__ void __launch_bounds__(256, 4) avg_pool_large_kernel(T* y, const T* x
     }
   }
 }
+
+// A window of the whole image (global pooling): the mean of each image's rows.
+template <class T, int V>
+struct GlobalMean {
+  T* y;
+  const T* x;
+  int32_t c;
+  float by;
+
+  __device__ void add(float (&sum)[V], int64_t at) const {
+    float value[V];
+    load(value, x + at);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] += value[j];
+  }
+
+  __device__ void write(int64_t image, unsigned, int64_t channel, float (&sum)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] *= by;
+    store(y + image * c + channel, sum);
+  }
+};
+
+// Its gradient: dy (n, C) over the rows of each image.
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256)
+    global_mean_backward_kernel(T* dx, const T* dy, Index all_rows, Index rows, int32_t c, float by) {
+  for_rows(all_rows, c / V, [&](Index row, int32_t vector) {
+    float value[V];
+    load(value, dy + static_cast<int64_t>(row / rows) * c + vector * V);
+#pragma unroll
+    for (int j = 0; j < V; ++j) value[j] *= by;
+    store(dx + static_cast<int64_t>(row) * c + vector * V, value);
+  });
+}
+
+// Whether the window is the whole image.
+bool is_global(const PoolGeometry& g) { return g.r == g.h && g.s == g.w && g.pad_h == 0 && g.pad_w == 0; }
 
 template <class T, int V, class Index>
 __global__ void __launch_bounds__(256, 4) avg_pool_backward_kernel(T* dx, const T* dy, PoolGeometry g, bool padded) {
@@ -242,7 +281,17 @@ dlfs_status dlfs_avg_pool_forward(dlfs_stream stream, void* y, const void* x, in
     check_pointer(x, "x");
     const bool padded = count_include_pad != 0;
     const int64_t rows = int64_t{g.n} * g.p * g.q;
-    if (int64_t{g.r} * g.s >= 64) {
+    if (is_global(g)) {
+      const int64_t window = int64_t{g.h} * g.w;
+      dispatch_channels(dtype, g.c, aligned16({y, x}), [&](auto tag, auto width) {
+        using T = typename decltype(tag)::type;
+        constexpr int V = decltype(width)::value;
+        const ImageSumGrid grid = image_sum_grid(*s.context, g.n, window, g.c / V, false);
+        const GlobalMean<T, V> mean{static_cast<T*>(y), static_cast<const T*>(x), g.c,
+                                    1.0f / static_cast<float>(window)};
+        launch(s, grid.grid(), grid.block(), 0, image_sums_kernel<V, GlobalMean<T, V>>, g.n, window, g.c, mean);
+      });
+    } else if (int64_t{g.r} * g.s >= 64) {
       dispatch_channels(dtype, g.c, aligned16({y, x}), [&](auto tag, auto width) {
         using T = typename decltype(tag)::type;
         constexpr int V = decltype(width)::value;
@@ -268,6 +317,21 @@ dlfs_status dlfs_avg_pool_backward(dlfs_stream stream, void* dx, const void* dy,
     check_pointer(dy, "dy");
     const bool padded = count_include_pad != 0;
     const int64_t rows = int64_t{g.n} * g.h * g.w;
+    if (is_global(g)) {
+      const int64_t window = int64_t{g.h} * g.w;
+      dispatch_channels(dtype, g.c, aligned16({dx, dy}), [&](auto tag, auto width) {
+        using T = typename decltype(tag)::type;
+        constexpr int V = decltype(width)::value;
+        dispatch_index(rows, [&](auto index_tag) {
+          using Index = typename decltype(index_tag)::type;
+          const RowGrid grid = row_grid(*s.context, rows, g.c / V);
+          launch(s, grid.grid, grid.block, 0, global_mean_backward_kernel<T, V, Index>, static_cast<T*>(dx),
+                 static_cast<const T*>(dy), static_cast<Index>(rows), static_cast<Index>(window), g.c,
+                 1.0f / static_cast<float>(window));
+        });
+      });
+      return;
+    }
     LAUNCH_POOL(avg_pool_backward_kernel, rows, aligned16({dx, dy}), static_cast<T*>(dx), static_cast<const T*>(dy), g,
                 padded);
   });

@@ -208,6 +208,10 @@ DLFS_API dlfs_status dlfs_cast(dlfs_stream stream, void *dst, const void *src, i
 DLFS_API dlfs_status dlfs_add(dlfs_stream stream, void *dst, const void *a, const void *b, int64_t n, dlfs_dtype dtype,
                               dlfs_activation activation);
 
+/* dst[i] = a[i] * b[i] in fp32; dst may be a or b. */
+DLFS_API dlfs_status dlfs_multiply(dlfs_stream stream, void *dst, const void *a, const void *b, int64_t n,
+                                   dlfs_dtype dtype);
+
 /* dst[i] = src[i] * factor * (device_factor ? *device_factor : 1); dst may be src. device_factor: fp32, nullable. */
 DLFS_API dlfs_status dlfs_scale(dlfs_stream stream, void *dst, const void *src, const float *device_factor, int64_t n,
                                 dlfs_dtype dtype, double factor);
@@ -231,6 +235,37 @@ DLFS_API dlfs_status dlfs_softmax_forward(dlfs_stream stream, void *y, const voi
 /* dx[i, j] = y[i, j] (dy[i, j] - sum over k of dy[i, k] y[i, k]), summed in fp32. dx may be dy. */
 DLFS_API dlfs_status dlfs_softmax_backward(dlfs_stream stream, void *dx, const void *dy, const void *y, int64_t rows,
                                            int32_t c, dlfs_dtype dtype);
+
+/* y[i, r, j] = x[i, r, j] * s[i, j] in fp32: x, y (n, rows, C), s (n, C), all of dtype; the scaling of each image's
+ * channels in squeeze-and-excitation (Hu et al. 2018). y may be x. */
+DLFS_API dlfs_status dlfs_channel_scale(dlfs_stream stream, void *y, const void *x, const void *s, int32_t n,
+                                        int64_t rows, int32_t c, dlfs_dtype dtype);
+
+/* Bytes of workspace for dlfs_channel_dot. */
+DLFS_API dlfs_status dlfs_channel_dot_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int64_t rows,
+                                                int32_t c, dlfs_dtype dtype);
+
+/* out[i, j] = sum over r of a[i, r, j] b[i, r, j]: a, b (n, rows, C), out (n, C), all of dtype; the gradient of
+ * dlfs_channel_scale's s. Summed in fp32, the same order of sums each run, and rounded once. */
+DLFS_API dlfs_status dlfs_channel_dot(dlfs_stream stream, void *out, const void *a, const void *b, void *workspace,
+                                      int32_t n, int64_t rows, int32_t c, dlfs_dtype dtype);
+
+/* y[i, j groups + g] = x[i, g C / groups + j]: torch's ChannelShuffle of x (rows, C), C a multiple of groups (Zhang et al.
+ * 2018). Its inverse and gradient is the same with C / groups groups. y must not overlap x. */
+DLFS_API dlfs_status dlfs_channel_shuffle(dlfs_stream stream, void *y, const void *x, int64_t rows, int32_t c,
+                                          int32_t groups, dlfs_dtype dtype);
+
+/* y[i] = kept(i) ? x[i] / (1 - p) : 0 (Srivastava et al. 2014), p in [0, 1). Element i is kept where word i % 4 of the
+ * Philox4x32-10 block with key = seed and counter = (i / 4, *counter) is at least p 2^32: the same ones on every backend.
+ * Bit i % 8 of byte i / 8 of mask (ceil(n / 8) bytes, nullable) says so to the backward pass; bits past n are 0. Then
+ * *counter += 1, and back to 0 at 2^24: counter is an fp32 on the device that holds a whole number, so that each launch of a
+ * captured graph draws anew, and a saved counter goes on where it was. y may be x. */
+DLFS_API dlfs_status dlfs_dropout_forward(dlfs_stream stream, void *y, uint8_t *mask, float *counter, const void *x,
+                                          int64_t n, dlfs_dtype dtype, double p, int64_t seed);
+
+/* dx[i] = bit i of mask ? dy[i] / (1 - p) : 0. dx may be dy. */
+DLFS_API dlfs_status dlfs_dropout_backward(dlfs_stream stream, void *dx, const void *dy, const uint8_t *mask, int64_t n,
+                                           dlfs_dtype dtype, double p);
 
 /* dst (n, columns, rows) from src (n, rows, columns): each of n matrices transposed; F32, BF16, F16, I32. The memory of
  * dst and src must not overlap. */

@@ -2,10 +2,13 @@
  * Operations as functions of symbolic tensors, for use inside forward(), in the spirit of torch.nn.functional. Image batches
  * are (N, H, W, C); weights (out channels, kernel height, kernel width, in channels / groups).
  */
+import { check, ErrorCode } from "../native";
 import type { DType } from "../tensor";
+import { channelScale, channelShuffle as channelShuffleOp } from "./ops/channel";
 import { constant as constantOp } from "./ops/constant";
 import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops/conv";
-import { activate, add as addOp, cast as castOp, scale as scaleOp } from "./ops/elementwise";
+import { dropout as dropoutOp } from "./ops/dropout";
+import { activate, add as addOp, cast as castOp, multiply as multiplyOp, scale as scaleOp } from "./ops/elementwise";
 import { groupNorm as groupNormOp } from "./ops/group-norm";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
 import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
@@ -120,6 +123,34 @@ export function add(a: Value, b: Value): Value {
   return only(applyOp(addOp, [a, b], { activation: "none" }));
 }
 
+/** Whether s has a factor (N, 1, 1, C) for each channel of images x (N, H, W, C) that are larger than a pixel. */
+function scalesChannels(x: Value, s: Value): boolean {
+  const isPixel = ({ shape }: Value) => shape.length === 4 && shape[1] === 1 && shape[2] === 1;
+  return x.shape.length === 4 && isPixel(s) && !isPixel(x);
+}
+
+/** a * b, of one shape and dtype, or one of them (N, 1, 1, C) and the other (N, H, W, C): each channel times its factor. */
+export function multiply(a: Value, b: Value): Value {
+  if (scalesChannels(a, b)) return only(applyOp(channelScale, [a, b], {}));
+  if (scalesChannels(b, a)) return only(applyOp(channelScale, [b, a], {}));
+  return only(applyOp(multiplyOp, [a, b], {}));
+}
+
+/** Deals the channels of `groups` groups out in turn (Zhang et al. 2018; torch's channel_shuffle). */
+export function channelShuffle(x: Value, groups: number): Value {
+  return only(applyOp(channelShuffleOp, [x], { groups }));
+}
+
+/**
+ * Zeros each element with probability p, in [0, 1), and scales the others by 1 / (1 - p) (Srivastava et al. 2014).
+ *
+ * @param counter an f32 scalar, such as a buffer of a layer: it numbers the draws, and each run raises it by 1
+ * @param seed with the counter, decides which elements are zeroed, equally on every backend; at most 2^53
+ */
+export function dropout(x: Value, counter: Value, { p, seed }: { p: number; seed: number }): Value {
+  return applyOp(dropoutOp, [x, counter], { p, seed })[0] as Value;
+}
+
 /** factor * x. */
 export function scale(x: Value, factor: number): Value {
   return only(applyOp(scaleOp, [x], { factor }));
@@ -148,6 +179,32 @@ export function slice(x: Value, axis: number, start: number, length: number): Va
   return only(applyOp(sliceOp, [x], { axis, start, length }));
 }
 
+/**
+ * The parts of a tensor along an axis, by default the channels, as torch.split: of `sizes` steps each, the last one shorter
+ * where they do not fit, or of the sizes listed, which must add up to the whole.
+ */
+export function split(x: Value, sizes: number | readonly number[], axis = 3): Value[] {
+  const total = x.shape[axis] ?? 0;
+  let lengths = sizes as readonly number[];
+  if (typeof sizes === "number") {
+    const step = Math.max(1, Math.trunc(sizes));
+    check(step === sizes, "split", () => `expected a size of at least 1, got ${sizes}`);
+    lengths = Array.from({ length: Math.ceil(total / step) }, (_, i) => Math.min(step, total - i * step));
+  }
+  check(
+    lengths.length > 0 && lengths.reduce((sum, length) => sum + length, 0) === total,
+    "split",
+    () => `expected sizes that add up to ${total}, axis ${axis} of (${x.shape.join(", ")}), got ${lengths.join(" + ")}`,
+    ErrorCode.shape,
+  );
+  let start = 0;
+  return lengths.map((length) => {
+    const part = slice(x, axis, start, length);
+    start += length;
+    return part;
+  });
+}
+
 function window(kernel: Size2, stride: Size2 | undefined, padding: Size2): Window {
   return { kernel: pair(kernel), stride: pair(stride ?? kernel), padding: pair(padding) };
 }
@@ -168,6 +225,11 @@ export function avgPool2d(
     countIncludePad: options.countIncludePad ?? true,
   };
   return only(applyOp(avgPoolOp, [x], attrs));
+}
+
+/** The mean of each channel over the whole image: (N, H, W, C) to (N, 1, 1, C). */
+export function globalAvgPool2d(x: Value): Value {
+  return avgPool2d(x, [x.shape[1] ?? 1, x.shape[2] ?? 1]);
 }
 
 /** Nearest-neighbour upsampling by a factor, or to a size [height, width]. */

@@ -27,6 +27,8 @@ export class Parameter {
     readonly options: {
       /** A running statistic: saved, not trained. */
       buffer?: boolean;
+      /** False: state of the training alone, kept in checkpoints and left out of exported weights (torch's term). Default true. */
+      persistent?: boolean;
       /** Gets weight decay; by convention biases and normalisation do too in torch's SGD. Default true. */
       decay?: boolean;
     } = {},
@@ -37,6 +39,10 @@ export class Parameter {
 
   get isBuffer(): boolean {
     return this.options.buffer ?? false;
+  }
+
+  get isPersistent(): boolean {
+    return this.options.persistent ?? true;
   }
 
   get tensor(): Tensor {

@@ -1,8 +1,12 @@
 export * from "./activation";
 export * from "./basic";
+export { ChannelShuffle, Multiply, Split } from "./channel";
+export { Dropout } from "./dropout";
 export { FrozenBatchNorm2d } from "./frozen-batch-norm";
 export { GroupNorm } from "./group-norm";
 export { Layer, type Values } from "./layer";
 export { Linear, type LinearOptions } from "./linear";
 export { Model, type ModelOptions } from "./model";
+export { AdaptiveAvgPool2d, AvgPool2d, type AvgPool2dOptions, GlobalAvgPool2d } from "./pooling";
+export { SqueezeExcitation, type SqueezeExcitationOptions } from "./squeeze-excitation";
 export { flopsOf, type LayerSummary, type ModelSummary, type SummaryOptions, summarize } from "./summary";

@@ -101,18 +101,18 @@ export abstract class Model extends Layer {
     if (arena) this.device.native.memset(this.device.stream.handle, arena.address, align(arena.byteLength), 0);
   }
 
-  /** Parameters and buffers by path, as in torch: the tensors themselves, not copies. */
+  /** Parameters and buffers by path, those that are not persistent too: the tensors themselves, not copies. */
   stateDict(): Map<string, Tensor> {
     return new Map([...this.namedState()].map(([name, parameter]) => [name, parameter.tensor]));
   }
 
   /**
    * Replaces parameters and buffers, or none where one does not fit. Every name must be present with its shape, and no
-   * other, unless `strict` is false.
+   * other, unless `strict` is false; buffers that are not persistent may be missing.
    */
   loadStateDict(values: ReadonlyMap<string, ArrayLike<number>>, { strict = true } = {}): void {
     const state = this.namedState();
-    const missing = [...state.keys()].filter((name) => !values.has(name));
+    const missing = [...state].flatMap(([name, { isPersistent }]) => (isPersistent && !values.has(name) ? [name] : []));
     const unexpected = [...values.keys()].filter((name) => !state.has(name));
     check(
       !strict || (missing.length === 0 && unexpected.length === 0),

@@ -59,6 +59,7 @@ export interface ModelSummary {
 /** Kinds that neither multiply nor add: they compare, copy, view, select, or evaluate a transcendental function. */
 const FREE = new Set([
   "anchor_grid",
+  "channel_shuffle",
   "cast",
   "concat",
   "constant",
@@ -83,7 +84,8 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - batch and group normalization: 2 an element, its scale and shift. Statistics are left out.
- * - addition, scaling, FCOS's scores: 1 an element. SiLU, leaky ReLU: 1, their product. Hardsigmoid: 2, hardswish: 3.
+ * - addition, multiplication, scaling, dropout, FCOS's scores: 1 an element. SiLU, leaky ReLU: 1, their product.
+ *   Hardsigmoid: 2, hardswish: 3.
  * - softmax: 3 an element: it subtracts the largest, adds up, divides.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
  * - 0: comparisons (ReLU, ReLU6, max pooling), exponentials (sigmoid), and whatever moves data.
@@ -107,6 +109,9 @@ export function flopsOf(node: Node): number | null {
     case "add":
     case "point_scores":
     case "scale":
+    case "multiply":
+    case "channel_scale":
+    case "dropout":
       return elements;
     case "activation":
       return elements * (ACTIVATION_FLOPS[attrs.activation ?? ""] ?? 0);

@@ -94,6 +94,11 @@ function matcher(filter: NameFilter): (name: string) => boolean {
   return (name) => prefixes.some((prefix) => prefix === "" || name === prefix || name.startsWith(`${prefix}.`));
 }
 
+/** Parameters and buffers that weights hold. */
+function persistentState(model: Model): [string, Parameter][] {
+  return [...model.namedState()].filter(([, { isPersistent }]) => isPersistent);
+}
+
 /** Entries below a prefix, named relative to it. */
 function below<T>(entries: Iterable<readonly [string, T]>, part: string): [string, T][] {
   const prefix = part ? `${part}.` : "";
@@ -123,7 +128,7 @@ export function loadTorchWeights(
   const op = (first && "path" in first && first.path) || "loadTorchWeights";
   const [isOnly, isSkipped] = [matcher(options.only ?? ""), matcher(options.skip ?? [])];
   const isWanted = (name: string) => isOnly(name) && !isSkipped(name);
-  const inModel = below(model.namedState(), into);
+  const inModel = below(persistentState(model), into);
   check(inModel.length > 0, op, () => `the model has no parameters under "${into}"`);
   const state = new Map(inModel.filter(([name]) => isWanted(name)));
   const inWeights = below(weights, from);
@@ -215,7 +220,7 @@ export function describeLoaded({ loaded, missing, unexpected, mismatched, skippe
 export function torchWeights(model: Model, { from = "" }: { from?: string } = {}): Map<string, TorchWeight> {
   const prefix = from ? `${from}.` : "";
   const weights = new Map<string, TorchWeight>();
-  for (const [name, parameter] of model.namedState()) {
+  for (const [name, parameter] of persistentState(model)) {
     if (!name.startsWith(prefix)) continue;
     const data = parameter.tensor.read() as Float32Array;
     const [k, r, s, c] = parameter.shape as [number, number, number, number];

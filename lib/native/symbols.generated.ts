@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "207d5079879062ec";
+export const headerHash = "0b4c061b32d815f0";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -99,11 +99,18 @@ export const symbols = {
   dlfs_fill: { args: ["i64", "ptr", "i64", "i32", "f64"], returns: "i32" },
   dlfs_cast: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_multiply: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32"], returns: "i32" },
   dlfs_scale: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "f64"], returns: "i32" },
   dlfs_activation_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_activation_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_softmax_forward: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_softmax_backward: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_channel_scale: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_channel_dot_workspace: { args: ["i64", "buffer", "i32", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_channel_dot: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_channel_shuffle: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_dropout_forward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "f64", "i64"], returns: "i32" },
+  dlfs_dropout_backward: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "f64"], returns: "i32" },
   dlfs_transpose: { args: ["i64", "ptr", "ptr", "i64", "i64", "i64", "i32"], returns: "i32" },
   dlfs_check_finite: { args: ["i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
   dlfs_init_uniform: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
@@ -209,11 +216,18 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_fill: ["stream", "dst", "n", "dtype", "value"],
   dlfs_cast: ["stream", "dst", "src", "n", "dstDtype", "srcDtype"],
   dlfs_add: ["stream", "dst", "a", "b", "n", "dtype", "activation"],
+  dlfs_multiply: ["stream", "dst", "a", "b", "n", "dtype"],
   dlfs_scale: ["stream", "dst", "src", "deviceFactor", "n", "dtype", "factor"],
   dlfs_activation_forward: ["stream", "y", "x", "n", "dtype", "activation", "slope"],
   dlfs_activation_backward: ["stream", "dx", "dy", "x", "y", "n", "dtype", "activation", "slope"],
   dlfs_softmax_forward: ["stream", "y", "x", "rows", "c", "dtype"],
   dlfs_softmax_backward: ["stream", "dx", "dy", "y", "rows", "c", "dtype"],
+  dlfs_channel_scale: ["stream", "y", "x", "s", "n", "rows", "c", "dtype"],
+  dlfs_channel_dot_workspace: ["ctx", "out", "n", "rows", "c", "dtype"],
+  dlfs_channel_dot: ["stream", "out", "a", "b", "workspace", "n", "rows", "c", "dtype"],
+  dlfs_channel_shuffle: ["stream", "y", "x", "rows", "c", "groups", "dtype"],
+  dlfs_dropout_forward: ["stream", "y", "mask", "counter", "x", "n", "dtype", "p", "seed"],
+  dlfs_dropout_backward: ["stream", "dx", "dy", "mask", "n", "dtype", "p"],
   dlfs_transpose: ["stream", "dst", "src", "n", "rows", "columns", "dtype"],
   dlfs_check_finite: ["stream", "flag", "x", "n", "dtype"],
   dlfs_init_uniform: ["stream", "dst", "n", "seed", "offset", "low", "high"],
@@ -371,6 +385,8 @@ export interface NativeFunctions {
   cast(stream: number, dst: Address | null, src: Address | null, n: number, dstDtype: number, srcDtype: number): number;
   /** dst[i] = activation(a[i] + b[i]), summed in fp32; dst may be a or b. activation: NONE, RELU, SIGMOID, SILU or RELU6. */
   add(stream: number, dst: Address | null, a: Address | null, b: Address | null, n: number, dtype: number, activation: number): number;
+  /** dst[i] = a[i] * b[i] in fp32; dst may be a or b. */
+  multiply(stream: number, dst: Address | null, a: Address | null, b: Address | null, n: number, dtype: number): number;
   /** dst[i] = src[i] * factor * (device_factor ? *device_factor : 1); dst may be src. device_factor: fp32, nullable. */
   scale(stream: number, dst: Address | null, src: Address | null, deviceFactor: Address | null, n: number, dtype: number, factor: number): number;
   /** y[i] = activation(x[i]), computed in fp32; y may be x. slope: LEAKY_RELU's for x <= 0, else ignored. */
@@ -389,6 +405,33 @@ export interface NativeFunctions {
   softmaxForward(stream: number, y: Address | null, x: Address | null, rows: number, c: number, dtype: number): number;
   /** dx[i, j] = y[i, j] (dy[i, j] - sum over k of dy[i, k] y[i, k]), summed in fp32. dx may be dy. */
   softmaxBackward(stream: number, dx: Address | null, dy: Address | null, y: Address | null, rows: number, c: number, dtype: number): number;
+  /**
+   * y[i, r, j] = x[i, r, j] * s[i, j] in fp32: x, y (n, rows, C), s (n, C), all of dtype; the scaling of each image's
+   * channels in squeeze-and-excitation (Hu et al. 2018). y may be x.
+   */
+  channelScale(stream: number, y: Address | null, x: Address | null, s: Address | null, n: number, rows: number, c: number, dtype: number): number;
+  /** Bytes of workspace for dlfs_channel_dot. */
+  channelDotWorkspace(ctx: number, out: HostView, n: number, rows: number, c: number, dtype: number): number;
+  /**
+   * out[i, j] = sum over r of a[i, r, j] b[i, r, j]: a, b (n, rows, C), out (n, C), all of dtype; the gradient of
+   * dlfs_channel_scale's s. Summed in fp32, the same order of sums each run, and rounded once.
+   */
+  channelDot(stream: number, out: Address | null, a: Address | null, b: Address | null, workspace: Address | null, n: number, rows: number, c: number, dtype: number): number;
+  /**
+   * y[i, j groups + g] = x[i, g C / groups + j]: torch's ChannelShuffle of x (rows, C), C a multiple of groups (Zhang et al.
+   * 2018). Its inverse and gradient is the same with C / groups groups. y must not overlap x.
+   */
+  channelShuffle(stream: number, y: Address | null, x: Address | null, rows: number, c: number, groups: number, dtype: number): number;
+  /**
+   * y[i] = kept(i) ? x[i] / (1 - p) : 0 (Srivastava et al. 2014), p in [0, 1). Element i is kept where word i % 4 of the
+   * Philox4x32-10 block with key = seed and counter = (i / 4, *counter) is at least p 2^32: the same ones on every backend.
+   * Bit i % 8 of byte i / 8 of mask (ceil(n / 8) bytes, nullable) says so to the backward pass; bits past n are 0. Then
+   * *counter += 1, and back to 0 at 2^24: counter is an fp32 on the device that holds a whole number, so that each launch of a
+   * captured graph draws anew, and a saved counter goes on where it was. y may be x.
+   */
+  dropoutForward(stream: number, y: Address | null, mask: Address | null, counter: Address | null, x: Address | null, n: number, dtype: number, p: number, seed: number): number;
+  /** dx[i] = bit i of mask ? dy[i] / (1 - p) : 0. dx may be dy. */
+  dropoutBackward(stream: number, dx: Address | null, dy: Address | null, mask: Address | null, n: number, dtype: number, p: number): number;
   /**
    * dst (n, columns, rows) from src (n, rows, columns): each of n matrices transposed; F32, BF16, F16, I32. The memory of
    * dst and src must not overlap.

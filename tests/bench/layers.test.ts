@@ -10,8 +10,11 @@ import { type Parameter, Program, rowsAndChannels, type Value } from "../../lib/
 import {
   Add,
   BatchNorm2d,
+  ChannelShuffle,
   Concat,
   Conv2d,
+  Dropout,
+  GlobalAvgPool2d,
   GroupNorm,
   Hardsigmoid,
   Hardswish,
@@ -20,6 +23,7 @@ import {
   Linear,
   MaxPool2d,
   Model,
+  Multiply,
   ReLU,
   ReLU6,
   SeparableConv2d,
@@ -27,6 +31,7 @@ import {
   Sigmoid,
   SiLU,
   Softmax,
+  SqueezeExcitation,
   Upsample,
 } from "../../lib/layers";
 import type { Tensor } from "../../lib/tensor";
@@ -81,6 +86,12 @@ const benches: Bench[] = [
   simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), [320, 320, 64]),
   simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),
   simple("Add", () => new Add(), [80, 80, 256], [80, 80, 256]),
+  simple("Multiply", () => new Multiply(), [80, 80, 256], [80, 80, 256]),
+  simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]),
+  simple("ChannelShuffle in 2 groups", () => new ChannelShuffle(2), [40, 40, 116]),
+  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [20, 20, 2048]),
+  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [7, 7, 1280]),
+  simple("Dropout", () => new Dropout(), [80, 80, 256]),
   simple("Concat", () => new Concat(), [80, 80, 128], [80, 80, 128]),
   simple(
     "Sequential: conv 3x3 128 -> 128, norm, ReLU",

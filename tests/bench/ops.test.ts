@@ -9,6 +9,7 @@ import { boxBenches } from "../ops/cases/boxes";
 import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case";
 import { channelBenches } from "../ops/cases/channel";
 import { convBenches } from "../ops/cases/conv";
+import { dropoutBenches } from "../ops/cases/dropout";
 import { elementwiseBenches } from "../ops/cases/elementwise";
 import { groupNormBenches } from "../ops/cases/group-norm";
 import { lossBenches } from "../ops/cases/losses";
@@ -98,6 +99,7 @@ const lists = [
   groupNormBenches,
   elementwiseBenches,
   channelBenches,
+  dropoutBenches,
   poolBenches,
   boxBenches,
   lossBenches,

@@ -2,10 +2,15 @@
 import { describe, expect, test } from "bun:test";
 import { add, maxPool2d, relu, sigmoid, type Value } from "../../lib/graph";
 import {
+  AdaptiveAvgPool2d,
   Add,
+  AvgPool2d,
   BatchNorm2d,
+  ChannelShuffle,
   Concat,
   Conv2d,
+  Dropout,
+  GlobalAvgPool2d,
   GroupNorm,
   Hardsigmoid,
   Hardswish,
@@ -14,6 +19,7 @@ import {
   Linear,
   MaxPool2d,
   Model,
+  Multiply,
   ReLU,
   ReLU6,
   SeparableConv2d,
@@ -21,6 +27,8 @@ import {
   Sigmoid,
   SiLU,
   Softmax,
+  Split,
+  SqueezeExcitation,
   Upsample,
 } from "../../lib/layers";
 import { Tensor } from "../../lib/tensor";
@@ -100,6 +108,19 @@ const layers: Record<string, () => AnyLayer> = {
   Hardswish: () => new Hardswish(),
   Hardsigmoid: () => new Hardsigmoid(),
   Softmax: () => new Softmax(),
+  Multiply: () => new Multiply(),
+  "Multiply by channel": () => new Multiply(),
+  ChannelShuffle: () => new ChannelShuffle(3),
+  Split: () => new Split(3),
+  "Split into sizes": () => new Split([1, 5, 2]),
+  SqueezeExcitation: () => new SqueezeExcitation(8, 3),
+  "SqueezeExcitation of MobileNetV3": () =>
+    new SqueezeExcitation(8, 3, { activation: new Hardswish(), scaleActivation: new Hardsigmoid() }),
+  AvgPool2d: () => new AvgPool2d(3, { stride: 2, padding: 1 }),
+  "AvgPool2d, padding not counted": () => new AvgPool2d([3, 2], { padding: 1, countIncludePad: false }),
+  AdaptiveAvgPool2d: () => new AdaptiveAvgPool2d([2, 5]),
+  GlobalAvgPool2d: () => new GlobalAvgPool2d(),
+  "Dropout, eval": () => new Dropout(),
   MaxPool2d: () => new MaxPool2d(3, { stride: 2, padding: 1 }),
   "MaxPool2d, default stride": () => new MaxPool2d(2),
   Upsample: () => new Upsample(2),

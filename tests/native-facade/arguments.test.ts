@@ -211,6 +211,24 @@ describe("native code checks values", () => {
       /dlfs_activation_forward: expected a finite slope/,
     ],
     [
+      "a probability of 1",
+      () => native.dropoutForward(stream, x.address, null, x.address, x.address, 4, f32, 1, 0),
+      [ErrorCode.argument],
+      /dlfs_dropout_forward: expected p in \[0, 1\), got 1/,
+    ],
+    [
+      "groups that do not divide the channels",
+      () => native.channelShuffle(stream, x.address, x.address, 1, 4, 3, f32),
+      [ErrorCode.shape],
+      /dlfs_channel_shuffle: expected channels divisible by 3 groups, got 4/,
+    ],
+    [
+      "a transposition in place",
+      () => native.transpose(stream, x.address, x.address, 1, 2, 2, f32),
+      [ErrorCode.argument],
+      /dlfs_transpose: dst and src overlap/,
+    ],
+    [
       "an activation that an addition cannot end in",
       () => native.add(stream, x.address, x.address, x.address, 4, f32, constants.ACT_HARDSWISH),
       [ErrorCode.argument],

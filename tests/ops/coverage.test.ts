@@ -5,6 +5,7 @@ import { activationCases } from "./cases/activation";
 import { boxCases } from "./cases/boxes";
 import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
+import { dropoutCases } from "./cases/dropout";
 import { elementwiseCases } from "./cases/elementwise";
 import { groupNormCases } from "./cases/group-norm";
 import { initCases } from "./cases/init";
@@ -43,6 +44,7 @@ test("every operation on a stream is in a case list", () => {
     boxCases,
     channelCases,
     convCases,
+    dropoutCases,
     elementwiseCases,
     groupNormCases,
     initCases,

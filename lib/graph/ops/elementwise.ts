@@ -105,6 +105,32 @@ export const add: Op<{ activation: FusedActivation }> = {
   },
 };
 
+/** y = a * b, of one shape and dtype. */
+export const multiply: Op<object> = {
+  kind: "multiply",
+  inplace: [0, 1],
+  infer([a, b]) {
+    expectActivation(a!, "a tensor");
+    expectShape(
+      sameShape(a!.shape, b!.shape) && a!.dtype === b!.dtype,
+      () =>
+        `expected two tensors of one shape and dtype, or channels' factors (N, 1, 1, C) of images (N, H, W, C), got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
+    );
+    return [a!];
+  },
+  gradient(builder, { inputs: [a, b], outputs: [y] }, [dy]) {
+    const upstream = builder.value(dy!, y!);
+    const by = (value: Value, other: Value) =>
+      builder.needed(value) ? builder.apply(multiply, [upstream, other], {})[0]! : null;
+    return [by(a!, b!), by(b!, a!)];
+  },
+  emit(e, { inputs: [a, b], outputs: [y] }) {
+    const [dst, left, right, n] = [e.address(y!), e.address(a!), e.address(b!), elementCount(a!.shape)];
+    const dtype = dtypeCode(a!.dtype);
+    e.call(() => e.native.multiply(e.stream, dst, left, right, n, dtype));
+  },
+};
+
 /** y = factor * x, or factor * x * s with a scalar s as second input. */
 export const scale: Op<{ factor: number }> = {
   kind: "scale",

@@ -1,4 +1,4 @@
-/** Add, scale, cast, fill, copies and the finite check. */
+/** Add, multiply, scale, cast, fill, copies and the finite check. */
 import { type DType, decodeElements, dtypeCode, encodeElements } from "../../../lib/tensor";
 import { exact } from "../../support/compare";
 import type { Random } from "../../support/random";
@@ -21,6 +21,20 @@ export function add(name: string, n: number, activation: ActivationName, inPlace
       return () => void c.native.add(c.stream, y!, a!, b!, n, c.dtype, activationCodes[activation]);
     },
     reference: ({ a, b }) => ({ y: map(a!, (value, i) => activate(value + b![i]!, activation)) }),
+  };
+}
+
+function multiply(name: string, n: number, inPlaceOf?: "a" | "b"): OpCase {
+  return {
+    op: "multiply",
+    name,
+    inputs: { a: { shape: [n] }, b: { shape: [n] } },
+    outputs: { y: { shape: [n], ...(inPlaceOf && { inPlaceOf }) } },
+    prepare(c) {
+      const [y, a, b] = ["y", "a", "b"].map((operand) => c.address(operand));
+      return () => void c.native.multiply(c.stream, y!, a!, b!, n, c.dtype);
+    },
+    reference: ({ a, b }) => ({ y: map(a!, (value, i) => value * b![i]!) }),
   };
 }
 
@@ -190,6 +204,9 @@ export const elementwiseCases: OpCase[] = [
     add(`${activation}, in a's memory`, 100, activation, "a"),
     add(`${activation}, in b's memory`, 100, activation, "b"),
   ]),
+  ...sizes.map((n) => multiply(`${n}`, n)),
+  multiply("in a's memory", 100, "a"),
+  multiply("in b's memory", 100, "b"),
   ...sizes.map((n) => scale(`${n} by 0.125`, n, 0.125, false)),
   scale("by a factor on the device too", 333, -3, true),
   scale("in place by a factor on the device", 333, 0.7, true, true),
@@ -251,4 +268,4 @@ export const elementwiseCases: OpCase[] = [
 ];
 
 const bench = 8 * 80 * 80 * 256;
-export const elementwiseBenches: OpCase[] = [add("relu, 8x80x80x256", bench, "relu")];
+export const elementwiseBenches: OpCase[] = [multiply("8x80x80x256", bench), add("relu, 8x80x80x256", bench, "relu")];

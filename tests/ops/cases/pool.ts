@@ -167,6 +167,7 @@ const shapes: [string, PoolShape][] = [
   ["1x1 stride 2, as in FPN's last level", pool(5, 6, 4, [1, 1], [2, 2], [0, 0])],
   ["2x2 stride 3 (gaps between windows)", pool(8, 8, 3, [2, 2], [3, 3], [0, 0], 1)],
   ["over the image", pool(7, 5, 27, [7, 5], [1, 1], [0, 0])],
+  ["over the image, whole vectors of channels", pool(9, 10, 72, [9, 10], [9, 10], [0, 0], 3)],
   ["15x15 of 16x16 (225 positions)", pool(16, 16, 2, [15, 15], [1, 1], [7, 7], 1)],
 ];
 
@@ -246,11 +247,16 @@ export const poolCases: OpCase[] = [
 
 const stem = pool(160, 160, 64, [3, 3], [2, 2], [1, 1], 8);
 const level: ResizeShape = { n: 8, h: 40, w: 40, c: 256, size: [80, 80] };
+const wholeImages: [string, PoolShape][] = [
+  ["over the image, 32x20x20x2048", pool(20, 20, 2048, [20, 20], [1, 1], [0, 0], 32)],
+  ["over the image, 32x7x7x1280", pool(7, 7, 1280, [7, 7], [1, 1], [0, 0], 32)],
+];
 export const poolBenches: OpCase[] = [
   maxPoolForward("3x3 stride 2, 8x160x160x64", stem),
   maxPoolBackward("3x3 stride 2, 8x160x160x64", stem),
   avgPoolForward("3x3 stride 2, 8x160x160x64", stem, false),
   avgPoolBackward("3x3 stride 2, 8x160x160x64", stem, false),
+  ...wholeImages.flatMap(([name, shape]) => [avgPoolForward(name, shape, true), avgPoolBackward(name, shape, true)]),
   upsampleForward("x2, 8x40x40x256", level),
   upsampleBackward("x2, 8x40x40x256", level),
 ];

@@ -1,4 +1,4 @@
-/** Operations on rows of channels, and transposition, in float64. */
+/** Operations on channels, and transposition, in float64. */
 
 /** x (rows, channels). */
 export function softmax(x: ArrayLike<number>, channels: number): Float64Array {
@@ -31,6 +31,29 @@ export function transpose(x: ArrayLike<number>, rows: number, columns: number): 
     for (let i = 0; i < rows; ++i) {
       for (let j = 0; j < columns; ++j) y[base + j * rows + i] = x[base + i * columns + j]!;
     }
+  }
+  return y;
+}
+
+/** x (n, rows, channels) times s (n, channels). */
+export function channelScale(x: ArrayLike<number>, s: ArrayLike<number>, rows: number, channels: number): Float64Array {
+  return Float64Array.from(x, (value, i) => value * s[Math.floor(i / (rows * channels)) * channels + (i % channels)]!);
+}
+
+/** Sums over the rows of a * b, both (n, rows, channels). */
+export function channelDot(a: ArrayLike<number>, b: ArrayLike<number>, rows: number, channels: number): Float64Array {
+  const out = new Float64Array(a.length / rows);
+  for (let i = 0; i < a.length; ++i)
+    out[Math.floor(i / (rows * channels)) * channels + (i % channels)]! += a[i]! * b[i]!;
+  return out;
+}
+
+/** Channel g (channels / groups) + j of x becomes channel j groups + g. */
+export function channelShuffle(x: ArrayLike<number>, channels: number, groups: number): Float64Array {
+  const y = new Float64Array(x.length);
+  const each = channels / groups;
+  for (let row = 0; row < x.length; row += channels) {
+    for (let k = 0; k < channels; ++k) y[row + (k % each) * groups + Math.floor(k / each)] = x[row + k]!;
   }
   return y;
 }

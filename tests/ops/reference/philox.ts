@@ -1,4 +1,4 @@
-/** Philox4x32-10 (Salmon et al. 2011) and what dlfs_init_uniform and dlfs_init_normal make of its words. */
+/** Philox4x32-10 (Salmon et al. 2011) and what initialisation and dropout make of its words. */
 
 /** The four words of the block with a 64-bit key and a counter of two 64-bit halves. */
 export function philox(key: bigint, low: bigint, high: bigint): [number, number, number, number] {
@@ -34,6 +34,14 @@ export function uniform(n: number, seed: number, offset: number, low: number, hi
     const value = Math.fround((word >>> 8) * 2 ** -24 * range + lo);
     return value < hi ? value : before(hi);
   });
+}
+
+/** Which of n elements dropout keeps: those whose word is at least p 2^32. */
+export function kept(n: number, seed: number, counter: number, p: number): boolean[] {
+  const threshold = Math.floor(p * 2 ** 32);
+  return words(n, seed, counter)
+    .slice(0, n)
+    .map((word) => word >= threshold);
 }
 
 /** The next smaller fp32 number of a positive one. */

@@ -1,0 +1,4 @@
+import { dropoutCases } from "./cases/dropout";
+import { describeCases } from "./check";
+
+describeCases("dropout", dropoutCases);
