@@ -164,9 +164,11 @@ DLFS_HD inline BoxDeltas box_encode(const Box& box, const Box& anchor, const Box
           weights.h * log_f32(gh / ah)};
 }
 
-// BoxCoder.decode: the anchor moved by the deltas; dw and dh are clipped at log(1000 / 16).
+// Where BoxCoder.decode clips dw and dh: log(1000 / 16).
+constexpr float box_delta_clip = 4.135166556742356f;
+
+// BoxCoder.decode: the anchor moved by the deltas; dw and dh are clipped.
 DLFS_HD inline Box box_decode(const BoxDeltas& deltas, const Box& anchor, const BoxWeights& weights) {
-  const float clip = 4.135166556742356f;
   const float aw = anchor.x2 - anchor.x1;
   const float ah = anchor.y2 - anchor.y1;
   const float ax = anchor.x1 + 0.5f * aw;
@@ -175,8 +177,8 @@ DLFS_HD inline Box box_decode(const BoxDeltas& deltas, const Box& anchor, const 
   const float dy = deltas.dy / weights.y;
   float dw = deltas.dw / weights.w;
   float dh = deltas.dh / weights.h;
-  dw = dw > clip ? clip : dw;
-  dh = dh > clip ? clip : dh;
+  dw = dw > box_delta_clip ? box_delta_clip : dw;
+  dh = dh > box_delta_clip ? box_delta_clip : dh;
   const float x = dx * aw + ax;
   const float y = dy * ah + ay;
   const float half_w = 0.5f * (exp_f32(dw) * aw);
@@ -196,11 +198,6 @@ DLFS_HD inline Box box_clip(const Box& b, float height, float width) {
 }
 
 // ---- losses ----
-
-// What one image's loss terms are multiplied by: factor / (N max(1, foreground)).
-DLFS_HD inline double image_weight(int32_t n, int32_t foreground, double factor) {
-  return factor / (static_cast<double>(n) * (foreground > 1 ? foreground : 1));
-}
 
 // Constants of a focal loss; alpha < 0 means none (both factors 1).
 struct FocalParameters {
@@ -320,6 +317,15 @@ DLFS_HD inline Box box_decode_linear(const BoxDeltas& deltas, const Box& anchor)
   const float w = anchor.x2 - anchor.x1;
   const float h = anchor.y2 - anchor.y1;
   return {x - deltas.dx * w, y - deltas.dy * h, x + deltas.dw * w, y + deltas.dh * h};
+}
+
+// BoxLinearCoder.encode with normalize_by_size.
+DLFS_HD inline BoxDeltas box_encode_linear(const Box& box, const Box& anchor) {
+  const float x = 0.5f * (anchor.x1 + anchor.x2);
+  const float y = 0.5f * (anchor.y1 + anchor.y2);
+  const float w = anchor.x2 - anchor.x1;
+  const float h = anchor.y2 - anchor.y1;
+  return {(x - box.x1) / w, (y - box.y1) / h, (box.x2 - x) / w, (box.y2 - y) / h};
 }
 
 }  // namespace dlfs

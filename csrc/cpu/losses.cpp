@@ -1,29 +1,13 @@
-// Detection losses on the CPU: sigmoid focal loss on class logits and smooth L1 on box deltas, each with its gradient
-// in the same pass. The maths of one element is in common/boxes.hpp.
-//
-// Sums: every block of block_anchors anchors of an image has one float64 partial sum, itself of fixed lanes, and
-// partials are added in order, so the result does not depend on the number of threads.
-#include <algorithm>
-
-#include "common/boxes.hpp"
-#include "cpu/numeric.hpp"
-#include "cpu/runtime.hpp"
+// Focal loss on the CPU: the sigmoid focal loss of class logits with its gradient in the same pass. The maths of one
+// element is in common/boxes.hpp.
+#include "cpu/losses.hpp"
 
 using namespace dlfs;
 using namespace dlfs::cpu;
 
 namespace {
 
-constexpr int64_t block_anchors = 256;
 constexpr int64_t lanes = 16;
-
-int64_t blocks_of(int32_t anchors) { return (int64_t{anchors} + block_anchors - 1) / block_anchors; }
-
-int64_t workspace_bytes(int32_t n, int32_t anchors) {
-  check_range(n, 1, INT32_MAX, "n");
-  check_range(anchors, 1, INT32_MAX, "anchors");
-  return checked_product({n, blocks_of(anchors), sizeof(double)}, "the workspace");
-}
 
 // A sum of fp32 terms in float64 over `lanes` accumulators.
 struct LaneSum {
@@ -45,27 +29,13 @@ struct LaneSum {
   }
 };
 
-// *loss = the images' sums of partials (N, blocks), each times its weight, rounded once.
-void write_loss(float* loss, const double* partials, const int32_t* foreground, int32_t n, int64_t blocks) {
-  double total = 0;
-  for (int64_t image = 0; image < n; ++image) {
-    double sum = 0;
-    for (int64_t i = 0; i < blocks; ++i) sum += partials[image * blocks + i];
-    total += sum * image_weight(n, foreground[image], 1.0);
-  }
-  *loss = static_cast<float>(total);
-}
-
 template <class T>
 struct FocalLoss {
-  float* loss;
-  T* dlogits;                 // (N, A, K), nullable
-  const T* logits;            // (N, A, K)
-  const int32_t* matches;     // (N, A)
-  const int32_t* labels;      // (N, M)
-  const int32_t* foreground;  // (N)
-  double* partials;           // (N, blocks)
-  int32_t n, anchors, classes, max_boxes;
+  T* dlogits;              // (N, A, K), nullable
+  const T* logits;         // (N, A, K)
+  const int32_t* matches;  // (N, A)
+  const int32_t* labels;   // (N, M)
+  int32_t anchors, classes, max_boxes;
   FocalParameters parameters;
   double grad_factor;
 
@@ -103,13 +73,13 @@ struct FocalLoss {
   }
 
   // One block of an image. Neighbouring background anchors, most of all, are taken as one run.
-  double block(int64_t image, int64_t index) const {
-    return parameters.gamma == 2.0f ? block_of<true>(image, index) : block_of<false>(image, index);
+  double block(const LossScale& scale, int64_t image, int64_t index) const {
+    const float weight = static_cast<float>(scale.weight(image, grad_factor));
+    return parameters.gamma == 2.0f ? block_of<true>(weight, image, index) : block_of<false>(weight, image, index);
   }
 
   template <bool gamma_is_two>
-  double block_of(int64_t image, int64_t index) const {
-    const float weight = static_cast<float>(image_weight(n, foreground[image], grad_factor));
+  double block_of(float weight, int64_t image, int64_t index) const {
     const int32_t* match = matches + image * anchors;
     const int64_t end = std::min<int64_t>((index + 1) * block_anchors, anchors);
     LaneSum sum;
@@ -132,55 +102,6 @@ struct FocalLoss {
   }
 };
 
-template <class T>
-struct BoxLoss {
-  float* loss;
-  T* ddeltas;                 // (N, A, 4), nullable
-  const T* deltas;            // (N, A, 4)
-  const float* anchor_boxes;  // (A, 4)
-  const int32_t* matches;     // (N, A)
-  const float* boxes;         // (N, M, 4)
-  const int32_t* foreground;  // (N)
-  double* partials;           // (N, blocks)
-  int32_t n, anchors, max_boxes;
-  BoxWeights weights;
-  float beta;
-  double grad_factor;
-
-  double block(int64_t image, int64_t index) const {
-    const float weight = static_cast<float>(image_weight(n, foreground[image], grad_factor));
-    const int64_t end = std::min<int64_t>((index + 1) * block_anchors, anchors);
-    double sum = 0;
-    for (int64_t a = index * block_anchors; a < end; ++a) {
-      const int64_t element = (image * anchors + a) * 4;
-      const int32_t match = matches[image * anchors + a];
-      float grads[4] = {0, 0, 0, 0};
-      if (match >= 0) {
-        const BoxDeltas truth =
-            box_encode(load_box(boxes + (image * max_boxes + match) * 4), load_box(anchor_boxes + a * 4), weights);
-        const float expected[4] = {truth.dx, truth.dy, truth.dw, truth.dh};
-        for (int64_t i = 0; i < 4; ++i) {
-          const LossTerm term = smooth_l1_term(load(deltas + element + i) - expected[i], beta);
-          sum += static_cast<double>(term.loss);
-          grads[i] = term.grad * weight;
-        }
-      }
-      for (int64_t i = 0; ddeltas && i < 4; ++i) store(ddeltas + element + i, grads[i]);
-    }
-    return sum;
-  }
-};
-
-// Runs all blocks of a FocalLoss or BoxLoss in parallel, then adds up.
-template <class Loss>
-void run_loss(const Loss& loss) {
-  const int64_t blocks = blocks_of(loss.anchors);
-  parallel_for(loss.n * blocks, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) loss.partials[i] = loss.block(i / blocks, i % blocks);
-  });
-  write_loss(loss.loss, loss.partials, loss.foreground, loss.n, blocks);
-}
-
 }  // namespace
 
 extern "C" dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* out, int32_t n, int32_t anchors,
@@ -189,84 +110,38 @@ extern "C" dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* 
     require_context(ctx);
     check_pointer(out, "out");
     check_range(classes, 1, INT32_MAX, "classes");
-    *out = workspace_bytes(n, anchors);
+    *out = partials_bytes(n, anchors);
   });
 }
 
 extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, void* dlogits, const void* logits,
                                        const int32_t* matches, const int32_t* labels, const int32_t* foreground,
                                        void* workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
-                                       dlfs_dtype dtype, double alpha, double gamma, double grad_factor) {
+                                       dlfs_dtype dtype, double alpha, double gamma, int32_t normalization,
+                                       double grad_factor) {
   return on_stream("dlfs_focal_loss", stream, [&](Stream& s) {
-    workspace_bytes(n, anchors);
+    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, anchors,
+                        "anchors", max_boxes, normalization, grad_factor);
     check_range(classes, 1, INT32_MAX, "classes");
-    check_range(max_boxes, 0, INT32_MAX, "max_boxes");
     checked_product({n, anchors, classes}, "logits");
-    check_pointer(loss, "loss");
-    check_pointer(logits, "logits");
-    check_pointer(matches, "matches");
-    if (max_boxes > 0) check_pointer(labels, "labels");
-    check_pointer(foreground, "foreground");
-    check_pointer(workspace, "workspace");
-    check_number(grad_factor, "grad_factor");
-    DLFS_CHECK(alpha <= 1, DLFS_ERROR_ARGUMENT, "expected alpha up to 1, or below 0 for none, got %g", alpha);
-    DLFS_CHECK(gamma >= 0 && gamma <= 1000, DLFS_ERROR_ARGUMENT, "expected gamma from 0 to 1000, got %g", gamma);
+    check_focal_parameters(alpha, gamma);
+    const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, anchors, normalization};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const FocalLoss<T> work{loss,
-                              static_cast<T*>(dlogits),
+      const FocalLoss<T> work{static_cast<T*>(dlogits),
                               static_cast<const T*>(logits),
                               matches,
                               labels,
-                              foreground,
-                              static_cast<double*>(workspace),
-                              n,
                               anchors,
                               classes,
                               max_boxes,
                               focal_parameters(alpha, gamma),
                               grad_factor};
-      s.enqueue([work] { run_loss(work); });
-    });
-  });
-}
-
-extern "C" dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, void* ddeltas, const void* deltas,
-                                     const float* anchors, const int32_t* matches, const float* boxes,
-                                     const int32_t* foreground, void* workspace, int32_t n, int32_t anchors_count,
-                                     int32_t max_boxes, dlfs_dtype dtype, double wx, double wy, double ww, double wh,
-                                     double beta, double grad_factor) {
-  return on_stream("dlfs_box_loss", stream, [&](Stream& s) {
-    workspace_bytes(n, anchors_count);
-    check_range(max_boxes, 0, INT32_MAX, "max_boxes");
-    check_pointer(loss, "loss");
-    check_pointer(deltas, "deltas");
-    check_pointer(anchors, "anchors");
-    check_pointer(matches, "matches");
-    if (max_boxes > 0) check_pointer(boxes, "boxes");
-    check_pointer(foreground, "foreground");
-    check_pointer(workspace, "workspace");
-    check_number(grad_factor, "grad_factor");
-    const BoxWeights weights = box_weights(wx, wy, ww, wh);
-    DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g",
-               beta);
-    dispatch_float(dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const BoxLoss<T> work{loss,
-                            static_cast<T*>(ddeltas),
-                            static_cast<const T*>(deltas),
-                            anchors,
-                            matches,
-                            boxes,
-                            foreground,
-                            static_cast<double*>(workspace),
-                            n,
-                            anchors_count,
-                            max_boxes,
-                            weights,
-                            static_cast<float>(beta),
-                            grad_factor};
-      s.enqueue([work] { run_loss(work); });
+      s.enqueue([pass, work] {
+        pass.run([&work](const LossScale& scale, int64_t image, int64_t index) {
+          return work.block(scale, image, index);
+        });
+      });
     });
   });
 }

@@ -507,28 +507,71 @@ DLFS_API dlfs_status dlfs_match_points(dlfs_stream stream, int32_t *matches, int
                                        const float *boxes, const int32_t *counts, int32_t n, int32_t anchors_count,
                                        int32_t max_boxes, int32_t first_level, int32_t last_level, double radius);
 
-/* Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
+#define DLFS_CODER_CENTRE 0 /* torchvision's BoxCoder, as dlfs_box_decode */
+#define DLFS_CODER_LINEAR 1 /* BoxLinearCoder with normalize_by_size: sides' distances from the anchor's centre / its size */
+
+/* `normalization` of the losses below: what the terms of an image are divided by. */
+#define DLFS_LOSS_PER_IMAGE 0   /* N max(1, the image's foreground): a mean over images, as torchvision's RetinaNet */
+#define DLFS_LOSS_WHOLE_BATCH 1 /* max(1, the batch's foreground), as torchvision's FCOS and SSD */
+
+/* Bytes of workspace for dlfs_focal_loss, dlfs_box_loss and dlfs_centerness_loss. */
 DLFS_API dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
                                                    int32_t classes);
 
-/* Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = 1/N sum over images of (sum over anchors that are
- * not ignored and classes of alpha_t (1 - p_t)^gamma BCE) / max(1, foreground). logits (N, A, K) of dtype; matches from
- * dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha. dlogits (N, A, K), nullable, dtype of
- * logits: the gradient of *loss times grad_factor; ignored anchors get 0. One pass over logits; loss fp32, the same order
- * of sums each run. */
+/* Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = the sum over anchors that are not ignored and
+ * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits (N, A, K) of dtype; matches (N, A) and foreground
+ * (N) from dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha; with gamma 0 and no alpha it is
+ * binary cross-entropy. dlogits (N, A, K), nullable, dtype of logits: the gradient of *loss times grad_factor; ignored
+ * anchors get 0. One pass over logits; loss fp32, the same order of sums each run. */
 DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
                                      const int32_t *matches, const int32_t *labels, const int32_t *foreground,
                                      void *workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
-                                     dlfs_dtype dtype, double alpha, double gamma, double grad_factor);
+                                     dlfs_dtype dtype, double alpha, double gamma, int32_t normalization,
+                                     double grad_factor);
 
-/* Smooth L1 on encoded boxes: *loss = 1/N sum over images of (sum over foreground anchors and coordinates of
- * (d < beta ? d^2 / (2 beta) : d - beta / 2)) / max(1, foreground), d = |deltas - encode(box, anchor)|; beta 0 is L1.
- * deltas (N, A, 4) of dtype, ddeltas the same, nullable, times grad_factor, 0 outside the foreground. */
+#define DLFS_BOX_LOSS_SMOOTH_L1 0 /* sum of (d < beta ? d^2 / (2 beta) : d - beta / 2), d = |deltas - encoded box|; beta 0: L1 */
+#define DLFS_BOX_LOSS_GIOU 1      /* 1 - IoU + (hull - union) / hull (Rezatofighi et al. 2019) */
+#define DLFS_BOX_LOSS_CIOU 2      /* DIoU's + alpha v, v of the aspect ratios (Zheng et al. 2020); alpha is not differentiated */
+#define DLFS_BOX_LOSS_IOU 3       /* 1 - IoU */
+#define DLFS_BOX_LOSS_DIOU 4      /* 1 - IoU + squared distance of centres / squared diagonal of the hull (Zheng et al. 2020) */
+
+/* The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas (N, A, 4) of dtype,
+ * coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE). Kinds of IoU compare the decoded box with the
+ * matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded coordinate beyond 1e9
+ * pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas (N, A, 4) of dtype,
+ * nullable: the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too. */
 DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, void *ddeltas, const void *deltas,
                                    const float *anchors, const int32_t *matches, const float *boxes,
                                    const int32_t *foreground, void *workspace, int32_t n, int32_t anchors_count,
-                                   int32_t max_boxes, dlfs_dtype dtype, double wx, double wy, double ww, double wh,
-                                   double beta, double grad_factor);
+                                   int32_t max_boxes, dlfs_dtype dtype, int32_t kind, int32_t coder, double wx,
+                                   double wy, double ww, double wh, double beta, int32_t normalization,
+                                   double grad_factor);
+
+/* Bytes of workspace for dlfs_cross_entropy_loss. */
+DLFS_API dlfs_status dlfs_cross_entropy_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n,
+                                                       int32_t anchors, double negative_ratio);
+
+/* Softmax cross-entropy of the anchors that are not ignored, summed and normalized (DLFS_LOSS_). logits (N, A, classes) of
+ * dtype, 2 to 10240 classes, the first for the background: an anchor's target is labels + 1 where it is matched, else 0
+ * (labels (N, M) int32 in [0, classes - 1); another makes the loss NaN). negative_ratio < 0: all anchors count. Else hard
+ * negative mining as torchvision's SSD: of the background, per image, those of largest loss whose rank from 0 is below
+ * negative_ratio times the image's foreground, the lower index first among equals. dlogits (N, A, classes), nullable: the
+ * gradient times grad_factor; anchors that do not count get 0. Mining reads the logits of the anchors that count twice. */
+DLFS_API dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
+                                             const int32_t *matches, const int32_t *labels, const int32_t *foreground,
+                                             void *workspace, int32_t n, int32_t anchors, int32_t classes,
+                                             int32_t max_boxes, dlfs_dtype dtype, double negative_ratio,
+                                             int32_t normalization, double grad_factor);
+
+/* FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits (N, A) of dtype with
+ * sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
+ * it lies outside), summed and normalized (DLFS_LOSS_). dlogits (N, A), nullable: the gradient times grad_factor. Other
+ * arguments as dlfs_box_loss. */
+DLFS_API dlfs_status dlfs_centerness_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
+                                          const float *anchors, const int32_t *matches, const float *boxes,
+                                          const int32_t *foreground, void *workspace, int32_t n, int32_t anchors_count,
+                                          int32_t max_boxes, dlfs_dtype dtype, int32_t normalization,
+                                          double grad_factor);
 
 #define DLFS_SCORES_SIGMOID 0 /* the score is the sigmoid of a logit */
 #define DLFS_SCORES_VALUES 1  /* the score is the value itself, any number */
@@ -548,9 +591,6 @@ DLFS_API dlfs_status dlfs_topk(dlfs_stream stream, float *scores, int32_t *index
  * (N, A), both of dtype. */
 DLFS_API dlfs_status dlfs_point_scores(dlfs_stream stream, float *scores, const void *logits, const void *centerness,
                                        int32_t n, int32_t anchors_count, int32_t classes, dlfs_dtype dtype);
-
-#define DLFS_CODER_CENTRE 0 /* torchvision's BoxCoder, as dlfs_box_decode */
-#define DLFS_CODER_LINEAR 1 /* BoxLinearCoder with normalize_by_size: sides' distances from the anchor's centre / its size */
 
 /* Boxes and labels of dlfs_topk's results for one level. per_class 0: index i of a row is anchor i / classes, class i %
  * classes. per_class > 0 (a top-k for each class): a row is blocks of per_class candidates; entry r has class r /

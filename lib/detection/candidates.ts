@@ -2,7 +2,7 @@
 import { applyOp, expectActivation, expectShape, type Node, type Op, type Spec, type Value } from "../graph";
 import { constants } from "../native";
 import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
-import type { BoxCoderWeights } from "./losses";
+import type { BoxCoder, BoxCoderWeights } from "./losses";
 
 export interface Candidates {
   /** (N, K, 4) fp32, clipped to the image. */
@@ -55,7 +55,7 @@ interface LevelAttrs extends SelectionAttrs {
   readonly levels: readonly number[];
   /** Scores are the sigmoids of the first input, or the input itself. */
   readonly scores: "sigmoid" | "values";
-  readonly coder: "centre" | "linear";
+  readonly coder: BoxCoder;
 }
 
 /** Candidates that level `anchors` contributes: at most topK. */

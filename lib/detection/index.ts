@@ -1,7 +1,22 @@
 export { AnchorGenerator, type AnchorLevel, type AnchorOptions, cellAnchors } from "./anchors";
 export { type Candidates, pointScores, selectFromClasses, selectFromLevels } from "./candidates";
 export { DefaultBoxGenerator, type DefaultBoxOptions } from "./default-boxes";
-export { type BoxCoderWeights, boxLoss, focalLoss } from "./losses";
+export {
+  type BoxCoder,
+  type BoxCoderWeights,
+  type BoxLossKind,
+  type BoxLossOptions,
+  binaryCrossEntropyLoss,
+  boxLoss,
+  boxLossKinds,
+  type CrossEntropyLossOptions,
+  centernessLoss,
+  crossEntropyLoss,
+  type FocalLossOptions,
+  focalLoss,
+  type LossNormalization,
+  type Matched,
+} from "./losses";
 export {
   type MatcherOptions,
   matchAnchors,

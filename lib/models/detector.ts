@@ -1,6 +1,7 @@
 import {
   AnchorGenerator,
   type AnchorOptions,
+  type BoxLossOptions,
   boxLoss,
   focalLoss,
   type MatcherOptions,
@@ -20,8 +21,8 @@ export interface DetectorOptions {
   readonly matcher?: MatcherOptions;
   /** Focal loss; default alpha 0.25, gamma 2. */
   readonly focal?: { alpha: number; gamma: number };
-  /** Where smooth L1 turns linear; default 0, that is L1. */
-  readonly boxBeta?: number;
+  /** torchvision's box_loss_type: kind "l1" (default), "smooth_l1" with its beta, "giou", "ciou", "diou" or "iou". */
+  readonly boxLoss?: Pick<BoxLossOptions, "kind" | "beta">;
   /** Default: score 0.05, 1000 a level, NMS 0.5, 300 detections. */
   readonly postprocess?: PostprocessOptions;
 }
@@ -54,7 +55,7 @@ export abstract class Detector extends DetectionModel {
     this.detectorOptions = {
       matcher: { high: 0.5, low: 0.4, allowLowQuality: true },
       focal: { alpha: 0.25, gamma: 2 },
-      boxBeta: 0,
+      boxLoss: { kind: "l1" },
       postprocess: { scoreThreshold: 0.05, topK: 1000, nmsThreshold: 0.5, maxDetections: 300 },
       ...options,
     };
@@ -71,12 +72,12 @@ export abstract class Detector extends DetectionModel {
 
   /** The losses of a batch by name, scalars. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value } {
-    const { matcher, focal, boxBeta } = this.detectorOptions;
+    const { matcher, focal, boxLoss: regression } = this.detectorOptions;
     const { logits, deltas, anchors } = this.predict(images);
     const matched = matchAnchors(anchors, targets, matcher);
     return {
       classification: focalLoss(logits, matched, targets, focal),
-      boxRegression: boxLoss(deltas, anchors, matched, targets, { beta: boxBeta }),
+      boxRegression: boxLoss(deltas, anchors, matched, targets, regression),
     };
   }
 

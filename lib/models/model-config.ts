@@ -1,4 +1,5 @@
 /** Models as plain data: what a run's config.json and checkpoints keep, and what makes the same model again. */
+import { boxLossKinds } from "../detection";
 import { check, DlfsError, ErrorCode } from "../native";
 import { CompactDetector, type CompactDetectorOptions, octaveAnchors } from "./compact-detector";
 import { boolean, checkFields, describe, integer, list, number, object, oneOf, type Rule } from "./config-rules";
@@ -26,7 +27,7 @@ const detectorFields = {
   classes: integer(1),
   matcher: object({ high: number(0, 1), low: number(0, 1), allowLowQuality: boolean }),
   focal: object({ alpha: number(), gamma: number(0) }),
-  boxBeta: number(0),
+  boxLoss: object({ kind: oneOf(...boxLossKinds), beta: number(0) }),
   postprocess: object({
     scoreThreshold: number(),
     topK: integer(1),

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "0b4c061b32d815f0";
+export const headerHash = "264d8668ce08148f";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -45,10 +45,17 @@ export const constants = {
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
-  SCORES_SIGMOID: 0,
-  SCORES_VALUES: 1,
   CODER_CENTRE: 0,
   CODER_LINEAR: 1,
+  LOSS_PER_IMAGE: 0,
+  LOSS_WHOLE_BATCH: 1,
+  BOX_LOSS_SMOOTH_L1: 0,
+  BOX_LOSS_GIOU: 1,
+  BOX_LOSS_CIOU: 2,
+  BOX_LOSS_IOU: 3,
+  BOX_LOSS_DIOU: 4,
+  SCORES_SIGMOID: 0,
+  SCORES_VALUES: 1,
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
@@ -152,8 +159,11 @@ export const symbols = {
   dlfs_match_anchors: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_match_points: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_detection_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_focal_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64"], returns: "i32" },
-  dlfs_box_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_focal_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_box_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_cross_entropy_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_cross_entropy_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_centerness_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_topk_workspace: { args: ["i64", "buffer", "i32", "i64", "i32"], returns: "i32" },
   dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_point_scores: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -269,8 +279,11 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "matching"],
   dlfs_match_points: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "n", "anchorsCount", "maxBoxes", "firstLevel", "lastLevel", "radius"],
   dlfs_detection_loss_workspace: ["ctx", "out", "n", "anchors", "classes"],
-  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "alpha", "gamma", "gradFactor"],
-  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "wx", "wy", "ww", "wh", "beta", "gradFactor"],
+  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "alpha", "gamma", "normalization", "gradFactor"],
+  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "kind", "coder", "wx", "wy", "ww", "wh", "beta", "normalization", "gradFactor"],
+  dlfs_cross_entropy_loss_workspace: ["ctx", "out", "n", "anchors", "negativeRatio"],
+  dlfs_cross_entropy_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "negativeRatio", "normalization", "gradFactor"],
+  dlfs_centerness_loss: ["stream", "loss", "dlogits", "logits", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "normalization", "gradFactor"],
   dlfs_topk_workspace: ["ctx", "out", "n", "m", "k"],
   dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "kind", "threshold"],
   dlfs_point_scores: ["stream", "scores", "logits", "centerness", "n", "anchorsCount", "classes", "dtype"],
@@ -596,22 +609,42 @@ export interface NativeFunctions {
    * 1e8 square pixels match nothing. Other arguments as dlfs_match_anchors.
    */
   matchPoints(stream: number, matches: Address | null, foreground: Address | null, anchors: Address | null, boxes: Address | null, counts: Address | null, n: number, anchorsCount: number, maxBoxes: number, firstLevel: number, lastLevel: number, radius: number): number;
-  /** Bytes of workspace for dlfs_focal_loss and dlfs_box_loss. */
+  /** Bytes of workspace for dlfs_focal_loss, dlfs_box_loss and dlfs_centerness_loss. */
   detectionLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, classes: number): number;
   /**
-   * Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = 1/N sum over images of (sum over anchors that are
-   * not ignored and classes of alpha_t (1 - p_t)^gamma BCE) / max(1, foreground). logits (N, A, K) of dtype; matches from
-   * dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha. dlogits (N, A, K), nullable, dtype of
-   * logits: the gradient of *loss times grad_factor; ignored anchors get 0. One pass over logits; loss fp32, the same order
-   * of sums each run.
+   * Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = the sum over anchors that are not ignored and
+   * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits (N, A, K) of dtype; matches (N, A) and foreground
+   * (N) from dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha; with gamma 0 and no alpha it is
+   * binary cross-entropy. dlogits (N, A, K), nullable, dtype of logits: the gradient of *loss times grad_factor; ignored
+   * anchors get 0. One pass over logits; loss fp32, the same order of sums each run.
    */
-  focalLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, gradFactor: number): number;
+  focalLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, normalization: number, gradFactor: number): number;
   /**
-   * Smooth L1 on encoded boxes: *loss = 1/N sum over images of (sum over foreground anchors and coordinates of
-   * (d < beta ? d^2 / (2 beta) : d - beta / 2)) / max(1, foreground), d = |deltas - encode(box, anchor)|; beta 0 is L1.
-   * deltas (N, A, 4) of dtype, ddeltas the same, nullable, times grad_factor, 0 outside the foreground.
+   * The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas (N, A, 4) of dtype,
+   * coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE). Kinds of IoU compare the decoded box with the
+   * matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded coordinate beyond 1e9
+   * pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas (N, A, 4) of dtype,
+   * nullable: the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too.
    */
-  boxLoss(stream: number, loss: Address | null, ddeltas: Address | null, deltas: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, wx: number, wy: number, ww: number, wh: number, beta: number, gradFactor: number): number;
+  boxLoss(stream: number, loss: Address | null, ddeltas: Address | null, deltas: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, kind: number, coder: number, wx: number, wy: number, ww: number, wh: number, beta: number, normalization: number, gradFactor: number): number;
+  /** Bytes of workspace for dlfs_cross_entropy_loss. */
+  crossEntropyLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, negativeRatio: number): number;
+  /**
+   * Softmax cross-entropy of the anchors that are not ignored, summed and normalized (DLFS_LOSS_). logits (N, A, classes) of
+   * dtype, 2 to 10240 classes, the first for the background: an anchor's target is labels + 1 where it is matched, else 0
+   * (labels (N, M) int32 in [0, classes - 1); another makes the loss NaN). negative_ratio < 0: all anchors count. Else hard
+   * negative mining as torchvision's SSD: of the background, per image, those of largest loss whose rank from 0 is below
+   * negative_ratio times the image's foreground, the lower index first among equals. dlogits (N, A, classes), nullable: the
+   * gradient times grad_factor; anchors that do not count get 0. Mining reads the logits of the anchors that count twice.
+   */
+  crossEntropyLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, negativeRatio: number, normalization: number, gradFactor: number): number;
+  /**
+   * FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits (N, A) of dtype with
+   * sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
+   * it lies outside), summed and normalized (DLFS_LOSS_). dlogits (N, A), nullable: the gradient times grad_factor. Other
+   * arguments as dlfs_box_loss.
+   */
+  centernessLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, normalization: number, gradFactor: number): number;
   /** Bytes of workspace for dlfs_topk. */
   topkWorkspace(ctx: number, out: HostView, n: number, m: number, k: number): number;
   /**

@@ -25,11 +25,11 @@ import { describeBench } from "./requested";
 
 const device = testDevice();
 
-/** Above this many elements, numbers are drawn on the device, whatever the case would draw. */
+/** Above this many elements, numbers other than indices are drawn on the device, whatever the case would draw. */
 const LARGE = 1 << 20;
 
 function fill(tensor: Tensor, input: Input, random: Random, earlier: Arrays): ArrayLike<number> {
-  if (tensor.size > LARGE) {
+  if (tensor.size > LARGE && tensor.dtype !== "i32") {
     if (tensor.dtype === "f32" || tensor.dtype === "bf16") fillNormal(device, tensor);
     else device.native.memset(device.stream.handle, tensor.address, tensor.byteLength, 90);
     return [];

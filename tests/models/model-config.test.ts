@@ -13,7 +13,7 @@ describe("modelFromConfig", () => {
       depths: [1, 2, 1, 1],
       pyramidChannels: 24,
       headConvs: 1,
-      boxBeta: 0.1,
+      boxLoss: { kind: "smooth_l1", beta: 0.1 },
       focal: { alpha: 0.5, gamma: 1.5 },
       matcher: { high: 0.4, low: 0.3, allowLowQuality: true },
       postprocess: { scoreThreshold: 0.1, topK: 50, nmsThreshold: 0.4, maxDetections: 20 },
@@ -48,6 +48,11 @@ describe("modelFromConfig", () => {
       "a threshold beyond 1",
       { ...compact, matcher: { high: 1.5 } },
       "model.matcher: high: expected a number from 0 to 1",
+    ],
+    [
+      "an unknown box loss",
+      { ...compact, boxLoss: { kind: "huber" } },
+      "model.boxLoss: kind: expected one of l1, smooth",
     ],
     ["an unknown backbone", { name: "retinanet", classes: 2, backbone: "vgg16" }, "backbone: expected one of resnet18"],
   ])("refuses %s, naming the field", (_, config, message) => {

@@ -13,7 +13,7 @@ import { normCases } from "./cases/norm";
 import { poolCases } from "./cases/pool";
 import { postprocessCases } from "./cases/postprocess";
 import { preprocessCases } from "./cases/preprocess";
-import { focalTerm } from "./reference/boxes";
+import { focalTerm } from "./reference/losses";
 import { drawInputs } from "./run-case";
 
 describe("focal loss of single logits", () => {

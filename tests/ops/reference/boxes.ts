@@ -1,8 +1,8 @@
-/** Boxes, anchors, matching and detection losses in float64, after torchvision. Boxes are x1, y1, x2, y2. */
+/** Boxes, anchors and matching in float64, after torchvision. Boxes are x1, y1, x2, y2. */
 type Numbers = ArrayLike<number>;
 export type Weights = readonly [number, number, number, number];
 
-const box = (boxes: Numbers, i: number): [number, number, number, number] => [
+export const box = (boxes: Numbers, i: number): [number, number, number, number] => [
   boxes[i * 4]!,
   boxes[i * 4 + 1]!,
   boxes[i * 4 + 2]!,
@@ -51,6 +51,29 @@ export function decode(deltas: Numbers, anchors: Numbers, [wx, wy, ww, wh]: Weig
   return out;
 }
 
+/** BoxLinearCoder with normalize_by_size: left, top, right, bottom from the anchor's centre, in anchor sizes. */
+export function encodeLinear(boxes: Numbers, anchors: Numbers): Float64Array {
+  const out = new Float64Array(boxes.length);
+  for (let i = 0; i < boxes.length / 4; ++i) {
+    const [ax1, ay1, ax2, ay2] = box(anchors, i);
+    const [x1, y1, x2, y2] = box(boxes, i);
+    const [x, y, w, h] = [(ax1 + ax2) / 2, (ay1 + ay2) / 2, ax2 - ax1, ay2 - ay1];
+    out.set([(x - x1) / w, (y - y1) / h, (x2 - x) / w, (y2 - y) / h], i * 4);
+  }
+  return out;
+}
+
+export function decodeLinear(deltas: Numbers, anchors: Numbers): Float64Array {
+  const out = new Float64Array(deltas.length);
+  for (let i = 0; i < deltas.length / 4; ++i) {
+    const [ax1, ay1, ax2, ay2] = box(anchors, i);
+    const [left, top, right, bottom] = box(deltas, i);
+    const [x, y, w, h] = [(ax1 + ax2) / 2, (ay1 + ay2) / 2, ax2 - ax1, ay2 - ay1];
+    out.set([x - left * w, y - top * h, x + right * w, y + bottom * h], i * 4);
+  }
+  return out;
+}
+
 /** (feature height * feature width * A, 4), ordered row, column, cell anchor. */
 export function anchorGrid(
   cell: Numbers,
@@ -62,18 +85,6 @@ export function anchorGrid(
     for (let column = 0; column < columns; ++column)
       for (let i = 0; i < cell.length; ++i) out.push(cell[i]! + (i % 2 === 0 ? column * strideX : row * strideY));
   return Float64Array.from(out);
-}
-
-/** torchvision's BoxLinearCoder with normalize_by_size. */
-export function decodeLinear(deltas: Numbers, anchors: Numbers): Float64Array {
-  const out = new Float64Array(deltas.length);
-  for (let i = 0; i < deltas.length / 4; ++i) {
-    const [x1, y1, x2, y2] = box(anchors, i);
-    const [left, top, right, bottom] = box(deltas, i);
-    const [x, y, w, h] = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1];
-    out.set([x - left * w, y - top * h, x + right * w, y + bottom * h], i * 4);
-  }
-  return out;
 }
 
 /** What happens after the thresholds: nothing, low-quality matches (Matcher), each box to its best anchor (SSDMatcher). */
@@ -136,81 +147,4 @@ export function matchPoints(anchors: Numbers, boxes: Numbers, { first, last, rad
     }
     return best < 1e-5 ? -1 : matched;
   });
-}
-
-/** Sigmoid focal loss of one logit (Lin et al. 2017) and its derivative by the logit. */
-export function focalTerm(x: number, positive: boolean, alpha: number, gamma: number): { loss: number; slope: number } {
-  const z = positive ? x : -x;
-  // p = sigmoid(z), q = 1 - p, ce = -log p, without cancellation
-  const p = z >= 0 ? 1 / (1 + Math.exp(-z)) : Math.exp(z) / (1 + Math.exp(z));
-  const q = z >= 0 ? Math.exp(-z) / (1 + Math.exp(-z)) : 1 / (1 + Math.exp(z));
-  const ce = Math.max(-z, 0) + Math.log1p(Math.exp(-Math.abs(z)));
-  const weight = (alpha < 0 ? 1 : positive ? alpha : 1 - alpha) * q ** gamma;
-  // d/dz: weight' ce + weight ce', where dq/dz = -p q and dce/dz = -q
-  const slope = -weight * (gamma * p * ce + q);
-  return { loss: weight * ce, slope: positive ? slope : -slope };
-}
-
-export interface FocalInputs {
-  logits: Numbers;
-  matches: Numbers;
-  labels: Numbers;
-  n: number;
-  anchors: number;
-  classes: number;
-  maxBoxes: number;
-  alpha: number;
-  gamma: number;
-}
-
-export function focalLoss({ logits, matches, labels, n, anchors, classes, maxBoxes, alpha, gamma }: FocalInputs) {
-  const dlogits = new Float64Array(n * anchors * classes);
-  let loss = 0;
-  for (let image = 0; image < n; ++image) {
-    const own = Array.from({ length: anchors }, (_, a) => matches[image * anchors + a]!);
-    const weight = 1 / (n * Math.max(1, own.filter((m) => m >= 0).length));
-    for (const [a, matched] of own.entries()) {
-      if (matched === -2) continue;
-      for (let k = 0; k < classes; ++k) {
-        const at = (image * anchors + a) * classes + k;
-        const term = focalTerm(logits[at]!, matched >= 0 && labels[image * maxBoxes + matched] === k, alpha, gamma);
-        loss += weight * term.loss;
-        dlogits[at] = weight * term.slope;
-      }
-    }
-  }
-  return { loss, dlogits };
-}
-
-export interface BoxLossInputs {
-  deltas: Numbers;
-  anchors: Numbers;
-  matches: Numbers;
-  boxes: Numbers;
-  n: number;
-  maxBoxes: number;
-  weights: Weights;
-  beta: number;
-}
-
-export function boxLoss({ deltas, anchors, matches, boxes, n, maxBoxes, weights, beta }: BoxLossInputs) {
-  const count = anchors.length / 4;
-  const ddeltas = new Float64Array(n * count * 4);
-  let loss = 0;
-  for (let image = 0; image < n; ++image) {
-    const own = Array.from({ length: count }, (_, a) => matches[image * count + a]!);
-    const weight = 1 / (n * Math.max(1, own.filter((m) => m >= 0).length));
-    for (const [a, matched] of own.entries()) {
-      if (matched < 0) continue;
-      const target = encode(box(boxes, image * maxBoxes + matched), box(anchors, a), weights);
-      for (let i = 0; i < 4; ++i) {
-        const at = (image * count + a) * 4 + i;
-        const difference = deltas[at]! - target[i]!;
-        const d = Math.abs(difference);
-        loss += weight * (d < beta ? (d * d) / (2 * beta) : d - beta / 2);
-        ddeltas[at] = weight * (d < beta ? difference / beta : Math.sign(difference));
-      }
-    }
-  }
-  return { loss, ddeltas };
 }

@@ -1,0 +1,179 @@
+/** Losses of the foreground anchors' boxes, with their gradients. */
+import { constants } from "../../../lib/native";
+import * as boxes from "../reference/boxes";
+import * as reference from "../reference/losses";
+import { boxesOf, unit, type Weights } from "./boxes";
+import type { Arrays, Input, OpCase } from "./case";
+import {
+  drawMatches,
+  f32,
+  foregroundOf,
+  type LossOptions,
+  lossTolerance,
+  normalizationCode,
+  sumWorkspace,
+} from "./loss-inputs";
+
+const kindCodes: Record<reference.BoxLossKind, number> = {
+  l1: constants.BOX_LOSS_SMOOTH_L1,
+  smooth_l1: constants.BOX_LOSS_SMOOTH_L1,
+  iou: constants.BOX_LOSS_IOU,
+  giou: constants.BOX_LOSS_GIOU,
+  diou: constants.BOX_LOSS_DIOU,
+  ciou: constants.BOX_LOSS_CIOU,
+};
+
+export interface BoxLossOptions extends LossOptions {
+  kind?: reference.BoxLossKind;
+  coder?: reference.Coder;
+  weights?: Weights;
+  beta?: number;
+}
+
+/** Predictions scattered around the matched boxes' deltas, so that most predicted boxes meet their own; all have extent. */
+function drawDeltas({ n, anchors, maxBoxes, coder, weights = unit }: BoxLossOptions): Input {
+  return {
+    shape: [n, anchors, 4],
+    values(random, size, { anchors: grid, matches, boxes: truth }) {
+      const values = random.normal(size, 0, 0.4);
+      if (!grid?.length || !truth?.length) return values; // a benchmark's, drawn on the device
+      for (let row = 0; row < n * anchors; ++row) {
+        const match = matches![row]!;
+        if (match < 0) continue;
+        const anchor = boxes.box(grid, row % anchors);
+        const box = boxes.box(truth, Math.floor(row / anchors) * maxBoxes + match);
+        const encoded = coder === "linear" ? boxes.encodeLinear(box, anchor) : boxes.encode(box, anchor, weights);
+        for (let i = 0; i < 4; ++i) {
+          const scattered = encoded[i]! + values[row * 4 + i]! * (coder === "linear" ? 1 : weights[i]!);
+          values[row * 4 + i] = coder === "linear" ? Math.max(0.01, scattered) : scattered;
+        }
+      }
+      return values;
+    },
+  };
+}
+
+export function boxLoss(name: string, options: BoxLossOptions): OpCase {
+  const { n, anchors, maxBoxes, kind = "l1", coder = "centre", weights = unit, beta = 0, gradFactor = 1 } = options;
+  const { lossOnly = false, normalization = "image" } = options;
+  const shared = { n, maxBoxes, kind, coder, weights, beta, normalization };
+  const compute = ({ deltas, anchors: grid, matches, boxes: truth }: Arrays) =>
+    reference.boxLoss({ deltas: deltas!, anchors: grid!, matches: matches!, boxes: truth!, ...shared });
+  const ofDeltas = kind === "l1" || kind === "smooth_l1";
+  return {
+    op: "box_loss",
+    name,
+    inputs: {
+      anchors: { shape: [anchors, 4], ...f32, values: boxesOf() },
+      matches: drawMatches(options),
+      boxes: { shape: [n, maxBoxes, 4], ...f32, values: boxesOf() },
+      foreground: foregroundOf(options),
+      deltas: drawDeltas(options),
+    },
+    outputs: {
+      loss: { shape: [1], ...f32, tolerance: lossTolerance },
+      // Sides of a pixel or more are differences of coordinates up to 100, which carry errors of 2^-24 of these.
+      ...(!lossOnly && { ddeltas: { shape: [n, anchors, 4], terms: ofDeltas ? 1 : 100 } }),
+    },
+    prepare(c) {
+      const scratch = sumWorkspace(c, n, anchors, 1);
+      const [loss, ddeltas, deltas] = ["loss", "ddeltas", "deltas"].map((operand) => c.address(operand));
+      const [grid, matches, truth] = ["anchors", "matches", "boxes"].map((operand) => c.address(operand));
+      const foreground = c.address("foreground");
+      const code = coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE;
+      return () =>
+        void c.native.boxLoss(
+          c.stream,
+          loss!,
+          ddeltas!,
+          deltas!,
+          grid!,
+          matches!,
+          truth!,
+          foreground,
+          scratch,
+          n,
+          anchors,
+          maxBoxes,
+          c.dtype,
+          kindCodes[kind],
+          code,
+          ...weights,
+          beta,
+          normalizationCode(normalization),
+          gradFactor,
+        );
+    },
+    reference(inputs) {
+      const { loss, ddeltas } = compute(inputs);
+      return { loss: [loss], ddeltas: ddeltas.map((value) => value * gradFactor) };
+    },
+    // CIoU's gradient is that of alpha held fixed, which the reference knows.
+    gradients:
+      lossOnly || kind === "ciou"
+        ? undefined
+        : [{ output: "ddeltas", of: "deltas", loss: (inputs) => gradFactor * compute(inputs).loss }],
+  };
+}
+
+export function centernessLoss(name: string, options: LossOptions): OpCase {
+  const { n, anchors, maxBoxes, gradFactor = 1, lossOnly = false, normalization = "batch" } = options;
+  const compute = ({ logits, anchors: grid, matches, boxes: truth }: Arrays) =>
+    reference.centernessLoss({
+      logits: logits!,
+      anchors: grid!,
+      matches: matches!,
+      boxes: truth!,
+      n,
+      maxBoxes,
+      normalization,
+    });
+  return {
+    op: "centerness_loss",
+    name,
+    inputs: {
+      logits: { shape: [n, anchors], values: (random, size) => random.normal(size, 0, 4) },
+      anchors: { shape: [anchors, 4], ...f32, values: boxesOf() },
+      matches: drawMatches(options),
+      // Large, so that many centres lie inside; some do not.
+      boxes: { shape: [n, maxBoxes, 4], ...f32, values: (random, size) => random.boxes(size / 4, 200) },
+      foreground: foregroundOf(options),
+    },
+    outputs: {
+      loss: { shape: [1], ...f32, tolerance: lossTolerance },
+      // Targets are roots of differences of coordinates up to 200.
+      ...(!lossOnly && { dlogits: { shape: [n, anchors], terms: 100 } }),
+    },
+    prepare(c) {
+      const scratch = sumWorkspace(c, n, anchors, 1);
+      const [loss, dlogits, logits] = ["loss", "dlogits", "logits"].map((operand) => c.address(operand));
+      const [grid, matches, truth] = ["anchors", "matches", "boxes"].map((operand) => c.address(operand));
+      const foreground = c.address("foreground");
+      return () =>
+        void c.native.centernessLoss(
+          c.stream,
+          loss!,
+          dlogits!,
+          logits!,
+          grid!,
+          matches!,
+          truth!,
+          foreground,
+          scratch,
+          n,
+          anchors,
+          maxBoxes,
+          c.dtype,
+          normalizationCode(normalization),
+          gradFactor,
+        );
+    },
+    reference(inputs) {
+      const { loss, dlogits } = compute(inputs);
+      return { loss: [loss], dlogits: dlogits.map((value) => value * gradFactor) };
+    },
+    gradients: lossOnly
+      ? undefined
+      : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
+  };
+}
