@@ -15,8 +15,10 @@ export {
   ShapeError,
   scratchMemory,
 } from "./node";
+export type { OnnxAttributes, OnnxAttributeValue, OnnxBuilder, OnnxLayout } from "./onnx";
 export { type Activation, type FusedActivation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";
+export { withoutUnused } from "./unused";
 export { type Leaf, type Spec, sameShape, Value } from "./value";

@@ -1,5 +1,6 @@
 import type { Address, NativeFunctions } from "../native";
 import { type Device, type DType, elementCount, outHandle } from "../tensor";
+import type { OnnxBuilder } from "./onnx";
 import type { Spec, Value } from "./value";
 
 /** One operation of a graph with its operands. */
@@ -61,6 +62,8 @@ export interface Op<A = unknown> {
   prepare?(device: Device, node: Node<A>): Preparation;
   /** Records the native calls. */
   emit(emitter: Emitter, node: Node<A>): void;
+  /** Writes the operation as ONNX nodes, for an operation of one's own; lib/export has the rules of the built-in ones. */
+  onnx?(builder: OnnxBuilder, node: Node<A>): void;
   /** The output is the first input's memory under another shape; emit records nothing. */
   readonly alias?: boolean;
   /** Inputs whose memory the first output may reuse when nothing reads them later. */

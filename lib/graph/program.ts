@@ -17,6 +17,7 @@ import { byteSize, type MemoryPlan, planMemory, storageOf } from "./memory-plan"
 import type { Emitter, Gradient, Node, Preparation } from "./node";
 import type { Parameter } from "./parameter";
 import { type Graph, trace } from "./trace";
+import { withoutUnused } from "./unused";
 import type { Spec, Value } from "./value";
 
 /** One native call of a program. */
@@ -364,22 +365,6 @@ export class Program implements Disposable {
     node.op.emit(emitter, node);
     return calls;
   }
-}
-
-/** Nodes that results or effects depend on, in order. */
-function withoutUnused(nodes: readonly Node[], results: readonly Value[]): Node[] {
-  const used = new Set<Node>();
-  const visit = (value: Value) => {
-    const pending = value.node ? [value.node] : [];
-    for (let node = pending.pop(); node; node = pending.pop()) {
-      if (used.has(node)) continue;
-      used.add(node);
-      for (const input of node.inputs) if (input.node) pending.push(input.node);
-    }
-  };
-  results.forEach(visit);
-  for (const node of nodes) if (node.op.effect) node.outputs.forEach(visit);
-  return nodes.filter((node) => used.has(node));
 }
 
 /** Nodes that depend on parameters and constants alone and may run ahead. */

@@ -1,4 +1,4 @@
-import { type Node, type Spec, trace, Value } from "../graph";
+import { type Node, type Spec, trace, Value, withoutUnused } from "../graph";
 import { byteSize, planMemory } from "../graph/memory-plan";
 import { check, ErrorCode } from "../native/error";
 import type { DType } from "../tensor";
@@ -150,7 +150,7 @@ export function summarize(
   const { graph, result } = trace(Object.fromEntries(specs), (values) =>
     valuesOf(forward(...specs.map(([name]) => values[name] as Value))),
   );
-  const nodes = needed(graph.nodes, result);
+  const nodes = withoutUnused(graph.nodes, result);
   const uncounted = new Set<string>();
   const rows = new Map<string, Row>();
   const types = new Map([...model.namedLayers()].map(([path, layer]) => [path, layer.constructor.name]));
@@ -227,18 +227,6 @@ type Row = { -readonly [K in keyof LayerSummary]: LayerSummary[K] } & { outputs:
 function valuesOf(result: unknown): Value[] {
   if (result instanceof Value) return [result];
   return typeof result === "object" && result !== null ? Object.values(result).flatMap(valuesOf) : [];
-}
-
-/** The nodes that results depend on, and those that change something besides. */
-function needed(nodes: readonly Node[], results: readonly Value[]): Node[] {
-  const read = new Set(results);
-  const kept: Node[] = [];
-  for (const node of [...nodes].reverse()) {
-    if (!node.op.effect && !node.outputs.some((output) => read.has(output))) continue;
-    for (const input of node.inputs) read.add(input);
-    kept.push(node);
-  }
-  return kept.reverse();
 }
 
 function formatSummary(name: string, summary: Omit<ModelSummary, "toString">): string {

@@ -60,6 +60,7 @@ describe("imports point down", () => {
     models: ["native", "tensor", "graph", "layers", "detection"],
     metrics: ["native"],
     formats: ["native", "tensor"],
+    export: ["native", "tensor", "graph", "layers", "formats"],
   };
 
   test.each(Object.keys(allowed))("of lib/%s", (folder) => {
