@@ -12,9 +12,19 @@ void apply_mask(T* out, const T* in, int64_t n, float scale, const MaskOf& mask_
   parallel_for((n + dropout_group - 1) / dropout_group, 2048, [=](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       const uint32_t bits = mask_of(group);
-      const int64_t first = dropout_group * group, count = std::min<int64_t>(dropout_group, n - first);
-      for (int64_t i = 0; i < count; ++i) {
-        out[first + i] = from_float<T>(bits >> i & 1u ? to_float(in[first + i]) * scale : 0.0f);
+      const int64_t first = dropout_group * group;
+      const auto apply = [&](auto count) {
+#pragma omp simd
+        for (int i = 0; i < static_cast<int>(count); ++i) {
+          const float scaled = to_float(in[first + i]) * scale;  // in any case, so that the loop has no branch
+          out[first + i] = from_float<T>(bits >> i & 1u ? scaled : 0.0f);
+        }
+      };
+      // For whole groups the count is a compile-time constant.
+      if (first + dropout_group <= n) {
+        apply(std::integral_constant<int, dropout_group>{});
+      } else {
+        apply(static_cast<int>(n - first));
       }
     }
   });
