@@ -46,6 +46,8 @@ interface Bench {
   layer: () => AnyLayer;
   /** Shapes of the inputs, without the batch. */
   inputs: (readonly number[])[];
+  /** Pixels of an image that weights are applied to; default: those of the result. */
+  pixels?: number;
 }
 
 const conv = (name: string, c: number, k: number, kernel: number, size: number, stride = 1): Bench => ({
@@ -87,7 +89,7 @@ const benches: Bench[] = [
   simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),
   simple("Add", () => new Add(), [80, 80, 256], [80, 80, 256]),
   simple("Multiply", () => new Multiply(), [80, 80, 256], [80, 80, 256]),
-  simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]),
+  { ...simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]), pixels: 1 },
   simple("ChannelShuffle in 2 groups", () => new ChannelShuffle(2), [40, 40, 116]),
   simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [20, 20, 2048]),
   simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [7, 7, 1280]),
@@ -117,12 +119,12 @@ const batch = device.backend === "cuda" ? 16 : 1;
 const isMatrix = ({ shape }: Parameter): boolean => shape.length === 4 || shape.length === 2;
 
 /** Multiplications and additions of a forward pass: 2 per weight and output pixel (per image). */
-function productFlops(program: Program, model: Model): number {
-  const pixels = rowsAndChannels(program.results["0"]!.shape)[0];
+function productFlops(program: Program, model: Model, pixelsOfImage?: number): number {
+  const pixels = pixelsOfImage ? batch * pixelsOfImage : rowsAndChannels(program.results["0"]!.shape)[0];
   return model.parameters().reduce((sum, weight) => sum + (isMatrix(weight) ? 2 * pixels * weight.size : 0), 0);
 }
 
-function measure({ name, layer, inputs }: Bench, dtype: "f32" | "bf16"): string[] {
+function measure({ name, layer, inputs, pixels }: Bench, dtype: "f32" | "bf16"): string[] {
   using model = new Single(layer()).to(device, { precision: dtype });
   const specs = Object.fromEntries(inputs.map((shape, i) => [`${i}`, { shape: [batch, ...shape], dtype }]));
   using program = new Program(
@@ -155,7 +157,7 @@ function measure({ name, layer, inputs }: Bench, dtype: "f32" | "bf16"): string[
     .parameters()
     .reduce((sum, weight) => sum + bytesOf(weight.shape, isMatrix(weight) ? dtype : "f32"), 0);
   const weightGradients = model.parameters().reduce((sum, { shape }) => sum + bytesOf(shape, "f32"), 0);
-  const flops = productFlops(program, model);
+  const flops = productFlops(program, model, pixels);
   const work: Work[] = [
     { flops, bytes: read + weights + written },
     { flops: 2 * flops, bytes: 2 * read + weights + written + weightGradients },
