@@ -1,6 +1,6 @@
 /**
  * Fine-tuning from start to end: defines a detector on a ResNet-18, loads a classifier's weights into its backbone, trains it,
- * measures it, writes its weights for PyTorch, reads them back, and reuses them for other classes.
+ * measures it, writes its weights for PyTorch and all of it as ONNX, reads both back, and reuses the weights for other classes.
  *
  *   bun run examples/04_fine_tune.ts                                  the demo's images, all weights drawn at random
  *   bun run examples/04_fine_tune.ts --backbone-weights resnet18.pth  torchvision's ResNet-18, .pth or .safetensors
@@ -20,6 +20,7 @@ import {
   demoFolder,
   describeLoaded,
   Evaluator,
+  exportOnnx,
   FeaturePyramid,
   generateDemo,
   type HeadOutput,
@@ -160,31 +161,35 @@ await using evalLoader = new CocoDataLoader({
   if (evaluation) console.log(`${split}: ${statsLine(evaluation.result)}`);
 }
 
-// 4. The weights in a file that safetensors.torch.load_file reads, with PyTorch's names and layouts.
+// 4. Out into files: weights that safetensors.torch.load_file reads, with PyTorch's names and layouts; and the whole detector,
+// from normalised images to final boxes, for ONNX Runtime and others.
 const weights = join(options.out, "weights.safetensors");
+const onnx = join(options.out, "detector.onnx");
 await saveTorchWeights(weights, model);
-console.log(`weights: ${weights}`);
+await exportOnnx(model, onnx, { size, postprocess: true, foldBatchNorm: false });
+console.log(`weights: ${weights}\nmodel:   ${onnx}`);
 
-// 5. Read back into a model of its own: the same detections.
-using file = await loadWeights(weights);
-using again = new ShapeDetector(dataset.classes.length);
-again.to(device);
-loadTorchWeights(again, file.tensors);
+// 5. Read back by name, from either: the same detections.
 const batch = await evalLoader.getBatch();
-const images = evalDecoder.images(batch.slot);
-const found = [];
-for (const network of [model, again]) {
-  using step = new DetectStep(network, { batchSize, height: size[0], width: size[1] });
-  found.push(await step.run(images, batch.n));
+const detect = async (network: ShapeDetector) => {
+  using step = new DetectStep(network, { batchSize, height, width });
+  return await step.run(evalDecoder.images(batch.slot), batch.n);
+};
+const found = await detect(model);
+for (const path of [weights, onnx]) {
+  using again = new ShapeDetector(dataset.classes.length);
+  again.to(device);
+  using file = await loadWeights(path);
+  // The ONNX file has constants besides: parameters are looked for below the model's own parts.
+  loadTorchWeights(again, file.tensors, { only: ["backbone", "scores", "boxes"] });
+  const same = JSON.stringify(await detect(again)) === JSON.stringify(found);
+  console.log(`${path}: ${same ? "the same" : "OTHER"} detections`);
 }
 batch.release();
-const same = JSON.stringify(found[0]) === JSON.stringify(found[1]);
-const count = found[0]?.reduce((sum, detections) => sum + detections.length, 0);
-console.log(
-  `read back: ${count} detections on ${batch.n} images, ${same ? "the same" : "OTHERS"} with the weights read`,
-);
+console.log(`${found.reduce((sum, { length }) => sum + length, 0)} detections on ${found.length} images`);
 
 // 6. A detector for other classes: all but the last layers of the scores are reused.
+using file = await loadWeights(weights);
 using other = new ShapeDetector(dataset.classes.length + 1);
 other.to(device);
 for (const line of describeLoaded(loadTorchWeights(other, file.tensors, { ignoreMismatched: true }))) console.log(line);
