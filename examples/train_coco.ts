@@ -80,6 +80,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --seed N            of the weights, the order and the augmentation; default 0
   --flip HOW          mirror training images: none, horizontal, or both ways (where up and down mean nothing, as under a
                       microscope); default horizontal
+  --clip-norm X       scale a step's gradients down to this 2-norm where theirs is larger; default off
   --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
@@ -106,6 +107,7 @@ const options = {
   backend: { type: "string" },
   seed: { type: "string" },
   flip: { type: "string" },
+  "clip-norm": { type: "string" },
   deterministic: { type: "boolean" },
   out: { type: "string" },
   resume: { type: "string" },
@@ -126,6 +128,8 @@ interface Config {
   deterministic: boolean;
   learningRate: number;
   flip: "none" | "horizontal" | "both";
+  /** Largest 2-norm of a step's gradients; null: as they are. */
+  clipNorm: number | null;
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
   scaleJitter: boolean;
   /** Names of the classes, by class index. */
@@ -206,6 +210,7 @@ async function main(): Promise<number> {
     size: args.size === undefined ? undefined : parseSize(args.size),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
     lr: args.lr === undefined ? undefined : positive("lr", args.lr),
+    clipNorm: args["clip-norm"] === undefined ? undefined : positive("clip-norm", args["clip-norm"]),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
@@ -257,6 +262,7 @@ async function main(): Promise<number> {
     deterministic,
     learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
+    clipNorm: given.clipNorm ?? earlier?.clipNorm ?? null,
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     classes: dataset.classes.names,
     preprocessing: evaluation.map((op) => op.toJSON()),
@@ -327,7 +333,7 @@ async function main(): Promise<number> {
     model,
     loader,
     decoder,
-    optimizer: { schedule },
+    optimizer: { schedule, clipNorm: config.clipNorm ?? undefined },
     iterations,
     evaluator,
     evaluateEvery: Math.max(100, Math.ceil(iterations / 5)),

@@ -1,4 +1,7 @@
-// Stochastic gradient descent over lists of tensors, and the learning-rate table.
+// Stochastic gradient descent over lists of tensors, the norm of their gradients, and the learning-rate table.
+#include <cmath>
+
+#include "common/sgd.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 
@@ -39,16 +42,19 @@ ObjectTable<Sgd, HandleKind::sgd>& sgds() {
 
 constexpr int64_t kPiece = 8192;  // elements
 
-// Calls body(tensor, begin, end) for runs of elements that cover all tensors, in parallel.
+// Calls body(i, tensor, begin, end) for the pieces i, runs of elements that cover all tensors, in parallel.
 template <class Body>
 void for_pieces(const Sgd& sgd, const Body& body) {
   parallel_for(static_cast<int64_t>(sgd.pieces.size()), 2, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Sgd::Piece& piece = sgd.pieces[static_cast<size_t>(i)];
-      body(sgd.tensors[static_cast<size_t>(piece.tensor)], piece.begin, piece.end);
+      body(i, sgd.tensors[static_cast<size_t>(piece.tensor)], piece.begin, piece.end);
     }
   });
 }
+
+// A sum of squares for each piece.
+int64_t norm_workspace(const Sgd& sgd) { return static_cast<int64_t>(sgd.pieces.size() * sizeof(double)); }
 
 std::shared_ptr<const Sgd> find_sgd(const Stream& stream, dlfs_sgd handle) {
   std::shared_ptr<const Sgd> sgd = sgds().find(handle);
@@ -115,17 +121,47 @@ extern "C" dlfs_status dlfs_sgd_destroy(dlfs_sgd handle) {
   return guard("dlfs_sgd_destroy", [&] { sgds().remove(handle); });
 }
 
+extern "C" dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd handle, int64_t* out) {
+  return guard("dlfs_sgd_grad_norm_workspace", [&] {
+    check_pointer(out, "out");
+    *out = norm_workspace(*sgds().find(handle));
+  });
+}
+
+extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, float* norm, void* workspace) {
+  return on_stream("dlfs_sgd_grad_norm", stream, [&](Stream& s) {
+    std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
+    check_pointer(norm, "norm");
+    check_workspace(workspace, norm_workspace(*sgd));
+    s.enqueue([=] {
+      double* const partial = static_cast<double*>(workspace);
+      for_pieces(*sgd, [&](int64_t piece, const SgdTensor& t, int64_t begin, int64_t end) {
+        const float* const gradient = t.gradient;
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(gradient[i]) * static_cast<double>(gradient[i]);
+        partial[piece] = sum;
+      });
+      double sum = 0;
+      for (size_t i = 0; i < sgd->pieces.size(); ++i) sum += partial[i];
+      *norm = static_cast<float>(std::sqrt(sum));
+    });
+  });
+}
+
 extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const float* lr, const int32_t* skip,
-                                     double momentum, int32_t nesterov, double grad_factor) {
+                                     const float* grad_norm, double momentum, int32_t nesterov, double grad_factor,
+                                     double max_norm) {
   return on_stream("dlfs_sgd_step", stream, [&](Stream& s) {
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     check_pointer(lr, "lr");
-    check_number(momentum, "momentum");
-    check_number(grad_factor, "grad_factor");
+    check_step_numbers(momentum, grad_factor, max_norm);
     s.enqueue([=] {
       if (skip && *skip != 0) return;
-      const float rate = *lr, mu = static_cast<float>(momentum), factor = static_cast<float>(grad_factor);
-      for_pieces(*sgd, [&](const SgdTensor& t, int64_t begin, int64_t end) {
+      const float rate = *lr, mu = static_cast<float>(momentum), given = static_cast<float>(grad_factor);
+      const float factor =
+          grad_norm ? given * clip_coefficient(*grad_norm, given, static_cast<float>(max_norm)) : given;
+      for_pieces(*sgd, [&](int64_t, const SgdTensor& t, int64_t begin, int64_t end) {
         float *parameter = t.parameter, *velocity = t.momentum;
         const float* gradient = t.gradient;
         const float step = rate * t.lr_factor, decay = t.weight_decay;
@@ -151,7 +187,9 @@ extern "C" dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd handl
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     s.enqueue([=] {
       for_pieces(*sgd,
-                 [&](const SgdTensor& t, int64_t begin, int64_t end) { write_cast(t, sgd->cast_dtype, begin, end); });
+                 [&](int64_t, const SgdTensor& t, int64_t begin, int64_t end) {
+                   write_cast(t, sgd->cast_dtype, begin, end);
+                 });
     });
   });
 }

@@ -59,21 +59,4 @@ __device__ __forceinline__ float fast_iou(const Box& a, float area_a, const Box&
   return meet ? box_iou(a, area_a, b, area_b) : 0.0f;
 }
 
-// Sum of one value per thread over a block of `threads`, in thread 0, in a fixed order. All threads call it; the next
-// call needs no barrier in between.
-template <int threads>
-__device__ double block_sum(double value) {
-  static_assert(threads % 32 == 0 && threads <= 1024, "whole warps");
-  __shared__ double warps[threads / 32];
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(full_warp, value, offset);
-  __syncthreads();  // the last call's reads are over
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int i = 1; i < threads / 32; ++i) value += warps[i];
-  }
-  return value;
-}
-
 }  // namespace dlfs

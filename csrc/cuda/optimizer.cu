@@ -1,10 +1,11 @@
-// SGD with momentum over a list of tensors in one launch, and the learning-rate schedule that runs inside a captured
-// step.
+// SGD with momentum over a list of tensors in one launch, the norm of their gradients, and the learning-rate schedule that
+// runs inside a captured step.
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "common/arguments.hpp"
+#include "common/sgd.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/runtime.cuh"
 
@@ -66,12 +67,38 @@ __device__ __forceinline__ void for_piece(const SgdTensor& tensor, const SgdPiec
   for (int64_t i = rest + threadIdx.x; i < end; i += block_threads) body(Width<1>{}, i);
 }
 
+// partial[block] = the sum of squares of a piece's gradients. In fp64, so that no square overflows or is lost; the reading
+// takes longer than the arithmetic.
+__global__ void __launch_bounds__(block_threads)
+    squares_kernel(double* partial, const SgdTensor* tensors, const SgdPiece* pieces) {
+  const SgdPiece piece = pieces[blockIdx.x];
+  const SgdTensor tensor = tensors[piece.tensor];
+  double sum = 0;
+  for_piece(tensor, piece, [&](auto width, int64_t i) {
+    constexpr int V = decltype(width)::value;
+    float g[V];
+    load(g, tensor.gradient + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum += static_cast<double>(g[j]) * static_cast<double>(g[j]);
+  });
+  sum = block_sum<block_threads>(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(block_threads) norm_kernel(float* norm, const double* partial, unsigned count) {
+  double sum = 0;
+  for (unsigned i = threadIdx.x; i < count; i += block_threads) sum += partial[i];
+  sum = block_sum<block_threads>(sum);
+  if (threadIdx.x == 0) *norm = static_cast<float>(sqrt(sum));
+}
+
 // Cast: the type of the low-precision copies.
 template <class Cast>
 __global__ void __launch_bounds__(block_threads, 4)
     sgd_step_kernel(const SgdTensor* tensors, const SgdPiece* pieces, const float* lr, const int32_t* skip,
-                    float momentum, bool nesterov, float grad_factor) {
+                    const float* grad_norm, float momentum, bool nesterov, float grad_factor, float max_norm) {
   if (skip && *skip != 0) return;
+  if (grad_norm) grad_factor *= clip_coefficient(*grad_norm, grad_factor, max_norm);
   const SgdPiece piece = pieces[blockIdx.x];
   const SgdTensor tensor = tensors[piece.tensor];
   const float rate = *lr * tensor.lr_factor;
@@ -202,19 +229,41 @@ dlfs_status dlfs_sgd_destroy(dlfs_sgd sgd) {
   });
 }
 
-dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float* lr, const int32_t* skip, double momentum,
-                          int32_t nesterov, double grad_factor) {
+dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd sgd, int64_t* out) {
+  return guard("dlfs_sgd_grad_norm_workspace", [&] {
+    check_pointer(out, "out");
+    *out = static_cast<int64_t>(sgds().find(sgd)->blocks * sizeof(double));
+  });
+}
+
+dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float* norm, void* workspace) {
+  return stream_call("dlfs_sgd_grad_norm", stream, [&](Stream& s) {
+    const std::shared_ptr<Sgd> object = sgds().find(sgd);
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
+    check_pointer(norm, "norm");
+    check_workspace(workspace, static_cast<int64_t>(object->blocks * sizeof(double)));
+    s.retain(object);
+    double* const partial = static_cast<double*>(workspace);
+    launch(s, object->blocks, block_threads, 0, squares_kernel, partial, object->tensors.as<SgdTensor>(),
+           object->pieces.as<SgdPiece>());
+    launch(s, 1, block_threads, 0, norm_kernel, norm, partial, object->blocks);
+  });
+}
+
+dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float* lr, const int32_t* skip,
+                          const float* grad_norm, double momentum, int32_t nesterov, double grad_factor,
+                          double max_norm) {
   return stream_call("dlfs_sgd_step", stream, [&](Stream& s) {
     const std::shared_ptr<Sgd> object = sgds().find(sgd);
     DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
     check_pointer(lr, "lr");
-    check_number(momentum, "momentum");
-    check_number(grad_factor, "grad_factor");
+    check_step_numbers(momentum, grad_factor, max_norm);
     s.retain(object);
     dispatch_float(object->cast_dtype, [&](auto tag) {
       launch(s, object->blocks, block_threads, 0, sgd_step_kernel<typename decltype(tag)::type>,
-             object->tensors.as<SgdTensor>(), object->pieces.as<SgdPiece>(), lr, skip, static_cast<float>(momentum),
-             nesterov != 0, static_cast<float>(grad_factor));
+             object->tensors.as<SgdTensor>(), object->pieces.as<SgdPiece>(), lr, skip, grad_norm,
+             static_cast<float>(momentum), nesterov != 0, static_cast<float>(grad_factor),
+             static_cast<float>(max_norm));
     });
   });
 }

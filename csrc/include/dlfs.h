@@ -301,7 +301,8 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
  * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
  * "deterministic" option, repeated runs give the same bytes.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
- * versions; one that does not fit is DLFS_ERROR_ARGUMENT. */
+ * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
+ * 1x1 convolution of stride 1 without padding, from 0. */
 DLFS_API dlfs_status dlfs_conv_create(dlfs_context ctx, DLFS_HOST dlfs_conv *out, DLFS_HOST const char *pick,
                                       int32_t direction, dlfs_dtype dtype, int32_t n, int32_t h, int32_t w, int32_t c,
                                       int32_t k, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
@@ -443,11 +444,23 @@ DLFS_API dlfs_status dlfs_sgd_create(dlfs_context ctx, DLFS_HOST dlfs_sgd *out, 
                                      int32_t count, dlfs_dtype cast_dtype);
 DLFS_API dlfs_status dlfs_sgd_destroy(dlfs_sgd sgd); /* Releases the lists. */
 
+/* Bytes of workspace for dlfs_sgd_grad_norm. */
+DLFS_API dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd sgd, DLFS_HOST int64_t *out);
+
+/* *norm = the 2-norm of all gradients of the lists as one vector, as torch.nn.utils.clip_grad_norm_ takes it: fp32, of sums
+ * in fp64, in the same order each run. NaN or infinite where a gradient is. */
+DLFS_API dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float *norm, void *workspace);
+
 /* One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
  * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
- * *skip != 0 nothing changes. grad_factor multiplies gradients first. All tensors in one launch. */
+ * *skip != 0 nothing changes. grad_factor multiplies gradients first. grad_norm, nullable: dlfs_sgd_grad_norm's result, on
+ * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
+ * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
+ * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
+ * dlfs_check_finite raise *skip from the norm. All tensors in one launch. */
 DLFS_API dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float *lr, const int32_t *skip,
-                                   double momentum, int32_t nesterov, double grad_factor);
+                                   const float *grad_norm, double momentum, int32_t nesterov, double grad_factor,
+                                   double max_norm);
 
 /* Refreshes the low-precision copies from the parameters (after loading weights). */
 DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);

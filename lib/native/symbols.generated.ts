@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "264d8668ce08148f";
+export const headerHash = "c5568a701aaa27c4";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -148,7 +148,9 @@ export const symbols = {
   dlfs_upsample_nearest_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_sgd_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_sgd_destroy: { args: ["i64"], returns: "i32" },
-  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_sgd_grad_norm_workspace: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_sgd_grad_norm: { args: ["i64", "i64", "ptr", "ptr"], returns: "i32" },
+  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64"], returns: "i32" },
   dlfs_sgd_refresh_casts: { args: ["i64", "i64"], returns: "i32" },
   dlfs_schedule_step: { args: ["i64", "ptr", "ptr", "ptr", "i64"], returns: "i32" },
   dlfs_anchor_grid: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64"], returns: "i32" },
@@ -268,7 +270,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_upsample_nearest_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "p", "q", "dtype"],
   dlfs_sgd_create: ["ctx", "out", "parameters", "gradients", "momenta", "casts", "elements", "weightDecays", "lrFactors", "count", "castDtype"],
   dlfs_sgd_destroy: ["sgd"],
-  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "momentum", "nesterov", "gradFactor"],
+  dlfs_sgd_grad_norm_workspace: ["sgd", "out"],
+  dlfs_sgd_grad_norm: ["stream", "sgd", "norm", "workspace"],
+  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "momentum", "nesterov", "gradFactor", "maxNorm"],
   dlfs_sgd_refresh_casts: ["stream", "sgd"],
   dlfs_schedule_step: ["stream", "lr", "step", "table", "length"],
   dlfs_anchor_grid: ["stream", "out", "cellAnchors", "featureH", "featureW", "anchorsPerCell", "strideH", "strideW"],
@@ -471,7 +475,8 @@ export interface NativeFunctions {
    * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
    * "deterministic" option, repeated runs give the same bytes.
    * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
-   * versions; one that does not fit is DLFS_ERROR_ARGUMENT.
+   * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
+   * 1x1 convolution of stride 1 without padding, from 0.
    */
   convCreate(ctx: number, out: HostView, pick: HostView, direction: number, dtype: number, n: number, h: number, w: number, c: number, k: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, dilationH: number, dilationW: number, groups: number, flags: number, activation: number): number;
   /** Releases a plan; captured graphs that use it stay valid. */
@@ -558,12 +563,23 @@ export interface NativeFunctions {
   sgdCreate(ctx: number, out: HostView, parameters: HostView, gradients: HostView, momenta: HostView, casts: HostView, elements: HostView, weightDecays: HostView, lrFactors: HostView, count: number, castDtype: number): number;
   /** Releases the lists. */
   sgdDestroy(sgd: number): number;
+  /** Bytes of workspace for dlfs_sgd_grad_norm. */
+  sgdGradNormWorkspace(sgd: number, out: HostView): number;
+  /**
+   * *norm = the 2-norm of all gradients of the lists as one vector, as torch.nn.utils.clip_grad_norm_ takes it: fp32, of sums
+   * in fp64, in the same order each run. NaN or infinite where a gradient is.
+   */
+  sgdGradNorm(stream: number, sgd: number, norm: Address | null, workspace: Address | null): number;
   /**
    * One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
    * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
-   * *skip != 0 nothing changes. grad_factor multiplies gradients first. All tensors in one launch.
+   * *skip != 0 nothing changes. grad_factor multiplies gradients first. grad_norm, nullable: dlfs_sgd_grad_norm's result, on
+   * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
+   * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
+   * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
+   * dlfs_check_finite raise *skip from the norm. All tensors in one launch.
    */
-  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, momentum: number, nesterov: number, gradFactor: number): number;
+  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, gradNorm: Address | null, momentum: number, nesterov: number, gradFactor: number, maxNorm: number): number;
   /** Refreshes the low-precision copies from the parameters (after loading weights). */
   sgdRefreshCasts(stream: number, sgd: number): number;
   /**

@@ -39,11 +39,12 @@ export class Reporter implements TrainerObserver {
     this.#progress.step(images, waitSeconds);
   }
 
-  onResult({ iteration, losses, rate, failed }: StepResult): void {
+  onResult({ iteration, losses, rate, gradNorm, failed }: StepResult): void {
     this.#progress.set({ losses, learningRate: rate });
     const { run, logEvery, iterations } = this.#options;
     if (iteration % logEvery !== 0 && iteration !== iterations - 1 && !failed) return;
-    run.appendMetrics({ kind: "train", iteration, ...losses, learningRate: rate });
+    const norm = gradNorm === undefined ? {} : { gradNorm };
+    run.appendMetrics({ kind: "train", iteration, ...losses, learningRate: rate, ...norm });
   }
 
   onEvaluationStart(): void {

@@ -14,12 +14,17 @@ export interface SGDOptions {
   nesterov?: boolean;
   /** Default 1e-4, for all parameters, as torch.optim.SGD applies it. */
   weightDecay?: number;
+  /**
+   * Scales a step's gradients down to this 2-norm, of all of them as one vector, where theirs is larger
+   * (torch.nn.utils.clip_grad_norm_). Default: they are used as they are.
+   */
+  clipNorm?: number;
 }
 
 /**
  * Stochastic gradient descent with momentum, as torch.optim.SGD with dampening 0. The rate, the step counter and the momentum
- * live on the device, so that a step with its schedule is part of the captured program. A step whose losses are not finite
- * changes nothing and raises `failed`.
+ * live on the device, so that a step with its schedule is part of the captured program. A step whose losses, or whose
+ * gradients' norm where it is taken, are not finite changes nothing and raises `failed`.
  */
 export class SGD extends NativeObject {
   readonly device: Device;
@@ -28,20 +33,29 @@ export class SGD extends NativeObject {
   readonly step: Tensor;
   /** The last step's learning rate, fp32. */
   readonly rate: Tensor;
-  /** Not 0 once a loss was NaN or infinite, int32. */
+  /** Not 0 once a loss or the gradients' norm was NaN or infinite, int32. */
   readonly failed: Tensor;
+  /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm`. */
+  readonly gradNorm: Tensor | null;
   readonly #table: Tensor;
   readonly #memory: Arena;
   readonly #momentum: number;
   readonly #nesterov: boolean;
+  readonly #clipNorm: number;
+  readonly #normScratch: Tensor | null;
 
   constructor(model: Model, options: SGDOptions) {
     const { device } = model;
-    const { momentum = 0.9, nesterov = false, weightDecay = 1e-4 } = options;
+    const { momentum = 0.9, nesterov = false, weightDecay = 1e-4, clipNorm } = options;
     check(
       momentum >= 0 && weightDecay >= 0,
       "SGD",
       () => `expected momentum and weight decay >= 0, got ${momentum}, ${weightDecay}`,
+    );
+    check(
+      clipNorm === undefined || (clipNorm > 0 && Number.isFinite(clipNorm)),
+      "SGD",
+      () => `expected clipNorm > 0, got ${clipNorm}`,
     );
     const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
     check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
@@ -66,6 +80,12 @@ export class SGD extends NativeObject {
     this.failed = Tensor.zeros(device, [1], "i32");
     const table = scheduleTable(options.schedule, options.iterations);
     this.#table = Tensor.from(device, table, [table.length]);
+    this.#clipNorm = clipNorm ?? 0;
+    const scratch = outHandle();
+    device.native.sgdGradNormWorkspace(this.handle, scratch.view);
+    const clips = clipNorm !== undefined;
+    this.gradNorm = clips ? Tensor.zeros(device, [1]) : null;
+    this.#normScratch = clips ? Tensor.empty(device, [scratch.value], "u8") : null;
   }
 
   /** The call that sets the rate and counts the step: before a program's own. */
@@ -83,35 +103,40 @@ export class SGD extends NativeObject {
     ];
   }
 
-  /** The calls that check the losses and update the parameters: after a program's own. */
+  /** The calls that check the losses and the gradients' norm and update the parameters: after a program's own. */
   stepCalls(program: Program, losses: readonly string[]): Call[] {
     const { native } = this.device;
     const stream = program.stream.handle;
     const [rate, failed, handle] = [this.rate.address, this.failed.address, this.handle];
-    const checks = losses.map((name): Call => {
-      const loss = program.results[name] as Tensor;
-      const address = loss.address;
-      return {
-        kind: "check_finite",
-        path: name,
-        outputs: [],
-        run: () => void native.checkFinite(stream, failed, address, 1, constants.F32),
-      };
+    const check = (path: string, { address }: Tensor): Call => ({
+      kind: "check_finite",
+      path,
+      outputs: [],
+      run: () => void native.checkFinite(stream, failed, address, 1, constants.F32),
     });
-    const nesterov = this.#nesterov ? 1 : 0;
-    const update: Call = {
+    const calls = losses.map((name) => check(name, program.results[name] as Tensor));
+    const norm = this.gradNorm?.address ?? null;
+    if (this.gradNorm) {
+      const scratch = this.#normScratch!.address;
+      const run = () => void native.sgdGradNorm(stream, handle, norm, scratch);
+      calls.push({ kind: "grad_norm", path: "", outputs: [], run }, check("grad_norm", this.gradNorm));
+    }
+    const [momentum, nesterov, clipNorm] = [this.#momentum, this.#nesterov ? 1 : 0, this.#clipNorm];
+    calls.push({
       kind: "sgd",
       path: "",
       outputs: [],
-      run: () => void native.sgdStep(stream, handle, rate, failed, this.#momentum, nesterov, 1),
-    };
-    return [...checks, update];
+      run: () => void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, 1, clipNorm),
+    });
+    return calls;
   }
 
   override dispose(): void {
     if (this.disposed) return;
     super.dispose();
-    for (const tensor of [this.step, this.rate, this.failed, this.#table]) tensor.dispose();
+    for (const tensor of [this.step, this.rate, this.failed, this.#table, this.gradNorm, this.#normScratch]) {
+      tensor?.dispose();
+    }
     this.#memory.dispose();
   }
 }

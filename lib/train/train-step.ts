@@ -34,7 +34,9 @@ export interface StepResult {
   losses: Record<string, number>;
   /** Learning rate of the step. */
   rate: number;
-  /** True when a loss of this or an earlier step was not finite; the weights have not changed since. */
+  /** 2-norm of the step's gradients before clipping; only where the optimizer clips them. */
+  gradNorm?: number;
+  /** True when a loss, or the gradients' norm, of this or an earlier step was not finite; no weight has changed since. */
   failed: boolean;
 }
 
@@ -99,7 +101,7 @@ export class TrainStep implements Disposable {
     const bytes = this.#offsets.counts + align(n * 4);
     this.#ring = Array.from({ length: options.inFlight ?? 2 }, () => ({
       targets: new PinnedBuffer(device, bytes),
-      report: new PinnedBuffer(device, 4 * (names.length + 2)),
+      report: new PinnedBuffer(device, 4 * (names.length + 3)),
       event: new Event(device),
       iteration: null,
       release: () => {},
@@ -160,6 +162,7 @@ export class TrainStep implements Disposable {
       ...this.lossNames.map((name) => results[name] as Tensor),
       this.optimizer.rate,
       this.optimizer.failed,
+      ...(this.optimizer.gradNorm ? [this.optimizer.gradNorm] : []),
     ];
     for (const [i, value] of report.entries()) {
       native.copyToHost(stream.handle, place.report.address + 4 * i, value.address, 4);
@@ -177,8 +180,10 @@ export class TrainStep implements Disposable {
     this.program.stream.query(); // reports an error of the work itself
     const values = place.report.float32();
     const losses = Object.fromEntries(this.lossNames.map((name, i) => [name, values[i] as number]));
-    const failed = place.report.int32()[this.lossNames.length + 1] !== 0;
-    return { iteration, losses, rate: values[this.lossNames.length] as number, failed };
+    const at = this.lossNames.length;
+    const failed = place.report.int32()[at + 1] !== 0;
+    const gradNorm = this.optimizer.gradNorm ? (values[at + 2] as number) : undefined;
+    return { iteration, losses, rate: values[at] as number, failed, ...(gradNorm !== undefined && { gradNorm }) };
   }
 
   dispose(): void {

@@ -86,7 +86,7 @@ export class Trainer implements Disposable {
     this.#lastCheckpoint = checkpoint.path;
   }
 
-  /** Trains until `iterations`, or until the signal. Throws when a loss is not finite; the last checkpoint stays. */
+  /** Trains until `iterations`, or until the signal. Throws when a loss or the gradients' norm is not finite; the last checkpoint stays. */
   async train(): Promise<TrainingOutcome> {
     const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery } = this.#options;
     using step = new TrainStep(
@@ -129,10 +129,13 @@ export class Trainer implements Disposable {
     this.#options.observer?.onResult?.(result);
     if (!result.failed) return;
     const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value}`);
+    const finite = Object.values(result.losses).every(Number.isFinite);
+    if (result.gradNorm !== undefined) losses.push(`norm of the gradients ${result.gradNorm}`);
     throw new DlfsError(
       ErrorCode.argument,
       "training",
-      `a loss is not finite in iteration ${result.iteration}: ${losses.join(", ")}, learning rate ${result.rate}; ` +
+      `${finite ? "the gradients' norm" : "a loss"} is not finite in iteration ${result.iteration}: ` +
+        `${losses.join(", ")}, learning rate ${result.rate}; ` +
         (this.#lastCheckpoint
           ? `the last good checkpoint is ${this.#lastCheckpoint}`
           : "no checkpoint had been written yet"),

@@ -39,7 +39,9 @@ const small = ["--size", "64", "--batch", "2"];
 
 test("a run ends with its results, the run folder and the next command, and the folder explains itself", async () => {
   const out = join(folder, "runs");
-  const { exitCode, stdout, stderr } = await run("--data", folder, ...small, "--iterations", "4", "--out", out);
+  const { exitCode, stdout, stderr } = await run(
+    ...["--data", folder, ...small, "--iterations", "4", "--clip-norm", "2.5", "--out", out],
+  );
   expect(stderr).toBe("");
   expect(exitCode).toBe(0);
   const lines = stdout.trimEnd().split("\n");
@@ -48,8 +50,10 @@ test("a run ends with its results, the run folder and the next command, and the 
   );
   const runFolder = /run folder: (.*)/.exec(stdout)?.[1] as string;
   const config = JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8"));
-  expect(config).toMatchObject({ iterations: 4, batch: 2, size: [64, 64], seed: 0 });
-  const kinds = readMetrics(join(runFolder, "metrics.jsonl")).map(({ kind }) => kind);
+  expect(config).toMatchObject({ iterations: 4, batch: 2, size: [64, 64], seed: 0, clipNorm: 2.5 });
+  const records = readMetrics(join(runFolder, "metrics.jsonl"));
+  expect(records.find(({ kind }) => kind === "train")!.gradNorm).toBeGreaterThan(0);
+  const kinds = records.map(({ kind }) => kind);
   expect(kinds).toContain("train");
   expect(kinds).toContain("evaluation");
   expect(existsSync(join(runFolder, "README.txt"))).toBe(true);

@@ -1,8 +1,13 @@
 import { expect, test } from "bun:test";
+import { Parameter, Program, scale, useParameter, type Value } from "../../lib/graph";
+import { Model } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { Tensor } from "../../lib/tensor";
-import { constantRate, SGD, TrainStep } from "../../lib/train";
+import { constantRate, SGD, type SGDOptions, type StepResult, TrainStep } from "../../lib/train";
+import { expectClose } from "../support/compare";
 import { testDevice } from "../support/device";
+import { errorOf } from "../support/errors";
+import { Random } from "../support/random";
 
 const device = testDevice();
 const targets = { boxes: Float32Array.of(4, 4, 30, 30), labels: new Int32Array(1), counts: Int32Array.of(1) };
@@ -28,4 +33,79 @@ test("disposing of a step in flight releases its images and leaves nothing behin
   process.off("unhandledRejection", listen);
   expect(released.sort()).toEqual([0, 1, 2]);
   expect(rejected).toEqual([]);
+});
+
+/** Runs steps on one image of noise and gives the reports, the last gradients and the weights before and after the last. */
+async function trainNoise(options: Partial<SGDOptions>, steps: number, image: ArrayLike<number>) {
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  model.to(device, { seed: 4 });
+  using optimizer = new SGD(model, { schedule: constantRate(0.5), iterations: steps, momentum: 0, ...options });
+  using images = Tensor.from(device, image, [1, 64, 64, 3]);
+  using step = new TrainStep(model, optimizer, { batchSize: 1, height: 64, width: 64, maxBoxes: 1 });
+  const read = (of: "tensor" | "grad") => model.parameters().map((parameter) => Array.from(parameter[of]!.read()));
+  const reports: StepResult[] = [];
+  let before = read("tensor");
+  for (let i = 0; i < steps; ++i) {
+    before = read("tensor");
+    await step.submit(images, targets);
+    reports.push(...(await step.drain()));
+  }
+  return { reports, gradients: read("grad"), before, after: read("tensor") };
+}
+
+const norm = (vectors: number[][]) => Math.sqrt(vectors.flat().reduce((sum, value) => sum + value * value, 0));
+
+test("clipNorm scales the gradients of a captured step to that norm and reports the one they had", async () => {
+  const noise = new Random("noise").normal(64 * 64 * 3);
+  const clipNorm = 0.01;
+  // The second step is the captured one.
+  const { reports, gradients, before, after } = await trainNoise({ clipNorm, weightDecay: 0 }, 3, noise);
+  const expected = norm(gradients);
+  expect(expected).toBeGreaterThan(10 * clipNorm);
+  expectClose([reports[2]!.gradNorm!], [expected], { rtol: 1e-5, atol: 0 }, "the norm of the gradients");
+  const factor = (0.5 * clipNorm) / expected;
+  for (const [i, weights] of after.entries()) {
+    const moved = before[i]!.map((weight, j) => weight - factor * gradients[i]![j]!);
+    expectClose(weights, moved, { rtol: 1e-6, atol: 1e-7 }, `parameter ${i}`);
+  }
+  expect(reports.map(({ failed }) => failed)).toEqual([false, false, false]);
+});
+
+test("without clipNorm no norm is taken, and one above the gradients' changes nothing", async () => {
+  const noise = new Random("noise").normal(64 * 64 * 3);
+  const free = await trainNoise({}, 2, noise);
+  const loose = await trainNoise({ clipNorm: 1e9 }, 2, noise);
+  expect(free.reports[1]).not.toHaveProperty("gradNorm");
+  expect(loose.reports[1]!.gradNorm).toBeGreaterThan(0);
+  expect(loose.after).toEqual(free.after);
+});
+
+test("a norm that is not finite changes no weight and raises the flag, though the loss is finite", () => {
+  /** Loss 0 at w = 0, with a slope that fp32 cannot hold. */
+  class Steep extends Model {
+    w = new Parameter([1], { kind: "constant", value: 0 });
+    forward(): Value {
+      return scale(scale(useParameter(this.w), 1e30), 1e30);
+    }
+  }
+  using model = new Steep().to(device);
+  using optimizer = new SGD(model, { schedule: constantRate(1), iterations: 1, clipNorm: 1 });
+  using program = new Program(device, {}, () => ({ loss: model.forward() }), {
+    training: true,
+    seeds: { loss: 1 },
+    before: (made) => optimizer.scheduleCalls(made),
+    after: (made) => optimizer.stepCalls(made, ["loss"]),
+  });
+  program.run();
+  expect(program.results.loss!.read()[0]).toBe(0);
+  expect(optimizer.gradNorm!.read()[0]).toBe(Number.POSITIVE_INFINITY);
+  expect(optimizer.failed.read()[0]).toBe(1);
+  expect(model.w.tensor.read()[0]).toBe(0);
+});
+
+test.each([0, -1, Number.NaN, Number.POSITIVE_INFINITY])("clipNorm %p is refused", (clipNorm) => {
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  model.to(device);
+  const make = () => new SGD(model, { schedule: constantRate(0.1), iterations: 1, clipNorm });
+  expect(errorOf(make).message).toBe(`SGD: expected clipNorm > 0, got ${clipNorm}`);
 });

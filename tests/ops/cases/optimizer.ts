@@ -2,7 +2,9 @@
 import { decodeElements, dtypeCode, encodeElements, outHandle } from "../../../lib/tensor";
 import { exact } from "../../support/compare";
 import { loadGolden } from "../../support/golden";
-import type { Arrays, Input, OpCase, Output } from "./case";
+import { Random } from "../../support/random";
+import { dot } from "../reference/elementwise";
+import type { Arrays, CaseContext, Input, OpCase, Output } from "./case";
 
 interface SgdOptions {
   sizes: readonly number[];
@@ -14,6 +16,8 @@ interface SgdOptions {
   decays?: readonly number[];
   factors?: readonly number[];
   gradFactor?: number;
+  /** Clips each step's gradients to this norm; their norms are outputs `norm.<step>`. */
+  maxNorm?: number;
   /** Value of the skip flag; none: no flag is passed. */
   skip?: number;
   /** Dtype of copies that follow every second parameter. */
@@ -23,6 +27,17 @@ interface SgdOptions {
 }
 
 const cycle = (values: readonly number[], i: number): number => values[i % values.length]!;
+
+/** The 2-norm of step s's gradients, all tensors as one vector. */
+const normOf = (values: Arrays, count: number, s: number): number =>
+  Math.sqrt(Array.from({ length: count }, (_, i) => values[`g${i}.${s}`]!).reduce((sum, g) => sum + dot(g, g), 0));
+
+/** Addresses of a norm and of scratch memory for an optimizer's lists. */
+function normWorkspace(c: CaseContext, sgd: number): number | null {
+  const bytes = outHandle();
+  c.native.sgdGradNormWorkspace(sgd, bytes.view);
+  return c.workspace(bytes.value);
+}
 
 /**
  * torch.optim.SGD in float64, one tensor: g = grad * gradFactor + decay * p; v = momentum * v + g; p -= lr * (nesterov ?
@@ -51,6 +66,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     decays = [0],
     factors = [1],
     gradFactor = 1,
+    maxNorm,
     skip,
     copies,
     given,
@@ -62,6 +78,10 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     const values = given?.[key] ? () => given[key]! : fallback;
     return { shape: [size], kind: "f32", ...(values && { values }) };
   };
+  if (maxNorm !== undefined) {
+    for (const s of rates.keys())
+      outputs[`norm.${s}`] = { shape: [1], kind: "f32", tolerance: { rtol: 1e-6, atol: 0 } };
+  }
   const hasCopy = (i: number) => copies !== undefined && i % 2 === 0;
   for (const [i, size] of sizes.entries()) {
     inputs[`p${i}`] = f32(size, `p${i}`);
@@ -105,25 +125,31 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
         return handle;
       });
       const [lr, flag] = [c.address("rates")!, c.address("skip")];
+      const scratch = lists.map((handle) => (maxNorm === undefined ? null : normWorkspace(c, handle)));
       return () => {
-        for (const [s, handle] of lists.entries())
-          c.native.sgdStep(c.stream, handle, lr + 4 * s, flag, momentum, nesterov ? 1 : 0, gradFactor);
+        for (const [s, handle] of lists.entries()) {
+          const norm = c.address(`norm.${s}`);
+          if (norm !== null) c.native.sgdGradNorm(c.stream, handle, norm, scratch[s]!);
+          const order = nesterov ? 1 : 0;
+          c.native.sgdStep(c.stream, handle, lr + 4 * s, flag, norm, momentum, order, gradFactor, maxNorm ?? 0);
+        }
       };
     },
     reference(values) {
-      const expected: Record<string, Float64Array | Float32Array> = {};
+      const expected: Record<string, ArrayLike<number>> = {};
+      const norms = rates.map((_, s) => normOf(values, sizes.length, s));
+      for (const [s, norm] of norms.entries()) expected[`norm.${s}`] = [norm];
+      const clipped = norms.map((norm) =>
+        maxNorm === undefined ? gradFactor : gradFactor * Math.min(1, maxNorm / (Math.abs(gradFactor) * norm + 1e-6)),
+      );
       for (const [i, size] of sizes.entries()) {
         const [p, v] = [Float64Array.from(values[`p${i}`]!), Float64Array.from(values[`v${i}`]!)];
         for (const [s, rate] of rates.entries()) {
           for (let j = 0; j < size && !skip; ++j) {
-            [p[j], v[j]] = step(
-              p[j]!,
-              v[j]!,
-              values[`g${i}.${s}`]![j]!,
-              rate * cycle(factors, i),
-              cycle(decays, i),
-              options,
-            ) as [number, number];
+            [p[j], v[j]] = step(p[j]!, v[j]!, values[`g${i}.${s}`]![j]!, rate * cycle(factors, i), cycle(decays, i), {
+              ...options,
+              gradFactor: clipped[s]!,
+            });
           }
         }
         expected[`newP${i}`] = p;
@@ -202,7 +228,45 @@ function schedule(name: string, table: readonly number[], start: number, runs: n
   };
 }
 
+/** The norm alone, of gradients that a function draws for each tensor. */
+function gradNorm(name: string, sizes: readonly number[], draw?: (tensor: number) => Input["values"]): OpCase {
+  const inputs = sizes.map((size, i): [string, Input] => {
+    const values = draw?.(i);
+    return [`g${i}.0`, { shape: [size], kind: "f32", ...(values && { values }) }];
+  });
+  return {
+    op: "sgd_grad_norm",
+    name,
+    dtypes: ["f32"],
+    inputs: Object.fromEntries(inputs),
+    outputs: { norm: { shape: [1], kind: "f32", tolerance: { rtol: 1e-6, atol: 0 } } },
+    prepare(c) {
+      const gradients = BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(`g${i}.0`)!)));
+      const [none, elements, out] = [
+        new BigInt64Array(sizes.length),
+        BigInt64Array.from(sizes.map(BigInt)),
+        outHandle(),
+      ];
+      const [zeros, f32] = [new Float32Array(sizes.length), dtypeCode("f32")];
+      // The norm reads gradients only, which stand for parameters and momenta here.
+      const lists = [gradients, gradients, gradients, none, elements, zeros, zeros] as const;
+      c.native.sgdCreate(c.device.handle, out.view, ...lists, sizes.length, f32);
+      const handle = out.value;
+      c.defer(() => c.native.sgdDestroy(handle));
+      const [norm, scratch] = [c.address("norm"), normWorkspace(c, handle)];
+      return () => void c.native.sgdGradNorm(c.stream, handle, norm, scratch);
+    },
+    reference: (values) => ({ norm: [Math.fround(normOf(values, sizes.length, 0))] }),
+  };
+}
+
+const filled =
+  (value: number): Input["values"] =>
+  (_random, size) =>
+    new Float64Array(size).fill(value);
+
 interface GoldenParams {
+  maxNorm?: number;
   momentum: number;
   nesterov: boolean;
   rates: number[];
@@ -211,11 +275,15 @@ interface GoldenParams {
   factors: number[];
 }
 
-const goldenCases: OpCase[] = loadGolden<GoldenParams>("sgd").map((golden) => {
+const goldens = ["sgd", "clip"].flatMap((name) => loadGolden<GoldenParams>(name));
+const goldenCases: OpCase[] = goldens.map((golden) => {
   const given: Arrays = Object.fromEntries(golden.names.map((key) => [key, golden.array(key)]));
   const last = golden.params.rates.length - 1;
   const opCase = sgdStep(`${golden.name} (recorded)`, { ...golden.params, given });
-  const expected = Object.fromEntries(golden.params.sizes.map((_, i) => [`newP${i}`, golden.array(`p${i}.${last}`)]));
+  const expected = Object.fromEntries([
+    ...golden.params.sizes.map((_, i) => [`newP${i}`, golden.array(`p${i}.${last}`)]),
+    ...golden.names.filter((key) => key.startsWith("norm.")).map((key) => [key, golden.array(key)]),
+  ]);
   return { ...opCase, reference: (values) => ({ ...opCase.reference(values), ...expected }) };
 });
 
@@ -244,6 +312,61 @@ export const optimizerCases: OpCase[] = [
   }),
   sgdStep("skip flag not set", { sizes: [33, 5], rates: [0.1], momentum: 0.9, skip: 0 }),
   sgdStep("150 tensors", { sizes: manySizes, rates: [0.05], momentum: 0.9, decays: [1e-4, 0], factors: [1, 1, 2] }),
+  sgdStep("clipped in the first step, not in the second", {
+    sizes: [33, 5, 1027],
+    rates: [0.1, 0.1],
+    momentum: 0.9,
+    decays: [0.1, 0],
+    maxNorm: 5,
+    copies: "bf16",
+    given: Object.fromEntries(
+      [33, 5, 1027].flatMap((size, i) => [
+        [`p${i}`, new Random(`p${i}`).normal(size)],
+        [`g${i}.0`, new Random(`g${i}.0`).normal(size)],
+        [`g${i}.1`, new Random(`g${i}.1`).normal(size, 0, 0.01)],
+      ]),
+    ),
+  }),
+  sgdStep("clipped after the gradients' factor", {
+    sizes: [33, 500],
+    rates: [0.1],
+    momentum: 0.9,
+    nesterov: true,
+    gradFactor: -0.5,
+    maxNorm: 3,
+  }),
+  sgdStep("clipped to a norm of 0: only the weights' decay is left", {
+    sizes: [33, 5],
+    rates: [0.1],
+    momentum: 0,
+    decays: [0.5],
+    maxNorm: 0,
+  }),
+  sgdStep("clipped by a norm that is NaN: all is, as with torch", {
+    sizes: [3, 9],
+    rates: [0.1],
+    momentum: 0.9,
+    maxNorm: 1,
+    given: { "g0.0": [1, Number.NaN, 2] },
+  }),
+  sgdStep("a norm that is NaN with the skip flag set: nothing changes", {
+    sizes: [3, 9],
+    rates: [0.1],
+    momentum: 0.9,
+    maxNorm: 1,
+    skip: 1,
+    given: { "g0.0": [1, Number.NaN, 2] },
+  }),
+  gradNorm("150 tensors", manySizes),
+  gradNorm("one value", [1]),
+  gradNorm("several pieces of one tensor", [100_003]),
+  gradNorm("values whose squares fp32 cannot hold, large and small", [40, 9000], (i) =>
+    filled(i === 0 ? -1e30 : 1e-30),
+  ),
+  gradNorm("values whose squares are 0 in fp32", [40, 9000], () => filled(1e-30)),
+  gradNorm("zeros", [40], () => filled(0)),
+  gradNorm("a NaN", [40, 300], (i) => filled(i === 0 ? Number.NaN : 1)),
+  gradNorm("an infinity", [40, 300], (i) => filled(i === 0 ? Number.NEGATIVE_INFINITY : 1)),
   refreshCasts(),
   schedule("first step", [0.5, 0.25, 0.1], 0, 1),
   schedule("all of the table", [0.5, 0.25, 0.1], 0, 3),
@@ -252,11 +375,14 @@ export const optimizerCases: OpCase[] = [
   ...goldenCases,
 ];
 
+const largeSizes = Array.from({ length: 160 }, (_, i) => (i % 2 === 0 ? 256 : 425984));
+
 export const optimizerBenches: OpCase[] = [
   sgdStep("34 million parameters in 160 tensors", {
-    sizes: Array.from({ length: 160 }, (_, i) => (i % 2 === 0 ? 256 : 425984)),
+    sizes: largeSizes,
     rates: [0.01],
     momentum: 0.9,
     decays: [1e-4],
   }),
+  gradNorm("34 million gradients in 160 tensors", largeSizes),
 ];
