@@ -31,6 +31,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "measure a trained model, or a file of detections, with COCO's metrics",
     load: () => import("./eval"),
   },
+  export: {
+    summary: "write a trained model as ONNX, with or without post-processing, or its weights as safetensors",
+    load: () => import("./export"),
+  },
 };
 
 function help(): string {

@@ -1,5 +1,6 @@
+import { dirname } from "node:path";
 import packageJson from "../../package.json";
-import { type OnnxModel, writeOnnx } from "../formats";
+import { makeFolder, type OnnxModel, writeOnnx } from "../formats";
 import { type Node, type OnnxLayout, type Spec, trace, Value, withoutUnused } from "../graph";
 import type { Model } from "../layers";
 import { check, DlfsError, ErrorCode } from "../native";
@@ -47,7 +48,8 @@ type Detects = { detect(images: Value, imageSizes: Value): { detections: Value; 
  * are those of `detect`: "detections" (N, maxDetections, 6), x1, y1, x2, y2, score, class, best first, zeros after the last of
  * "counts" (N) int32.
  *
- * Weights have their names in PyTorch and PyTorch's shapes. The file appears complete or not at all.
+ * Weights have their names in PyTorch and PyTorch's shapes. The file appears complete or not at all; its folder
+ * is made.
  *
  * @returns the graph, without the weights
  * @throws DlfsError of code `unsupported` naming the layer whose operation has no rule for ONNX (an operation of one's own brings
@@ -75,6 +77,7 @@ export async function exportOnnx(model: Model, path: string, options: OnnxOption
     },
     graph: { name: model.constructor.name, nodes, inputs, outputs },
   };
+  await makeFolder(dirname(path));
   await writeOnnx(path, exported, initializers);
   return exported;
 }

@@ -15,9 +15,9 @@ export {
 } from "./evaluation-report";
 export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
-export { saveTorchWeights } from "./save-weights";
+export { type SaveWeightsOptions, saveTorchWeights } from "./save-weights";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
 export { type HostTargets, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
-export { loadTrainedModel, type RunConfig, type TrainedModel } from "./trained-model";
+export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
 export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";

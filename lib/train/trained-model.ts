@@ -95,6 +95,18 @@ export async function loadTrainedModel(
   }
 }
 
+/**
+ * What users of an exported model need to know, as texts for the file's metadata: "names" of the classes by index and
+ * "preprocessing", both JSON, and the "iteration".
+ */
+export function trainedMetadata({ config, iteration }: TrainedModel): Record<string, string> {
+  return {
+    names: JSON.stringify(config.classes),
+    preprocessing: JSON.stringify(config.preprocessing),
+    iteration: String(iteration),
+  };
+}
+
 /** Replaces parameters and running statistics by a checkpoint's; what else it holds (momentum, ...) is left out. */
 async function restoreWeights(checkpoint: Checkpoint, model: DetectionModel): Promise<void> {
   for (const [name, tensor] of model.stateDict()) {
