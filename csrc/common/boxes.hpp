@@ -328,4 +328,18 @@ DLFS_HD inline BoxDeltas box_encode_linear(const Box& box, const Box& anchor) {
   return {(x - box.x1) / w, (y - box.y1) / h, (box.x2 - x) / w, (box.y2 - y) / h};
 }
 
+// ---- soft non-maximum suppression ----
+
+struct SoftNmsRules {
+  bool gaussian;  // else linear
+  bool class_aware;
+  float iou_threshold, sigma, min_score;
+
+  // What a score is multiplied by; 1 where the IoU is no number.
+  DLFS_HD float decay(float iou) const {
+    if (gaussian) return iou > 0.0f ? exp_f32(-(iou * iou) / sigma) : 1.0f;
+    return iou > iou_threshold ? 1.0f - iou : 1.0f;
+  }
+};
+
 }  // namespace dlfs

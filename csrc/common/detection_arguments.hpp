@@ -66,4 +66,24 @@ inline CandidateRules candidate_rules(int32_t k, int32_t classes, int32_t per_cl
   return {classes, per_class, coder, weighted ? box_weights(wx, wy, ww, wh) : BoxWeights{1, 1, 1, 1}};
 }
 
+inline void check_iou_threshold(double iou_threshold) {
+  DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
+             "expected iou_threshold from 0 to 1, got %g", iou_threshold);
+}
+
+inline SoftNmsRules soft_nms_rules(int32_t method, double iou_threshold, double sigma, double min_score,
+                                   int32_t class_aware) {
+  check_range(method, DLFS_SOFT_NMS_LINEAR, DLFS_SOFT_NMS_GAUSSIAN, "method");
+  const bool gaussian = method == DLFS_SOFT_NMS_GAUSSIAN;
+  if (gaussian) {
+    DLFS_CHECK(static_cast<float>(sigma) > 0, DLFS_ERROR_ARGUMENT, "expected a sigma above 0, got %g", sigma);
+  } else {
+    check_iou_threshold(iou_threshold);
+  }
+  check_number(min_score, "min_score");
+  DLFS_CHECK(min_score >= 0, DLFS_ERROR_ARGUMENT, "expected a min_score of at least 0, got %g", min_score);
+  return {gaussian, class_aware != 0, static_cast<float>(iou_threshold), static_cast<float>(sigma),
+          static_cast<float>(min_score)};
+}
+
 }  // namespace dlfs

@@ -2,7 +2,7 @@
 // is compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
 #include <algorithm>
 
-#include "common/boxes.hpp"
+#include "common/detection_arguments.hpp"
 #include "cpu/runtime.hpp"
 
 using namespace dlfs;
@@ -122,8 +122,7 @@ extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep
     check_pointer(scores, "scores");
     check_pointer(labels, "labels");
     check_pointer(workspace, "workspace");
-    DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
-               "expected iou_threshold from 0 to 1, got %g", iou_threshold);
+    check_iou_threshold(iou_threshold);
     const Nms work{keep,
                    keep_counts,
                    boxes,
@@ -145,7 +144,7 @@ extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep
 
 extern "C" dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const float* boxes,
                                               const float* scores, const int32_t* labels, const int32_t* keep,
-                                              int32_t n, int32_t k, int32_t max_out) {
+                                              const float* keep_scores, int32_t n, int32_t k, int32_t max_out) {
   return on_stream("dlfs_gather_detections", stream, [&](Stream& s) {
     check_range(n, 1, INT32_MAX, "n");
     check_range(k, 1, INT32_MAX, "k");
@@ -165,7 +164,7 @@ extern "C" dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detecti
           }
           const int64_t candidate = i / max_out * k + keep[i];
           store_box(out, load_box(boxes + 4 * candidate));
-          out[4] = scores[candidate];
+          out[4] = keep_scores ? keep_scores[i] : scores[candidate];
           out[5] = static_cast<float>(labels[candidate]);
         }
       });

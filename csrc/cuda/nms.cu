@@ -6,6 +6,7 @@
 //    and computes the chunk's own pairs as bits, 64 x 64 to a tile; `keep` then walks over the chunk in order, one block
 //    per image. Once an image has its max_out boxes, or has no more candidates, its blocks return at once.
 // The number of IoUs is that of (candidates x kept boxes) plus 512 x 512 / 2 per chunk.
+#include "common/detection_arguments.hpp"
 #include "cuda/detection.cuh"
 
 namespace dlfs {
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(threads_per_block)
 // detections (N, max_out, 6)
 __global__ void __launch_bounds__(threads_per_block)
     gather_kernel(float* detections, const float* boxes, const float* scores, const int32_t* labels,
-                  const int32_t* keep, int64_t count, int32_t k, int32_t max_out) {
+                  const int32_t* keep, const float* keep_scores, int64_t count, int32_t k, int32_t max_out) {
   const int64_t step = int64_t{gridDim.x} * threads_per_block;
   for (int64_t i = int64_t{blockIdx.x} * threads_per_block + threadIdx.x; i < count; i += step) {
     const int32_t candidate = keep[i];
@@ -246,7 +247,7 @@ __global__ void __launch_bounds__(threads_per_block)
     }
     const int64_t source = i / max_out * k + candidate;
     store_box(out, load_box(boxes + 4 * source));
-    out[4] = scores[source];
+    out[4] = keep_scores ? keep_scores[i] : scores[source];
     out[5] = static_cast<float>(labels[source]);
   }
 }
@@ -280,8 +281,7 @@ dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, co
     check_range(n, 1, max_images, "n");
     check_range(k, 1, 1 << 24, "k");
     check_size(max_out, "max_out");
-    DLFS_CHECK(iou_threshold >= 0 && iou_threshold <= 1, DLFS_ERROR_ARGUMENT,
-               "expected iou_threshold from 0 to 1, got %g", iou_threshold);
+    check_iou_threshold(iou_threshold);
     const NmsWorkspace ws(workspace, n, k);
     const NmsRules rules{static_cast<float>(iou_threshold), class_aware != 0};
     const unsigned images = static_cast<unsigned>(n);
@@ -302,7 +302,8 @@ dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, co
 }
 
 dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const float* boxes, const float* scores,
-                                   const int32_t* labels, const int32_t* keep, int32_t n, int32_t k, int32_t max_out) {
+                                   const int32_t* labels, const int32_t* keep, const float* keep_scores, int32_t n,
+                                   int32_t k, int32_t max_out) {
   return stream_call("dlfs_gather_detections", stream, [&](Stream& s) {
     check_pointer(detections, "detections");
     check_pointer(boxes, "boxes");
@@ -314,7 +315,7 @@ dlfs_status dlfs_gather_detections(dlfs_stream stream, float* detections, const 
     check_size(max_out, "max_out");
     const int64_t count = int64_t{n} * max_out;
     launch(s, grid_size(*s.context, count, threads_per_block), threads_per_block, 0, gather_kernel, detections, boxes,
-           scores, labels, keep, count, k, max_out);
+           scores, labels, keep, keep_scores, count, k, max_out);
   });
 }
 

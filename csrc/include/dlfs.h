@@ -628,10 +628,27 @@ DLFS_API dlfs_status dlfs_nms(dlfs_stream stream, int32_t *keep, int32_t *keep_c
                               const float *scores, const int32_t *labels, void *workspace, int32_t n, int32_t k,
                               int32_t max_out, double iou_threshold, int32_t class_aware);
 
-/* detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. */
+#define DLFS_SOFT_NMS_LINEAR 0   /* an IoU above iou_threshold multiplies the score by 1 - IoU */
+#define DLFS_SOFT_NMS_GAUSSIAN 1 /* any IoU multiplies the score by exp(-IoU^2 / sigma) */
+
+/* Bytes of workspace for dlfs_soft_nms. */
+DLFS_API dlfs_status dlfs_soft_nms_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t k);
+
+/* Soft-NMS of a batch (Bodla et al. 2017): up to max_out times the candidate of the largest score, the lower index first
+ * among equals, is taken, and the others' scores (those of the same label when class_aware) are decayed by their IoU with it,
+ * by method, DLFS_SOFT_NMS_... Candidates with label < 0 are left out, and those whose score is not > min_score, >= 0, at the
+ * start or after a decay. keep, keep_counts and the candidates as dlfs_nms; keep_scores (N, max_out) fp32: the scores when
+ * taken, which do not increase, 0 past the last. iou_threshold (0 to 1) is used by LINEAR, sigma (> 0) by GAUSSIAN. */
+DLFS_API dlfs_status dlfs_soft_nms(dlfs_stream stream, int32_t *keep, int32_t *keep_counts, float *keep_scores,
+                                   const float *boxes, const float *scores, const int32_t *labels, void *workspace,
+                                   int32_t n, int32_t k, int32_t max_out, int32_t method, double iou_threshold,
+                                   double sigma, double min_score, int32_t class_aware);
+
+/* detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. keep_scores
+ * (N, max_out), nullable, replaces the candidates' scores. */
 DLFS_API dlfs_status dlfs_gather_detections(dlfs_stream stream, float *detections, const float *boxes,
-                                            const float *scores, const int32_t *labels, const int32_t *keep, int32_t n,
-                                            int32_t k, int32_t max_out);
+                                            const float *scores, const int32_t *labels, const int32_t *keep,
+                                            const float *keep_scores, int32_t n, int32_t k, int32_t max_out);
 
 /* ---- images -------------------------------------------------------------------------------------------------- */
 

@@ -33,4 +33,4 @@ export {
   postprocessSoftmax,
   type SoftmaxPostprocessOptions,
 } from "./postprocess";
-export { type SuppressionOptions, suppressCandidates } from "./suppression";
+export { type SoftNmsOptions, type SuppressionOptions, suppressCandidates } from "./suppression";

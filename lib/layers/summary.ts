@@ -72,6 +72,7 @@ const FREE = new Set([
   "select_candidates",
   "select_class_candidates",
   "slice",
+  "soft_nms",
   "transpose",
   "upsample_nearest",
 ]);

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "c5568a701aaa27c4";
+export const headerHash = "7a822072a8b80b7e";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -56,6 +56,8 @@ export const constants = {
   BOX_LOSS_DIOU: 4,
   SCORES_SIGMOID: 0,
   SCORES_VALUES: 1,
+  SOFT_NMS_LINEAR: 0,
+  SOFT_NMS_GAUSSIAN: 1,
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
@@ -172,7 +174,9 @@ export const symbols = {
   dlfs_decode_candidates: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
-  dlfs_gather_detections: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_soft_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
+  dlfs_soft_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_gather_detections: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
   dlfs_jpeg_info_sync: { args: ["buffer", "buffer", "i64"], returns: "i32" },
   dlfs_jpeg_decode_sync: { args: ["i64", "ptr", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_jpeg_encode_sync: { args: ["i64", "buffer", "buffer", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
@@ -294,7 +298,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_decode_candidates: ["stream", "boxes", "labels", "index", "deltas", "anchors", "imageSizes", "n", "k", "rowStride", "deltasStride", "classes", "perClass", "coder", "dtype", "wx", "wy", "ww", "wh"],
   dlfs_nms_workspace: ["ctx", "out", "n", "k"],
   dlfs_nms: ["stream", "keep", "keepCounts", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "iouThreshold", "classAware"],
-  dlfs_gather_detections: ["stream", "detections", "boxes", "scores", "labels", "keep", "n", "k", "maxOut"],
+  dlfs_soft_nms_workspace: ["ctx", "out", "n", "k"],
+  dlfs_soft_nms: ["stream", "keep", "keepCounts", "keepScores", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "method", "iouThreshold", "sigma", "minScore", "classAware"],
+  dlfs_gather_detections: ["stream", "detections", "boxes", "scores", "labels", "keep", "keepScores", "n", "k", "maxOut"],
   dlfs_jpeg_info_sync: ["values", "bytes", "length"],
   dlfs_jpeg_decode_sync: ["stream", "dst", "bytes", "length", "width", "height"],
   dlfs_jpeg_encode_sync: ["stream", "out", "length", "pixels", "capacity", "width", "height", "quality"],
@@ -693,8 +699,21 @@ export interface NativeFunctions {
    * the last; keep_counts (N) int32.
    */
   nms(stream: number, keep: Address | null, keepCounts: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, workspace: Address | null, n: number, k: number, maxOut: number, iouThreshold: number, classAware: number): number;
-  /** detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. */
-  gatherDetections(stream: number, detections: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, keep: Address | null, n: number, k: number, maxOut: number): number;
+  /** Bytes of workspace for dlfs_soft_nms. */
+  softNmsWorkspace(ctx: number, out: HostView, n: number, k: number): number;
+  /**
+   * Soft-NMS of a batch (Bodla et al. 2017): up to max_out times the candidate of the largest score, the lower index first
+   * among equals, is taken, and the others' scores (those of the same label when class_aware) are decayed by their IoU with it,
+   * by method, DLFS_SOFT_NMS_... Candidates with label < 0 are left out, and those whose score is not > min_score, >= 0, at the
+   * start or after a decay. keep, keep_counts and the candidates as dlfs_nms; keep_scores (N, max_out) fp32: the scores when
+   * taken, which do not increase, 0 past the last. iou_threshold (0 to 1) is used by LINEAR, sigma (> 0) by GAUSSIAN.
+   */
+  softNms(stream: number, keep: Address | null, keepCounts: Address | null, keepScores: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, workspace: Address | null, n: number, k: number, maxOut: number, method: number, iouThreshold: number, sigma: number, minScore: number, classAware: number): number;
+  /**
+   * detections (N, max_out, 6) fp32: x1, y1, x2, y2, score, label of the kept candidates, zeros past the last. keep_scores
+   * (N, max_out), nullable, replaces the candidates' scores.
+   */
+  gatherDetections(stream: number, detections: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, keep: Address | null, keepScores: Address | null, n: number, k: number, maxOut: number): number;
   /**
    * Reads a JPEG's header: values[0..5] = width, height, components, bits per sample, process (0 baseline or extended
    * sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), Adobe transform (-1 none). No pixels are decoded, nothing is

@@ -1,6 +1,6 @@
 /** Post-processing inside programs: SSD's and FCOS's against torchvision's, low precision, and what does not fit. */
 import { describe, expect, test } from "bun:test";
-import { postprocessPoints, postprocessSoftmax } from "../../lib/detection";
+import { postprocessPoints, postprocessSoftmax, type SoftNmsOptions } from "../../lib/detection";
 import { cast, type Value } from "../../lib/graph";
 import type { DType } from "../../lib/tensor";
 import { type Given, numbers, program } from "../graph/support";
@@ -25,13 +25,17 @@ const cases = loadGolden<Params>("detection").filter(({ params }) => ["ssd", "fc
 
 type Inputs = Record<string, Value>;
 
-function detect(params: Params, inputs: Inputs, classAware = true): { detections: Value; counts: Value } {
+function detect(
+  params: Params,
+  inputs: Inputs,
+  suppression: { classAware?: boolean; softNms?: SoftNmsOptions } = {},
+): { detections: Value; counts: Value } {
   const options = {
     scoreThreshold: params.score_thresh,
     topK: params.topk_candidates,
     nmsThreshold: params.nms_thresh,
     maxDetections: params.detections_per_img,
-    classAware,
+    ...suppression,
   };
   const { logits, deltas, anchors, sizes: imageSizes, centerness } = inputs as Record<string, Value> & Inputs;
   const rows = { logits: logits!, deltas: deltas!, anchors: anchors!, imageSizes: imageSizes! };
@@ -83,7 +87,7 @@ describe("detections are torchvision's", () => {
   test.each(["SSD", "FCOS"])("%s: boxes of other classes suppress each other where classAware is false", (name) => {
     const golden = cases.find((other) => other.name === name)!;
     const largest = (classAware: boolean) => {
-      const { rows } = run(golden, (inputs) => detect(golden.params, inputs, classAware));
+      const { rows } = run(golden, (inputs) => detect(golden.params, inputs, { classAware }));
       expect(Math.min(...rows.map(({ length }) => length / 6))).toBeGreaterThan(5);
       return Math.max(...rows.map(largestOverlap));
     };
@@ -97,6 +101,41 @@ function largestOverlap(row: readonly number[]): number {
   const boxes = Array.from({ length: row.length / 6 }, (_, i) => row.slice(6 * i, 6 * i + 4));
   return Math.max(...boxes.flatMap((a, i) => boxes.slice(0, i).map((b) => iou(a, 0, b, 0))));
 }
+
+describe("soft suppression", () => {
+  const golden = cases.find(({ name }) => name === "FCOS")!;
+  const column = (rows: number[][], at: number) => rows.map((row) => row.filter((_, i) => i % 6 === at));
+
+  test("with a decay that changes nothing gives the candidates in the order of their scores", () => {
+    const soft = { kind: "linear", iouThreshold: 1, minScore: 0 } as const;
+    const { rows } = run(golden, (inputs) => detect(golden.params, inputs, { softNms: soft }));
+    const hard = run(golden, (inputs) => detect({ ...golden.params, nms_thresh: 1 }, inputs));
+    expect(rows).toEqual(hard.rows);
+  });
+
+  test.each(["linear", "gaussian"] as const)("%s: boxes stay, with lower scores, above the least", (kind) => {
+    const soft = { kind, minScore: 0.25 } as const;
+    const { rows } = run(golden, (inputs) => detect(golden.params, inputs, { softNms: soft }));
+    const hard = run(golden, (inputs) => detect(golden.params, inputs));
+    for (const [image, scores] of column(rows, 4).entries()) {
+      expect(scores).toEqual([...scores].sort((a, b) => b - a));
+      expect(scores.at(-1)).toBeGreaterThan(0.25);
+      // nothing is better than the best, which no other lowers
+      expect(scores[0]).toBe(column(hard.rows, 4)[image]![0]!);
+      const total = (values: number[]) => values.reduce((sum, x) => sum + x, 0) / values.length;
+      expect(total(scores)).toBeLessThan(total(column(hard.rows, 4)[image]!));
+    }
+    expect(Math.max(...rows.map(largestOverlap))).toBeGreaterThan(0);
+  });
+
+  test("options that cannot be are named", () => {
+    const fails = (softNms: SoftNmsOptions) =>
+      errorOf(() => run(golden, (inputs) => detect(golden.params, inputs, { softNms }))).message;
+    expect(fails({ kind: "gaussian", sigma: 0 })).toContain("softNms.sigma above 0, got 0");
+    expect(fails({ kind: "linear", iouThreshold: 2 })).toContain("softNms.iouThreshold from 0 to 1, got 2");
+    expect(fails({ kind: "linear", minScore: -1 })).toContain("softNms.minScore of at least 0, got -1");
+  });
+});
 
 describe("head outputs of low precision are computed with in fp32", () => {
   const low = (["bf16", "f16"] as const).filter((dtype) => device.supports(dtype));

@@ -47,6 +47,23 @@ const decode = (changes: Candidates) => {
   return native.decodeCandidates(stream, at, at, at, at, at, at, ...sizes);
 };
 
+interface SoftNms {
+  method?: number;
+  iouThreshold?: number;
+  sigma?: number;
+  minScore?: number;
+  maxOut?: number;
+}
+const softNms = ({
+  method = constants.SOFT_NMS_LINEAR,
+  iouThreshold = 0,
+  sigma = 0.5,
+  minScore = 0,
+  maxOut = 2,
+}: SoftNms) =>
+  native.softNms(stream, at, at, at, at, at, at, at, 1, 4, maxOut, method, iouThreshold, sigma, minScore, 1);
+const gaussian = constants.SOFT_NMS_GAUSSIAN;
+
 describe("matching and post-processing check their arguments", () => {
   const cases: [string, () => unknown, number, RegExp][] = [
     ["thresholds the wrong way round", () => matchAnchors({ high: 0.3 }), argument, /low 0.4 and high 0.3/],
@@ -66,6 +83,11 @@ describe("matching and post-processing check their arguments", () => {
     ["candidates of more classes", () => decode({ k: 8 }), shape, /3 classes' 2 candidates, got 8/],
     ["a negative per_class", () => decode({ perClass: -1 }), argument, /per_class from 0/],
     ["rows of candidates that overlap", () => decode({ rowStride: 5 }), shape, /row_stride of at least k = 6, got 5/],
+    ["an unknown kind of decay", () => softNms({ method: 2 }), argument, /method from 0 to 1, got 2/],
+    ["an IoU threshold above 1", () => softNms({ iouThreshold: 1.5 }), argument, /iou_threshold from 0 to 1, got 1.5/],
+    ["a sigma of 0", () => softNms({ method: gaussian, sigma: 0 }), argument, /sigma above 0, got 0/],
+    ["a negative least score", () => softNms({ minScore: -0.1 }), argument, /min_score of at least 0, got -0.1/],
+    ["no places for detections", () => softNms({ maxOut: 0 }), argument, /max_out from 1 to .*got 0/],
     [
       "scores of points without logits",
       () => native.pointScores(stream, at, null, at, 1, 2, 3, constants.F32),

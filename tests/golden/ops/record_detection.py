@@ -1,4 +1,5 @@
-"""Records torchvision's numbers for SSD's and FCOS's matching, box coding and post-processing, and their anchors.
+"""Records torchvision's numbers for SSD's and FCOS's matching, box coding and post-processing, and their anchors; and
+Soft-NMS, which torchvision does not have, from the paper's pseudocode.
 
     python3 record_detection.py  # rewrites detection.json beside this script
 
@@ -144,6 +145,37 @@ def detections_case(name, task, options, found, logits, deltas, anchors, sizes, 
                 sizes=torch.tensor(sizes).float(), detections=torch.cat(rows), counts=torch.tensor([len(row) for row in rows]))
 
 
+def soft_nms(boxes, scores, labels, kind, threshold, sigma, least):
+    """Bodla et al. 2017, figure 3, for each class: kept indices, best first, and their decayed scores."""
+    scores, left = scores.clone(), list(range(len(boxes)))
+    keep, kept_scores = [], []
+    while left := [i for i in left if scores[i] > least]:
+        best = max(left, key=lambda i: (scores[i].item(), -i))
+        keep.append(best)
+        kept_scores.append(scores[best].item())
+        left.remove(best)
+        for i in left:
+            if labels[i] == labels[best]:
+                iou = box_iou(boxes[best : best + 1], boxes[i : i + 1])[0, 0]
+                if kind == "gaussian":
+                    scores[i] *= torch.exp(-(iou * iou) / sigma)
+                elif iou > threshold:
+                    scores[i] *= 1 - iou
+    return torch.tensor(keep), torch.tensor(kept_scores)
+
+
+def soft_nms_cases():
+    torch.manual_seed(26)
+    cases = []
+    for kind in ("linear", "gaussian"):
+        params = dict(kind=kind, threshold=0.3, sigma=0.5, least=0.05)
+        boxes, scores, labels = random_boxes(60, 60.0), torch.rand(60), torch.randint(0, 3, (60,))
+        keep, kept_scores = soft_nms(boxes, scores, labels, **params)
+        cases.append(case(f"soft NMS, {kind}", dict(task="soft nms", **params), boxes=boxes, scores=scores, labels=labels, keep=keep,
+                          keepScores=kept_scores))
+    return cases
+
+
 if __name__ == "__main__":
     write("detection", ssd_match_cases() + point_match_cases() + coder_cases() + default_box_cases() + ssd_detection_cases()
-          + fcos_detection_cases())
+          + fcos_detection_cases() + soft_nms_cases())

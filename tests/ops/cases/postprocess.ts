@@ -283,7 +283,71 @@ export function nms(name: string, options: NmsOptions): OpCase {
   };
 }
 
-function gatherDetections(name: string, n: number, k: number, maxOut: number, kept: number): OpCase {
+interface SoftNmsOptions extends Omit<NmsOptions, "threshold"> {
+  kind?: "linear" | "gaussian";
+  iouThreshold?: number;
+  sigma?: number;
+  minScore?: number;
+}
+
+export function softNms(name: string, options: SoftNmsOptions): OpCase {
+  const { n, k, maxOut, kind = "gaussian", iouThreshold = 0.3, sigma = 0.5, minScore = 0.001 } = options;
+  const { classAware = true } = options;
+  const { inputs, outputs } = nms(name, { ...options, threshold: iouThreshold });
+  return {
+    op: "soft_nms",
+    name: `${kind}: ${name}`,
+    ...fp32Only,
+    inputs,
+    // a few roundings for each time that a score was decayed
+    outputs: { ...outputs, keepScores: { shape: [n, maxOut], ...f32, tolerance: { rtol: 2e-5, atol: 0 } } },
+    prepare(c) {
+      const bytes = outHandle();
+      c.native.softNmsWorkspace(c.device.handle, bytes.view, n, k);
+      const scratch = c.workspace(bytes.value);
+      const [keep, counts, keepScores, boxes, scores, labels] = [
+        "keep",
+        "counts",
+        "keepScores",
+        "boxes",
+        "scores",
+        "labels",
+      ].map((operand) => c.address(operand));
+      const method = kind === "linear" ? constants.SOFT_NMS_LINEAR : constants.SOFT_NMS_GAUSSIAN;
+      const rules = [method, iouThreshold, sigma, minScore, classAware ? 1 : 0] as const;
+      return () =>
+        void c.native.softNms(
+          c.stream,
+          keep!,
+          counts!,
+          keepScores!,
+          boxes!,
+          scores!,
+          labels!,
+          scratch,
+          n,
+          k,
+          maxOut,
+          ...rules,
+        );
+    },
+    reference({ boxes, scores, labels }) {
+      const [keep, keepScores] = [new Int32Array(n * maxOut).fill(-1), new Float64Array(n * maxOut)];
+      const counts = new Int32Array(n);
+      const rules = { kind, iouThreshold, sigma, minScore, classAware, most: maxOut };
+      for (let row = 0; row < n; ++row) {
+        const own = (values: Numbers, size: number) => Array.from(values).slice(row * size, (row + 1) * size);
+        const taken = reference.softNms(own(boxes!, k * 4), own(scores!, k), own(labels!, k), rules);
+        keep.set(taken.keep, row * maxOut);
+        keepScores.set(taken.scores, row * maxOut);
+        counts[row] = taken.keep.length;
+      }
+      return { keep, counts, keepScores };
+    },
+  };
+}
+
+function gatherDetections(name: string, n: number, k: number, maxOut: number, kept: number, ownScores = false): OpCase {
   return {
     op: "gather_detections",
     name,
@@ -297,20 +361,27 @@ function gatherDetections(name: string, n: number, k: number, maxOut: number, ke
         ...i32,
         values: (random, size) => random.integers(size, 0, k).map((v, i) => (i % maxOut < kept ? v : -1)),
       },
+      ...(ownScores && { keepScores: { shape: [n, maxOut], ...f32 } }),
     },
     outputs: { detections: { shape: [n, maxOut, 6], ...f32, tolerance: { rtol: 0, atol: 0 } } },
     prepare(c) {
       const [detections, boxes, scores, labels, keep] = ["detections", "boxes", "scores", "labels", "keep"].map(
         (operand) => c.address(operand),
       );
-      return () => void c.native.gatherDetections(c.stream, detections!, boxes!, scores!, labels!, keep!, n, k, maxOut);
+      const own = c.address("keepScores");
+      return () =>
+        void c.native.gatherDetections(c.stream, detections!, boxes!, scores!, labels!, keep!, own, n, k, maxOut);
     },
-    reference({ boxes, scores, labels, keep }) {
+    reference({ boxes, scores, labels, keep, keepScores }) {
       const detections = Array.from(keep!).flatMap((i, slot) => {
         const at = Math.floor(slot / maxOut) * k + i;
         return i < 0
           ? [0, 0, 0, 0, 0, 0]
-          : [...Array.from({ length: 4 }, (_, d) => boxes![at * 4 + d]!), scores![at]!, labels![at]!];
+          : [
+              ...Array.from({ length: 4 }, (_, d) => boxes![at * 4 + d]!),
+              keepScores ? keepScores[slot]! : scores![at]!,
+              labels![at]!,
+            ];
       });
       return { detections };
     },
@@ -354,6 +425,28 @@ const goldenCoders = loadGolden("detection").flatMap((golden) => {
     imageSizes: [1e4, 1e4],
   };
   return [recorded(opCase, inputs, { boxes }, { rtol: 1e-5, atol: 1e-4 })];
+});
+
+interface SoftNmsParams {
+  kind: "linear" | "gaussian";
+  threshold: number;
+  sigma: number;
+  least: number;
+}
+
+const goldenSoftNms = loadGolden<SoftNmsParams>("detection").flatMap((golden) => {
+  if (!golden.has("keepScores")) return [];
+  const { kind, threshold: iouThreshold, sigma, least: minScore } = golden.params;
+  const k = golden.array("scores").length;
+  const [kept, scores] = [golden.array("keep"), golden.array("keepScores")];
+  const opCase = softNms(golden.name, { n: 1, k, maxOut: k, kind, iouThreshold, sigma, minScore });
+  const outputs = {
+    keep: Int32Array.from({ length: k }, (_, i) => kept[i] ?? -1),
+    counts: [kept.length],
+    keepScores: Float32Array.from({ length: k }, (_, i) => scores[i] ?? 0),
+  };
+  const inputs = { boxes: golden.array("boxes"), scores: golden.array("scores"), labels: golden.array("labels") };
+  return [recorded(opCase, inputs, outputs)];
 });
 
 export const postprocessCases: OpCase[] = [
@@ -454,11 +547,63 @@ export const postprocessCases: OpCase[] = [
     extent: 3000,
     classes: 80,
   }),
+  // as many as SSD300 has with 90 classes, and far more than are sorted or compared at a time
+  nms("36000 candidates", { n: 2, k: 36000, maxOut: 200, threshold: 0.45, extent: 300, classes: 90 }),
+  nms("36000 candidates, not class-aware, most left out", {
+    n: 1,
+    k: 36000,
+    maxOut: 300,
+    threshold: 0.5,
+    extent: 300,
+    classAware: false,
+    labels: (random, size) => random.integers(size, -30, 3),
+  }),
+  nms("100000 candidates", { n: 1, k: 100000, maxOut: 300, threshold: 0.5, extent: 640, classes: 80 }),
+  nms("100000 candidates, not class-aware", {
+    n: 1,
+    k: 100000,
+    maxOut: 100,
+    threshold: 0.5,
+    extent: 640,
+    classAware: false,
+  }),
+  softNms("4 classes", { n: 2, k: 100, maxOut: 100 }),
+  softNms("4 classes", { n: 2, k: 100, maxOut: 100, kind: "linear" }),
+  softNms("fewer wanted than there are", { n: 3, k: 200, maxOut: 10, sigma: 0.1 }),
+  softNms("fewer wanted than there are", { n: 3, k: 200, maxOut: 10, kind: "linear", iouThreshold: 0.1 }),
+  softNms("more wanted than there are", { n: 1, k: 20, maxOut: 50 }),
+  softNms("not class-aware", { n: 2, k: 150, maxOut: 120, classAware: false }),
+  softNms("not class-aware", { n: 2, k: 150, maxOut: 120, classAware: false, kind: "linear" }),
+  softNms("1 candidate", { n: 2, k: 1, maxOut: 1, labels: background(0) }),
+  softNms("all left out", { n: 2, k: 33, maxOut: 10, labels: background(-1) }),
+  softNms("a high least score", { n: 2, k: 90, maxOut: 90, minScore: 0.4, classAware: false }),
+  softNms("least score 0 keeps all but equal boxes", {
+    n: 1,
+    k: 64,
+    maxOut: 64,
+    kind: "linear",
+    iouThreshold: 0,
+    minScore: 0,
+    boxes: repeated,
+    scores: tiedScores,
+  }),
+  softNms("tied scores and equal boxes", {
+    n: 2,
+    k: 120,
+    maxOut: 60,
+    kind: "linear",
+    boxes: repeated,
+    scores: tiedScores,
+  }),
+  softNms("3000 candidates", { n: 2, k: 3000, maxOut: 100, extent: 200, classes: 3 }),
+  softNms("3000 candidates", { n: 2, k: 3000, maxOut: 100, extent: 200, classes: 3, kind: "linear" }),
+  gatherDetections("scores of their own", 3, 40, 10, 6, true),
   gatherDetections("some kept", 3, 40, 10, 6),
   gatherDetections("all kept", 1, 40, 25, 25),
   gatherDetections("none kept", 2, 5, 4, 0),
   ...goldenCases,
   ...goldenCoders,
+  ...goldenSoftNms,
 ];
 
 export const postprocessBenches: OpCase[] = [
@@ -468,6 +613,19 @@ export const postprocessBenches: OpCase[] = [
     k: 1000,
     threshold: 0.05,
     values: (random, size) => random.normal(size, -5, 1.5),
+  }),
+  pointScores("8 x 13343 points, 80 classes (FCOS, 800x800)", 8, 13343, 80),
+  ...[1000, 5000, 100000].map((k) =>
+    nms(`${k} candidates, 80 classes`, { n: 1, k, maxOut: 1000, threshold: 0.5, classes: 80, extent: 640 }),
+  ),
+  softNms("5000 candidates, 80 classes", { n: 1, k: 5000, maxOut: 300, classes: 80, extent: 640 }),
+  softNms("8 images of 1000 candidates, 80 classes", {
+    n: 8,
+    k: 1000,
+    maxOut: 100,
+    kind: "linear",
+    classes: 80,
+    extent: 640,
   }),
   nms("8 images of 5000 candidates, 91 classes", {
     n: 8,

@@ -76,3 +76,42 @@ export function nms(
   }
   return kept;
 }
+
+export interface SoftNmsRules {
+  kind: "linear" | "gaussian";
+  iouThreshold: number;
+  sigma: number;
+  minScore: number;
+  classAware: boolean;
+  most: number;
+}
+
+/**
+ * Soft-NMS (Bodla et al. 2017) of one image's candidates: what is taken, best first, and the decayed scores. Every result is
+ * rounded to fp32, since equality of scores decides about the order.
+ */
+export function softNms(
+  boxes: Numbers,
+  scores: Numbers,
+  labels: Numbers,
+  { kind, iouThreshold, sigma, minScore, classAware, most }: SoftNmsRules,
+): { keep: number[]; scores: number[] } {
+  const f = Math.fround;
+  const left = Array.from(scores, (score, i) => (labels[i]! >= 0 && score > f(minScore) ? score : -1));
+  const [keep, taken]: [number[], number[]] = [[], []];
+  while (keep.length < most) {
+    const best = left.reduce((best, score, i) => (score > left[best]! ? i : best), 0);
+    if (!(left[best]! > 0)) break;
+    keep.push(best);
+    taken.push(left[best]!);
+    left[best] = -1;
+    for (const [i, score] of left.entries()) {
+      if (score < 0 || (classAware && labels[i] !== labels[best])) continue;
+      const overlap = f(iou(boxes, i, boxes, best));
+      const linear = overlap > f(iouThreshold) ? f(1 - overlap) : 1;
+      const decayed = f(score * (kind === "linear" ? linear : f(Math.exp(-(overlap * overlap) / f(sigma)))));
+      left[i] = decayed > f(minScore) ? decayed : -1;
+    }
+  }
+  return { keep, scores: taken };
+}
