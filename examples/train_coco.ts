@@ -63,7 +63,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --iterations N      steps; default 1500 for the demo, else 12 passes over the data, at least 2000
   --batch N           images a step; default 8 for the demo, else 16
   --lr X              learning rate after the warm-up; default 0.04 for 8 images of the demo, else 0.02 for 16 images a step
-                      (RetinaNet 0.01), in proportion to --batch
+                      (models by torchvision's names 0.01), in proportion to --batch
   --model NAME        one of the names below; default compact
   --backbone-weights FILE
                       start from a classifier's weights in torchvision's names (.pth, .safetensors), or a detector's backbone
@@ -74,7 +74,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --norm KIND         frozen (fixed statistics, for weights to start from) or batch; default frozen with weights, else batch
   --export-weights FILE
                       at the end, the weights in torchvision's names, as safetensors
-  --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU: 320)
+  --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU, SSDLite: 320)
   --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --seed N            of the weights, the order and the augmentation; default 0
@@ -241,7 +241,8 @@ async function main(): Promise<number> {
   for (const line of describeDataset(dataset)) console.log(`  ${line}`);
 
   const batch = given.batch ?? earlier?.batch ?? (isDemo ? 8 : 16);
-  const size = given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda ? "640" : "320");
+  const size =
+    given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda && chosen.name !== "ssdlite" ? "640" : "320");
   const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
   const network = !earlier && chosen.name === "compact" ? { ...chosen, ...compactOptions(isDemo, cuda) } : chosen;
@@ -393,9 +394,11 @@ function chooseModel(args: ReturnType<typeof parse>): NamedModel {
     }
     return chosen;
   }
-  const pretrained = args["backbone-weights"] !== undefined || args.weights !== undefined;
+  // SSDLite's batch normalization and all of its backbone train in any case, as in torchvision.
+  const ssd = chosen.name === "ssdlite";
+  const pretrained = !ssd && (args["backbone-weights"] !== undefined || args.weights !== undefined);
   const layers = args["trainable-layers"];
-  const all = chosen.backbone === "mobilenet_v2" ? 6 : 5;
+  const all = ssd || chosen.backbone === "mobilenet_v2" ? 6 : 5;
   return {
     ...chosen,
     norm: oneOf<"frozen" | "batch">("norm", args.norm ?? (pretrained ? "frozen" : "batch"), ["frozen", "batch"]),

@@ -2,8 +2,8 @@
  * Compares a detector, number by number, with torchvision's: head outputs, detections, losses, gradients of all parameters, and
  * parameters after some steps of SGD, from generated weights and images; dlfs in fp32, torch in double precision or fp32.
  *
- *   bun run scripts/compare-torchvision.ts [--model retinanet] [--backbone resnet50|mobilenet_v2|...] [--norm frozen|batch]
- *     [--trainable-layers N] [--classes 11] [--batch 2] [--size 128x160] [--steps 10] [--backend cpu|cuda]
+ *   bun run scripts/compare-torchvision.ts [--model retinanet|fcos|ssdlite] [--backbone resnet50|mobilenet_v2|...]
+ *     [--norm frozen|batch] [--width-multiplier 1] [--trainable-layers N] [--classes 11] [--batch 2] [--size 128x160] [--steps 10] [--backend cpu|cuda]
  *     [--python python3] [--reference float64|float32]
  *
  * Where rounding puts one ReLU's input on the other side of 0, gradients differ by up to some 1e-3 although nothing is wrong;
@@ -21,13 +21,16 @@ import { type BackboneName, backboneNames, type TorchWeight } from "../lib/model
 import { Device } from "../lib/tensor";
 import type { BackboneCase } from "../tests/golden/detectors/backbones";
 import { type Case, compute, type Family } from "../tests/golden/detectors/network";
+import { fcos } from "../tests/golden/fcos/network";
 import { retinaNet } from "../tests/golden/retinanet/network";
+import { type SSDLiteCase, ssdLite } from "../tests/golden/ssdlite/network";
 
 const { values: args } = parseArgs({
   options: {
     model: { type: "string", default: "retinanet" },
     backbone: { type: "string", default: "resnet50" },
     norm: { type: "string", default: "frozen" },
+    "width-multiplier": { type: "string", default: "1" },
     "trainable-layers": { type: "string" },
     classes: { type: "string", default: "11" },
     batch: { type: "string", default: "2" },
@@ -48,6 +51,8 @@ interface Comparison {
 
 const comparisons: Record<string, Comparison> = {
   retinanet: { folder: "retinanet", family: retinaNet, make: backboneCase },
+  fcos: { folder: "fcos", family: fcos, make: backboneCase },
+  ssdlite: { folder: "ssdlite", family: ssdLite, make: ssdLiteCase },
 };
 
 type Tensors = Map<string, TorchWeight>;
@@ -90,6 +95,14 @@ function backboneCase(): BackboneCase {
     norm: oneOf(args.norm, "norm", ["frozen", "batch"]),
     trainableLayers: count(args["trainable-layers"] ?? all, "trainable-layers", 0),
   };
+}
+
+/** SSDLite is always on MobileNetV2, with batch normalization; classes count the background. */
+function ssdLiteCase(): SSDLiteCase {
+  const widthMultiplier = Number(args["width-multiplier"]);
+  if (!(widthMultiplier > 0)) fail(`--width-multiplier: expected a positive number, got ${args["width-multiplier"]}`);
+  const trainableLayers = count(args["trainable-layers"] ?? "6", "trainable-layers", 0);
+  return { ...commonCase(), widthMultiplier, trainableLayers };
 }
 
 /** What torchvision computes, from the model's record.py. */

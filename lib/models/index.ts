@@ -8,14 +8,17 @@ export {
 } from "./compact-detector";
 export { DetectionModel, imageNetNormalization, type Normalization } from "./detection-model";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
+export { FCOS, type FCOSOptions } from "./fcos";
 export { FeaturePyramid, LastLevelMaxPool, LastLevelP6P7 } from "./fpn";
 export { InvertedResidual, MobileNetV2Features, type MobileNetV2FeaturesOptions } from "./mobilenet-v2";
 export {
   type CompactConfig,
+  type FCOSConfig,
   type ModelConfig,
   modelFromConfig,
   modelNames,
   type RetinaNetConfig,
+  type SSDLiteConfig,
 } from "./model-config";
 export { detectorNames, type NamedModel, namedModel } from "./model-names";
 export {
@@ -30,6 +33,7 @@ export {
 } from "./pyramid-backbone";
 export { ResNet, type ResNetName, type ResNetOptions, resNetNames } from "./resnet";
 export { RetinaNet, type RetinaNetOptions, retinaNetAnchors } from "./retinanet";
+export { SSDLite, type SSDLiteOptions } from "./ssdlite";
 export {
   describeLoaded,
   type LoadedWeights,

@@ -4,8 +4,10 @@ import { check, DlfsError, ErrorCode } from "../native";
 import { CompactDetector, type CompactDetectorOptions, octaveAnchors } from "./compact-detector";
 import { boolean, checkFields, describe, integer, list, number, object, oneOf, type Rule } from "./config-rules";
 import type { DetectionModel } from "./detection-model";
+import { FCOS, type FCOSOptions } from "./fcos";
 import { type BackboneName, backboneNames } from "./pyramid-backbone";
 import { RetinaNet, type RetinaNetOptions } from "./retinanet";
+import { SSDLite, type SSDLiteOptions } from "./ssdlite";
 
 export interface CompactConfig extends Omit<CompactDetectorOptions, "anchors"> {
   readonly name: "compact";
@@ -19,22 +21,53 @@ export interface RetinaNetConfig extends Omit<RetinaNetOptions, "backbone"> {
   readonly backbone?: BackboneName;
 }
 
-/** A detector by name, with its options; JSON can hold it. */
-export type ModelConfig = CompactConfig | RetinaNetConfig;
+export interface FCOSConfig extends Omit<FCOSOptions, "backbone"> {
+  readonly name: "fcos";
+  /** Default "resnet50". */
+  readonly backbone?: BackboneName;
+}
 
-const detectorFields = {
+export interface SSDLiteConfig extends SSDLiteOptions {
+  readonly name: "ssdlite";
+}
+
+/** A detector by name, with its options; JSON can hold it. */
+export type ModelConfig = CompactConfig | RetinaNetConfig | FCOSConfig | SSDLiteConfig;
+
+const commonFields = {
   name: { expected: "a name", fits: (value) => typeof value === "string" },
   classes: integer(1),
+} satisfies Record<string, Rule>;
+
+const focal = object({ alpha: number(), gamma: number(0) });
+
+const suppressionFields = {
+  scoreThreshold: number(),
+  topK: integer(1),
+  nmsThreshold: number(0, 1),
+  maxDetections: integer(1),
+  classAware: boolean,
+} satisfies Record<string, Rule>;
+
+const detectorFields = {
+  ...commonFields,
   matcher: object({ high: number(0, 1), low: number(0, 1), allowLowQuality: boolean }),
-  focal: object({ alpha: number(), gamma: number(0) }),
+  focal,
   boxLoss: object({ kind: oneOf(...boxLossKinds), beta: number(0) }),
-  postprocess: object({
-    scoreThreshold: number(),
-    topK: integer(1),
-    nmsThreshold: number(0, 1),
-    maxDetections: integer(1),
-    weights: list(number(), 4),
-  }),
+  postprocess: object({ ...suppressionFields, weights: list(number(), 4) }),
+} satisfies Record<string, Rule>;
+
+const normFields = {
+  norm: oneOf("batch", "frozen"),
+  normEps: number(0),
+  normMomentum: number(0, 1),
+  trainableLayers: integer(0),
+} satisfies Record<string, Rule>;
+
+const pyramidFields = {
+  ...normFields,
+  backbone: oneOf(...backboneNames),
+  p6From: oneOf("p5", "c5"),
 } satisfies Record<string, Rule>;
 
 interface Kind {
@@ -58,15 +91,41 @@ const kinds: Record<ModelConfig["name"], Kind> = {
   retinanet: {
     fields: {
       ...detectorFields,
-      backbone: oneOf(...backboneNames),
-      norm: oneOf("batch", "frozen"),
-      normEps: number(0),
-      normMomentum: number(0, 1),
-      trainableLayers: integer(0),
-      p6From: oneOf("p5", "c5"),
+      ...pyramidFields,
       anchors: object({ sizes: list(list(number(1))), aspectRatios: list(number(0)) }),
     },
     make: ({ name: _, ...options }: RetinaNetConfig) => new RetinaNet(options),
+  },
+  fcos: {
+    fields: {
+      ...commonFields,
+      ...pyramidFields,
+      strides: list(integer(1)),
+      centerSamplingRadius: number(0),
+      focal,
+      postprocess: object(suppressionFields),
+    },
+    make: ({ name: _, ...options }: FCOSConfig) => new FCOS(options),
+  },
+  ssdlite: {
+    fields: {
+      ...commonFields,
+      ...normFields,
+      widthMultiplier: number(0),
+      extraChannels: list(integer(1)),
+      boxes: object({
+        aspectRatios: list(list(number(0))),
+        minRatio: number(0),
+        maxRatio: number(0),
+        scales: list(number(0)),
+        steps: list(number(0)),
+        clip: boolean,
+      }),
+      iouThreshold: number(0, 1),
+      negativeRatio: number(0),
+      postprocess: object({ ...suppressionFields, weights: list(number(), 4) }),
+    },
+    make: ({ name: _, ...options }: SSDLiteConfig) => new SSDLite(options),
   },
 };
 

@@ -8,13 +8,13 @@ export type NamedModel = ModelConfig extends infer C ? (C extends unknown ? Omit
 
 const named = new Map<string, NamedModel>([
   ["compact", { name: "compact" }],
-  ...backboneNames.map((backbone): [string, NamedModel] => [
-    `retinanet_${backbone}_fpn`,
-    { name: "retinanet", backbone },
-  ]),
+  ...(["retinanet", "fcos"] as const).flatMap((name) =>
+    backboneNames.map((backbone): [string, NamedModel] => [`${name}_${backbone}_fpn`, { name, backbone }]),
+  ),
+  ["ssdlite320_mobilenet_v2", { name: "ssdlite" }],
 ]);
 
-/** "compact", and "retinanet_resnet50_fpn" and the like: what `namedModel` knows. */
+/** "compact", "retinanet_resnet50_fpn", "fcos_resnet50_fpn", "ssdlite320_mobilenet_v2" and the like: what `namedModel` knows. */
 export const detectorNames: readonly string[] = [...named.keys()];
 
 /**

@@ -70,6 +70,27 @@ test("torchvision's MobileNetV2 becomes a detector's backbone", async () => {
   });
 });
 
+test("torchvision's MobileNetV2 becomes SSDLite's backbone, which is cut within a block", async () => {
+  const model = detector("ssdlite320_mobilenet_v2");
+  using file = await loadWeights(classifier("mobilenet_v2"));
+  const { loaded, missing } = loadBackboneWeights(model, file.tensors);
+  expect([loaded.length, missing]).toEqual([260, []]);
+  const state = torchWeights(model);
+  for (const [ours, theirs] of [
+    ["0.13.conv.0.0.weight", "13.conv.0.0.weight"],
+    ["0.14.0.weight", "14.conv.0.0.weight"],
+    ["0.14.1.bias", "14.conv.0.1.bias"],
+    ["1.0.1.1.running_var", "14.conv.1.1.running_var"],
+    ["1.0.2.weight", "14.conv.2.weight"],
+    ["1.4.0.weight", "18.0.weight"],
+  ]) {
+    const expected = file.tensors.get(`features.${theirs}`)!.toFloat32();
+    expect(state.get(`backbone.features.${ours}`)!.data).toEqual(expected);
+  }
+  const other = detector("ssdlite320_mobilenet_v2", { seed: 9 });
+  expect(loadBackboneWeights(other, torchWeights(model)).loaded.length).toBe(260);
+});
+
 test("a detector's checkpoint gives its backbone to one for other classes, the head stays as drawn", () => {
   const source = detector("retinanet_resnet18_fpn", { classes: 5, seed: 2 });
   const weights = torchWeights(source);

@@ -36,7 +36,7 @@ describe("modelFromConfig", () => {
 
   const compact = { name: "compact", classes: 2 };
   test.each<[string, unknown, string]>([
-    ["no object", null, "name: expected one of compact, retinanet, got nothing"],
+    ["no object", null, "name: expected one of compact, retinanet, fcos, ssdlite, got nothing"],
     ["an unknown model", { name: "toString", classes: 2 }, 'got "toString"'],
     ["no classes", { name: "compact" }, "classes: expected the number of classes"],
     ["no class at all", { ...compact, classes: 0 }, "classes: expected a whole number from 1, got 0"],

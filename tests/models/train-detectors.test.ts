@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { rm } from "node:fs/promises";
 import { CocoDataLoader, DeviceBatchDecoder, DeviceImageCodec, loadDataset, Normalize, Resize } from "../../lib/data";
-import { type DetectionModel, RetinaNet } from "../../lib/models";
+import { type DetectionModel, FCOS, RetinaNet, SSDLite } from "../../lib/models";
 import { Evaluator, SGD, TrainStep, warmup } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
@@ -47,6 +47,8 @@ async function learn(model: DetectionModel, steps: number, rate: number) {
 describe("a few steps of training lower the losses", () => {
   const models: [string, () => DetectionModel, steps: number, rate: number][] = [
     ["RetinaNet on MobileNetV2", () => new RetinaNet({ classes: 2, backbone: "mobilenet_v2" }), 16, 0.01],
+    ["FCOS on MobileNetV2", () => new FCOS({ classes: 2, backbone: "mobilenet_v2" }), 20, 0.002],
+    ["SSDLite", () => new SSDLite({ classes: 2, widthMultiplier: 0.5 }), 24, 0.02],
   ];
   test.each(models)(
     "%s",

@@ -210,5 +210,5 @@ def main(recorder, script, files):
         write_full(folder, recorder.compute(case, getattr(torch, options.dtype)))
         return
     for file in options.files or files:
-        cases = [record(recorder, name, {**given, "classes": 11, "n": 2}) for name, given in files[file].items()]
+        cases = [record(recorder, name, {"classes": 11, "n": 2, **given}) for name, given in files[file].items()]
         write_golden(os.path.join(os.path.dirname(os.path.abspath(script)), file), cases)

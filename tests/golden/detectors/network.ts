@@ -77,7 +77,7 @@ export function inputs(given: Case, firstLabel: number): { images: Float32Array;
     }
   }
   const counts = Int32Array.from(given.boxes ?? Array.from({ length: n }, (_, i) => i + 1));
-  const most = Math.max(...counts);
+  const most = Math.max(1, ...counts);
   const targets: HostTargets = { boxes: new Float32Array(n * most * 4), labels: new Int32Array(n * most), counts };
   for (const [image, count] of counts.entries()) {
     const random = uniform(`boxes of image ${image}`, 5 * count, 0, 1);
