@@ -10,7 +10,13 @@ export { DetectionModel, imageNetNormalization, type Normalization } from "./det
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
 export { FCOS, type FCOSOptions } from "./fcos";
 export { FeaturePyramid, LastLevelMaxPool, LastLevelP6P7 } from "./fpn";
-export { InvertedResidual, MobileNetV2Features, type MobileNetV2FeaturesOptions } from "./mobilenet-v2";
+export {
+  InvertedResidual,
+  MobileNetV2,
+  type MobileNetV2ClassifierOptions,
+  MobileNetV2Features,
+  type MobileNetV2FeaturesOptions,
+} from "./mobilenet-v2";
 export {
   type CompactConfig,
   type FCOSConfig,

@@ -1,5 +1,5 @@
-import { add, type Init, type Value } from "../graph";
-import { Layer, Sequential } from "../layers";
+import { add, type Init, reshape, type Value } from "../graph";
+import { Dropout, GlobalAvgPool2d, Layer, Linear, Model, Sequential } from "../layers";
 import { check, ErrorCode } from "../native";
 import { conv, convNormReLU6, type MakeNorm, type NormOptions, normMaker } from "./blocks";
 
@@ -17,6 +17,9 @@ const groups = [
 /** Channels of the first and the last convolution. */
 const STEM = 32;
 const LAST = 1280;
+
+/** The stage that ends with the last convolution, C5. */
+const LAST_STAGE = 5;
 
 /** Channels are multiples of this. */
 const DIVISOR = 8;
@@ -198,5 +201,41 @@ export class MobileNetV2Features extends Layer {
       if (this.#returned.has(i)) maps.push(x);
     }
     return maps;
+  }
+}
+
+export interface MobileNetV2ClassifierOptions extends Omit<MobileNetV2FeaturesOptions, "returnedLayers"> {
+  /** Number of logits. Default 1000, ImageNet's. */
+  classes?: number;
+  /** Probability of dropping a feature in training. Default 0.2. */
+  dropout?: number;
+}
+
+/**
+ * MobileNetV2 as a classifier, torchvision's mobilenet_v2 with its parameter names ("features.0.0.weight",
+ * "classifier.1.weight"): what ImageNet's checkpoints are of.
+ */
+export class MobileNetV2 extends Model {
+  readonly features: MobileNetV2Features;
+  readonly classifier: Sequential;
+  readonly #pool = new GlobalAvgPool2d();
+
+  constructor({ classes = 1000, dropout = 0.2, ...options }: MobileNetV2ClassifierOptions = {}) {
+    super();
+    this.features = new MobileNetV2Features({ ...options, returnedLayers: [LAST_STAGE] });
+    const init = {
+      weight: { kind: "normal", mean: 0, std: 0.01 },
+      bias: { kind: "constant", value: 0 },
+    } as const;
+    const [channels] = this.features.outChannels as [number];
+    this.classifier = new Sequential(new Dropout(dropout), new Linear(channels, classes, { init }));
+  }
+
+  /** Logits (N, classes) of images (N, H, W, 3), RGB in 0 to 1 less ImageNet's mean, divided by its standard deviation. */
+  forward(images: Value): Value {
+    const [map] = this.features.forward(images) as [Value];
+    const pooled = this.#pool.forward(map);
+    const [n, , , channels] = pooled.shape as [number, number, number, number];
+    return this.classifier.forward(reshape(pooled, [n, channels]));
   }
 }

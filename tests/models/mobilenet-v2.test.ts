@@ -1,9 +1,20 @@
-/** MobileNetV2 and its feature pyramid: torchvision's sizes, names, stages and freezing. */
+/** MobileNetV2 and its feature pyramid: torchvision's sizes, names, stages, freezing and logits. */
 import { describe, expect, test } from "bun:test";
 import { Program } from "../../lib/graph";
 import type { Layer } from "../../lib/layers";
-import { loadTorchWeights, MobileNetPyramid, MobileNetV2Features, RetinaNet, torchWeights } from "../../lib/models";
+import {
+  loadTorchWeights,
+  MobileNetPyramid,
+  MobileNetV2,
+  MobileNetV2Features,
+  RetinaNet,
+  torchWeights,
+} from "../../lib/models";
 import { makeDivisible } from "../../lib/models/mobilenet-v2";
+import { Tensor } from "../../lib/tensor";
+import { fanInBound, generatedWeights, nhwcImages } from "../golden/detectors/network";
+import golden from "../golden/mobilenet-v2/golden.json";
+import { expectClose } from "../support/compare";
 import { testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 
@@ -79,6 +90,36 @@ describe("MobileNetV2Features", () => {
     expect(message(() => new RetinaNet({ classes: 1, backbone: "mobilenet_v3" as "mobilenet_v2" }))).toContain(
       "expected one of resnet18, resnet34, resnet50, resnet101, resnext50_32x4d, mobilenet_v2",
     );
+  });
+});
+
+describe("MobileNetV2", () => {
+  test("gives torchvision's logits", () => {
+    const { n, height, width, ...options } = golden.case;
+    using model = new MobileNetV2(options).to(device).eval();
+    const weightRange = (name: string, shape: readonly number[]): [number, number] => {
+      if (name.endsWith("running_var")) return [0.5, 1.5];
+      if (name.endsWith("running_mean")) return [-0.2, 0.2];
+      if (name.startsWith("classifier")) return [-0.05, 0.05];
+      if (shape.length === 4) return [-fanInBound(shape), fanInBound(shape)];
+      if (name.endsWith("weight")) return [0.3, 0.9];
+      return name.split(".").at(-3) === "conv" ? [-0.1, 0.1] : [0, 3];
+    };
+    loadTorchWeights(model, generatedWeights(model, { weightRange }));
+    using images = Tensor.from(device, nhwcImages({ n, height, width }), [n, height, width, 3]);
+    const logits = model.call(images) as Tensor;
+    expect(logits.shape).toEqual([n, options.classes]);
+    const largest = Math.max(...golden.logits.map(Math.abs));
+    expectClose(logits.read() as Float32Array, golden.logits, { rtol: 0, atol: 1e-5 * largest }, "logits");
+  });
+
+  test("has the parameters of torchvision's mobilenet_v2, and trains with dropout", () => {
+    const model = new MobileNetV2();
+    expect(count(model)).toBe(3_504_872);
+    expect(model.namedParameters().get("classifier.1.weight")!.shape).toEqual([1000, 1280]);
+    const summary = model.summary([[2, 64, 64, 3]]);
+    expect(summary.outputs).toEqual([[2, 1000]]);
+    expect(summary.uncounted).toEqual([]);
   });
 });
 

@@ -1,4 +1,5 @@
 /** Detectors with generated weights on generated images: what the recorders compute with torchvision, computed with dlfs. */
+import type { Model } from "../../../lib/layers";
 import { type DetectionModel, loadTorchWeights, type TorchWeight, torchWeights } from "../../../lib/models";
 import { type Device, Tensor } from "../../../lib/tensor";
 import { constantRate, DetectStep, type HostTargets, SGD, TrainStep } from "../../../lib/train";
@@ -55,19 +56,19 @@ export function fanInBound(shape: readonly number[]): number {
 }
 
 /** A state dict in torch's layout with generated values for every parameter and buffer of a model. */
-export function generatedWeights(model: DetectionModel, { weightRange }: Pick<Family, "weightRange">) {
+export function generatedWeights(model: Model, { weightRange }: Pick<Family, "weightRange">) {
   return new Map<string, TorchWeight>(
-    [...model.namedState()].map(([name, { shape, size }]) => {
+    [...model.namedState()].flatMap(([name, { shape, size, isPersistent }]) => {
+      if (!isPersistent) return [];
       const [k, r, s, c] = shape as [number, number, number, number];
       const torchShape = shape.length === 4 ? [k, c, r, s] : shape;
-      return [name, { shape: torchShape, data: uniform(name, size, ...weightRange(name, torchShape)) }] as const;
+      return [[name, { shape: torchShape, data: uniform(name, size, ...weightRange(name, torchShape)) }] as const];
     }),
   );
 }
 
-/** Images (N, H, W, 3) and targets, padded to the largest number of boxes of an image. */
-export function inputs(given: Case, firstLabel: number): { images: Float32Array; targets: HostTargets } {
-  const { n, height, width, classes, spread = 0.4 } = given;
+/** Generated images (N, H, W, 3). */
+export function nhwcImages({ n, height, width }: Pick<Case, "n" | "height" | "width">): Float32Array {
   const planes = uniform("images", n * 3 * height * width, -2, 2);
   const images = new Float32Array(planes.length);
   const area = height * width;
@@ -76,6 +77,12 @@ export function inputs(given: Case, firstLabel: number): { images: Float32Array;
       for (let i = 0; i < area; ++i) images[(image * area + i) * 3 + c] = planes[(image * 3 + c) * area + i] as number;
     }
   }
+  return images;
+}
+
+/** Images (N, H, W, 3) and targets, padded to the largest number of boxes of an image. */
+export function inputs(given: Case, firstLabel: number): { images: Float32Array; targets: HostTargets } {
+  const { n, height, width, classes, spread = 0.4 } = given;
   const counts = Int32Array.from(given.boxes ?? Array.from({ length: n }, (_, i) => i + 1));
   const most = Math.max(1, ...counts);
   const targets: HostTargets = { boxes: new Float32Array(n * most * 4), labels: new Int32Array(n * most), counts };
@@ -91,7 +98,7 @@ export function inputs(given: Case, firstLabel: number): { images: Float32Array;
       targets.labels[image * most + k] = 1 + Math.trunc(label * (classes - 1)) - firstLabel;
     }
   }
-  return { images, targets };
+  return { images: nhwcImages(given), targets };
 }
 
 /** (K, R, S, C) to torch's (K, C, R, S). */
