@@ -47,6 +47,12 @@ const suppressionFields = {
   nmsThreshold: number(0, 1),
   maxDetections: integer(1),
   classAware: boolean,
+  softNms: object({
+    kind: oneOf("linear", "gaussian"),
+    sigma: number(0),
+    iouThreshold: number(0, 1),
+    minScore: number(),
+  }),
 } satisfies Record<string, Rule>;
 
 const detectorFields = {

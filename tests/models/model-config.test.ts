@@ -1,7 +1,15 @@
 /** Models made from plain data: the same model as by its class, and an error for every field that does not fit. */
 import { describe, expect, test } from "bun:test";
 import type { Layer } from "../../lib/layers";
-import { CompactDetector, type ModelConfig, modelFromConfig, octaveAnchors, RetinaNet } from "../../lib/models";
+import {
+  CompactDetector,
+  FCOS,
+  type ModelConfig,
+  modelFromConfig,
+  octaveAnchors,
+  RetinaNet,
+  SSDLite,
+} from "../../lib/models";
 
 const stateOf = (model: Layer) => [...model.namedState()].map(([name, { shape }]) => `${name} ${shape.join("x")}`);
 
@@ -32,6 +40,23 @@ describe("modelFromConfig", () => {
     expect(stateOf(model)).toEqual(
       stateOf(new RetinaNet({ classes: 3, backbone: "resnet18", norm: "frozen", p6From: "c5" })),
     );
+  });
+
+  test("makes FCOS and SSDLite with their options, after a way through JSON", () => {
+    const post = { scoreThreshold: 0.1, topK: 50, nmsThreshold: 0.4, maxDetections: 20, classAware: false } as const;
+    const soft = { ...post, softNms: { kind: "gaussian", sigma: 0.4 } } as const;
+    const fcos = { classes: 3, backbone: "resnet18", centerSamplingRadius: 2, postprocess: soft } as const;
+    const point = modelFromConfig(JSON.parse(JSON.stringify({ name: "fcos", ...fcos }))) as FCOS;
+    expect(point).toBeInstanceOf(FCOS);
+    expect([point.centerSamplingRadius, point.postprocess]).toEqual([2, soft]);
+    expect(stateOf(point)).toEqual(stateOf(new FCOS(fcos)));
+
+    const ssdlite = { classes: 3, widthMultiplier: 0.5, extraChannels: [64], iouThreshold: 0.4, postprocess: post };
+    const config = { name: "ssdlite", ...ssdlite, boxes: { aspectRatios: [[2], [2], [2]] } };
+    const ssd = modelFromConfig(JSON.parse(JSON.stringify(config))) as SSDLite;
+    expect(ssd).toBeInstanceOf(SSDLite);
+    expect([ssd.iouThreshold, ssd.negativeRatio, ssd.postprocess]).toEqual([0.4, 3, post]);
+    expect(stateOf(ssd)).toEqual(stateOf(new SSDLite({ ...ssdlite, boxes: config.boxes })));
   });
 
   const compact = { name: "compact", classes: 2 };
