@@ -1,5 +1,5 @@
-// Sizes of convolutions and poolings: what is allowed, and what comes out. Both backends check through these functions,
-// so that a wrong size has one message.
+// Sizes of convolutions, poolings and resampling: what is allowed, and what comes out. Both backends check through
+// these functions, so that a wrong size has one message.
 #pragma once
 
 #include "common/arguments.hpp"
@@ -122,6 +122,25 @@ inline PoolGeometry pool_geometry(int32_t n, int32_t h, int32_t w, int32_t c, in
   checked_product({n, h, w, c}, "x");
   checked_product({n, p, q, c}, "y");
   return g;
+}
+
+// y (N, P, Q, C) = resample(x (N, H, W, C)).
+struct ResizeGeometry {
+  int32_t n, h, w, c;
+  int32_t p, q;
+};
+
+inline ResizeGeometry resize_geometry(int32_t n, int32_t h, int32_t w, int32_t c, int32_t p, int32_t q) {
+  const int64_t most = INT32_MAX;
+  check_range(n, 1, most, "n");
+  check_range(h, 1, most, "h");
+  check_range(w, 1, most, "w");
+  check_range(c, 1, most, "c");
+  check_range(p, 1, most, "p");
+  check_range(q, 1, most, "q");
+  checked_product({n, h, w, c}, "x");
+  checked_product({n, p, q, c}, "y");
+  return {n, h, w, c, p, q};
 }
 
 // Torch's "nearest": the source row or column of output index i, floor(i * in / out) in integers.

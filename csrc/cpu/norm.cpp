@@ -133,6 +133,35 @@ extern "C" dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const vo
   });
 }
 
+extern "C" dlfs_status dlfs_add_bias(dlfs_stream stream, void* y, const void* x, const float* bias, int64_t rows,
+                                     int32_t c, dlfs_dtype dtype, dlfs_activation activation) {
+  return on_stream("dlfs_add_bias", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    check_activation(activation);
+    check_rows(rows, c, 1);
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    check_pointer(bias, "bias");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      T* out = static_cast<T*>(y);
+      const T* in = static_cast<const T*>(x);
+      s.enqueue([=] {
+        const ChannelLayout layout(rows, c);
+        const std::vector<float> wide_bias = layout.widen(bias);
+        const float* b = wide_bias.data();
+        dispatch_activation(activation, [&](auto act) {
+          map_wide_rows(layout, [=](int64_t i, int64_t count) {
+#pragma omp simd
+            for (int64_t j = 0; j < count; ++j)
+              store(out + i + j, activate<decltype(act)::value>(load(in + i + j) + b[j]));
+          });
+        });
+      });
+    });
+  });
+}
+
 extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t rows, int32_t c,
                                                  dlfs_dtype dtype) {
   return guard("dlfs_batch_norm_workspace", [&] {

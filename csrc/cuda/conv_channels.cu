@@ -1,5 +1,5 @@
 // What surrounds a convolution by cuDNN: padding channels with zeros for the tensor cores, dropping the padding again,
-// and the bias, residual and activation of a plan whose engine does not fuse them.
+// and the bias, residual and activation of a plan whose engine does not fuse them or that runs backward.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/runtime.cuh"
@@ -110,3 +110,20 @@ void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t
 }
 
 }  // namespace dlfs
+
+using namespace dlfs;
+
+extern "C" dlfs_status dlfs_add_bias(dlfs_stream stream, void* y, const void* x, const float* bias, int64_t rows,
+                                     int32_t c, dlfs_dtype dtype, dlfs_activation activation) {
+  return stream_call("dlfs_add_bias", stream, [&](Stream& s) {
+    check_float_dtype(dtype);
+    check_activation(activation);
+    check_size(rows, "rows");
+    check_size(c, "c");
+    checked_product({rows, c}, "x");
+    check_pointer(y, "y");
+    check_pointer(x, "x");
+    check_pointer(bias, "bias");
+    conv_epilogue(s, y, x, bias, nullptr, rows, c, c, dtype, dtype, activation);
+  });
+}

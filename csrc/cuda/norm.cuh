@@ -88,8 +88,8 @@ __device__ __forceinline__ void mask_relu(float (&gradient)[V], const T* y) {
 }
 
 // Sums per channel: partial (images, S, splits, C) = sums over the split's rows of S values.
-//   op.begin(image, channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements at ...
-//   at + V.
+//   op.begin(image, channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements
+//   at ... at + V.
 template <int S, int V, class Op>
 __global__ void __launch_bounds__(channel_threads)
     channel_sums_kernel(float* partial, int64_t rows, int32_t c, int32_t images, Op op) {
@@ -149,8 +149,8 @@ __device__ __forceinline__ void merge(Moments& a, const Moments& b) {
   a.n = n;
 }
 
-// partial (images, 2, splits, C): the mean, then the sum of squared distances from it, of each split's rows. A thread sums
-// distances from its own first value, which avoids cancellation, and threads are merged by their moments.
+// partial (images, 2, splits, C): the mean, then the sum of squared distances from it, of each split's rows. A thread
+// sums distances from its own first value, which avoids cancellation, and threads are merged by their moments.
 template <class T, int V>
 __global__ void __launch_bounds__(channel_threads)
     statistics_kernel(float* partial, const T* x, int64_t rows, int32_t c, int32_t images) {

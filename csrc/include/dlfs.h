@@ -340,6 +340,11 @@ DLFS_API dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, DLFS_HOST int6
 DLFS_API dlfs_status dlfs_channel_sum(dlfs_stream stream, float *out, const void *x, void *workspace, int64_t rows,
                                       int32_t c, dlfs_dtype dtype);
 
+/* y[row, j] = activation(x[row, j] + bias[j]), in fp32; x, y (rows, C), y may be x; activation as dlfs_add's. What the plan
+ * of a forward convolution does by itself, for convolutions run in another direction (transposed ones). */
+DLFS_API dlfs_status dlfs_add_bias(dlfs_stream stream, void *y, const void *x, const float *bias, int64_t rows, int32_t c,
+                                   dlfs_dtype dtype, dlfs_activation activation);
+
 /* ---- normalisation ------------------------------------------------------------------------------------------- */
 
 /* Bytes of workspace for dlfs_batch_norm_train and dlfs_batch_norm_backward. */
@@ -431,6 +436,20 @@ DLFS_API dlfs_status dlfs_upsample_nearest_forward(dlfs_stream stream, void *y, 
 /* dx of dlfs_upsample_nearest_forward, summed in fp32; overwrites dx. */
 DLFS_API dlfs_status dlfs_upsample_nearest_backward(dlfs_stream stream, void *dx, const void *dy, int32_t n, int32_t h,
                                                     int32_t w, int32_t c, int32_t p, int32_t q, dlfs_dtype dtype);
+
+/* y (N, P, Q, C) from x (N, H, W, C), bilinear, as torch.nn.functional.interpolate without antialias. Output row p reads
+ * the source at align_corners ? p (H - 1) / (P - 1) : max(0, (p + 0.5) H / P - 0.5), in fp32; columns likewise. scale_h and
+ * scale_w, where not 0, replace the factors P / H and Q / W (torch's scale_factor, which P and Q were rounded down from);
+ * align_corners ignores them. */
+DLFS_API dlfs_status dlfs_upsample_bilinear_forward(dlfs_stream stream, void *y, const void *x, int32_t n, int32_t h,
+                                                    int32_t w, int32_t c, int32_t p, int32_t q, int32_t align_corners,
+                                                    dlfs_dtype dtype, double scale_h, double scale_w);
+
+/* dx of dlfs_upsample_bilinear_forward: each input pixel gathers from the outputs that read it, summed in fp32 in a fixed
+ * order; overwrites dx. */
+DLFS_API dlfs_status dlfs_upsample_bilinear_backward(dlfs_stream stream, void *dx, const void *dy, int32_t n, int32_t h,
+                                                     int32_t w, int32_t c, int32_t p, int32_t q, int32_t align_corners,
+                                                     dlfs_dtype dtype, double scale_h, double scale_w);
 
 /* ---- optimizer ----------------------------------------------------------------------------------------------- */
 

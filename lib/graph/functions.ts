@@ -7,13 +7,22 @@ import type { DType } from "../tensor";
 import { channelScale, channelShuffle as channelShuffleOp } from "./ops/channel";
 import { constant as constantOp } from "./ops/constant";
 import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops/conv";
+import { addBias, convTranspose2d as convTranspose2dOp } from "./ops/conv-transpose";
 import { dropout as dropoutOp } from "./ops/dropout";
-import { activate, add as addOp, cast as castOp, multiply as multiplyOp, scale as scaleOp } from "./ops/elementwise";
+import {
+  activate,
+  add as addOp,
+  cast as castOp,
+  fill,
+  multiply as multiplyOp,
+  scale as scaleOp,
+} from "./ops/elementwise";
 import { groupNorm as groupNormOp } from "./ops/group-norm";
 import { batchNormInfer, batchNormTrain } from "./ops/norm";
-import { avgPool as avgPoolOp, maxPool as maxPoolOp, upsampleNearest, type Window } from "./ops/pool";
+import { avgPool as avgPoolOp, maxPool as maxPoolOp, type Window } from "./ops/pool";
 import { concat as concatOp, reshape as reshapeOp, slice as sliceOp, transpose as transposeOp } from "./ops/shape";
 import { softmax as softmaxOp } from "./ops/softmax";
+import { upsampleBilinear, upsampleNearest } from "./ops/upsample";
 import { applyOp } from "./trace";
 import type { Value } from "./value";
 
@@ -41,6 +50,41 @@ export function convGeometry({ stride = 1, padding = 0, dilation = 1, groups = 1
 export function conv2d(x: Value, w: Value, bias: Value | null, options: ConvOptions = {}): Value {
   const attrs = { ...convGeometry(options), bias: bias !== null, residual: false, activation: "none" as const };
   return only(applyOp(conv2dOp, bias ? [x, w, bias] : [x, w], attrs));
+}
+
+export interface ConvTransposeOptions extends ConvOptions {
+  /** Rows and columns added at the end of the result; below the stride or the dilation. Default 0. */
+  outputPadding?: Size2;
+}
+
+/**
+ * 2-D transposed convolution (torch.nn.functional.conv_transpose2d): the data gradient of a convolution. x (N, H, W, C), w
+ * (C, R, S, K / groups), an fp32 bias (K) or null.
+ */
+export function convTranspose2d(x: Value, w: Value, bias: Value | null, options: ConvTransposeOptions = {}): Value {
+  const given = convGeometry(options);
+  const wanted = pair(options.outputPadding ?? 0);
+  const valid = wanted.every(
+    (size, d) => Number.isInteger(size) && size >= 0 && size < Math.max(given.stride[d]!, given.dilation[d]!),
+  );
+  check(
+    valid,
+    "convTranspose2d",
+    () => `expected output padding from 0 to below the stride or the dilation, got ${wanted.join("x")}`,
+    ErrorCode.shape,
+  );
+  // A row of zeros below the image adds a stride's worth of rows to the result and nothing to its values.
+  let padded = x;
+  const outputPadding: [number, number] = [0, 0];
+  for (const d of [0, 1] as const) {
+    const more = Math.floor(wanted[d] / given.stride[d]);
+    outputPadding[d] = wanted[d] - more * given.stride[d];
+    if (more === 0) continue;
+    const shape = padded.shape.map((size, axis) => (axis === d + 1 ? more : size));
+    padded = concat([padded, only(applyOp(fill, [], { shape, dtype: x.dtype, value: 0 }))], d + 1);
+  }
+  const y = only(applyOp(convTranspose2dOp, [padded, w], { ...given, outputPadding }));
+  return bias ? only(applyOp(addBias, [y, bias], { activation: "none" })) : y;
 }
 
 /** x w^T + bias over the last axis: x (..., C), w (K, C), an fp32 bias (K) or null; (..., K). */
@@ -232,10 +276,25 @@ export function globalAvgPool2d(x: Value): Value {
   return avgPool2d(x, [x.shape[1] ?? 1, x.shape[2] ?? 1]);
 }
 
-/** Nearest-neighbour upsampling by a factor, or to a size [height, width]. */
-export function upsample(x: Value, to: { scale: number } | { size: readonly [number, number] }): Value {
-  const size: [number, number] =
-    "size" in to ? [to.size[0], to.size[1]] : [Math.floor(x.shape[1]! * to.scale), Math.floor(x.shape[2]! * to.scale)];
+/** What to resize to, and how, in torch.nn.Upsample's terms. */
+export type UpsampleOptions = ({ scale: Size2 } | { size: Size2 }) & {
+  /** Default "nearest". */
+  mode?: "nearest" | "bilinear";
+  /** Of "bilinear" alone: the centres of the corner pixels stay where they are. Default false. */
+  alignCorners?: boolean;
+};
+
+/**
+ * Resampling by a factor (sizes are rounded down) or to a size, as torch.nn.functional.interpolate; pairs are (height, width).
+ * Nearest neighbours follow from the sizes alone, which for factors that do not give whole sizes is torch's
+ * recompute_scale_factor.
+ */
+export function upsample(x: Value, { mode = "nearest", alignCorners = false, ...to }: UpsampleOptions): Value {
+  const [, h = 0, w = 0] = x.shape;
+  const scale: [number, number] = "scale" in to ? pair(to.scale) : [0, 0];
+  const size: [number, number] = "size" in to ? pair(to.size) : [Math.floor(h * scale[0]), Math.floor(w * scale[1])];
+  if (mode === "bilinear") return only(applyOp(upsampleBilinear, [x], { size, alignCorners, scale }));
+  check(!alignCorners, "upsample", () => 'expected mode "bilinear" with alignCorners, got "nearest"');
   return only(applyOp(upsampleNearest, [x], { size }));
 }
 

@@ -1,6 +1,7 @@
 import type { Device } from "../tensor";
 import type { Node } from "./node";
 import { type ConvAttrs, conv2d, linear } from "./ops/conv";
+import { addBias } from "./ops/conv-transpose";
 import { type ActivationAttrs, activate, add, isFusedActivation, keepsInput } from "./ops/elementwise";
 import { groupNorm } from "./ops/group-norm";
 import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
@@ -14,7 +15,7 @@ import type { Value } from "./value";
  *   conv2d + batch_norm_infer                -> conv2d with folded weights (inference; the folding is hoisted)
  *   conv2d (+ add) + activation              -> conv2d with residual and activation, where the device fuses epilogues;
  *                                               linear likewise
- *   add + activation                         -> add with activation
+ *   add or add_bias + activation             -> the addition with activation
  * The activations of convolutions, linear and additions are relu, relu6, silu and sigmoid.
  * A value that something else reads too, or that is a result, is never merged away.
  *
@@ -108,7 +109,7 @@ function mergeAdd(graph: Graph, node: Node, sole: Sole, epilogue: boolean): Rewr
   return null;
 }
 
-/** activation(x) where x is a normalization, convolution or add read here only. */
+/** activation(x) where x is a normalization, convolution, addition or bias read here only. */
 function mergeActivation(graph: Graph, node: Node, sole: Sole, epilogue: boolean, training: boolean): Rewrite | null {
   if (node.op !== activate) return null;
   const { activation } = node.attrs as ActivationAttrs;
@@ -117,7 +118,7 @@ function mergeActivation(graph: Graph, node: Node, sole: Sole, epilogue: boolean
   const isNorm = first.op === batchNormTrain || first.op === batchNormInfer || first.op === groupNorm;
   const fits = isNorm
     ? activation === "relu"
-    : (first.op === add || (isProduct(first) && epilogue)) &&
+    : (first.op === add || first.op === addBias || (isProduct(first) && epilogue)) &&
       isFusedActivation(activation) &&
       !(training && keepsInput({ activation }));
   const attrs = first.attrs as ConvAttrs;

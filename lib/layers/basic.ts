@@ -10,6 +10,7 @@ import {
   Parameter,
   pair,
   type Size2,
+  type UpsampleOptions,
   upsample,
   useParameter,
   type Value,
@@ -143,14 +144,31 @@ export class MaxPool2d extends Layer {
   }
 }
 
-/** Nearest-neighbour upsampling by a factor. */
+/** Resampling as torch.nn.Upsample, by a factor or to a size; a number alone is a factor for nearest neighbours. */
 export class Upsample extends Layer {
-  constructor(readonly factor: number) {
+  readonly options: UpsampleOptions;
+
+  /** @throws DlfsError where neither scale nor size is positive, or alignCorners is asked of nearest neighbours */
+  constructor(options: number | UpsampleOptions) {
     super();
+    this.options = typeof options === "number" ? { scale: options } : options;
+    const { mode = "nearest", alignCorners = false } = this.options;
+    const to = "size" in this.options ? this.options.size : this.options.scale;
+    check(
+      pair(to).every((value) => Number.isFinite(value) && value > 0),
+      "Upsample",
+      () => `expected a positive scale or size, got ${String(to)}`,
+    );
+    check(
+      mode === "nearest" || mode === "bilinear",
+      "Upsample",
+      () => `expected mode nearest or bilinear, got ${mode}`,
+    );
+    check(!alignCorners || mode === "bilinear", "Upsample", () => "expected mode bilinear with alignCorners");
   }
 
   forward(x: Value): Value {
-    return upsample(x, { scale: this.factor });
+    return upsample(x, this.options);
   }
 }
 

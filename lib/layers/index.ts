@@ -1,6 +1,7 @@
 export * from "./activation";
 export * from "./basic";
 export { ChannelShuffle, Multiply, Split } from "./channel";
+export { ConvTranspose2d, type ConvTranspose2dOptions } from "./conv-transpose";
 export { Dropout } from "./dropout";
 export { FrozenBatchNorm2d } from "./frozen-batch-norm";
 export { GroupNorm } from "./group-norm";

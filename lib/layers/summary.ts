@@ -84,10 +84,12 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  * Multiplications and additions of an operation, each counted as 1, so that a multiply-add is 2:
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
+ * - transposed convolution: 2 for each weight that an input is multiplied by, whether or not the result keeps the product.
  * - batch and group normalization: 2 an element, its scale and shift. Statistics are left out.
  * - addition, multiplication, scaling, dropout, FCOS's scores: 1 an element. SiLU, leaky ReLU: 1, their product.
  *   Hardsigmoid: 2, hardswish: 3.
  * - softmax: 3 an element: it subtracts the largest, adds up, divides.
+ * - bilinear upsampling: 7 an element, four products and three sums.
  * - average pooling: 1 for each value of a window (additions but one, and the division).
  * - 0: comparisons (ReLU, ReLU6, max pooling), exponentials (sigmoid), and whatever moves data.
  *
@@ -107,8 +109,11 @@ export function flopsOf(node: Node): number | null {
     case "batch_norm_infer":
     case "group_norm":
       return 2 * elements;
+    case "conv_transpose2d":
+      return 2 * elementCount(node.inputs[0]!.shape) * elementCount(node.inputs[1]!.shape.slice(1));
     case "add":
     case "point_scores":
+    case "add_bias":
     case "scale":
     case "multiply":
     case "channel_scale":
@@ -118,6 +123,8 @@ export function flopsOf(node: Node): number | null {
       return elements * (ACTIVATION_FLOPS[attrs.activation ?? ""] ?? 0);
     case "softmax":
       return 3 * elements;
+    case "upsample_bilinear":
+      return 7 * elements;
     case "avg_pool":
       return elements * attrs.kernel![0] * attrs.kernel![1];
     default:

@@ -4,7 +4,10 @@ import type { Model } from "../layers";
 import { check, DlfsError, ErrorCode } from "../native";
 import { elementCount } from "../tensor";
 
-/** One entry of a PyTorch state dict, converted to fp32: row-major, convolution weights as (out, in / groups, height, width). */
+/**
+ * One entry of a PyTorch state dict, converted to fp32: row-major, convolution weights as (out, in / groups, height, width),
+ * those of transposed convolutions as (in, out / groups, height, width).
+ */
 export interface TorchWeight {
   readonly shape: readonly number[];
   readonly data: Float32Array;
@@ -52,7 +55,10 @@ export interface LoadedWeights {
 /** How many names of a kind an error message lists. */
 const MAX_LISTED = 20;
 
-/** The shape in PyTorch of a parameter: (K, R, S, C) here is (K, C, R, S) there, all others are the same. */
+/**
+ * The shape in PyTorch of a parameter: (K, R, S, C) here is (K, C, R, S) there, all others are the same. Of a transposed
+ * convolution, whose weights are those of the convolution it reverses, K are the inputs in both.
+ */
 function torchShape({ shape }: Parameter): readonly number[] {
   const [k, r, s, c] = shape as [number, number, number, number];
   return shape.length === 4 ? [k, c, r, s] : shape;

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "7a822072a8b80b7e";
+export const headerHash = "c9c31d7edfb93ec7";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -134,6 +134,7 @@ export const symbols = {
   dlfs_conv_backward_weight: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_channel_sum_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_add_bias: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
@@ -148,6 +149,8 @@ export const symbols = {
   dlfs_avg_pool_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_upsample_nearest_forward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_upsample_nearest_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_upsample_bilinear_forward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64"], returns: "i32" },
+  dlfs_upsample_bilinear_backward: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64"], returns: "i32" },
   dlfs_sgd_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_sgd_destroy: { args: ["i64"], returns: "i32" },
   dlfs_sgd_grad_norm_workspace: { args: ["i64", "buffer"], returns: "i32" },
@@ -258,6 +261,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_conv_backward_weight: ["stream", "conv", "dw", "x", "dy", "workspace"],
   dlfs_channel_sum_workspace: ["ctx", "out", "rows", "c", "dtype"],
   dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
+  dlfs_add_bias: ["stream", "y", "x", "bias", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_workspace: ["ctx", "out", "rows", "c", "dtype"],
   dlfs_batch_norm_train: ["stream", "y", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "workspace", "rows", "c", "dtype", "eps", "momentum", "activation"],
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
@@ -272,6 +276,8 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_avg_pool_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "r", "s", "strideH", "strideW", "padH", "padW", "countIncludePad", "dtype"],
   dlfs_upsample_nearest_forward: ["stream", "y", "x", "n", "h", "w", "c", "p", "q", "dtype"],
   dlfs_upsample_nearest_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "p", "q", "dtype"],
+  dlfs_upsample_bilinear_forward: ["stream", "y", "x", "n", "h", "w", "c", "p", "q", "alignCorners", "dtype", "scaleH", "scaleW"],
+  dlfs_upsample_bilinear_backward: ["stream", "dx", "dy", "n", "h", "w", "c", "p", "q", "alignCorners", "dtype", "scaleH", "scaleW"],
   dlfs_sgd_create: ["ctx", "out", "parameters", "gradients", "momenta", "casts", "elements", "weightDecays", "lrFactors", "count", "castDtype"],
   dlfs_sgd_destroy: ["sgd"],
   dlfs_sgd_grad_norm_workspace: ["sgd", "out"],
@@ -506,6 +512,11 @@ export interface NativeFunctions {
   channelSumWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
   /** out[j] = sum over rows of x[row, j], x (rows, C): the gradient of a bias. fp32, the same order of sums each run. */
   channelSum(stream: number, out: Address | null, x: Address | null, workspace: Address | null, rows: number, c: number, dtype: number): number;
+  /**
+   * y[row, j] = activation(x[row, j] + bias[j]), in fp32; x, y (rows, C), y may be x; activation as dlfs_add's. What the plan
+   * of a forward convolution does by itself, for convolutions run in another direction (transposed ones).
+   */
+  addBias(stream: number, y: Address | null, x: Address | null, bias: Address | null, rows: number, c: number, dtype: number, activation: number): number;
   /** Bytes of workspace for dlfs_batch_norm_train and dlfs_batch_norm_backward. */
   batchNormWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
   /**
@@ -561,6 +572,18 @@ export interface NativeFunctions {
   upsampleNearestForward(stream: number, y: Address | null, x: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, dtype: number): number;
   /** dx of dlfs_upsample_nearest_forward, summed in fp32; overwrites dx. */
   upsampleNearestBackward(stream: number, dx: Address | null, dy: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, dtype: number): number;
+  /**
+   * y (N, P, Q, C) from x (N, H, W, C), bilinear, as torch.nn.functional.interpolate without antialias. Output row p reads
+   * the source at align_corners ? p (H - 1) / (P - 1) : max(0, (p + 0.5) H / P - 0.5), in fp32; columns likewise. scale_h and
+   * scale_w, where not 0, replace the factors P / H and Q / W (torch's scale_factor, which P and Q were rounded down from);
+   * align_corners ignores them.
+   */
+  upsampleBilinearForward(stream: number, y: Address | null, x: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, alignCorners: number, dtype: number, scaleH: number, scaleW: number): number;
+  /**
+   * dx of dlfs_upsample_bilinear_forward: each input pixel gathers from the outputs that read it, summed in fp32 in a fixed
+   * order; overwrites dx.
+   */
+  upsampleBilinearBackward(stream: number, dx: Address | null, dy: Address | null, n: number, h: number, w: number, c: number, p: number, q: number, alignCorners: number, dtype: number, scaleH: number, scaleW: number): number;
   /**
    * Lists the tensors that one dlfs_sgd_step updates: count tensors, each with the addresses of its fp32 parameter,
    * gradient and momentum buffer, of a low-precision copy in cast_dtype that follows it (0 for none), its number of

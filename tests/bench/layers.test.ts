@@ -13,7 +13,9 @@ import {
   ChannelShuffle,
   Concat,
   Conv2d,
+  ConvTranspose2d,
   Dropout,
+  FrozenBatchNorm2d,
   GlobalAvgPool2d,
   GroupNorm,
   Hardsigmoid,
@@ -62,6 +64,12 @@ const simple = (name: string, layer: () => AnyLayer, ...inputs: (readonly number
   inputs,
 });
 
+/** Of 256 channels in; its weights are multiplied by the pixels of the input. */
+const transposed = (name: string, layer: () => ConvTranspose2d, size: number): Bench => ({
+  ...simple(`ConvTranspose2d ${name}`, layer, [size, size, 256]),
+  pixels: size * size,
+});
+
 const benches: Bench[] = [
   conv("stem", 3, 64, 7, 640, 2),
   conv("stage 1, narrow", 256, 64, 1, 160),
@@ -73,9 +81,18 @@ const benches: Bench[] = [
   conv("class scores", 256, 819, 3, 40),
   simple("Conv2d 3x3 depthwise", () => new Conv2d(256, 256, 3, { padding: 1, groups: 256 }), [80, 80, 256]),
   simple("SeparableConv2d 3x3 256 -> 256", () => new SeparableConv2d(256, 256, 3, { padding: 1 }), [80, 80, 256]),
+  transposed("2x2/2 256 -> 128", () => new ConvTranspose2d(256, 128, 2, { stride: 2 }), 40),
+  transposed("4x4/2 256 -> 256", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1 }), 20),
+  transposed("4x4/2 depthwise", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1, groups: 256 }), 40),
+  simple(
+    "Conv2d 3x3 in 32 groups of 4, as ResNeXt's",
+    () => new Conv2d(128, 128, 3, { padding: 1, groups: 32 }),
+    [160, 160, 128],
+  ),
   simple("Linear 1280 -> 1000", () => new Linear(1280, 1000), [1280]),
   simple("Linear 256 -> 819 (a head of 1x1)", () => new Linear(256, 819), [40, 40, 256]),
   simple("BatchNorm2d", () => new BatchNorm2d(256), [80, 80, 256]),
+  simple("FrozenBatchNorm2d", () => new FrozenBatchNorm2d(256), [80, 80, 256]),
   simple("GroupNorm, 32 groups", () => new GroupNorm(32, 256), [80, 80, 256]),
   simple("ReLU", () => new ReLU(), [80, 80, 256]),
   simple("SiLU", () => new SiLU(), [80, 80, 256]),
@@ -87,6 +104,7 @@ const benches: Bench[] = [
   simple("Hardsigmoid", () => new Hardsigmoid(), [80, 80, 256]),
   simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), [320, 320, 64]),
   simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),
+  simple("Upsample x2, bilinear", () => new Upsample({ scale: 2, mode: "bilinear" }), [40, 40, 256]),
   simple("Add", () => new Add(), [80, 80, 256], [80, 80, 256]),
   simple("Multiply", () => new Multiply(), [80, 80, 256], [80, 80, 256]),
   { ...simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]), pixels: 1 },

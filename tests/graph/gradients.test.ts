@@ -68,6 +68,11 @@ describe("gradients agree with finite differences", () => {
     ["rows, one of them left out", (v) => silu(split(v, 3, 1)[0]!)],
     ["scaling", (v) => scale(silu(v), -0.7)],
     ["average pooling", (v) => silu(avgPool2d(silu(v), 3, { stride: 1, padding: 1, countIncludePad: false }))],
+    ["bilinear upsampling", (v) => silu(upsample(silu(v), { size: [7, 5], mode: "bilinear" }))],
+    [
+      "bilinear upsampling by a factor, corners aligned",
+      (v) => silu(upsample(silu(v), { scale: [2, 1.6], mode: "bilinear", alignCorners: true })),
+    ],
     ["upsampling", (v) => silu(upsample(silu(v), { size: [7, 5] }))],
     ["down and up again, joined", (v) => add(upsample(avgPool2d(silu(v), 2), { scale: 2 }), v)],
   ];

@@ -38,6 +38,12 @@ describe("shapes", () => {
     ["upsampling by a factor", [1, 3, 4, 2], (x) => upsample(x, { scale: 2 }), [1, 6, 8, 2]],
     ["upsampling by a fraction rounds down", [1, 3, 5, 2], (x) => upsample(x, { scale: 1.5 }), [1, 4, 7, 2]],
     ["upsampling to a size", [1, 3, 4, 2], (x) => upsample(x, { size: [7, 5] }), [1, 7, 5, 2]],
+    [
+      "bilinear by a factor for each axis",
+      [1, 3, 5, 2],
+      (x) => upsample(x, { scale: [2, 1.5], mode: "bilinear" }),
+      [1, 6, 7, 2],
+    ],
     ["joining channels", [1, 3, 4, 2], (x) => concat([x, x, x]), [1, 3, 4, 6]],
     ["joining rows", [1, 3, 4, 2], (x) => concat([x, x], 1), [1, 6, 4, 2]],
     ["a slice", [1, 3, 4, 5], (x) => slice(x, 3, 1, 3), [1, 3, 4, 3]],

@@ -9,6 +9,7 @@ import {
   ChannelShuffle,
   Concat,
   Conv2d,
+  ConvTranspose2d,
   Dropout,
   GlobalAvgPool2d,
   GroupNorm,
@@ -124,6 +125,16 @@ const layers: Record<string, () => AnyLayer> = {
   MaxPool2d: () => new MaxPool2d(3, { stride: 2, padding: 1 }),
   "MaxPool2d, default stride": () => new MaxPool2d(2),
   Upsample: () => new Upsample(2),
+  "Upsample, nearest to a size": () => new Upsample({ size: [9, 10] }),
+  "Upsample, bilinear": () => new Upsample({ scale: 2, mode: "bilinear" }),
+  "Upsample, bilinear to a size with corners aligned": () =>
+    new Upsample({ size: [9, 11], mode: "bilinear", alignCorners: true }),
+  "Upsample, bilinear by a fraction": () => new Upsample({ scale: [1.4, 2.5], mode: "bilinear" }),
+  ConvTranspose2d: () => new ConvTranspose2d(4, 6, 3, { stride: 2, padding: 1, outputPadding: 1 }),
+  "ConvTranspose2d in groups without bias": () =>
+    new ConvTranspose2d(4, 2, [3, 2], { stride: [2, 1], padding: [0, 1], groups: 2, bias: false, dilation: [1, 2] }),
+  "ConvTranspose2d, norm, ReLU": () =>
+    new Sequential(new ConvTranspose2d(4, 6, 2, { stride: 2 }), new BatchNorm2d(6), new ReLU()),
   Add: () => new Add(),
   Concat: () => new Concat(),
   Sequential: () =>
@@ -146,7 +157,9 @@ interface Params {
   frozen?: string[];
 }
 type Golden = GoldenCase<Params>;
-const goldens = ["layers", "linear", "layers-elementwise", "layers-norm"].flatMap((name) => loadGolden<Params>(name));
+const goldens = ["layers", "linear", "layers-elementwise", "layers-norm", "layers-upsampling"].flatMap((name) =>
+  loadGolden<Params>(name),
+);
 
 /** Arrays "prefix0", "prefix1", ... on the device, in a dtype. */
 function tensors(golden: Golden, prefix: string, dtype: "f32" | "bf16"): Tensor[] {
@@ -210,7 +223,7 @@ describe("layers compute what torch.nn computes", () => {
     const reason = missing(device, "bf16", ["conv.bf16"]);
     // Statistics of 60 values and sums of gradients that cancel say little in bf16.
     if (reason) test.skip(`${golden.name} in bf16 (skipped: ${reason})`, () => {});
-    else if (!/Batch|Group|Sequential|Residual/.test(golden.name) || !golden.params.backward)
+    else if (!/Batch|Group|norm|Sequential|Residual/.test(golden.name) || !golden.params.backward)
       test(`${golden.name} in bf16`, () => check(golden, "bf16"));
   }
 });

@@ -1,7 +1,18 @@
 /** The layer table, against numbers worked out by hand. No test here opens a device. */
 import { describe, expect, test } from "bun:test";
 import { add, applyOp, avgPool2d, type Op, relu, type Value } from "../../lib/graph";
-import { BatchNorm2d, Conv2d, Linear, MaxPool2d, Model, Sequential, SiLU } from "../../lib/layers";
+import {
+  BatchNorm2d,
+  Conv2d,
+  ConvTranspose2d,
+  GroupNorm,
+  Linear,
+  MaxPool2d,
+  Model,
+  Sequential,
+  SiLU,
+  Upsample,
+} from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { ErrorCode } from "../../lib/native";
 import { errorOf } from "../support/errors";
@@ -112,6 +123,24 @@ describe("summary", () => {
     expect(layers).toHaveLength(1);
     expect(layers[0]).toMatchObject({ path: "fc", type: "Linear", outputs: [[2, 3, 5]], trained: 35 });
     expect(layers[0]).toMatchObject({ flops: 6 * (2 * 30 + 5), activationBytes: 6 * 5 * 4 });
+    expect(uncounted).toEqual([]);
+  });
+
+  test("a transposed convolution: 2 for each weight and input pixel, 1 for each bias; bilinear upsampling: 7", () => {
+    class Head extends Model {
+      up = new ConvTranspose2d(6, 4, 2, { stride: 2, groups: 2 });
+      norm = new GroupNorm(2, 4);
+      resize = new Upsample({ scale: 2, mode: "bilinear" });
+      forward(x: Value): Value {
+        return this.resize.forward(this.norm.forward(this.up.forward(x)));
+      }
+    }
+    const { layers, uncounted } = new Head().summary([[1, 3, 5, 6]]);
+    const [pixels, elements] = [15 * 6, 6 * 10 * 4];
+    expect(layers[0]).toMatchObject({ path: "up", outputs: [[1, 6, 10, 4]], trained: 6 * 2 * 2 * 2 + 4 });
+    expect(layers[0]!.flops).toBe(pixels * 2 * (2 * 2 * 2) + elements);
+    expect(layers[1]).toMatchObject({ path: "norm", trained: 8, flops: 2 * elements });
+    expect(layers[2]).toMatchObject({ path: "resize", outputs: [[1, 12, 20, 4]], flops: 7 * 4 * elements });
     expect(uncounted).toEqual([]);
   });
 

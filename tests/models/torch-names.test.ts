@@ -1,7 +1,7 @@
 /** Weights by PyTorch's names: layouts, the way there and back, and what does not fit. */
 import { afterEach, describe, expect, test } from "bun:test";
 import type { Value } from "../../lib/graph";
-import { BatchNorm2d, Conv2d, FrozenBatchNorm2d, Layer, Model } from "../../lib/layers";
+import { BatchNorm2d, Conv2d, ConvTranspose2d, FrozenBatchNorm2d, Layer, Model } from "../../lib/layers";
 import { describeLoaded, FeaturePyramid, loadTorchWeights, type TorchWeight, torchWeights } from "../../lib/models";
 import { DlfsError, ErrorCode } from "../../lib/native";
 import { Tensor } from "../../lib/tensor";
@@ -298,6 +298,46 @@ describe("loadTorchWeights", () => {
     const twice = new Map([...old, ["fpn.inner_blocks.0.0.bias", old.get("fpn.inner_blocks.0.bias")!]]);
     expect(errorOf(() => loadTorchWeights(model, twice)).message).toContain(
       "1 unexpected: fpn.inner_blocks.0.0.bias (besides fpn.inner_blocks.0.bias)",
+    );
+  });
+});
+
+describe("ConvTranspose2d", () => {
+  class Up extends Model {
+    up = new ConvTranspose2d(4, 6, [2, 3], { groups: 2, stride: [2, 3] });
+    forward(x: Value): Value {
+      return this.up.forward(x);
+    }
+  }
+
+  test("takes PyTorch's weight (in, out / groups, height, width) and gives it back", () => {
+    const model = new Up().to(device);
+    owned.push(model);
+    const weights = stateDict({ "up.weight": [4, 3, 2, 3], "up.bias": [6] });
+    loadTorchWeights(model, weights);
+    expect(torchWeights(model).get("up.weight")).toEqual(weights.get("up.weight")!);
+    const { data } = weights.get("up.weight")!;
+    const bias = weights.get("up.bias")!.data;
+    // The image of one input channel alone is that channel's weights, in the channels of its group.
+    for (let channel = 0; channel < 4; ++channel) {
+      const x = Tensor.from(
+        device,
+        [0, 1, 2, 3].map((c) => (c === channel ? 1 : 0)),
+        [1, 1, 1, 4],
+      );
+      owned.push(x);
+      const y = model.call(x) as Tensor;
+      expect(y.shape).toEqual([1, 2, 3, 6]);
+      const expected = Array.from({ length: 36 }, (_, i) => {
+        const [pixel, out] = [Math.floor(i / 6), i % 6];
+        const own = Math.floor(out / 3) === Math.floor(channel / 2);
+        return bias[out]! + (own ? data[(channel * 3 + (out % 3)) * 6 + pixel]! : 0);
+      });
+      expectClose(y.read(), expected, { rtol: 1e-6, atol: 1e-6 }, `channel ${channel}`);
+    }
+    const other = stateDict({ "up.weight": [6, 2, 2, 3], "up.bias": [6] });
+    expect(errorOf(() => loadTorchWeights(model, other)).message).toContain(
+      "up.weight: expected (4, 3, 2, 3), got (6, 2, 2, 3)",
     );
   });
 });

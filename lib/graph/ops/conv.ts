@@ -161,7 +161,7 @@ export const linear: Op<ConvAttrs> = {
   },
 };
 
-function geometry({ stride, padding, dilation, groups }: ConvGeometry): ConvGeometry {
+export function geometry({ stride, padding, dilation, groups }: ConvGeometry): ConvGeometry {
   return { stride, padding, dilation, groups };
 }
 
@@ -173,21 +173,29 @@ export function operands<T>(inputs: readonly T[], attrs: ConvAttrs): { bias: T |
   };
 }
 
+/** Plans the data gradient of the convolution of a tensor of shape x with weights of shape w. */
+export function prepareBackwardData(
+  device: Device,
+  x: readonly number[],
+  w: readonly number[],
+  dtype: Spec["dtype"],
+  g: ConvGeometry,
+): Preparation<ConvPlan> {
+  return plan(device, constants.CONV_BACKWARD_DATA, x, w, dtype, g);
+}
+
+/** Records the data gradient dx from dy and w. */
+export function emitBackwardData(e: Emitter, { inputs: [dy, w], outputs: [dx] }: Pick<Node, "inputs" | "outputs">) {
+  const [dst, upstream, weight] = [e.address(dx!), e.address(dy!), e.address(w!)];
+  const [conv, workspace] = [handleOf(e), e.workspace];
+  e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, workspace));
+}
+
 export const convBackwardData: Op<BackwardAttrs> = {
   kind: "conv2d_backward_data",
   infer: ([dy], { x }) => [{ shape: x, dtype: dy!.dtype }],
-  prepare: (device, { inputs: [dy], attrs }) =>
-    plan(device, constants.CONV_BACKWARD_DATA, attrs.x, attrs.w, dy!.dtype, attrs),
-  emit(e, { inputs: [dy, w], outputs: [dx] }) {
-    const [dst, upstream, weight, conv, workspace] = [
-      e.address(dx!),
-      e.address(dy!),
-      e.address(w!),
-      handleOf(e),
-      e.workspace,
-    ];
-    e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, workspace));
-  },
+  prepare: (device, { inputs: [dy], attrs }) => prepareBackwardData(device, attrs.x, attrs.w, dy!.dtype, attrs),
+  emit: emitBackwardData,
 };
 
 export const convBackwardWeight: Op<BackwardAttrs> = {

@@ -87,32 +87,3 @@ const avgPoolBackward: Op<Window & { countIncludePad: boolean; shape: readonly n
     e.call(() => e.native.avgPoolBackward(e.stream, dst, src, ...args, countPad, dtype));
   },
 };
-
-/** Nearest-neighbour resize to `size` (height, width), as torch's "nearest". */
-export const upsampleNearest: Op<{ size: readonly [number, number] }> = {
-  kind: "upsample_nearest",
-  infer([x], { size: [p, q] }) {
-    const [n, , , c] = nhwc(x!);
-    expectActivation(x!, "an image batch");
-    expectShape(p > 0 && q > 0, () => `expected a positive size, got ${p}x${q}`);
-    return [{ shape: [n, p, q, c], dtype: x!.dtype }];
-  },
-  gradient: (builder, { inputs: [x], outputs: [y] }, [dy]) =>
-    builder.apply(upsampleNearestBackward, [builder.value(dy!, y!)], { shape: x!.shape }),
-  emit(e, { inputs: [x], outputs: [y], attrs: { size } }) {
-    const [n, h, w, c] = nhwc(x!);
-    const [dst, src, dtype] = [e.address(y!), e.address(x!), dtypeCode(x!.dtype)];
-    e.call(() => e.native.upsampleNearestForward(e.stream, dst, src, n, h, w, c, size[0], size[1], dtype));
-  },
-};
-
-const upsampleNearestBackward: Op<{ shape: readonly number[] }> = {
-  kind: "upsample_nearest_backward",
-  infer: ([dy], { shape }) => [{ shape, dtype: dy!.dtype }],
-  emit(e, { inputs: [dy], outputs: [dx] }) {
-    const [n, h, w, c] = nhwc(dx!);
-    const [, p, q] = nhwc(dy!);
-    const [dst, src, dtype] = [e.address(dx!), e.address(dy!), dtypeCode(dy!.dtype)];
-    e.call(() => e.native.upsampleNearestBackward(e.stream, dst, src, n, h, w, c, p, q, dtype));
-  },
-};

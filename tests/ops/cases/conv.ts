@@ -175,6 +175,29 @@ export function channelSum(name: string, rows: number, channels: number): OpCase
   };
 }
 
+export function addBias(
+  name: string,
+  rows: number,
+  channels: number,
+  activation: (typeof fusedNames)[number] = "none",
+  inPlace = false,
+): OpCase {
+  return {
+    op: "add_bias",
+    name,
+    inputs: { x: { shape: [rows, channels] }, bias: { shape: [channels], kind: "f32" } },
+    outputs: { y: { shape: [rows, channels], terms: 4, ...(inPlace && { inPlaceOf: "x" }) } },
+    prepare(c) {
+      const [y, x, bias] = ["y", "x", "bias"].map((operand) => c.address(operand));
+      const code = activationCodes[activation];
+      return () => void c.native.addBias(c.stream, y!, x!, bias!, rows, channels, c.dtype, code);
+    },
+    reference: ({ x, bias }) => ({
+      y: Float64Array.from(x!, (value, i) => activate(value + bias![i % channels]!, activation)),
+    }),
+  };
+}
+
 const shapes: [string, ConvShape][] = [
   ["1x1", convShape({ h: 7, w: 9, c: 16, k: 24 })],
   ["1x1 on one pixel", convShape({ n: 1, h: 1, w: 1, c: 8, k: 5 })],
@@ -201,6 +224,13 @@ const shapes: [string, ConvShape][] = [
     "5x3, unequal strides and padding",
     convShape({ h: 9, w: 7, c: 6, k: 10, r: 5, s: 3, stride: [2, 1], padding: [2, 1] }),
   ],
+  ["4x4 stride 2, padding 1", convShape({ h: 8, w: 10, c: 8, k: 16, r: 4, s: 4, stride: [2, 2], padding: [1, 1] })],
+  ["2x2, padding 1", convShape({ h: 5, w: 6, c: 8, k: 8, r: 2, s: 2, padding: [1, 1] })],
+  ["7x1 stride 3x2", convShape({ h: 13, w: 5, c: 8, k: 4, r: 7, s: 1, stride: [3, 2], padding: [3, 0] })],
+  [
+    "2x3 dilation 3x2, stride 3x4 (larger than the kernel)",
+    convShape({ h: 12, w: 14, c: 8, k: 8, r: 2, s: 3, stride: [3, 4], padding: [1, 2], dilation: [3, 2] }),
+  ],
   ["1x7", convShape({ n: 1, h: 4, w: 12, c: 4, k: 4, r: 1, s: 7, padding: [0, 3] })],
   ["3x3 dilation 2", convShape({ h: 10, w: 9, c: 8, k: 8, r: 3, s: 3, padding: [2, 2], dilation: [2, 2] })],
   [
@@ -218,6 +248,29 @@ const shapes: [string, ConvShape][] = [
     "5x5 depthwise dilation 2",
     convShape({ n: 1, h: 9, w: 9, c: 8, k: 8, r: 5, s: 5, padding: [4, 4], dilation: [2, 2], groups: 8 }),
   ],
+  [
+    "3x3 depthwise dilation 2, stride 2",
+    convShape({
+      ...{ h: 11, w: 10, c: 16, k: 16, r: 3, s: 3, groups: 16 },
+      ...{ stride: [2, 2], padding: [2, 2], dilation: [2, 2] },
+    }),
+  ],
+  ["4x4 depthwise", convShape({ n: 1, h: 6, w: 7, c: 16, k: 16, r: 4, s: 4, padding: [1, 2], groups: 16 })],
+  ["7x1 depthwise", convShape({ h: 9, w: 4, c: 8, k: 8, r: 7, s: 1, padding: [3, 0], groups: 8 })],
+  ["2x2 depthwise stride 3", convShape({ h: 8, w: 9, c: 24, k: 24, r: 2, s: 2, stride: [3, 3], groups: 24 })],
+  ["3x3 in 32 groups of 4", convShape({ n: 1, h: 6, w: 5, c: 128, k: 128, r: 3, s: 3, padding: [1, 1], groups: 32 })],
+  [
+    "3x3 in 32 groups of 4, stride 2",
+    convShape({ n: 1, h: 7, w: 6, c: 128, k: 128, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 32 }),
+  ],
+  [
+    "3x3 in 4 groups, dilation 2x1, stride 1x2",
+    convShape({
+      ...{ h: 8, w: 9, c: 16, k: 8, r: 3, s: 3, groups: 4 },
+      ...{ stride: [1, 2], padding: [2, 1], dilation: [2, 1] },
+    }),
+  ],
+  ["1x1 in 4 groups, stride 3", convShape({ h: 8, w: 7, c: 16, k: 32, stride: [3, 3], groups: 4 })],
   ["3x3 depthwise, 2 per channel", convShape({ h: 5, w: 6, c: 6, k: 12, r: 3, s: 3, padding: [1, 1], groups: 6 })],
   ["3x3 to 27 channels", convShape({ n: 1, h: 6, w: 5, c: 16, k: 27, r: 3, s: 3, padding: [1, 1] })],
   ["3x3 to 36 channels", convShape({ h: 4, w: 5, c: 16, k: 36, r: 3, s: 3, padding: [1, 1] })],
@@ -290,11 +343,25 @@ export const convCases: OpCase[] = [
     convForward(`1x1 to 27 channels with ${name}`, convShape({ n: 1, h: 4, w: 3, c: 16, k: 27 }), epilogue),
     convForward(`linear with ${name}`, convShape({ n: 35, h: 1, w: 1, c: 24, k: 40 }), epilogue),
   ]),
-  convForward(
-    "depthwise with bias and relu",
-    convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }),
-    { bias: true, activation: "relu" },
-  ),
+  ...fusedNames
+    .slice(1)
+    .flatMap((activation) => [
+      convForward(
+        `depthwise with bias and ${activation}`,
+        convShape({ h: 5, w: 5, c: 8, k: 8, r: 3, s: 3, padding: [1, 1], groups: 8 }),
+        { bias: true, activation },
+      ),
+      convForward(
+        `3x3 in 8 groups of 4, stride 2, with bias, residual and ${activation}`,
+        convShape({ n: 1, h: 6, w: 7, c: 32, k: 32, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 8 }),
+        { bias: true, residual: true, activation },
+      ),
+      convForward(
+        `4x1 dilation 2 with bias and ${activation}`,
+        convShape({ n: 1, h: 9, w: 5, c: 8, k: 16, r: 4, s: 1, padding: [3, 0], dilation: [2, 1] }),
+        { bias: true, activation },
+      ),
+    ]),
   convForward(
     "depthwise with bias and relu6",
     convShape({ h: 9, w: 7, c: 16, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1], groups: 16 }),
@@ -328,6 +395,12 @@ export const convCases: OpCase[] = [
     convShape({ n: 1, h: 1, w: 13, c: 3, k: 64, r: 3, s: 3, padding: [4, 1], dilation: [3, 3] }),
     { bias: true, residual: true, activation: "relu" },
   ),
+  addBias("27 channels", 35, 27),
+  addBias("64 channels, relu", 300, 64, "relu"),
+  addBias("12 channels, silu", 50, 12, "silu"),
+  addBias("5 channels, sigmoid", 9, 5, "sigmoid"),
+  addBias("one channel", 1000, 1),
+  addBias("in place, 256 channels", 20, 256, "relu", true),
   channelSum("one row", 1, 5),
   channelSum("one channel", 1000, 1),
   channelSum("3 channels", 777, 3),
@@ -373,4 +446,5 @@ export const convBenches: OpCase[] = [
     convBackwardWeight(name, shape),
   ]),
   channelSum("256 channels, 51200 rows", 51200, 256),
+  addBias("relu, 256 channels, 51200 rows", 51200, 256, "relu"),
 ];

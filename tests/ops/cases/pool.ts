@@ -1,8 +1,9 @@
-/** Pooling and nearest upsampling, both directions. */
+/** Pooling and upsampling, both directions. */
 import { loadGolden } from "../../support/golden";
 import type { Random } from "../../support/random";
 import { dot } from "../reference/elementwise";
 import * as reference from "../reference/pool";
+import { bilinearBenches, bilinearCases } from "./bilinear";
 import { type Input, type OpCase, recorded } from "./case";
 
 export type PoolShape = reference.PoolShape;
@@ -242,6 +243,7 @@ export const poolCases: OpCase[] = [
     ]),
   ),
   ...resizes.flatMap(([name, shape]) => [upsampleForward(name, shape), upsampleBackward(name, shape)]),
+  ...bilinearCases,
   ...goldenCases,
 ];
 
@@ -259,4 +261,5 @@ export const poolBenches: OpCase[] = [
   ...wholeImages.flatMap(([name, shape]) => [avgPoolForward(name, shape, true), avgPoolBackward(name, shape, true)]),
   upsampleForward("x2, 8x40x40x256", level),
   upsampleBackward("x2, 8x40x40x256", level),
+  ...bilinearBenches,
 ];

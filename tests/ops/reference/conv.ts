@@ -84,3 +84,67 @@ export function channelSum(x: Numbers, channels: number): Float64Array {
   for (let i = 0; i < x.length; ++i) sum[i % channels]! += x[i] as number;
   return sum;
 }
+
+/** A transposed convolution: x (N, H, W, C), w (C, R, S, K / groups). */
+export interface ConvTransposeShape extends ConvShape {
+  outputPadding: readonly [number, number];
+}
+
+export function transposedSize(shape: ConvTransposeShape): [number, number] {
+  const { h, w, r, s, stride, padding, dilation, outputPadding } = shape;
+  const size = (input: number, kernel: number, d: 0 | 1) =>
+    (input - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel - 1) + outputPadding[d] + 1;
+  return [size(h, r, 0), size(w, s, 1)];
+}
+
+/** Calls `term` for each product: y[yi] += x[xi] * w[wi], with runs of `count` neighbouring y and w. */
+function eachScattered(
+  shape: ConvTransposeShape,
+  term: (yi: number, xi: number, wi: number, count: number) => void,
+): void {
+  const { n, h, w, c, k, r, s, stride, padding, dilation, groups } = shape;
+  const [p, q] = transposedSize(shape);
+  const [cg, kg] = [c / groups, k / groups];
+  for (let xi = 0; xi < n * h * w * c; ++xi) {
+    const channel = xi % c;
+    const column = Math.floor(xi / c) % w;
+    const row = Math.floor(xi / (c * w)) % h;
+    const image = Math.floor(xi / (c * w * h));
+    for (let i = 0; i < r; ++i) {
+      for (let j = 0; j < s; ++j) {
+        const [y, x] = [
+          row * stride[0] - padding[0] + i * dilation[0],
+          column * stride[1] - padding[1] + j * dilation[1],
+        ];
+        if (y < 0 || y >= p || x < 0 || x >= q) continue;
+        term(((image * p + y) * q + x) * k + Math.floor(channel / cg) * kg, xi, ((channel * r + i) * s + j) * kg, kg);
+      }
+    }
+  }
+}
+
+export function convTranspose(x: Numbers, w: Numbers, shape: ConvTransposeShape): Float64Array {
+  const [p, q] = transposedSize(shape);
+  const y = new Float64Array(shape.n * p * q * shape.k);
+  eachScattered(shape, (yi, xi, wi, count) => {
+    for (let i = 0; i < count; ++i) y[yi + i]! += x[xi]! * w[wi + i]!;
+  });
+  return y;
+}
+
+/** Gradients of x and w from that of the result. */
+export function convTransposeBackward(
+  dy: Numbers,
+  x: Numbers,
+  w: Numbers,
+  shape: ConvTransposeShape,
+): { dx: Float64Array; dw: Float64Array } {
+  const [dx, dw] = [new Float64Array(x.length), new Float64Array(w.length)];
+  eachScattered(shape, (yi, xi, wi, count) => {
+    for (let i = 0; i < count; ++i) {
+      dx[xi]! += dy[yi + i]! * w[wi + i]!;
+      dw[wi + i]! += dy[yi + i]! * x[xi]!;
+    }
+  });
+  return { dx, dw };
+}

@@ -1,4 +1,4 @@
-/** Pooling and nearest upsampling of (N, H, W, C) in float64. */
+/** Pooling and upsampling of (N, H, W, C) in float64. */
 type Numbers = ArrayLike<number>;
 
 export interface PoolShape {
@@ -107,5 +107,54 @@ export function upsample(x: Numbers, shape: ResizeShape): Float64Array {
 export function upsampleBackward(dy: Numbers, shape: ResizeShape): Float64Array {
   const dx = new Float64Array(shape.n * shape.h * shape.w * shape.c);
   for (const [i, source] of sources(shape).entries()) dx[source]! += dy[i]!;
+  return dx;
+}
+
+export interface BilinearShape extends ResizeShape {
+  alignCorners?: boolean;
+  /** Factors of (height, width) that the size was rounded down from; 0: the ratio of the sizes. */
+  scale?: readonly [number, number];
+}
+
+/** Of each output along an axis: the two inputs it mixes and how far it lies from the first to the second. */
+function bilinearTaps(input: number, output: number, align: boolean, scale: number): [number, number, number][] {
+  const step = align ? (output > 1 ? (input - 1) / (output - 1) : 0) : scale > 0 ? 1 / scale : input / output;
+  return Array.from({ length: output }, (_, i) => {
+    const at = align ? i * step : Math.max(0, (i + 0.5) * step - 0.5);
+    const low = Math.min(Math.floor(at), input - 1);
+    return [low, Math.min(low + 1, input - 1), Math.min(at - low, 1)];
+  });
+}
+
+/** Calls `term` for each of the four inputs of every output element. */
+function eachBilinear(shape: BilinearShape, term: (yi: number, xi: number, weight: number) => void): void {
+  const { n, h, w, c, size, alignCorners = false, scale = [0, 0] } = shape;
+  const [p, q] = size;
+  const rows = bilinearTaps(h, p, alignCorners, scale[0]);
+  const columns = bilinearTaps(w, q, alignCorners, scale[1]);
+  for (let i = 0; i < n * p * q * c; ++i) {
+    const [top, bottom, down] = rows[Math.floor(i / (c * q)) % p]!;
+    const [left, right, across] = columns[Math.floor(i / c) % q]!;
+    const at = (row: number, column: number) => ((Math.floor(i / (c * q * p)) * h + row) * w + column) * c + (i % c);
+    term(i, at(top, left), (1 - down) * (1 - across));
+    term(i, at(top, right), (1 - down) * across);
+    term(i, at(bottom, left), down * (1 - across));
+    term(i, at(bottom, right), down * across);
+  }
+}
+
+export function bilinear(x: Numbers, shape: BilinearShape): Float64Array {
+  const y = new Float64Array(shape.n * shape.size[0] * shape.size[1] * shape.c);
+  eachBilinear(shape, (yi, xi, weight) => {
+    y[yi]! += weight * x[xi]!;
+  });
+  return y;
+}
+
+export function bilinearBackward(dy: Numbers, shape: BilinearShape): Float64Array {
+  const dx = new Float64Array(shape.n * shape.h * shape.w * shape.c);
+  eachBilinear(shape, (yi, xi, weight) => {
+    dx[xi]! += weight * dy[yi]!;
+  });
   return dx;
 }
