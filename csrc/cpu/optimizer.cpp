@@ -139,7 +139,10 @@ extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, f
         const float* const gradient = t.gradient;
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = begin; i < end; ++i) sum += static_cast<double>(gradient[i]) * static_cast<double>(gradient[i]);
+        for (int64_t i = begin; i < end; ++i) {
+          const double g = gradient[i];
+          sum += g * g;
+        }
         partial[piece] = sum;
       });
       double sum = 0;

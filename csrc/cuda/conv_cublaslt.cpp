@@ -1,5 +1,5 @@
-// 1x1 convolutions of stride 1 without padding are matrix products, here by cuBLASLt: linear layers, heads, bottlenecks.
-// All use of cuBLASLt's descriptors is in this file.
+// 1x1 convolutions of stride 1 without padding are matrix products, here by cuBLASLt: linear layers, heads,
+// bottlenecks. All use of cuBLASLt's descriptors is in this file.
 //
 // cuBLASLt's matrices are column-major, so a packed array (rows, columns) is to it a matrix of columns x rows with that
 // many columns as its leading dimension. With M = N H W pixels:
@@ -68,11 +68,14 @@ class Product {
     }
   }
 
+  Product(const Product&) = delete;  // nor are layouts
+  Product& operator=(const Product&) = delete;
+
   bool residual() const { return residual_; }
 
-  // bias: its address, of which only the alignment matters where nothing is run.
-  cublasLtMatmulDescOpaque_t operation(const void* bias) const {
-    cublasLtMatmulDescOpaque_t operation{};
+  // Fills in a descriptor, which is not to be copied. bias: its address, of which only the alignment matters where
+  // nothing is run.
+  void describe(cublasLtMatmulDescOpaque_t& operation, const void* bias) const {
     CUBLAS_CHECK(cublasLtMatmulDescInit(&operation, compute_, CUDA_R_32F));
     const auto attribute = [&operation](cublasLtMatmulDescAttributes_t name, const auto& value) {
       CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(&operation, name, &value, sizeof value));
@@ -83,13 +86,13 @@ class Product {
       attribute(CUBLASLT_MATMUL_DESC_EPILOGUE, static_cast<uint32_t>(CUBLASLT_EPILOGUE_BIAS));
       attribute(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     }
-    return operation;
   }
 
   // Algorithms for this product, best first.
   std::vector<cublasLtMatmulHeuristicResult_t> heuristics(cublasLtHandle_t handle, int64_t workspace_limit,
                                                           int count) const {
-    cublasLtMatmulDescOpaque_t described = operation(some_bias());
+    cublasLtMatmulDescOpaque_t operation{};
+    describe(operation, some_bias());
     cublasLtMatmulPreferenceOpaque_t preference{};
     CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference));
     const auto prefer = [&preference](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
@@ -104,7 +107,7 @@ class Product {
     }
     std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(count));
     int found = 0;
-    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, &described, a(), b(), d(), d(), &preference, count,
+    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, &operation, a(), b(), d(), d(), &preference, count,
                                                 results.data(), &found));
     results.resize(static_cast<size_t>(std::clamp(found, 0, count)));
     results.erase(std::remove_if(results.begin(), results.end(),
@@ -115,9 +118,10 @@ class Product {
 
   // The workspace that an algorithm needs for this product; throws where it cannot compute it.
   size_t check(cublasLtHandle_t handle, const cublasLtMatmulAlgo_t& algorithm) const {
-    cublasLtMatmulDescOpaque_t described = operation(some_bias());
+    cublasLtMatmulDescOpaque_t operation{};
+    describe(operation, some_bias());
     cublasLtMatmulHeuristicResult_t result{};
-    CUBLAS_CHECK(cublasLtMatmulAlgoCheck(handle, &described, a(), b(), d(), d(), &algorithm, &result));
+    CUBLAS_CHECK(cublasLtMatmulAlgoCheck(handle, &operation, a(), b(), d(), d(), &algorithm, &result));
     return result.workspaceSize;
   }
 
@@ -125,9 +129,10 @@ class Product {
   void run(cublasLtHandle_t handle, cudaStream_t stream, const cublasLtMatmulAlgo_t& algorithm, void* result,
            const void* first, const void* second, const void* c, const void* bias, void* workspace,
            size_t workspace_bytes) const {
-    cublasLtMatmulDescOpaque_t described = operation(bias);
+    cublasLtMatmulDescOpaque_t operation{};
+    describe(operation, bias);
     const float alpha = 1.0f, beta = c ? 1.0f : 0.0f;
-    CUBLAS_CHECK(cublasLtMatmul(handle, &described, &alpha, first, a(), second, b(), &beta, c ? c : result, d(), result,
+    CUBLAS_CHECK(cublasLtMatmul(handle, &operation, &alpha, first, a(), second, b(), &beta, c ? c : result, d(), result,
                                 d(), &algorithm, workspace, workspace_bytes, stream));
   }
 
@@ -239,6 +244,17 @@ class LtConv final : public ConvAlgorithm {
   std::string pick_;
 };
 
+// The algorithms named for a product, best first; none where cuBLASLt has nothing for it.
+std::vector<cublasLtMatmulHeuristicResult_t> heuristics(Context& context, const ConvProblem& problem, bool fused,
+                                                        int64_t workspace_limit, int count) {
+  try {
+    return Product(problem, fused).heuristics(context.cublaslt(), workspace_limit, count);
+  } catch (const Error& error) {
+    ignore_unless_fatal(error);
+    return {};
+  }
+}
+
 // The sixteen hexadecimal digits at `text`; false where they are something else.
 bool parse_word(const char* text, uint64_t& word) {
   word = 0;
@@ -261,14 +277,14 @@ std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& c
   for (const bool fused : {true, false}) {
     if (fused && !can_fuse(problem)) continue;
     if (!fused && !all && !candidates.empty()) continue;
-    try {
-      const Product product(problem, fused);
-      for (const cublasLtMatmulHeuristicResult_t& one : product.heuristics(context.cublaslt(), limit, all ? 8 : 4)) {
+    for (const cublasLtMatmulHeuristicResult_t& one : heuristics(context, problem, fused, limit, all ? 8 : 4)) {
+      try {
+        const Product product(problem, fused);
         if (one.workspaceSize > static_cast<size_t>(limit) || excluded(problem, product, one.algo)) continue;
         candidates.push_back(std::make_shared<LtConv>(context, problem, fused, one.algo, one.workspaceSize));
+      } catch (const Error& error) {  // it does not tell its settings
+        ignore_unless_fatal(error);
       }
-    } catch (const Error& error) {  // nothing for this product
-      ignore_unless_fatal(error);
     }
   }
   return candidates;
@@ -290,8 +306,9 @@ std::shared_ptr<const ConvAlgorithm> cublaslt_from_pick(Context& context, const 
   const int fields = sscanf(pick.c_str(), "lt:%zu sm%d f%d w%zu tile%u stages%u split%d %n", &version, &capability,
                             &fused, &workspace, &tile, &stages, &split, &length);
   cublasLtMatmulAlgo_t algorithm{};
-  bool parsed = fields == 7 && length > 0 && pick.size() == static_cast<size_t>(length) + 16 * std::size(algorithm.data);
-  for (size_t i = 0; parsed && i < std::size(algorithm.data); ++i) {
+  const size_t words = std::size(algorithm.data);
+  bool parsed = fields == 7 && length > 0 && pick.size() == static_cast<size_t>(length) + 16 * words;
+  for (size_t i = 0; parsed && i < words; ++i) {
     parsed = parse_word(pick.c_str() + length + 16 * i, algorithm.data[i]);
   }
   DLFS_CHECK(parsed, DLFS_ERROR_ARGUMENT, "pick '%.200s' is not one of dlfs_conv_pick", pick.c_str());

@@ -1,5 +1,5 @@
-// SGD with momentum over a list of tensors in one launch, the norm of their gradients, and the learning-rate schedule that
-// runs inside a captured step.
+// SGD with momentum over a list of tensors in one launch, the norm of their gradients, and the learning-rate schedule
+// that runs inside a captured step.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -67,8 +67,8 @@ __device__ __forceinline__ void for_piece(const SgdTensor& tensor, const SgdPiec
   for (int64_t i = rest + threadIdx.x; i < end; i += block_threads) body(Width<1>{}, i);
 }
 
-// partial[block] = the sum of squares of a piece's gradients. In fp64, so that no square overflows or is lost; the reading
-// takes longer than the arithmetic.
+// partial[block] = the sum of squares of a piece's gradients. In fp64, so that no square overflows or is lost; the
+// reading takes longer than the arithmetic.
 __global__ void __launch_bounds__(block_threads)
     squares_kernel(double* partial, const SgdTensor* tensors, const SgdPiece* pieces) {
   const SgdPiece piece = pieces[blockIdx.x];
