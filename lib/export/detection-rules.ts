@@ -218,10 +218,18 @@ const suppress: Rule = (b, node) => {
   b.output(node.outputs[2]!, b.add("ReduceSum", [counted, b.ints([1])], { keepdims: { int: 0 } }));
 };
 
+const softSuppress: Rule = (b) => {
+  const message =
+    "soft suppression cannot be exported, ONNX has no operator for it: " +
+    "export without post-processing, or a model with hard suppression";
+  throw new DlfsError(ErrorCode.unsupported, b.path || "soft_nms", message);
+};
+
 export const detectionRules: Readonly<Record<string, Rule>> = {
   anchor_grid: anchorGrid,
   nms: suppress,
   point_scores: pointScores,
   select_candidates: selectCandidates,
   select_class_candidates: selectClassCandidates,
+  soft_nms: softSuppress,
 };

@@ -245,6 +245,15 @@ describe("what cannot be exported is an error that says so", () => {
     expect(file.model.graph.outputs[0]!.shape).toEqual(["8*batch", 24]);
   });
 
+  test("soft suppression", async () => {
+    const hard = { scoreThreshold: 0.1, topK: 10, nmsThreshold: 0.5, maxDetections: 10 };
+    const model = new CompactDetector({ classes: 2, width: 4, postprocess: { ...hard, softNms: { kind: "linear" } } });
+    const path = join(folder, "none.onnx");
+    await expect(exportOnnx(model, path, { size: [32, 32], postprocess: true })).rejects.toThrow(
+      "soft suppression cannot be exported, ONNX has no operator for it",
+    );
+  });
+
   test("a model without weights yet", async () => {
     class OneConv extends Model {
       readonly conv = new Conv2d(3, 4, 1);

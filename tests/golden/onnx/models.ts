@@ -33,7 +33,7 @@ import {
   SiLU,
   SqueezeExcitation,
 } from "../../../lib/layers";
-import { backboneNames, CompactDetector, type Detector, RetinaNet } from "../../../lib/models";
+import { backboneNames, CompactDetector, type DetectionModel, FCOS, RetinaNet, SSDLite } from "../../../lib/models";
 import type { Device } from "../../../lib/tensor";
 import { uniform } from "../detectors/network";
 
@@ -156,7 +156,7 @@ const detections = { scoreThreshold: 0.1, topK: 100, nmsThreshold: 0.5, maxDetec
 type Size = readonly [number, number];
 type Way = Omit<OnnxOptions, "size"> & { label?: string };
 
-function* detectorCases(make: () => Detector, name: string, size: Size, ways: Way[]): Generator<OnnxCase> {
+function* detectorCases(make: () => DetectionModel, name: string, size: Size, ways: Way[]): Generator<OnnxCase> {
   for (const { label, ...given } of ways) {
     const model = make();
     yield {
@@ -233,6 +233,10 @@ export function* onnxCases(device: Device, common: Partial<OnnxOptions> = {}): G
     const retinaNet = () => withWeights(new RetinaNet({ classes: 7, backbone, postprocess: detections }), device);
     yield* detectorCases(retinaNet, `RetinaNet on ${backbone}`, [72, 100], both);
   }
+  const points = () => withWeights(new FCOS({ classes: 7, backbone: "resnet18", postprocess: detections }), device);
+  yield* detectorCases(points, "FCOS on resnet18", [72, 100], both);
+  const ssd = () => withWeights(new SSDLite({ classes: 7, postprocess: { ...detections, topK: 20 } }), device);
+  yield* detectorCases(ssd, "SSDLite", [128, 160], both);
   const frozen = () =>
     withWeights(
       new RetinaNet({ classes: 91, backbone: "resnet18", norm: "frozen", p6From: "c5", postprocess: detections }),
