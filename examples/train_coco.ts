@@ -12,6 +12,7 @@ import { homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
+  boxLossKinds,
   CheckpointStore,
   CocoDataLoader,
   type CompactConfig,
@@ -72,6 +73,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --trainable-layers N
                       stages of the backbone that train, from the deepest; default 3 with weights to start from, else all
   --norm KIND         frozen (fixed statistics, for weights to start from) or batch; default frozen with weights, else batch
+  --box-loss KIND     l1, smooth_l1, giou, ciou, diou or iou, of RetinaNet and the compact model; default l1
   --export-weights FILE
                       at the end, the weights in torchvision's names, as safetensors
   --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU, SSDLite: 320)
@@ -101,6 +103,7 @@ const options = {
   partial: { type: "boolean" },
   "trainable-layers": { type: "string" },
   norm: { type: "string" },
+  "box-loss": { type: "string" },
   "export-weights": { type: "string" },
   size: { type: "string" },
   precision: { type: "string" },
@@ -113,6 +116,17 @@ const options = {
   resume: { type: "string" },
   help: { type: "boolean" },
 } as const;
+
+/** What a resumed run cannot change. */
+const MODEL_OPTIONS = [
+  "model",
+  "backbone-weights",
+  "weights",
+  "partial",
+  "trainable-layers",
+  "norm",
+  "box-loss",
+] as const;
 
 /** The options with all defaults resolved: what config.json and checkpoints keep. */
 interface Config {
@@ -196,7 +210,7 @@ async function main(): Promise<number> {
     console.log(HELP);
     return 0;
   }
-  for (const option of ["model", "backbone-weights", "weights", "partial", "trainable-layers", "norm"] as const) {
+  for (const option of MODEL_OPTIONS) {
     if (args.resume !== undefined && args[option] !== undefined) usage(`--${option}: a resumed run keeps its model`);
   }
   const resumed = args.resume ? findRun(args.resume) : null;
@@ -387,12 +401,17 @@ async function main(): Promise<number> {
 function chooseModel(args: ReturnType<typeof parse>): NamedModel {
   const name = oneOf("model", args.model ?? "compact", detectorNames);
   const chosen = namedModel(name);
+  const kind = args["box-loss"];
+  if (kind !== undefined && (chosen.name === "fcos" || chosen.name === "ssdlite")) {
+    usage(`--box-loss: ${name} has a box loss of its own`);
+  }
+  const boxLoss = kind === undefined ? {} : { boxLoss: { kind: oneOf("box-loss", kind, boxLossKinds) } };
   if (chosen.name === "compact") {
     for (const option of ["backbone-weights", "trainable-layers", "norm"] as const) {
       if (args[option] !== undefined)
         usage(`--${option}: the compact model has no such backbone, choose another --model`);
     }
-    return chosen;
+    return { ...chosen, ...boxLoss };
   }
   // SSDLite's batch normalization and all of its backbone train in any case, as in torchvision.
   const ssd = chosen.name === "ssdlite";
@@ -401,6 +420,7 @@ function chooseModel(args: ReturnType<typeof parse>): NamedModel {
   const all = ssd || chosen.backbone === "mobilenet_v2" ? 6 : 5;
   return {
     ...chosen,
+    ...boxLoss,
     norm: oneOf<"frozen" | "batch">("norm", args.norm ?? (pretrained ? "frozen" : "batch"), ["frozen", "batch"]),
     trainableLayers: layers !== undefined ? integer("trainable-layers", layers, 0) : pretrained ? 3 : all,
   };

@@ -15,7 +15,8 @@ const CLASSIFIERS = ["fc", "classifier"];
 /**
  * Replaces the parameters, and frozen or running statistics, of a detector's backbone ("backbone.body") by those of a checkpoint
  * in torchvision's names: a ResNet or MobileNetV2 that classifies ("conv1.weight", "layer1.0.bn1.running_mean";
- * "features.0.0.weight"; the classifier itself is left out), or a detector ("backbone.body.conv1.weight"; the rest is left out). SSDLite takes MobileNetV2's ("backbone.features").
+ * "features.0.0.weight"; the classifier itself is left out), or a detector ("backbone.body.conv1.weight"; the rest is left out).
+ * SSDLite takes MobileNetV2's ("backbone.features").
  *
  * @throws DlfsError where the backbone is another one: everything missing, unexpected or of another shape in one message
  */

@@ -110,12 +110,13 @@ test("another model trains, gives its weights away, and starts from weights", as
   });
 
   const given = ["--backbone-weights", weights, "--weights", weights, "--trainable-layers", "1", "--lr", "0.001"];
+  given.push("--box-loss", "giou");
   const second = await run(...model, ...given, "--out", join(folder, "named"));
   expect(second.stderr).toBe("");
   expect(second.stdout).toContain(`${weights}: 100 loaded\n`);
   expect(second.stdout).toContain(`${weights}: 136 loaded\n`);
   const { model: resolved, learningRate, ...rest } = JSON.parse(readFileSync(configOf(2), "utf8"));
-  expect(resolved).toMatchObject({ norm: "frozen", trainableLayers: 1 });
+  expect(resolved).toMatchObject({ norm: "frozen", trainableLayers: 1, boxLoss: { kind: "giou" } });
   expect([learningRate, rest.weights, rest.backboneWeights]).toEqual([0.001, weights, weights]);
 }, 120_000);
 
@@ -134,6 +135,8 @@ test("what cannot be trained on stops before the first step with an error that n
   expect(unknown.stderr).toContain("--epochs");
   for (const [args, message] of [
     [["--model", "yolo"], "--model: expected one of compact, retinanet_resnet18_fpn"],
+    [["--box-loss", "l3"], "--box-loss: expected one of l1, smooth_l1"],
+    [["--model", "fcos_resnet50_fpn", "--box-loss", "giou"], "--box-loss: fcos_resnet50_fpn has a box loss of its own"],
     [["--norm", "frozen"], "--norm: the compact model has no such backbone"],
     [["--lr", "0"], '--lr: expected a number above 0, got "0"'],
     [["--resume", folder, "--weights", "x.pth"], "--weights: a resumed run keeps its model"],
@@ -158,6 +161,7 @@ test("what cannot be trained on stops before the first step with an error that n
     "--partial",
     "--trainable-layers",
     "--norm",
+    "--box-loss",
     "--export-weights",
     "--size",
     "--precision",
