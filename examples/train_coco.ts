@@ -68,7 +68,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --model NAME        one of the names below; default compact
   --backbone-weights FILE
                       start from a classifier's weights in torchvision's names (.pth, .safetensors), or a detector's backbone
-  --weights FILE      start from a detector's weights: .pth, .safetensors, .npz, or a run folder or checkpoint of dlfs
+  --weights FILE      start from a detector's weights: .pth, .safetensors, .npz, .onnx, or a run folder or checkpoint
   --partial           --weights may lack some, have others, or be for other classes; what does not fit is listed
   --trainable-layers N
                       stages of the backbone that train, from the deepest; default 3 with weights to start from, else all
