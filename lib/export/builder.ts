@@ -208,6 +208,21 @@ export class GraphBuilder implements OnnxBuilder {
     return this.ints(shape.map((size, i) => (i === axis ? (stays ? 0 : -1) : size)));
   }
 
+  /** A shape as an operand of operators that take no stand-in for the batch, which must then be the first dimension. */
+  sizes(shape: readonly number[]): string {
+    const [first, ...rest] = shape;
+    const dynamic = (size: number) => size > 0 && size % BATCH === 0;
+    if (first !== BATCH) {
+      if (shape.some(dynamic)) {
+        const message = `a tensor of shape (${shape.join(", ")}) cannot be exported: the batch is not its first dimension`;
+        throw new DlfsError(ErrorCode.unsupported, this.path, message);
+      }
+      return this.ints(shape);
+    }
+    const batch = this.add("Shape", [this.inputs[0]!.name], { start: { int: 0 }, end: { int: 1 } });
+    return rest.length === 0 ? batch : this.add("Concat", [batch, this.ints(rest)], { axis: { int: 0 } });
+  }
+
   private named(what: string): string {
     return this.path ? `${this.path}/${what}` : what;
   }

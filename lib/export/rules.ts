@@ -1,7 +1,6 @@
 /** How the operations of lib/graph are written in ONNX: a rule for each kind. */
 import type { Node, OnnxLayout, Value } from "../graph";
 import { DlfsError, ErrorCode } from "../native";
-import { elementCount } from "../tensor";
 import { axisIn, type GraphBuilder, shapeIn } from "./builder";
 
 /** Writes a node; its attributes are those of the operation of this kind. */
@@ -84,6 +83,30 @@ const conv2d: Rule = (b, node) => {
   const residual = attrs.residual ? rest.at(-1) : undefined;
   const y = conv(b, node, b.parameter(w, weightAxes), bias);
   b.output(node.outputs[0]!, finish(b, y, "nchw", residual, attrs), "nchw");
+};
+
+/** The weight (C, R, S, K / groups) is (C, K / groups, R, S) in ONNX. */
+const convTranspose: Rule = (b, node) => {
+  const [x, w] = node.inputs as [Value, Value];
+  const { stride, padding, dilation, groups, outputPadding } = node.attrs as ConvAttrs & { outputPadding: Pair };
+  const y = b.add("ConvTranspose", [b.input(x, "nchw"), b.parameter(w, weightAxes)], {
+    dilations: { ints: dilation },
+    group: { int: groups },
+    kernel_shape: { ints: w.shape.slice(1, 3) },
+    output_padding: { ints: outputPadding },
+    pads: bothEnds(padding),
+    strides: { ints: stride },
+  });
+  b.output(node.outputs[0]!, y, "nchw");
+};
+
+/** x + a bias of the channels. */
+const addBias: Rule = (b, node) => {
+  const [x, bias] = node.inputs as [Value, Value];
+  const layout = b.layoutOf(x);
+  const name = b.parameter(bias);
+  const y = b.add("Add", [b.input(x, layout), layout === "nchw" ? b.add("Unsqueeze", [name, b.ints([1, 2])]) : name]);
+  b.output(node.outputs[0]!, activation(b, y, node.attrs as ActivationAttrs), layout);
 };
 
 interface NormAttrs extends ActivationAttrs {
@@ -338,15 +361,48 @@ const upsampleNearest: Rule = (b, node) => {
   b.output(node.outputs[0]!, y, "nchw");
 };
 
-/** A tensor of one value. */
+interface BilinearAttrs {
+  readonly size: Pair;
+  readonly alignCorners: boolean;
+  /** What the size was rounded down from; 0 for the ratio of the sizes. */
+  readonly scale: Pair;
+}
+
+/** Bilinear resizing, to a size, or by factors where these are not the ratio of the sizes. */
+const upsampleBilinear: Rule = (b, node) => {
+  const [x] = node.inputs as [Value];
+  const [, h, w] = x.shape as [number, number, number, number];
+  const { size, alignCorners, scale } = node.attrs as BilinearAttrs;
+  const from = b.input(x, "nchw");
+  const attributes = {
+    coordinate_transformation_mode: { text: alignCorners ? "align_corners" : "half_pixel" },
+    mode: { text: "linear" },
+  };
+  const rounded = !alignCorners && [h, w].some((length, d) => scale[d] !== 0 && length * scale[d]! !== size[d]);
+  let y: string;
+  if (rounded) {
+    const factors = [scale[0] || size[0] / h, scale[1] || size[1] / w];
+    y = b.add("Resize", [from, "", b.floats([1, 1, ...factors])], attributes);
+  } else if (b.opset >= 18) {
+    y = b.add("Resize", [from, "", "", b.ints(size)], { ...attributes, axes: { ints: [2, 3] } });
+  } else {
+    const outer = b.add("Shape", [from], { start: { int: 0 }, end: { int: 2 } });
+    y = b.add("Resize", [from, "", "", b.add("Concat", [outer, b.ints(size)], { axis: { int: 0 } })], attributes);
+  }
+  b.output(node.outputs[0]!, y, "nchw");
+};
+
+/** A tensor of one value; its first dimension may be the batch. */
 const fill: Rule = (b, node) => {
   const { shape, value } = node.attrs as { shape: readonly number[]; value: number };
-  b.output(node.outputs[0]!, b.floats(new Float32Array(elementCount(shape)).fill(value), shape));
+  const layout = shape.length === 4 ? "nchw" : "plain";
+  b.output(node.outputs[0]!, b.add("Expand", [b.floats(value), b.sizes(shapeIn(shape, layout))]), layout);
 };
 
 export const graphRules: Readonly<Record<string, Rule>> = {
   activation: activate,
   add: binary("Add"),
+  add_bias: addBias,
   avg_pool: pool("AveragePool"),
   batch_norm_infer: batchNorm,
   cast,
@@ -355,6 +411,7 @@ export const graphRules: Readonly<Record<string, Rule>> = {
   concat,
   constant,
   conv2d,
+  conv_transpose2d: convTranspose,
   fill,
   group_norm: groupNorm,
   linear,
@@ -365,5 +422,6 @@ export const graphRules: Readonly<Record<string, Rule>> = {
   slice,
   softmax,
   transpose,
+  upsample_bilinear: upsampleBilinear,
   upsample_nearest: upsampleNearest,
 };

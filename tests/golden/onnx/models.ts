@@ -25,6 +25,7 @@ import {
 import {
   BatchNorm2d,
   Conv2d,
+  ConvTranspose2d,
   Dropout,
   GroupNorm,
   Linear,
@@ -86,6 +87,9 @@ export class EveryOperation extends Model {
   readonly groups = new GroupNorm(2, 8);
   readonly squeeze = new SqueezeExcitation(8, 4);
   readonly dropout = new Dropout(0.5);
+  readonly transposed = new ConvTranspose2d(8, 8, 3, { stride: 2, padding: 1, outputPadding: [0, 1], groups: 2 });
+  // Output padding beyond the stride adds rows of zeros to the image first.
+  readonly padded = new ConvTranspose2d(8, 8, [2, 1], { dilation: 2, outputPadding: 1, bias: false });
   readonly linear = new Linear(8, 5);
   readonly head = new Linear(5, 4, { bias: false });
 
@@ -100,7 +104,12 @@ export class EveryOperation extends Model {
     const [, p, q] = small.shape as [number, number, number];
     const doubled = upsample(slice(small, 3, 2, 8), { size: [2 * p, 2 * q] });
     const map = add(slice(slice(doubled, 1, 0, h), 2, 0, w), upsample(slice(small, 3, 0, 8), { size: [h, w] }));
-    const rows = concat([reshape(map, [n, h * w, 8]), reshape(slice(small, 3, 4, 8), [n, p * q, 8])], 1);
+    // Resized by two factors that are no ratio of the sizes, to sizes, and to the corners.
+    const finer = this.padded.forward(this.transposed.forward(slice(small, 3, 0, 8)));
+    const factors = upsample(finer, { mode: "bilinear", scale: [1.7, 2.3] });
+    const corners = upsample(factors, { mode: "bilinear", size: [h + 3, w - 2], alignCorners: true });
+    const resized = upsample(corners, { mode: "bilinear", size: [p, q] });
+    const rows = concat([reshape(map, [n, h * w, 8]), reshape(add(slice(small, 3, 4, 8), resized), [n, p * q, 8])], 1);
     const pooled = reshape(avgPool2d(map, [h, w]), [n, 8]);
     return {
       map: multiply(sigmoid(map), softmax(leakyRelu(this.dropout.forward(map), 0.2))),
