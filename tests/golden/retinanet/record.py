@@ -11,13 +11,13 @@ from common import Recorder, fan_in_bound, main, split  # noqa: E402
 
 FILES = {
     "golden.json": {
-        "resnet50, frozen": dict(backbone="resnet50", norm="frozen", trainableLayers=5, height=128, width=160, steps=3),
+        "resnet50, frozen": dict(backbone="resnet50", norm="frozen", trainableLayers=5, height=64, width=96, steps=3),
         "resnet18, batch": dict(backbone="resnet18", norm="batch", trainableLayers=5, height=96, width=128, steps=3),
         "resnet18, batch, 3 layers": dict(
             backbone="resnet18", norm="batch", trainableLayers=3, height=100, width=72, steps=1
         ),
         "resnext50_32x4d, frozen": dict(
-            backbone="resnext50_32x4d", norm="frozen", trainableLayers=4, height=128, width=160, steps=1
+            backbone="resnext50_32x4d", norm="frozen", trainableLayers=4, height=96, width=88, steps=1
         ),
     },
     "backbones.json": {
