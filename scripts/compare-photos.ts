@@ -10,8 +10,10 @@
  * 50 detections, and with running statistics off their defaults). Asked: the same classes and count, boxes within 0.1 pixel,
  * scores within 1e-4, but for ties: a detection may be missing on one side where its score is within 1e-5 of the threshold, of
  * the lowest that its level's top-k took or of the last place's, where its overlap with another box is as near to the
- * suppression threshold as the boxes' differences reach, or where a better box that is a tie itself suppresses it. Losses within 1e-5 relative; with --bf16 those
- * of a bf16 network too, within 1 %. Exits with 1 when something differs by more.
+ * suppression threshold as the boxes' differences reach, where it overlaps a box of the other side whose score is equal within
+ * 1e-5, so that rounding decides which of them suppresses the other, or where a better box that is a tie itself suppresses it.
+ * Losses within 1e-5 relative; with --bf16 those of a bf16 network too, within 1 %. Exits with 1 when something differs by
+ * more.
  */
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -184,6 +186,12 @@ function difference(
       (row) =>
         [limits.score, ...cuts, ...places].some((edge) => Math.abs(row[4]! - edge) < limits.tiedScore) ||
         overlaps(row, limits.nms - margin(row), limits.nms + margin(row), all) ||
+        overlaps(
+          row,
+          limits.nms,
+          1.1,
+          alone.filter((other) => Math.abs(other[4]! - row[4]!) < limits.tiedScore),
+        ) ||
         overlaps(
           row,
           limits.nms,
