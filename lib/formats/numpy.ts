@@ -16,8 +16,8 @@ import { DlfsError, ErrorCode } from "../native/error";
 import type { FileBytesOptions } from "./file-bytes";
 import { FileBytes } from "./file-bytes";
 import { gather } from "./strided";
-import type { WeightDType, WeightFile, WeightValue } from "./weights";
-import { countElements, quoteName, WeightTensor, weightDTypeSize } from "./weights";
+import type { WeightDType, WeightValue } from "./weights";
+import { countElements, OpenWeightFile, quoteName, WeightTensor, weightDTypeSize } from "./weights";
 import type { ZipEntry } from "./zip";
 import { readZipDirectory, readZipEntry } from "./zip";
 
@@ -50,26 +50,16 @@ export interface NumpyFileOptions extends FileBytesOptions {
 }
 
 /** An open `.npz` or `.npy` file; its arrays are loaded when they are asked for. */
-export class NumpyFile implements WeightFile {
+export class NumpyFile extends OpenWeightFile {
   readonly format = "numpy";
   /** The formats hold nothing beside arrays. */
   readonly values: ReadonlyMap<string, WeightValue> = new Map();
 
   constructor(
-    private readonly file: FileBytes,
+    file: FileBytes,
     readonly tensors: ReadonlyMap<string, WeightTensor>,
-  ) {}
-
-  get path(): string {
-    return this.file.path;
-  }
-
-  close(): void {
-    this.file.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+  ) {
+    super(file);
   }
 }
 

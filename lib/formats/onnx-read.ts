@@ -5,7 +5,7 @@ import { dtypeOf, ExternalFiles, readEntry, readTensor } from "./onnx-tensor";
 import type { OnnxAttribute, OnnxModel, OnnxNode, OnnxValueInfo } from "./onnx-types";
 import { MAX_ONNX_BYTES } from "./onnx-write";
 import { ProtoError, ProtoReader } from "./protobuf";
-import { quoteName, type WeightFile, type WeightTensor } from "./weights";
+import { OpenWeightFile, quoteName, type WeightTensor } from "./weights";
 
 /** Parts (nodes, names, attributes, ...) of a file; each takes more memory than in the file. Large networks have some 100,000. */
 const MAX_PARTS = 4_000_000;
@@ -38,19 +38,17 @@ export interface OnnxReadModel extends Omit<OnnxModel, "graph"> {
 }
 
 /** An open ONNX file; its initializers are loaded when they are asked for. */
-export class OnnxFile implements WeightFile {
+export class OnnxFile extends OpenWeightFile {
   readonly format = "onnx";
 
   constructor(
-    private readonly file: FileBytes,
+    file: FileBytes,
     private readonly external: ExternalFiles,
     /** The graph's initializers, by name. */
     readonly tensors: ReadonlyMap<string, WeightTensor>,
     readonly model: OnnxReadModel,
-  ) {}
-
-  get path(): string {
-    return this.file.path;
+  ) {
+    super(file);
   }
 
   /** The metadata. */
@@ -58,13 +56,9 @@ export class OnnxFile implements WeightFile {
     return new Map(Object.entries(this.model.metadata));
   }
 
-  close(): void {
-    this.file.close();
+  override close(): void {
+    super.close();
     this.external.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 

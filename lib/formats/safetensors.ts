@@ -16,8 +16,8 @@ import { AtomicFile } from "./atomic-file";
 import type { FileBytesOptions } from "./file-bytes";
 import { FileBytes } from "./file-bytes";
 import { parseUniqueJson } from "./unique-json";
-import type { WeightDType, WeightFile } from "./weights";
-import { countElements, quoteName, WeightTensor, weightDTypeSize } from "./weights";
+import type { WeightDType } from "./weights";
+import { countElements, OpenWeightFile, quoteName, WeightTensor, weightDTypeSize } from "./weights";
 
 const MAX_HEADER_BYTES = 100_000_000;
 const METADATA = "__metadata__";
@@ -44,26 +44,16 @@ const namesByDType = new Map(Object.entries(dtypesByName).map(([name, dtype]) =>
 const layoutOrder = new Map(Object.values(dtypesByName).map((dtype, index) => [dtype as WeightDType, index]));
 
 /** An open safetensors file; its tensors are loaded when they are asked for. */
-export class SafetensorsFile implements WeightFile {
+export class SafetensorsFile extends OpenWeightFile {
   readonly format = "safetensors";
 
   constructor(
-    private readonly file: FileBytes,
+    file: FileBytes,
     readonly tensors: ReadonlyMap<string, WeightTensor>,
     /** The metadata. */
     readonly values: ReadonlyMap<string, string>,
-  ) {}
-
-  get path(): string {
-    return this.file.path;
-  }
-
-  close(): void {
-    this.file.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+  ) {
+    super(file);
   }
 }
 

@@ -23,8 +23,8 @@ import {
   TorchStorage,
   TorchTensor,
 } from "./torch-tensor";
-import type { WeightDType, WeightFile, WeightValue } from "./weights";
-import { quoteName, WeightTensor, weightDTypeSize } from "./weights";
+import type { WeightDType, WeightValue } from "./weights";
+import { OpenWeightFile, quoteName, WeightTensor, weightDTypeSize } from "./weights";
 import type { ZipEntry } from "./zip";
 import { readZipDirectory, readZipEntry } from "./zip";
 
@@ -111,11 +111,11 @@ export interface TorchFileOptions extends FileBytesOptions {
 }
 
 /** An open file of `torch.save`; its tensors are loaded when they are asked for. */
-export class TorchFile implements WeightFile {
+export class TorchFile extends OpenWeightFile {
   readonly format = "torch";
 
   constructor(
-    private readonly file: FileBytes,
+    file: FileBytes,
     /** The dict that `tensors` was taken from; names in `tensors` are relative to it. */
     readonly entry: string,
     /** Every dict of the file that holds tensors directly, as `TorchFileOptions.entry` names them. */
@@ -123,18 +123,8 @@ export class TorchFile implements WeightFile {
     readonly tensors: ReadonlyMap<string, WeightTensor>,
     /** Numbers, strings and flags of the whole file, by their keys joined with dots: "epoch". */
     readonly values: ReadonlyMap<string, WeightValue>,
-  ) {}
-
-  get path(): string {
-    return this.file.path;
-  }
-
-  close(): void {
-    this.file.close();
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+  ) {
+    super(file);
   }
 }
 

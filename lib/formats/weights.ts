@@ -1,5 +1,6 @@
 /** What files of weights have in common: named tensors, their types, and their values as float32. */
 import { DlfsError, ErrorCode } from "../native/error";
+import type { FileBytes } from "./file-bytes";
 
 /** Element types of weights in files, named as in PyTorch's short forms. The two `f8` are those of the OCP standard. */
 export type WeightDType =
@@ -106,6 +107,27 @@ export interface WeightFile extends Disposable {
   /** What the file holds beside tensors: the metadata of safetensors and ONNX, or a checkpoint's numbers and strings ("epoch"). */
   readonly values: ReadonlyMap<string, WeightValue>;
   close(): void;
+}
+
+/** What the formats' open files share: where the bytes are, and how they are given back. */
+export abstract class OpenWeightFile implements WeightFile {
+  abstract readonly format: WeightFile["format"];
+  abstract readonly tensors: ReadonlyMap<string, WeightTensor>;
+  abstract readonly values: ReadonlyMap<string, WeightValue>;
+
+  constructor(private readonly file: FileBytes) {}
+
+  get path(): string {
+    return this.file.path;
+  }
+
+  close(): void {
+    this.file.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
 }
 
 /** Little-endian elements of any alignment as float32, in a new array. */

@@ -42,7 +42,7 @@ export interface ConvOptions {
   groups?: number;
 }
 
-export function convGeometry({ stride = 1, padding = 0, dilation = 1, groups = 1 }: ConvOptions): ConvGeometry {
+function convGeometry({ stride = 1, padding = 0, dilation = 1, groups = 1 }: ConvOptions): ConvGeometry {
   return { stride: pair(stride), padding: pair(padding), dilation: pair(dilation), groups };
 }
 

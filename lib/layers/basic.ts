@@ -5,7 +5,6 @@ import {
   type ConvOptions,
   concat,
   conv2d,
-  type Init,
   maxPool2d,
   Parameter,
   pair,
@@ -16,7 +15,8 @@ import {
   type Value,
 } from "../graph";
 import { check, ErrorCode } from "../native";
-import { Layer } from "./layer";
+import { Layer, type Unary } from "./layer";
+import { checkGroups, type WeightOptions, weightAndBias } from "./weight-and-bias";
 
 /** Checks the channels and, where given, the size of a model's input: (N, height, width, channels). */
 export class InputLayer extends Layer {
@@ -40,12 +40,8 @@ export class InputLayer extends Layer {
   }
 }
 
-export interface Conv2dOptions extends ConvOptions {
-  /** Default true. */
-  bias?: boolean;
-  /** Initial values; default as torch.nn.Conv2d: weight and bias uniform within 1 / sqrt(fan in). */
-  init?: { weight?: Init; bias?: Init };
-}
+/** Stride, padding, dilation and groups; the fan in is kernel area * in channels / groups. */
+export interface Conv2dOptions extends ConvOptions, WeightOptions {}
 
 /** 2-D convolution, weight (out, kernel height, kernel width, in / groups). */
 export class Conv2d extends Layer {
@@ -61,17 +57,10 @@ export class Conv2d extends Layer {
     super();
     const [r, s] = pair(kernel);
     const groups = options.groups ?? 1;
-    check(
-      inChannels % groups === 0 && outChannels % groups === 0,
-      "Conv2d",
-      () => `expected channels divisible by ${groups} groups, got ${inChannels} in and ${outChannels} out`,
-      ErrorCode.shape,
-    );
+    checkGroups("Conv2d", groups, inChannels, outChannels);
     const perGroup = inChannels / groups;
-    const bound = 1 / Math.sqrt(perGroup * r * s);
-    const uniform: Init = { kind: "uniform", low: -bound, high: bound };
-    this.weight = new Parameter([outChannels, r, s, perGroup], options.init?.weight ?? uniform);
-    this.bias = (options.bias ?? true) ? new Parameter([outChannels], options.init?.bias ?? uniform) : null;
+    const shape = [outChannels, r, s, perGroup];
+    ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));
   }
 
   forward(x: Value): Value {
@@ -189,8 +178,6 @@ export class Concat extends Layer {
     return concat(inputs, this.axis);
   }
 }
-
-type Unary = Layer & { forward(x: Value): Value };
 
 /** Layers applied one after the other. */
 export class Sequential extends Layer {

@@ -1,22 +1,17 @@
 import {
   type ConvTransposeOptions,
   convTranspose2d,
-  type Init,
-  Parameter,
+  type Parameter,
   pair,
   type Size2,
   useParameter,
   type Value,
 } from "../graph";
-import { check, ErrorCode } from "../native";
 import { Layer } from "./layer";
+import { checkGroups, type WeightOptions, weightAndBias } from "./weight-and-bias";
 
-export interface ConvTranspose2dOptions extends ConvTransposeOptions {
-  /** Default true. */
-  bias?: boolean;
-  /** Initial values; default as torch.nn.ConvTranspose2d: uniform within 1 / sqrt(kernel area * out channels / groups). */
-  init?: { weight?: Init; bias?: Init };
-}
+/** Stride, padding, dilation, groups and output padding; the fan in is torch's: kernel area * out channels / groups. */
+export interface ConvTranspose2dOptions extends ConvTransposeOptions, WeightOptions {}
 
 /**
  * 2-D transposed convolution, as torch.nn.ConvTranspose2d: rows become (H - 1) stride - 2 padding + dilation (kernel - 1) +
@@ -36,17 +31,10 @@ export class ConvTranspose2d extends Layer {
     super();
     const [r, s] = pair(kernel);
     const groups = options.groups ?? 1;
-    check(
-      inChannels % groups === 0 && outChannels % groups === 0,
-      "ConvTranspose2d",
-      () => `expected channels divisible by ${groups} groups, got ${inChannels} in and ${outChannels} out`,
-      ErrorCode.shape,
-    );
+    checkGroups("ConvTranspose2d", groups, inChannels, outChannels);
     const perGroup = outChannels / groups;
-    const bound = 1 / Math.sqrt(perGroup * r * s);
-    const uniform: Init = { kind: "uniform", low: -bound, high: bound };
-    this.weight = new Parameter([inChannels, r, s, perGroup], options.init?.weight ?? uniform);
-    this.bias = (options.bias ?? true) ? new Parameter([outChannels], options.init?.bias ?? uniform) : null;
+    const shape = [inChannels, r, s, perGroup];
+    ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));
   }
 
   forward(x: Value): Value {

@@ -4,6 +4,9 @@ import { DlfsError, ErrorCode } from "../native";
 /** What forward() takes and gives: symbolic tensors, alone, in arrays or by name. */
 export type Values = Value | readonly Value[] | { readonly [name: string]: Value };
 
+/** A layer of one input and one output. */
+export type Unary = Layer & { forward(x: Value): Value };
+
 /**
  * A part of a model, as torch.nn.Module: it owns parameters and other layers as properties and composes operations in
  * `forward`, which runs on symbolic tensors, once per input shape. What it computes backward follows from the operations.

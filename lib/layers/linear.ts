@@ -1,13 +1,10 @@
-import { type Init, linear, Parameter, useParameter, type Value } from "../graph";
+import { linear, type Parameter, useParameter, type Value } from "../graph";
 import { check, ErrorCode } from "../native";
 import { Layer } from "./layer";
+import { type WeightOptions, weightAndBias } from "./weight-and-bias";
 
-export interface LinearOptions {
-  /** Default true. */
-  bias?: boolean;
-  /** Initial values; default as torch.nn.Linear: weight and bias uniform within 1 / sqrt(in features). */
-  init?: { weight?: Init; bias?: Init };
-}
+/** The fan in is the number of input features. */
+export type LinearOptions = WeightOptions;
 
 /** y = x w^T + b over the last axis of a tensor of any rank, as torch.nn.Linear; weight (out features, in features). */
 export class Linear extends Layer {
@@ -26,10 +23,8 @@ export class Linear extends Layer {
       () => `expected positive numbers of features, got ${inFeatures} in and ${outFeatures} out`,
       ErrorCode.shape,
     );
-    const bound = 1 / Math.sqrt(inFeatures);
-    const uniform: Init = { kind: "uniform", low: -bound, high: bound };
-    this.weight = new Parameter([outFeatures, inFeatures], options.init?.weight ?? uniform);
-    this.bias = (options.bias ?? true) ? new Parameter([outFeatures], options.init?.bias ?? uniform) : null;
+    const shape = [outFeatures, inFeatures];
+    ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outFeatures, inFeatures, options));
   }
 
   /** x (..., in features) to (..., out features). */

@@ -1,10 +1,8 @@
 import { multiply, type Value } from "../graph";
 import { ReLU, Sigmoid } from "./activation";
 import { Conv2d } from "./basic";
-import { Layer } from "./layer";
+import { Layer, type Unary } from "./layer";
 import { GlobalAvgPool2d } from "./pooling";
-
-type Unary = Layer & { forward(x: Value): Value };
 
 export interface SqueezeExcitationOptions {
   /** Between the two maps. Default ReLU. */

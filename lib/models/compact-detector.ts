@@ -1,6 +1,7 @@
 import type { AnchorOptions } from "../detection";
-import { add, type Init, relu, upsample, type Value } from "../graph";
+import { add, relu, upsample, type Value } from "../graph";
 import { BatchNorm2d, Conv2d, InputLayer, Layer } from "../layers";
+import { conv, headConv, RARE_OBJECT_BIAS } from "./blocks";
 import { Detector, type DetectorOptions, type HeadOutput } from "./detector";
 
 /** Convolution without bias, batch normalization, ReLU. */
@@ -10,8 +11,7 @@ export class ConvNormReLU extends Layer {
 
   constructor(inChannels: number, outChannels: number, kernel: number, stride = 1) {
     super();
-    const init = { weight: kaimingNormal(outChannels * kernel * kernel) };
-    this.conv = new Conv2d(inChannels, outChannels, kernel, { stride, padding: (kernel - 1) / 2, bias: false, init });
+    this.conv = conv(inChannels, outChannels, kernel, { stride });
     this.norm = new BatchNorm2d(outChannels);
   }
 
@@ -31,12 +31,10 @@ export class BasicBlock extends Layer {
   constructor(inChannels: number, outChannels: number, stride = 1) {
     super();
     this.conv1 = new ConvNormReLU(inChannels, outChannels, 3, stride);
-    const init = { weight: kaimingNormal(outChannels * 9) };
-    this.conv2 = new Conv2d(outChannels, outChannels, 3, { padding: 1, bias: false, init });
+    this.conv2 = conv(outChannels, outChannels, 3);
     this.norm2 = new BatchNorm2d(outChannels);
     const same = stride === 1 && inChannels === outChannels;
-    const shortcutInit = { weight: kaimingNormal(outChannels) };
-    this.shortcut = same ? null : new Conv2d(inChannels, outChannels, 1, { stride, bias: false, init: shortcutInit });
+    this.shortcut = same ? null : conv(inChannels, outChannels, 1, { stride });
     this.shortcutNorm = same ? null : new BatchNorm2d(outChannels);
   }
 
@@ -45,11 +43,6 @@ export class BasicBlock extends Layer {
     const z = this.shortcut && this.shortcutNorm ? this.shortcutNorm.forward(this.shortcut.forward(x)) : x;
     return relu(add(y, z));
   }
-}
-
-/** Normal with variance 2 / fan out, torch's kaiming_normal_(mode="fan_out") (He et al. 2015). */
-function kaimingNormal(fanOut: number): Init {
-  return { kind: "normal", mean: 0, std: Math.sqrt(2 / fanOut) };
 }
 
 export interface CompactDetectorOptions extends Omit<DetectorOptions, "anchors"> {
@@ -103,8 +96,7 @@ export class CompactDetector extends Detector {
     this.lateral = [channels[1], channels[2], channels[3]].map((c) => new Conv2d(c, pyramid, 1));
     this.smooth = [0, 1, 2].map(() => new ConvNormReLU(pyramid, pyramid, 3));
     const { perCell } = this.anchorGenerator;
-    // The bias makes every anchor start with an object probability of 0.01 (Lin et al. 2017, section 4.1).
-    this.classHead = new Head(pyramid, perCell * options.classes, headConvs, 3, -Math.log((1 - 0.01) / 0.01));
+    this.classHead = new Head(pyramid, perCell * options.classes, headConvs, 3, RARE_OBJECT_BIAS);
     this.boxHead = new Head(pyramid, perCell * 4, headConvs, 3, 0);
   }
 
@@ -142,17 +134,9 @@ class Head extends Layer {
     bias: number,
   ) {
     super();
-    const init = { weight: kaimingNormal(channels * 9) };
-    this.convs = Array.from(
-      { length: depth },
-      () => new Conv2d(channels, channels, 3, { padding: 1, bias: false, init }),
-    );
+    this.convs = Array.from({ length: depth }, () => conv(channels, channels, 3));
     this.norms = Array.from({ length: depth * levels }, () => new BatchNorm2d(channels));
-    const lastInit = {
-      weight: { kind: "normal", mean: 0, std: 0.01 },
-      bias: { kind: "constant", value: bias },
-    } as const;
-    this.last = new Conv2d(channels, outChannels, 3, { padding: 1, init: lastInit });
+    this.last = headConv(channels, outChannels, bias);
   }
 
   forward(x: Value, level: number): Value {

@@ -8,8 +8,9 @@ import {
   postprocessPoints,
   type Targets,
 } from "../detection";
-import { type Init, relu, reshape, type Value } from "../graph";
-import { Conv2d, GroupNorm, Layer, ReLU, Sequential } from "../layers";
+import { relu, reshape, type Value } from "../graph";
+import { type Conv2d, GroupNorm, Layer, ReLU, Sequential } from "../layers";
+import { headConv, RARE_OBJECT_BIAS } from "./blocks";
 import { DetectionModel, joinLevels } from "./detection-model";
 import { type BackboneName, type PyramidBackbone, type PyramidOptions, pyramidBackbone } from "./pyramid-backbone";
 
@@ -18,14 +19,6 @@ const NORM_GROUPS = 32;
 
 /** Convolutions of each head before its last ones. */
 const TOWER = 4;
-
-function headConv(inChannels: number, outChannels: number, bias = 0): Conv2d {
-  const weight: Init = { kind: "normal", mean: 0, std: 0.01 };
-  return new Conv2d(inChannels, outChannels, 3, {
-    padding: 1,
-    init: { weight, bias: { kind: "constant", value: bias } },
-  });
-}
 
 /** 3x3 convolutions with group normalization and ReLU, shared by all levels ("conv.0", "conv.1", "conv.3", ...). */
 function tower(channels: number): Sequential {
@@ -44,8 +37,7 @@ class ClassificationHead extends Layer {
   constructor(channels: number, classes: number) {
     super();
     this.conv = tower(channels);
-    // The bias makes every point start with an object probability of 0.01 (Lin et al. 2017, section 4.1).
-    this.clsLogits = headConv(channels, classes, -Math.log((1 - 0.01) / 0.01));
+    this.clsLogits = headConv(channels, classes, RARE_OBJECT_BIAS);
   }
 
   forward(x: Value): Value {

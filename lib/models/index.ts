@@ -1,4 +1,5 @@
 export { loadBackboneWeights } from "./backbone-weights";
+export type { NormOptions } from "./blocks";
 export {
   BasicBlock,
   CompactDetector,
@@ -16,6 +17,7 @@ export {
   type MobileNetV2ClassifierOptions,
   MobileNetV2Features,
   type MobileNetV2FeaturesOptions,
+  type MobileNetV2Options,
 } from "./mobilenet-v2";
 export {
   type CompactConfig,
@@ -32,6 +34,7 @@ export {
   backboneNames,
   MobileNetPyramid,
   type MobileNetPyramidOptions,
+  type P6Source,
   type PyramidBackbone,
   type PyramidOptions,
   pyramidBackbone,

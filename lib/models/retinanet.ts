@@ -1,6 +1,7 @@
 import type { AnchorOptions } from "../detection";
-import type { Init, Value } from "../graph";
-import { Conv2d, Layer, ReLU, Sequential } from "../layers";
+import type { Value } from "../graph";
+import { type Conv2d, Layer, ReLU, Sequential } from "../layers";
+import { headConv, RARE_OBJECT_BIAS } from "./blocks";
 import { Detector, type DetectorOptions, type HeadOutput } from "./detector";
 import { type BackboneName, type PyramidBackbone, type PyramidOptions, pyramidBackbone } from "./pyramid-backbone";
 
@@ -14,11 +15,6 @@ export const retinaNetAnchors: AnchorOptions = {
   aspectRatios: [0.5, 1, 2],
 };
 
-function headConv(inChannels: number, outChannels: number, bias = 0): Conv2d {
-  const init = { weight: { kind: "normal", mean: 0, std: 0.01 }, bias: { kind: "constant", value: bias } } as const;
-  return new Conv2d(inChannels, outChannels, 3, { padding: 1, init: init satisfies { weight: Init; bias: Init } });
-}
-
 /** Four 3x3 convolutions with ReLU, shared by all levels ("conv.0.0" to "conv.3.0"). */
 function tower(channels: number): Sequential[] {
   return Array.from({ length: 4 }, () => new Sequential(headConv(channels, channels), new ReLU()));
@@ -31,8 +27,7 @@ class ClassificationHead extends Layer {
   constructor(channels: number, perCell: number, classes: number) {
     super();
     this.conv = tower(channels);
-    // The bias makes every anchor start with an object probability of 0.01 (Lin et al. 2017, section 4.1).
-    this.clsLogits = headConv(channels, perCell * classes, -Math.log((1 - 0.01) / 0.01));
+    this.clsLogits = headConv(channels, perCell * classes, RARE_OBJECT_BIAS);
   }
 
   forward(x: Value): Value {

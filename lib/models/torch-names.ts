@@ -116,8 +116,8 @@ function below<T>(entries: Iterable<readonly [string, T]>, part: string): [strin
 /**
  * Replaces a model's parameters and buffers by a PyTorch state dict's, or none of them where something does not fit; what is
  * missing, unexpected or of another shape is one error that names it all, unless the options allow it; where nothing fits that is
- * an error in any case. The model must be on its device. Convolution weights are brought into this library's layout; "num_batches_tracked" is ignored; names of torchvision's
- * checkpoints before 0.13 are understood.
+ * an error in any case. The model must be on its device. Convolution weights are brought into this library's layout;
+ * "num_batches_tracked" is ignored; names of torchvision's checkpoints before 0.13 are understood.
  *
  * ```ts
  * using file = await loadWeights("resnet50.pth");

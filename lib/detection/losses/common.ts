@@ -75,7 +75,7 @@ export function sumWorkspace(device: Device, n: number, anchors: number, classes
 }
 
 /** Checks matches and foreground counts of (n, anchors) predictions. */
-export function expectMatched(matches: Spec, foreground: Spec, n: number, anchors: number): void {
+function expectMatched(matches: Spec, foreground: Spec, n: number, anchors: number): void {
   expectShape(
     matches.dtype === "i32" && matches.shape.join() === `${n},${anchors}`,
     () => `expected matches of shape (${n}, ${anchors}), got ${matches.dtype} (${matches.shape.join(", ")})`,
