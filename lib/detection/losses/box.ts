@@ -1,8 +1,8 @@
 import { applyOp, expectShape, type Op, type Value } from "../../graph";
 import { check, constants } from "../../native";
-import { dtypeCode } from "../../tensor";
 import type { Targets } from "../matcher";
 import {
+  boxLossOperands,
   codeOf,
   expectAnchorValues,
   type LossNormalization,
@@ -65,36 +65,10 @@ const box: Op<BoxAttrs> = {
   },
   gradient: lossGradient,
   prepare: (device, { inputs: [deltas] }) => sumWorkspace(device, deltas!.shape[0]!, deltas!.shape[1]!, 4),
-  emit(e, { inputs: [deltas, anchors, matches, boxes, foreground], outputs: [loss, gradient], attrs }) {
-    const [dst, ddeltas, scratch] = [e.address(loss!), e.optional(gradient), e.workspace];
-    const [x, a, m] = [e.address(deltas!), e.address(anchors!), e.address(matches!)];
-    const [b, fg] = [e.address(boxes!), e.address(foreground!)];
-    const [n, count] = deltas!.shape as [number, number];
-    const [maxBoxes, dtype] = [boxes!.shape[1]!, dtypeCode(deltas!.dtype)];
-    const { kind, coder, weights, beta, normalization, gradFactor } = attrs;
-    e.call(() =>
-      e.native.boxLoss(
-        e.stream,
-        dst,
-        ddeltas,
-        x,
-        a,
-        m,
-        b,
-        fg,
-        scratch,
-        n,
-        count,
-        maxBoxes,
-        dtype,
-        kind,
-        coder,
-        ...weights,
-        beta,
-        normalization,
-        gradFactor,
-      ),
-    );
+  emit(e, node) {
+    const operands = boxLossOperands(e, node);
+    const { kind, coder, weights, beta, normalization, gradFactor } = node.attrs;
+    e.call(() => e.native.boxLoss(e.stream, ...operands, kind, coder, ...weights, beta, normalization, gradFactor));
   },
 };
 

@@ -1,7 +1,7 @@
 import { applyOp, expectShape, type Op, type Value } from "../../graph";
-import { dtypeCode } from "../../tensor";
 import type { Targets } from "../matcher";
 import {
+  boxLossOperands,
   expectAnchorValues,
   type LossNormalization,
   lossGradient,
@@ -24,32 +24,10 @@ const centerness: Op<Scaled> = {
   },
   gradient: lossGradient,
   prepare: (device, { inputs: [logits] }) => sumWorkspace(device, logits!.shape[0]!, logits!.shape[1]!, 1),
-  emit(e, { inputs: [logits, anchors, matches, boxes, foreground], outputs: [loss, gradient], attrs }) {
-    const [dst, dlogits, scratch] = [e.address(loss!), e.optional(gradient), e.workspace];
-    const [x, a, m] = [e.address(logits!), e.address(anchors!), e.address(matches!)];
-    const [b, fg] = [e.address(boxes!), e.address(foreground!)];
-    const [n, count] = logits!.shape as [number, number];
-    const [maxBoxes, dtype] = [boxes!.shape[1]!, dtypeCode(logits!.dtype)];
-    const { normalization, gradFactor } = attrs;
-    e.call(() =>
-      e.native.centernessLoss(
-        e.stream,
-        dst,
-        dlogits,
-        x,
-        a,
-        m,
-        b,
-        fg,
-        scratch,
-        n,
-        count,
-        maxBoxes,
-        dtype,
-        normalization,
-        gradFactor,
-      ),
-    );
+  emit(e, node) {
+    const operands = boxLossOperands(e, node);
+    const { normalization, gradFactor } = node.attrs;
+    e.call(() => e.native.centernessLoss(e.stream, ...operands, normalization, gradFactor));
   },
 };
 

@@ -1,5 +1,6 @@
 /** What the detection losses share. */
 import {
+  type Emitter,
   expectActivation,
   expectShape,
   type Gradient,
@@ -12,7 +13,7 @@ import {
   type Value,
 } from "../../graph";
 import { check, constants } from "../../native";
-import type { Device } from "../../tensor";
+import { type Device, dtypeCode } from "../../tensor";
 
 /** What matchAnchors gives: which box each anchor is matched to, and how many anchors of each image are. */
 export interface Matched {
@@ -67,6 +68,46 @@ export function lossGradient(
     return [gradient, ...others];
   }
   return [scaleBy(builder, gradient, dy!), ...others];
+}
+
+/** What dlfs.h's losses of class logits take after the stream; their own options and the `Scaled` ones follow. */
+export function classLossOperands(e: Emitter, { inputs, outputs: [loss, gradient] }: Node) {
+  const [logits, matches, labels, foreground] = inputs as [Value, Value, Value, Value];
+  const [n, anchors, classes] = logits.shape as [number, number, number];
+  return [
+    e.address(loss!),
+    e.optional(gradient),
+    e.address(logits),
+    e.address(matches),
+    e.address(labels),
+    e.address(foreground),
+    e.workspace,
+    n,
+    anchors,
+    classes,
+    labels.shape[1]!,
+    dtypeCode(logits.dtype),
+  ] as const;
+}
+
+/** What dlfs.h's losses of (N, A, ...) values against boxes take after the stream, as `classLossOperands`. */
+export function boxLossOperands(e: Emitter, { inputs, outputs: [loss, gradient] }: Node) {
+  const [values, anchors, matches, boxes, foreground] = inputs as [Value, Value, Value, Value, Value];
+  const [n, count] = values.shape as [number, number];
+  return [
+    e.address(loss!),
+    e.optional(gradient),
+    e.address(values),
+    e.address(anchors),
+    e.address(matches),
+    e.address(boxes),
+    e.address(foreground),
+    e.workspace,
+    n,
+    count,
+    boxes.shape[1]!,
+    dtypeCode(values.dtype),
+  ] as const;
 }
 
 /** Scratch memory of the losses that only sum. */

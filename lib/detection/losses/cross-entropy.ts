@@ -1,8 +1,8 @@
 import { applyOp, expectShape, type Op, scratchMemory, type Value } from "../../graph";
 import { check } from "../../native";
-import { dtypeCode } from "../../tensor";
 import type { Targets } from "../matcher";
 import {
+  classLossOperands,
   expectClassLogits,
   type LossNormalization,
   lossGradient,
@@ -39,32 +39,10 @@ const crossEntropy: Op<CrossEntropyAttrs> = {
       device.native.crossEntropyLossWorkspace(device.handle, out, n, anchors, negativeRatio),
     );
   },
-  emit(e, { inputs: [logits, matches, labels, foreground], outputs: [loss, gradient], attrs }) {
-    const [dst, dlogits, scratch] = [e.address(loss!), e.optional(gradient), e.workspace];
-    const [x, m, l, fg] = [e.address(logits!), e.address(matches!), e.address(labels!), e.address(foreground!)];
-    const [n, a, k] = logits!.shape as [number, number, number];
-    const [maxBoxes, dtype] = [labels!.shape[1]!, dtypeCode(logits!.dtype)];
-    const { negativeRatio, normalization, gradFactor } = attrs;
-    e.call(() =>
-      e.native.crossEntropyLoss(
-        e.stream,
-        dst,
-        dlogits,
-        x,
-        m,
-        l,
-        fg,
-        scratch,
-        n,
-        a,
-        k,
-        maxBoxes,
-        dtype,
-        negativeRatio,
-        normalization,
-        gradFactor,
-      ),
-    );
+  emit(e, node) {
+    const operands = classLossOperands(e, node);
+    const { negativeRatio, normalization, gradFactor } = node.attrs;
+    e.call(() => e.native.crossEntropyLoss(e.stream, ...operands, negativeRatio, normalization, gradFactor));
   },
 };
 

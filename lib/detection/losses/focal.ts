@@ -1,8 +1,8 @@
 import { applyOp, type Op, type Value } from "../../graph";
 import { check } from "../../native";
-import { dtypeCode } from "../../tensor";
 import type { Targets } from "../matcher";
 import {
+  classLossOperands,
   expectClassLogits,
   type LossNormalization,
   lossGradient,
@@ -26,33 +26,10 @@ const focal: Op<FocalAttrs> = {
   },
   gradient: lossGradient,
   prepare: (device, { inputs: [logits] }) => sumWorkspace(device, ...(logits!.shape as [number, number, number])),
-  emit(e, { inputs: [logits, matches, labels, foreground], outputs: [loss, gradient], attrs }) {
-    const [dst, dlogits, scratch] = [e.address(loss!), e.optional(gradient), e.workspace];
-    const [x, m, l, fg] = [e.address(logits!), e.address(matches!), e.address(labels!), e.address(foreground!)];
-    const [n, a, k] = logits!.shape as [number, number, number];
-    const [maxBoxes, dtype] = [labels!.shape[1]!, dtypeCode(logits!.dtype)];
-    const { alpha, gamma, normalization, gradFactor } = attrs;
-    e.call(() =>
-      e.native.focalLoss(
-        e.stream,
-        dst,
-        dlogits,
-        x,
-        m,
-        l,
-        fg,
-        scratch,
-        n,
-        a,
-        k,
-        maxBoxes,
-        dtype,
-        alpha,
-        gamma,
-        normalization,
-        gradFactor,
-      ),
-    );
+  emit(e, node) {
+    const operands = classLossOperands(e, node);
+    const { alpha, gamma, normalization, gradFactor } = node.attrs;
+    e.call(() => e.native.focalLoss(e.stream, ...operands, alpha, gamma, normalization, gradFactor));
   },
 };
 
