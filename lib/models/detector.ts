@@ -3,6 +3,7 @@ import {
   type AnchorOptions,
   type BoxLossOptions,
   boxLoss,
+  type FocalLossOptions,
   focalLoss,
   type MatcherOptions,
   matchAnchors,
@@ -20,11 +21,11 @@ export interface DetectorOptions {
   /** Default: foreground from IoU 0.5, background below 0.4, every box keeps its best anchor (torchvision's RetinaNet). */
   readonly matcher?: MatcherOptions;
   /** Focal loss; default alpha 0.25, gamma 2. */
-  readonly focal?: { alpha: number; gamma: number };
+  readonly focal?: Pick<FocalLossOptions, "alpha" | "gamma">;
   /** torchvision's box_loss_type: kind "l1" (default), "smooth_l1" with its beta, "giou", "ciou", "diou" or "iou". */
   readonly boxLoss?: Pick<BoxLossOptions, "kind" | "beta">;
-  /** Default: score 0.05, 1000 a level, NMS 0.5, 300 detections. */
-  readonly postprocess?: PostprocessOptions;
+  /** Where a field is missing: score 0.05, 1000 a level, NMS 0.5, 300 detections. */
+  readonly postprocess?: Partial<PostprocessOptions>;
 }
 
 /** What a detector's heads give for one pyramid level: maps (N, h, w, perCell * classes) and (N, h, w, perCell * 4). */
@@ -47,7 +48,7 @@ interface Prediction {
  */
 export abstract class Detector extends DetectionModel {
   readonly anchorGenerator: AnchorGenerator;
-  readonly detectorOptions: Required<DetectorOptions>;
+  readonly detectorOptions: Required<DetectorOptions> & { readonly postprocess: PostprocessOptions };
 
   constructor(options: DetectorOptions) {
     super(options.classes);
@@ -56,8 +57,14 @@ export abstract class Detector extends DetectionModel {
       matcher: { high: 0.5, low: 0.4, allowLowQuality: true },
       focal: { alpha: 0.25, gamma: 2 },
       boxLoss: { kind: "l1" },
-      postprocess: { scoreThreshold: 0.05, topK: 1000, nmsThreshold: 0.5, maxDetections: 300 },
       ...options,
+      postprocess: {
+        scoreThreshold: 0.05,
+        topK: 1000,
+        nmsThreshold: 0.5,
+        maxDetections: 300,
+        ...options.postprocess,
+      },
     };
   }
 

@@ -2,6 +2,7 @@ import {
   AnchorGenerator,
   boxLoss,
   centernessLoss,
+  type FocalLossOptions,
   focalLoss,
   matchPoints,
   type PointPostprocessOptions,
@@ -93,9 +94,9 @@ export interface FCOSOptions extends PyramidOptions {
   /** How far from a box's centre its points may be along either axis, in strides. Default 1.5. */
   readonly centerSamplingRadius?: number;
   /** Focal loss; default alpha 0.25, gamma 2. */
-  readonly focal?: { alpha: number; gamma: number };
-  /** Default: score 0.2, 1000 a level, NMS 0.6, 100 detections. */
-  readonly postprocess?: PointPostprocessOptions;
+  readonly focal?: Pick<FocalLossOptions, "alpha" | "gamma">;
+  /** Where a field is missing: score 0.2, 1000 a level, NMS 0.6, 100 detections. */
+  readonly postprocess?: Partial<PointPostprocessOptions>;
 }
 
 /**
@@ -111,7 +112,7 @@ export class FCOS extends DetectionModel {
   readonly head: FCOSHead;
   readonly anchorGenerator: AnchorGenerator;
   readonly centerSamplingRadius: number;
-  readonly focal: { readonly alpha: number; readonly gamma: number };
+  readonly focal: Pick<FocalLossOptions, "alpha" | "gamma">;
   readonly postprocess: PointPostprocessOptions;
 
   constructor(options: FCOSOptions) {
@@ -124,11 +125,12 @@ export class FCOS extends DetectionModel {
     this.anchorGenerator = new AnchorGenerator({ sizes: strides.map((stride) => [stride]), aspectRatios: [1] });
     this.centerSamplingRadius = options.centerSamplingRadius ?? 1.5;
     this.focal = options.focal ?? { alpha: 0.25, gamma: 2 };
-    this.postprocess = options.postprocess ?? {
+    this.postprocess = {
       scoreThreshold: 0.2,
       topK: 1000,
       nmsThreshold: 0.6,
       maxDetections: 100,
+      ...options.postprocess,
     };
   }
 

@@ -153,8 +153,8 @@ export interface SSDLiteOptions extends NormOptions {
   readonly iouThreshold?: number;
   /** Background boxes that count in the loss, for each foreground box. Default 3. */
   readonly negativeRatio?: number;
-  /** Default: score 0.001, 300 a class, NMS 0.55, 300 detections. */
-  readonly postprocess?: SoftmaxPostprocessOptions;
+  /** Where a field is missing: score 0.001, 300 a class, NMS 0.55, 300 detections. */
+  readonly postprocess?: Partial<SoftmaxPostprocessOptions>;
 }
 
 /**
@@ -201,11 +201,12 @@ export class SSDLite extends DetectionModel {
     this.head = new SSDLiteHead(outChannels, this.#perCell, options.classes + 1, norm);
     this.iouThreshold = options.iouThreshold ?? 0.5;
     this.negativeRatio = options.negativeRatio ?? 3;
-    this.postprocess = options.postprocess ?? {
+    this.postprocess = {
       scoreThreshold: 0.001,
       topK: 300,
       nmsThreshold: 0.55,
       maxDetections: 300,
+      ...options.postprocess,
     };
   }
 

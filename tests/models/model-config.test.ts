@@ -59,6 +59,18 @@ describe("modelFromConfig", () => {
     expect(stateOf(ssd)).toEqual(stateOf(new SSDLite({ ...ssdlite, boxes: config.boxes })));
   });
 
+  test("keeps the other defaults where a configuration has a part of the post-processing's options", () => {
+    const given = { classes: 2, postprocess: { maxDetections: 7 } };
+    const compact = modelFromConfig({ name: "compact", ...given }) as CompactDetector;
+    const fcos = modelFromConfig({ name: "fcos", backbone: "resnet18", ...given }) as FCOS;
+    const ssd = modelFromConfig({ name: "ssdlite", widthMultiplier: 0.25, ...given }) as SSDLite;
+    expect([compact.detectorOptions.postprocess, fcos.postprocess, ssd.postprocess]).toEqual([
+      { scoreThreshold: 0.05, topK: 1000, nmsThreshold: 0.5, maxDetections: 7 },
+      { scoreThreshold: 0.2, topK: 1000, nmsThreshold: 0.6, maxDetections: 7 },
+      { scoreThreshold: 0.001, topK: 300, nmsThreshold: 0.55, maxDetections: 7 },
+    ]);
+  });
+
   const compact = { name: "compact", classes: 2 };
   test.each<[string, unknown, string]>([
     ["no object", null, "name: expected one of compact, retinanet, fcos, ssdlite, got nothing"],
