@@ -4,8 +4,9 @@
  *
  *   bun run scripts/check-onnx.ts --python PYTHON [--backend cpu|cuda] [--only TEXT] [--opset 17] [--batches 1,3,8] [--record]
  *
- * PYTHON needs onnx, onnxruntime and numpy. --record keeps the files that tests/export compares with, when they pass. Prints a table with the largest difference of each output relative to its largest
- * value; exits with 1 when one is beyond 1e-4, or when a file is refused.
+ * PYTHON needs onnx, onnxruntime and numpy. --record keeps the files that tests/export compares with, when they pass. Prints a
+ * table with the largest difference of each output relative to its largest value; exits with 1 when one is beyond 1e-4, or when
+ * a file is refused.
  */
 import { copyFile, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -13,6 +14,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { exportOnnx } from "../lib/export";
+import { permute } from "../lib/export/permute";
 import { Program } from "../lib/graph";
 import { Device, Tensor } from "../lib/tensor";
 import { type OnnxCase, onnxCases } from "../tests/golden/onnx/models";
@@ -61,17 +63,8 @@ function noise(count: number, seed: number): Float32Array {
 }
 
 /** (N, H, W, C) as (N, C, H, W). */
-function toNchw(data: Float32Array, [n, h, w, c]: readonly number[]): Float32Array {
-  const out = new Float32Array(data.length);
-  const pixels = h! * w!;
-  for (let image = 0; image < n!; ++image) {
-    for (let pixel = 0; pixel < pixels; ++pixel) {
-      for (let k = 0; k < c!; ++k) {
-        out[(image * c! + k) * pixels + pixel] = data[(image * pixels + pixel) * c! + k]!;
-      }
-    }
-  }
-  return out;
+function toNchw(data: Float32Array, shape: readonly number[]): Float32Array {
+  return permute(data, shape, [0, 3, 1, 2]);
 }
 
 /** What the model itself computes, by the names of the outputs; results that are image batches in the exported layout. */

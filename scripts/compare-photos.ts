@@ -21,17 +21,18 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { CocoDataLoader, DeviceBatchDecoder, DeviceImageCodec, loadDataset, Normalize, Resize } from "../lib/data";
-import { loadWeights, writeSafetensors } from "../lib/formats";
-import {
-  type BackboneName,
-  backboneNames,
-  loadTorchWeights,
-  RetinaNet,
-  type TorchWeight,
-  torchWeights,
-} from "../lib/models";
+import { loadWeights } from "../lib/formats";
+import { type BackboneName, backboneNames, loadTorchWeights, RetinaNet, type TorchWeight } from "../lib/models";
 import { Device, Tensor } from "../lib/tensor";
-import { constantRate, type Detection, DetectStep, type HostTargets, SGD, TrainStep } from "../lib/train";
+import {
+  constantRate,
+  type Detection,
+  DetectStep,
+  type HostTargets,
+  SGD,
+  saveTorchWeights,
+  TrainStep,
+} from "../lib/train";
 import type { BackboneCase } from "../tests/golden/detectors/backbones";
 import { generatedWeights } from "../tests/golden/detectors/network";
 import { retinaNet } from "../tests/golden/retinanet/network";
@@ -231,15 +232,7 @@ try {
     using model = new RetinaNet({ backbone, norm, trainableLayers, classes }).to(device);
     const weights = await readWeights(model);
     loadTorchWeights(model, weights);
-    await writeSafetensors(
-      join(folder, "weights.safetensors"),
-      [...torchWeights(model)].map(([name, { shape, data }]) => ({
-        name,
-        dtype: "f32" as const,
-        shape,
-        data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
-      })),
-    );
+    await saveTorchWeights(join(folder, "weights.safetensors"), model);
     using detect = new DetectStep(model, { batchSize, height: height!, width: width! });
     for (const { images } of batches) {
       using pixels = Tensor.from(device, images, [batchSize, height!, width!, 3]);

@@ -3,8 +3,8 @@
  * parameters after some steps of SGD, from generated weights and images; dlfs in fp32, torch in double precision or fp32.
  *
  *   bun run scripts/compare-torchvision.ts [--model retinanet|fcos|ssdlite] [--backbone resnet50|mobilenet_v2|...]
- *     [--norm frozen|batch] [--width-multiplier 1] [--trainable-layers N] [--classes 11] [--batch 2] [--size 128x160] [--steps 10] [--backend cpu|cuda]
- *     [--python python3] [--reference float64|float32]
+ *     [--norm frozen|batch] [--width-multiplier 1] [--trainable-layers N] [--classes 11] [--batch 2] [--size 128x160]
+ *     [--steps 10] [--backend cpu|cuda] [--python python3] [--reference float64|float32]
  *
  * Where rounding puts one ReLU's input on the other side of 0, gradients differ by up to some 1e-3 although nothing is wrong;
  * torch in fp32 and in double then disagree with each other as well. Compare with both references before looking for an error.

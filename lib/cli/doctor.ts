@@ -12,7 +12,10 @@ export interface Findings {
   readonly probes: readonly BackendProbe[];
   readonly chosen: string | null;
   readonly reason: string;
-  /** Lines of scripts/find-cuda.sh (`found: ...`, `missing: ...`, `searched: ...`, `to get it: ...`); empty where it has not been run. */
+  /**
+   * Lines of scripts/find-cuda.sh (`found: ...`, `missing: ...`, `searched: ...`, `to get it: ...`); empty where it has not been
+   * run.
+   */
   readonly cudaSearch: readonly string[];
 }
 

@@ -1,5 +1,14 @@
 /** Selection of the best candidates for suppression: their boxes (N, K, 4), scores (N, K) and labels (N, K), -1 for none. */
-import { applyOp, expectActivation, expectShape, type Node, type Op, type Spec, type Value } from "../graph";
+import {
+  applyOp,
+  expectActivation,
+  expectShape,
+  type Node,
+  type Op,
+  type Spec,
+  scratchMemory,
+  type Value,
+} from "../graph";
 import { constants } from "../native";
 import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
 import type { BoxCoder, BoxCoderWeights } from "./losses";
@@ -45,9 +54,7 @@ function expectOperands([, deltas, anchors, sizes]: readonly Spec[], n: number, 
 }
 
 function topkScratch(device: Device, rows: number, length: number, k: number): number {
-  const out = new BigInt64Array(1);
-  device.native.topkWorkspace(device.handle, out, rows, length, k);
-  return Number(out[0]);
+  return scratchMemory((out) => device.native.topkWorkspace(device.handle, out, rows, length, k)).workspace;
 }
 
 interface LevelAttrs extends SelectionAttrs {

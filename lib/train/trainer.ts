@@ -86,7 +86,10 @@ export class Trainer implements Disposable {
     this.#lastCheckpoint = checkpoint.path;
   }
 
-  /** Trains until `iterations`, or until the signal. Throws when a loss or the gradients' norm is not finite; the last checkpoint stays. */
+  /**
+   * Trains until `iterations`, or until the signal. Throws when a loss or the gradients' norm is not finite; the last checkpoint
+   * stays.
+   */
   async train(): Promise<TrainingOutcome> {
     const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery } = this.#options;
     using step = new TrainStep(

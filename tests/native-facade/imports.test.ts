@@ -56,7 +56,7 @@ describe("imports point down", () => {
     tensor: ["native"],
     graph: ["native", "tensor"],
     layers: ["native", "tensor", "graph"],
-    detection: ["native", "tensor", "graph", "layers"],
+    detection: ["native", "tensor", "graph"],
     models: ["native", "tensor", "graph", "layers", "detection"],
     export: ["native", "tensor", "graph", "layers", "formats"],
     metrics: ["native"],

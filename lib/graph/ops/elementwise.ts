@@ -1,7 +1,7 @@
 import { constants } from "../../native";
 import { type DType, dtypeCode, elementCount } from "../../tensor";
 import { expectActivation, expectShape, type GradientBuilder, type Op } from "../node";
-import { sameShape, type Value } from "../value";
+import { type Spec, sameShape, type Value } from "../value";
 
 const fusedActivations = ["none", "relu", "sigmoid", "silu", "relu6"] as const;
 
@@ -77,17 +77,22 @@ export const activateBackward: Op<ActivationAttrs> = {
   },
 };
 
+/** Checks that operands are of one shape and dtype; `expected` is for the message. */
+function expectAlike(a: Spec, b: Spec, expected: string): void {
+  const text = ({ dtype, shape }: Spec) => `${dtype} (${shape.join(", ")})`;
+  expectActivation(a, "a tensor");
+  expectShape(
+    sameShape(a.shape, b.shape) && a.dtype === b.dtype,
+    () => `expected ${expected}, got ${text(a)} and ${text(b)}`,
+  );
+}
+
 /** y = activation(a + b). */
 export const add: Op<{ activation: FusedActivation }> = {
   kind: "add",
   inplace: [0, 1],
   infer([a, b]) {
-    expectActivation(a!, "a tensor");
-    expectShape(
-      sameShape(a!.shape, b!.shape) && a!.dtype === b!.dtype,
-      () =>
-        `expected two tensors of one shape and dtype, got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
-    );
+    expectAlike(a!, b!, "two tensors of one shape and dtype");
     return [a!];
   },
   gradient(builder, node, [dy]) {
@@ -110,12 +115,8 @@ export const multiply: Op<object> = {
   kind: "multiply",
   inplace: [0, 1],
   infer([a, b]) {
-    expectActivation(a!, "a tensor");
-    expectShape(
-      sameShape(a!.shape, b!.shape) && a!.dtype === b!.dtype,
-      () =>
-        `expected two tensors of one shape and dtype, or channels' factors (N, 1, 1, C) of images (N, H, W, C), got ${a!.dtype} (${a!.shape.join(", ")}) and ${b!.dtype} (${b!.shape.join(", ")})`,
-    );
+    const expected = "two tensors of one shape and dtype, or channels' factors (N, 1, 1, C) of images (N, H, W, C)";
+    expectAlike(a!, b!, expected);
     return [a!];
   },
   gradient(builder, { inputs: [a, b], outputs: [y] }, [dy]) {
