@@ -19,7 +19,7 @@ import {
   HorizontalFlip,
   loadDataset,
   Normalize,
-  normalisationOf,
+  normalizationOf,
   paste,
   RandomCrop,
   Resize,
@@ -109,7 +109,7 @@ async function savePicture(batch: DetectionBatch, path: string): Promise<void> {
 
 /** Normalised values back to 0 to 255. */
 function toPixels(values: ArrayLike<number>): Uint8Array {
-  const normalisation = normalisationOf(preprocessing);
+  const normalisation = normalizationOf(preprocessing);
   const pixels = new Uint8ClampedArray(values.length);
   for (let i = 0; i < values.length; i++) {
     const channel = i % 3;

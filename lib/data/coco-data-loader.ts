@@ -14,7 +14,7 @@ import {
 } from "./image-plan";
 import { Semaphore, SlotRing } from "./queues";
 import { CounterRandom, shuffledOrder } from "./random";
-import { Normalize, normalisationOf, type PreprocessOp, Resize } from "./transforms";
+import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
 /** An image of a batch. */
 export interface BatchImage {
@@ -158,7 +158,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       ErrorCode.shape,
     );
     this.preprocessing = options.preprocessing ?? [new Resize(), new Normalize()];
-    normalisationOf(this.preprocessing);
+    normalizationOf(this.preprocessing);
     const resizes = this.preprocessing.filter((op) => op instanceof Resize).length;
     check(resizes === 1, "CocoDataLoader", () => `preprocessing has ${resizes} Resize operations, expected one`);
 

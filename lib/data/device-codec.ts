@@ -1,7 +1,7 @@
 import { check, constants, ErrorCode, fromCString } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
 import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
-import { normalisationOf, type PreprocessOp } from "./transforms";
+import { normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
 export interface Pixels {
@@ -98,7 +98,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.width = width;
     this.#dtype = dtypeCode(dtype);
     this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
-    this.#normalisation = normalisationOf(preprocessing);
+    this.#normalisation = normalizationOf(preprocessing);
     this.#ring = Array.from({ length: slots }, () => Tensor.zeros(device, [batchSize, height, width, 3], dtype));
     this.#staging = Array.from({ length: slots }, () => null);
     device.stream.synchronize(); // the decoder writes from streams of its own

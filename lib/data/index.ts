@@ -57,7 +57,7 @@ export {
   IMAGENET_STD,
   Normalize,
   type NormalizeOptions,
-  normalisationOf,
+  normalizationOf,
   type PreprocessJson,
   PreprocessOp,
   parsePreprocessing,

@@ -307,7 +307,7 @@ function checkProbability(op: string, p: number): void {
  * The `normalisation` argument of dlfs_preprocess and dlfs_decoder_submit for a list of operations: mean[3], std[3],
  * fill[3]. Without a Normalize among them pixels become 0 to 1, filled with black.
  */
-export function normalisationOf(preprocessing: readonly PreprocessOp[]): Float32Array {
+export function normalizationOf(preprocessing: readonly PreprocessOp[]): Float32Array {
   const found = preprocessing.filter((op) => op instanceof Normalize);
   check(found.length <= 1, "preprocessing", () => `${found.length} Normalize operations, expected one at most`);
   const { mean, std, fill } = found[0] ?? { mean: [0, 0, 0], std: [1, 1, 1], fill: [0, 0, 0] };

@@ -12,7 +12,7 @@ import { CounterRandom } from "../../lib/data/random";
 import {
   HorizontalFlip,
   Normalize,
-  normalisationOf,
+  normalizationOf,
   type PreprocessOp,
   parsePreprocessing,
   RandomCrop,
@@ -313,9 +313,9 @@ test("boxes are clipped where they are cut, dropped where nothing is left, and s
 
 test("normalisation is mean, standard deviation and fill colour", () => {
   const op = new Normalize({ mean: [0.5, 0.25, 0], std: [0.5, 1, 2] });
-  expect([...normalisationOf([new Resize(), op])]).toEqual([0.5, 0.25, 0, 0.5, 1, 2, 127.5, 63.75, 0]);
-  expect([...normalisationOf([])]).toEqual([0, 0, 0, 1, 1, 1, 0, 0, 0]);
-  expect(() => normalisationOf([op, op])).toThrow("2 Normalize operations");
+  expect([...normalizationOf([new Resize(), op])]).toEqual([0.5, 0.25, 0, 0.5, 1, 2, 127.5, 63.75, 0]);
+  expect([...normalizationOf([])]).toEqual([0, 0, 0, 1, 1, 1, 0, 0, 0]);
+  expect(() => normalizationOf([op, op])).toThrow("2 Normalize operations");
 });
 
 test("operations survive being written as JSON", () => {
