@@ -70,17 +70,25 @@ export abstract class Layer {
     for (const [name, child] of this.namedChildren()) yield* child.namedLayers(prefix ? `${prefix}.${name}` : name);
   }
 
-  /** Parameters and buffers by path, each once. */
+  /** Parameters and buffers with their paths; one that several layers share comes with each of its paths. */
+  *namedUses(prefix = ""): Generator<[string, Parameter]> {
+    for (const [path, layer] of this.namedLayers(prefix)) {
+      for (const [key, value] of Object.entries(layer)) {
+        if (!(value instanceof Parameter)) continue;
+        const name = snakeCase(key);
+        yield [path ? `${path}.${name}` : name, value];
+      }
+    }
+  }
+
+  /** Parameters and buffers by path, each once: one that several layers share by the first of its paths. */
   namedState(prefix = ""): Map<string, Parameter> {
     const state = new Map<string, Parameter>();
     const seen = new Set<Parameter>();
-    for (const [path, layer] of this.namedLayers(prefix)) {
-      for (const [key, value] of Object.entries(layer)) {
-        if (!(value instanceof Parameter) || seen.has(value)) continue;
-        seen.add(value);
-        const name = snakeCase(key);
-        state.set(path ? `${path}.${name}` : name, value);
-      }
+    for (const [path, parameter] of this.namedUses(prefix)) {
+      if (seen.has(parameter)) continue;
+      seen.add(parameter);
+      state.set(path, parameter);
     }
     return state;
   }

@@ -100,9 +100,9 @@ function matcher(filter: NameFilter): (name: string) => boolean {
   return (name) => prefixes.some((prefix) => prefix === "" || name === prefix || name.startsWith(`${prefix}.`));
 }
 
-/** Parameters and buffers that weights hold. */
-function persistentState(model: Model): [string, Parameter][] {
-  return [...model.namedState()].filter(([, { isPersistent }]) => isPersistent);
+/** Parameters and buffers that weights hold; as in PyTorch's state dicts, what layers share occurs by each of its names. */
+function persistentUses(model: Model): [string, Parameter][] {
+  return [...model.namedUses()].filter(([, { isPersistent }]) => isPersistent);
 }
 
 /** Entries below a prefix, named relative to it. */
@@ -134,9 +134,18 @@ export function loadTorchWeights(
   const op = (first && "path" in first && first.path) || "loadTorchWeights";
   const [isOnly, isSkipped] = [matcher(options.only ?? ""), matcher(options.skip ?? [])];
   const isWanted = (name: string) => isOnly(name) && !isSkipped(name);
-  const inModel = below(persistentState(model), into);
-  check(inModel.length > 0, op, () => `the model has no parameters under "${into}"`);
-  const state = new Map(inModel.filter(([name]) => isWanted(name)));
+  const uses = below(persistentUses(model), into);
+  check(uses.length > 0, op, () => `the model has no parameters under "${into}"`);
+  const modelNames = new Set(uses.map(([name]) => name));
+  // Of a parameter that layers share, the first name counts.
+  const firstNames = new Map(uses.toReversed().map(([name, parameter]) => [parameter, name]));
+  const sharedNames = new Map(
+    uses.flatMap(([name, parameter]) => {
+      const first = firstNames.get(parameter)!;
+      return first === name ? [] : [[name, first] as const];
+    }),
+  );
+  const state = new Map(uses.filter(([name]) => !sharedNames.has(name) && isWanted(name)));
   const inWeights = below(weights, from);
   check(inWeights.length > 0, op, () => `there are no weights${from ? ` under "${from}"` : ""}`);
 
@@ -145,14 +154,18 @@ export function loadTorchWeights(
   const skipped: string[] = [];
   const misfits: string[] = [];
   const mismatched: LoadedWeights["mismatched"] = [];
-  const modelNames = new Set(inModel.map(([name]) => name));
+  const shared: { name: string; first: string; weight: TorchWeightSource }[] = [];
+  const namesGiven = new Set(inWeights.map(([name]) => rename(name)));
   for (const [original, weight] of inWeights) {
     const given = rename(original);
     if (/(^|\.)num_batches_tracked$/.test(given)) continue;
-    const name = modelNames.has(given) ? given : (renamed(given) ?? given);
+    const known = modelNames.has(given) ? given : (renamed(given) ?? given);
+    const name = sharedNames.get(known) ?? known;
     const parameter = state.get(name);
     if (!isWanted(name)) skipped.push(original);
     else if (!parameter) unexpected.push(original);
+    else if (known !== name && (namesGiven.has(name) || found.has(name)))
+      shared.push({ name: original, first: name, weight });
     else if (found.has(name)) unexpected.push(`${original} (besides ${found.get(name)!.name})`);
     else {
       found.set(name, { weight, name: original });
@@ -185,6 +198,11 @@ export function loadTorchWeights(
   const values = new Map(
     [...found].map(([name, { weight }]) => [name, "data" in weight ? weight.data : weight.toFloat32()] as const),
   );
+  for (const { name, first, weight } of shared) {
+    const given = "data" in weight ? weight.data : weight.toFloat32();
+    const same = values.get(first)?.every((value, i) => Object.is(value, given[i])) ?? true;
+    check(same, op, () => `${name}: the model shares this parameter with ${first}, which has other values`);
+  }
   for (const [name, data] of values) {
     const parameter = state.get(name)!;
     const [k, r, s, c] = parameter.shape as [number, number, number, number];
@@ -219,14 +237,14 @@ export function describeLoaded({ loaded, missing, unexpected, mismatched, skippe
 
 /**
  * A model's parameters and buffers as a PyTorch state dict (without "num_batches_tracked", which torch fills in itself), copied
- * to the host.
+ * to the host. A parameter that layers share has an entry for each of them, as in PyTorch.
  *
  * @param from the part of the model to take, named relative to it: "backbone.body". Default: all of it
  */
 export function torchWeights(model: Model, { from = "" }: { from?: string } = {}): Map<string, TorchWeight> {
   const prefix = from ? `${from}.` : "";
   const weights = new Map<string, TorchWeight>();
-  for (const [name, parameter] of persistentState(model)) {
+  for (const [name, parameter] of persistentUses(model)) {
     if (!name.startsWith(prefix)) continue;
     const data = parameter.tensor.read() as Float32Array;
     const [k, r, s, c] = parameter.shape as [number, number, number, number];

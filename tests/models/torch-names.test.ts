@@ -97,6 +97,47 @@ describe("loadTorchWeights", () => {
     expect(errorOf(() => torchWeights(model, { from: "neck" })).message).toContain('"neck"');
   });
 
+  test("what layers share has each of its names, as in PyTorch, and is loaded by any of them", () => {
+    class Tied extends Model {
+      first = new Conv2d(2, 2, 1, { bias: false });
+      second = new Conv2d(2, 2, 1);
+
+      constructor() {
+        super();
+        Object.assign(this.second, { weight: this.first.weight });
+      }
+
+      forward(x: Value): Value {
+        return this.second.forward(this.first.forward(x));
+      }
+    }
+    const model = new Tied().to(device, { seed: 1 });
+    owned.push(model);
+    const weights = torchWeights(model);
+    expect([...weights.keys()]).toEqual(["first.weight", "second.weight", "second.bias"]);
+    expect(weights.get("second.weight")).toEqual(weights.get("first.weight")!);
+
+    const shape = [2, 2, 1, 1];
+    const weight = { shape, data: Float32Array.of(1, 2, 3, 4) };
+    const bias = { shape: [2], data: Float32Array.of(5, 6) };
+    const both = { "second.weight": weight, "first.weight": { ...weight }, "second.bias": bias };
+    const report = loadTorchWeights(model, new Map(Object.entries(both)));
+    expect(report).toMatchObject({ loaded: ["first.weight", "second.bias"], missing: [], unexpected: [], skipped: [] });
+    expect(values(model).get("first.weight")).toEqual([1, 2, 3, 4]);
+
+    const other = { shape, data: Float32Array.of(7, 8, 9, 10) };
+    loadTorchWeights(model, new Map(Object.entries({ "second.weight": other, "second.bias": bias })));
+    expect(values(model).get("first.weight")).toEqual([7, 8, 9, 10]);
+    loadTorchWeights(model, new Map(Object.entries({ weight, bias })), { into: "second" });
+    expect(values(model).get("first.weight")).toEqual([1, 2, 3, 4]);
+
+    const apart = new Map(Object.entries({ ...both, "first.weight": other }));
+    expect(errorOf(() => loadTorchWeights(model, apart)).message).toBe(
+      "loadTorchWeights: second.weight: the model shares this parameter with first.weight, which has other values",
+    );
+    expect(values(model).get("first.weight")).toEqual([1, 2, 3, 4]);
+  });
+
   test("loads one part and leaves the rest, skipping what is asked", () => {
     const model = net();
     const before = values(model);
