@@ -57,6 +57,14 @@ export class SGD extends NativeObject {
       "SGD",
       () => `expected clipNorm > 0, got ${clipNorm}`,
     );
+    const { schedule, iterations } = options;
+    check(
+      Number.isSafeInteger(iterations) && iterations > 0,
+      "SGD",
+      () => `expected a positive whole number of iterations, got ${iterations}`,
+    );
+    // What the caller can get wrong is found before anything is allocated.
+    const table = scheduleTable(schedule, iterations);
     const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
     check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
     const memory = new Arena(
@@ -78,7 +86,6 @@ export class SGD extends NativeObject {
     this.step = Tensor.zeros(device, [1], "i32");
     this.rate = Tensor.zeros(device, [1]);
     this.failed = Tensor.zeros(device, [1], "i32");
-    const table = scheduleTable(options.schedule, options.iterations);
     this.#table = Tensor.from(device, table, [table.length]);
     this.#clipNorm = clipNorm ?? 0;
     const scratch = outHandle();

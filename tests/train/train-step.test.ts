@@ -2,10 +2,10 @@ import { expect, test } from "bun:test";
 import { Parameter, Program, scale, useParameter, type Value } from "../../lib/graph";
 import { Model } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
-import { Tensor } from "../../lib/tensor";
+import { Device, Tensor } from "../../lib/tensor";
 import { constantRate, SGD, type SGDOptions, type StepResult, TrainStep } from "../../lib/train";
 import { expectClose } from "../support/compare";
-import { testDevice } from "../support/device";
+import { backend, testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 import { Random } from "../support/random";
 
@@ -108,4 +108,16 @@ test.each([0, -1, Number.NaN, Number.POSITIVE_INFINITY])("clipNorm %p is refused
   model.to(device);
   const make = () => new SGD(model, { schedule: constantRate(0.1), iterations: 1, clipNorm });
   expect(errorOf(make).message).toBe(`SGD: expected clipNorm > 0, got ${clipNorm}`);
+});
+
+test("iterations or rates that no schedule can have are refused before anything is allocated", () => {
+  using own = new Device({ backend }); // disposing of it names what has not been released
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  model.to(own);
+  for (const iterations of [0, -1, 2.5, Number.NaN]) {
+    const make = () => new SGD(model, { schedule: constantRate(0.1), iterations });
+    expect(errorOf(make).message).toBe(`SGD: expected a positive whole number of iterations, got ${iterations}`);
+  }
+  const falling = () => new SGD(model, { schedule: (iteration) => 1 - iteration, iterations: 3 });
+  expect(errorOf(falling).message).toBe("schedule: expected a rate >= 0 for iteration 2, got -1");
 });
