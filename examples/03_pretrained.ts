@@ -446,16 +446,34 @@ async function comparePhotos(
   return results;
 }
 
-async function main(): Promise<number> {
-  const { values: options, positionals } = parseArgs({
-    options: { weights: { type: "string" }, out: { type: "string", default: "runs" }, backend: { type: "string" } },
-    allowPositionals: true,
-  });
-  const [folder] = positionals;
-  if (folder === undefined || positionals.length > 1) {
-    console.error("usage: bun run examples/03_pretrained.ts DIR [--weights FILE] [--out DIR] [--backend cpu|cuda]");
-    return 2;
+/** The command line; where it is wrong, says what is expected and ends. */
+function parse() {
+  const usage = "usage: bun run examples/03_pretrained.ts DIR [--weights FILE] [--out DIR] [--backend cpu|cuda]";
+  try {
+    const { values, positionals } = parseArgs({
+      options: {
+        weights: { type: "string" },
+        out: { type: "string", default: "runs" },
+        backend: { type: "string" },
+        help: { type: "boolean" },
+      },
+      allowPositionals: true,
+    });
+    const [folder] = positionals;
+    if (values.help) {
+      console.log(usage);
+      process.exit(0);
+    }
+    if (folder === undefined || positionals.length > 1) throw new Error("expected one folder, DIR");
+    return { options: values, folder };
+  } catch (error) {
+    console.error(`${(error as Error).message}\n${usage}`);
+    process.exit(2);
   }
+}
+
+async function main(): Promise<number> {
+  const { options, folder } = parse();
 
   using device = new Device({ backend: options.backend }, console.log);
   using model = new RFB320().to(device);

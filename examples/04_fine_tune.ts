@@ -5,6 +5,8 @@
  *   bun run examples/04_fine_tune.ts                                  the demo's images, all weights drawn at random
  *   bun run examples/04_fine_tune.ts --backbone-weights resnet18.pth  torchvision's ResNet-18, .pth or .safetensors
  *   bun run examples/04_fine_tune.ts --data DIR                       data in COCO's layout, train2017 and val2017
+ *
+ * --iterations N trains for N steps, by default 150; --out DIR is where the files go, by default runs/04_fine_tune.
  */
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -17,6 +19,7 @@ import {
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
+  DlfsError,
   demoFolder,
   describeLoaded,
   Evaluator,
@@ -44,14 +47,27 @@ import {
   warmup,
 } from "dlfs";
 
-const { values: options } = parseArgs({
-  options: {
-    data: { type: "string" },
-    "backbone-weights": { type: "string" },
-    iterations: { type: "string", default: "150" },
-    out: { type: "string", default: "runs/04_fine_tune" },
-  },
-});
+const USAGE =
+  "usage: bun run examples/04_fine_tune.ts [--data DIR] [--backbone-weights FILE] [--iterations N] [--out DIR]";
+
+function parse() {
+  try {
+    return parseArgs({
+      options: {
+        data: { type: "string" },
+        "backbone-weights": { type: "string" },
+        iterations: { type: "string", default: "150" },
+        out: { type: "string", default: "runs/04_fine_tune" },
+        help: { type: "boolean" },
+      },
+    }).values;
+  } catch (error) {
+    console.error(`${(error as Error).message}\n${USAGE}`);
+    process.exit(2);
+  }
+}
+
+const options = parse();
 const pretrained = options["backbone-weights"];
 const iterations = Number(options.iterations);
 const batchSize = 8;
@@ -104,92 +120,108 @@ class ShapeDetector extends Detector {
   }
 }
 
-using device = new Device({}, console.log);
-const codec = new DeviceImageCodec(device);
-const folder = options.data ?? demoFolder();
-if (options.data === undefined) {
-  await generateDemo(folder, {
-    encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+async function main(): Promise<void> {
+  using device = new Device({}, console.log);
+  const codec = new DeviceImageCodec(device);
+  const folder = options.data ?? demoFolder();
+  if (options.data === undefined) {
+    await generateDemo(folder, {
+      encode: (data, width, height, quality) => codec.encode({ data, width, height }, quality),
+    });
+  }
+  using dataset = await loadDataset(folder, { codec });
+
+  // 1. The model, and what it starts from.
+  using model = new ShapeDetector(dataset.classes.length);
+  model.to(device, { seed: 1 });
+  if (pretrained !== undefined) {
+    using file = await loadWeights(pretrained);
+    console.log(`${pretrained}: ${describeLoaded(loadBackboneWeights(model, file.tensors)).join(", ")}`);
+  }
+
+  // 2. Batches for training, with augmentation, and for evaluation.
+  const [height, width] = size;
+  const evaluation = [new Resize(), new Normalize()];
+  const training = [new HorizontalFlip(), ...evaluation];
+  using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: training });
+  using evalDecoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: evaluation });
+  const split = dataset.valSplit as string;
+  const common = { store: dataset.store, source: dataset.source, batchSize, size };
+  await using loader = new CocoDataLoader({ ...common, split: dataset.trainSplit, decoder, preprocessing: training });
+  await using evalLoader = new CocoDataLoader({
+    ...common,
+    split,
+    decoder: evalDecoder,
+    preprocessing: evaluation,
+    shuffle: false,
   });
-}
-using dataset = await loadDataset(folder, { codec });
 
-// 1. The model, and what it starts from.
-using model = new ShapeDetector(dataset.classes.length);
-model.to(device, { seed: 1 });
-if (pretrained !== undefined) {
-  using file = await loadWeights(pretrained);
-  console.log(`${pretrained}: ${describeLoaded(loadBackboneWeights(model, file.tensors)).join(", ")}`);
-}
-
-// 2. Batches for training, with augmentation, and for evaluation.
-const [height, width] = size;
-const evaluation = [new Resize(), new Normalize()];
-const training = [new HorizontalFlip(), ...evaluation];
-using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: training });
-using evalDecoder = new DeviceBatchDecoder(device, { batchSize, height, width, preprocessing: evaluation });
-const split = dataset.valSplit as string;
-const common = { store: dataset.store, source: dataset.source, batchSize, size };
-await using loader = new CocoDataLoader({ ...common, split: dataset.trainSplit, decoder, preprocessing: training });
-await using evalLoader = new CocoDataLoader({
-  ...common,
-  split,
-  decoder: evalDecoder,
-  preprocessing: evaluation,
-  shuffle: false,
-});
-
-// 3. Training, and COCO's metrics at the end.
-{
-  using evaluator = new Evaluator({ model, store: dataset.store, split, loader: evalLoader, decoder: evalDecoder });
-  using trainer = new Trainer({
-    model,
-    loader,
-    decoder,
-    evaluator,
-    iterations,
-    optimizer: { schedule: warmup(multiStep(0.02, [Math.ceil(iterations * 0.8)]), Math.ceil(iterations / 10)) },
-    observer: {
-      onResult({ iteration, losses }) {
-        if (iteration % 10 !== 0) return;
-        const parts = Object.entries(losses).map(([name, loss]) => `${name} ${loss.toFixed(3)}`);
-        console.log(`iteration ${iteration}: ${parts.join(", ")}`);
+  // 3. Training, and COCO's metrics at the end.
+  {
+    using evaluator = new Evaluator({ model, store: dataset.store, split, loader: evalLoader, decoder: evalDecoder });
+    using trainer = new Trainer({
+      model,
+      loader,
+      decoder,
+      evaluator,
+      iterations,
+      optimizer: { schedule: warmup(multiStep(0.02, [Math.ceil(iterations * 0.8)]), Math.ceil(iterations / 10)) },
+      observer: {
+        onResult({ iteration, losses }) {
+          if (iteration % 10 !== 0) return;
+          const parts = Object.entries(losses).map(([name, loss]) => `${name} ${loss.toFixed(3)}`);
+          console.log(`iteration ${iteration}: ${parts.join(", ")}`);
+        },
       },
-    },
-  });
-  const { evaluation } = await trainer.train();
-  if (evaluation) console.log(`${split}: ${statsLine(evaluation.result)}`);
+    });
+    const { evaluation } = await trainer.train();
+    if (evaluation) console.log(`${split}: ${statsLine(evaluation.result)}`);
+  }
+
+  // 4. Out into files: weights that safetensors.torch.load_file reads, with PyTorch's names and layouts; and the whole detector,
+  // from normalised images to final boxes, for ONNX Runtime and others.
+  const weights = join(options.out, "weights.safetensors");
+  const onnx = join(options.out, "detector.onnx");
+  await saveTorchWeights(weights, model);
+  await exportOnnx(model, onnx, { size, postprocess: true, foldBatchNorm: false });
+  console.log(`weights: ${weights}\nmodel:   ${onnx}`);
+
+  // 5. Read back by name, from either: the same detections.
+  const batch = await evalLoader.getBatch();
+  const detect = async (network: ShapeDetector) => {
+    using step = new DetectStep(network, { batchSize, height, width });
+    return await step.run(evalDecoder.images(batch.slot), batch.n);
+  };
+  const found = await detect(model);
+  for (const path of [weights, onnx]) {
+    using again = new ShapeDetector(dataset.classes.length);
+    again.to(device);
+    using file = await loadWeights(path);
+    // The ONNX file has constants besides: parameters are looked for below the model's own parts.
+    loadTorchWeights(again, file.tensors, { only: ["backbone", "scores", "boxes"] });
+    const same = JSON.stringify(await detect(again)) === JSON.stringify(found);
+    console.log(`${path}: ${same ? "the same" : "OTHER"} detections`);
+  }
+  batch.release();
+  console.log(`${found.reduce((sum, { length }) => sum + length, 0)} detections on ${found.length} images`);
+
+  // 6. A detector for other classes: all but the last layers of the scores are reused.
+  using file = await loadWeights(weights);
+  using other = new ShapeDetector(dataset.classes.length + 1);
+  other.to(device);
+  for (const line of describeLoaded(loadTorchWeights(other, file.tensors, { ignoreMismatched: true })))
+    console.log(line);
 }
 
-// 4. Out into files: weights that safetensors.torch.load_file reads, with PyTorch's names and layouts; and the whole detector,
-// from normalised images to final boxes, for ONNX Runtime and others.
-const weights = join(options.out, "weights.safetensors");
-const onnx = join(options.out, "detector.onnx");
-await saveTorchWeights(weights, model);
-await exportOnnx(model, onnx, { size, postprocess: true, foldBatchNorm: false });
-console.log(`weights: ${weights}\nmodel:   ${onnx}`);
-
-// 5. Read back by name, from either: the same detections.
-const batch = await evalLoader.getBatch();
-const detect = async (network: ShapeDetector) => {
-  using step = new DetectStep(network, { batchSize, height, width });
-  return await step.run(evalDecoder.images(batch.slot), batch.n);
-};
-const found = await detect(model);
-for (const path of [weights, onnx]) {
-  using again = new ShapeDetector(dataset.classes.length);
-  again.to(device);
-  using file = await loadWeights(path);
-  // The ONNX file has constants besides: parameters are looked for below the model's own parts.
-  loadTorchWeights(again, file.tensors, { only: ["backbone", "scores", "boxes"] });
-  const same = JSON.stringify(await detect(again)) === JSON.stringify(found);
-  console.log(`${path}: ${same ? "the same" : "OTHER"} detections`);
+if (options.help) {
+  console.log(USAGE);
+} else {
+  try {
+    await main();
+  } catch (error) {
+    // A file that is missing, or has other weights; anything else is a defect.
+    if (!(error instanceof DlfsError)) throw error;
+    console.error(`error: ${error.message}`);
+    process.exitCode = 1;
+  }
 }
-batch.release();
-console.log(`${found.reduce((sum, { length }) => sum + length, 0)} detections on ${found.length} images`);
-
-// 6. A detector for other classes: all but the last layers of the scores are reused.
-using file = await loadWeights(weights);
-using other = new ShapeDetector(dataset.classes.length + 1);
-other.to(device);
-for (const line of describeLoaded(loadTorchWeights(other, file.tensors, { ignoreMismatched: true }))) console.log(line);

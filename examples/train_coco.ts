@@ -68,7 +68,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --model NAME        one of the names below; default compact
   --backbone-weights FILE
                       start from a classifier's weights in torchvision's names (.pth, .safetensors), or a detector's backbone
-  --weights FILE      start from a detector's weights: .pth, .safetensors, .npz, .onnx, or a run folder or checkpoint
+  --weights FILE      start from a detector's weights: .pth, .safetensors, .npz, .onnx (with all parameters: dlfs export
+                      --keep-batch-norm), or a run folder or checkpoint
   --partial           --weights may lack some, have others, or be for other classes; what does not fit is listed
   --trainable-layers N
                       stages of the backbone that train, from the deepest; default 3 with weights to start from, else all
@@ -204,6 +205,18 @@ function findRun(path: string): { run: string; checkpoint: string | null } {
   return { run: dirname(dirname(resolve(path))), checkpoint: resolve(path) };
 }
 
+/** The options that a run was started with. */
+function readConfig(run: string): Config {
+  const path = join(run, "config.json");
+  if (!existsSync(path)) usage(`--resume: ${run} is no run folder: it has no config.json`);
+  try {
+    const config = JSON.parse(readFileSync(path, "utf8")) as Config | null;
+    return typeof config?.model === "object" ? config : usage(`--resume: ${path}: model: expected an object`);
+  } catch (error) {
+    return usage(`--resume: ${path}: ${error instanceof Error ? error.message : error}`);
+  }
+}
+
 async function main(): Promise<number> {
   const args = parse();
   if (args.help) {
@@ -214,7 +227,7 @@ async function main(): Promise<number> {
     if (args.resume !== undefined && args[option] !== undefined) usage(`--${option}: a resumed run keeps its model`);
   }
   const resumed = args.resume ? findRun(args.resume) : null;
-  const earlier = resumed ? (JSON.parse(readFileSync(join(resumed.run, "config.json"), "utf8")) as Config) : null;
+  const earlier = resumed && readConfig(resumed.run);
 
   // What was typed wrong is said before anything is opened or drawn.
   const given = {
@@ -328,6 +341,13 @@ async function main(): Promise<number> {
         root: args.out ?? "runs",
         notes: (path) => [`Continue: bun run examples/train_coco.ts --resume ${path}`],
       });
+  const checkpoint = await openCheckpoint(resumed, run);
+  if (checkpoint && checkpoint.metadata.iteration >= config.iterations) {
+    const { iteration } = checkpoint.metadata;
+    usage(
+      `--resume: ${iteration} of ${config.iterations} iterations are done, --iterations with a larger number goes on`,
+    );
+  }
   await run.writeConfig(config);
 
   const stop = new AbortController();
@@ -340,7 +360,6 @@ async function main(): Promise<number> {
   console.log("training; Ctrl-C stops with a checkpoint");
 
   const { iterations } = config;
-  const checkpoint = await openCheckpoint(resumed, run);
   const reporter = new Reporter({ run, dataset, codec, iterations, start: checkpoint?.metadata.iteration ?? 0 });
   const milestones = new Set([0.7, 0.9].map((share) => Math.max(1, Math.round(iterations * share))));
   const schedule = warmup(multiStep(config.learningRate, [...milestones]), Math.min(500, Math.ceil(iterations * 0.1)));
@@ -451,7 +470,10 @@ async function loadInitialWeights(model: DetectionModel, config: Config, partial
       print(trained.path, loadTorchWeights(model, torchWeights(trained.model), options));
     } else {
       using file = await loadWeights(weights);
-      print(weights, loadTorchWeights(model, file.tensors, options));
+      // An ONNX file has constants besides.
+      const parts = new Set([...model.namedState().keys()].map((name) => name.split(".")[0]!));
+      const only = file.format === "onnx" ? { only: [...parts] } : {};
+      print(weights, loadTorchWeights(model, file.tensors, { ...options, ...only }));
     }
   }
 }

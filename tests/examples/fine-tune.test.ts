@@ -19,27 +19,27 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
+async function run(...args: string[]): Promise<{ exitCode: number; stdout: string; stderr: string }> {
+  const child = Bun.spawn([process.execPath, "run", "examples/04_fine_tune.ts", ...args], {
+    cwd: root,
+    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache") },
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  return { exitCode: await child.exited, stdout, stderr };
+}
+
 test("loads a backbone, trains, measures, writes weights and reads them back", async () => {
   const classifier = join(folder, "resnet18.safetensors");
   using detector = modelFromConfig({ name: "retinanet", backbone: "resnet18", classes: 1 });
   detector.to(testDevice());
   await saveTorchWeights(classifier, detector, { from: "backbone.body" });
-  const child = Bun.spawn(
-    [
-      process.execPath,
-      ...["run", "examples/04_fine_tune.ts", "--data", folder, "--backbone-weights", classifier],
-      ...["--iterations", "2", "--out", join(folder, "out")],
-    ],
-    {
-      cwd: root,
-      env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache") },
-      stdout: "pipe",
-      stderr: "pipe",
-    },
+  const { exitCode, stdout, stderr } = await run(
+    ...["--data", folder, "--backbone-weights", classifier, "--iterations", "2", "--out", join(folder, "out")],
   );
-  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   expect(stderr).toBe("");
-  expect(await child.exited).toBe(0);
+  expect(exitCode).toBe(0);
   expect(stdout).toContain(`${classifier}: 100 loaded\n`);
   expect(stdout).toMatch(/^iteration 0: classification \d.*boxRegression \d/m);
   expect(stdout).toMatch(/^val2017: AP \d/m);
@@ -55,3 +55,24 @@ test("loads a backbone, trains, measures, writes weights and reads them back", a
   using given = await readSafetensors(classifier);
   expect(stem.toFloat32()).toEqual(given.tensors.get("conv1.weight")!.toFloat32());
 }, 120_000);
+
+test("what is wrong with the command line or the files is said in one line", async () => {
+  const none = join(folder, "none");
+  const usage = "usage: bun run examples/04_fine_tune.ts";
+  for (const [args, exitCode, message] of [
+    [["--bogus"], 2, `Unknown option '--bogus'\n${usage}`],
+    [["--data", none], 1, `error: loadDataset: ${none}: no such folder`],
+    [["--data", folder, "--backbone-weights", none], 1, `error: ${none}: cannot open the file of weights`],
+    [
+      ["--data", folder, "--iterations", "many"],
+      1,
+      "error: SGD: expected a positive whole number of iterations, got NaN",
+    ],
+  ] as const) {
+    const ended = await run(...args);
+    expect([ended.exitCode, ended.stderr]).toEqual([exitCode, expect.stringContaining(message)]);
+    expect(ended.stderr).not.toContain("04_fine_tune.ts:");
+  }
+  const help = await run("--help");
+  expect([help.exitCode, help.stdout]).toEqual([0, expect.stringContaining(usage)]);
+});

@@ -168,6 +168,19 @@ describe("the example", () => {
     expect(stdout).toMatch(/^a\.jpg .*FAIL$/m);
   });
 
+  test("a wrong command line is answered with the usage", async () => {
+    for (const [args, exitCode, said] of [
+      [[], 2, "expected one folder, DIR"],
+      [[folder, "--bogus"], 2, "Unknown option '--bogus'"],
+      [["--help"], 0, ""],
+    ] as const) {
+      const ended = await run(...args);
+      expect(ended.exitCode).toBe(exitCode);
+      expect(`${ended.stdout}${ended.stderr}`).toStartWith(said);
+      expect(`${ended.stdout}${ended.stderr}`).toContain("usage: bun run examples/03_pretrained.ts DIR");
+    }
+  });
+
   test("weights of another network are an error that names them", async () => {
     const path = join(folder, "other.npz");
     writeFileSync(path, zip([{ name: "conv1.weight.npy", data: npy([2], Float32Array.of(1, 2)) }]));

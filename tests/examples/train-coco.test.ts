@@ -1,9 +1,10 @@
 /** The example as a user runs it, in a process of its own: what it prints, how it ends, what it leaves behind. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { exportOnnx } from "../../lib/export";
 import { CheckpointStore } from "../../lib/formats";
 import { readMetrics } from "../../lib/monitor";
 import { loadTrainedModel } from "../../lib/train";
@@ -62,6 +63,12 @@ test("a run ends with its results, the run folder and the next command, and the 
   using trained = await loadTrainedModel(runFolder, testDevice());
   expect(trained).toMatchObject({ iteration: 4, config: { size: [64, 64] } });
 
+  const summary = readFileSync(join(runFolder, "summary.json"), "utf8");
+  const done = await run("--resume", runFolder);
+  const expected = "--resume: 4 of 4 iterations are done, --iterations with a larger number goes on";
+  expect([done.exitCode, done.stderr]).toEqual([2, expect.stringContaining(expected)]);
+  expect(readFileSync(join(runFolder, "summary.json"), "utf8")).toBe(summary);
+
   const longer = await run("--resume", runFolder, "--iterations", "6");
   expect(longer.stderr).toBe("");
   expect(longer.stdout).toContain("at iteration 4");
@@ -109,15 +116,20 @@ test("another model trains, gives its weights away, and starts from weights", as
     classes: 2,
   });
 
-  const given = ["--backbone-weights", weights, "--weights", weights, "--trainable-layers", "1", "--lr", "0.001"];
+  const onnx = join(folder, "weights.onnx");
+  {
+    using trained = await loadTrainedModel(dirname(configOf(1)), testDevice());
+    await exportOnnx(trained.model, onnx, { size: [64, 64], foldBatchNorm: false });
+  }
+  const given = ["--backbone-weights", weights, "--weights", onnx, "--trainable-layers", "1", "--lr", "0.001"];
   given.push("--box-loss", "giou");
   const second = await run(...model, ...given, "--out", join(folder, "named"));
   expect(second.stderr).toBe("");
   expect(second.stdout).toContain(`${weights}: 100 loaded\n`);
-  expect(second.stdout).toContain(`${weights}: 136 loaded\n`);
+  expect(second.stdout).toContain(`${onnx}: 136 loaded\n`);
   const { model: resolved, learningRate, ...rest } = JSON.parse(readFileSync(configOf(2), "utf8"));
   expect(resolved).toMatchObject({ norm: "frozen", trainableLayers: 1, boxLoss: { kind: "giou" } });
-  expect([learningRate, rest.weights, rest.backboneWeights]).toEqual([0.001, weights, weights]);
+  expect([learningRate, rest.weights, rest.backboneWeights]).toEqual([0.001, onnx, weights]);
 }, 120_000);
 
 test("what cannot be trained on stops before the first step with an error that names it", async () => {
@@ -133,6 +145,9 @@ test("what cannot be trained on stops before the first step with an error that n
   const unknown = await run("--epochs", "3");
   expect(unknown.exitCode).toBe(2);
   expect(unknown.stderr).toContain("--epochs");
+  const damaged = join(folder, "damaged");
+  mkdirSync(damaged);
+  writeFileSync(join(damaged, "config.json"), '{"data": "de');
   for (const [args, message] of [
     [["--model", "yolo"], "--model: expected one of compact, retinanet_resnet18_fpn"],
     [["--box-loss", "l3"], "--box-loss: expected one of l1, smooth_l1"],
@@ -140,6 +155,8 @@ test("what cannot be trained on stops before the first step with an error that n
     [["--norm", "frozen"], "--norm: the compact model has no such backbone"],
     [["--lr", "0"], '--lr: expected a number above 0, got "0"'],
     [["--resume", folder, "--weights", "x.pth"], "--weights: a resumed run keeps its model"],
+    [["--resume", folder], `--resume: ${folder} is no run folder: it has no config.json`],
+    [["--resume", damaged], `--resume: ${join(damaged, "config.json")}: JSON Parse error`],
   ] as const) {
     const wrong = await run(...args);
     expect([wrong.exitCode, wrong.stderr]).toEqual([2, expect.stringContaining(message)]);
