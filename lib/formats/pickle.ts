@@ -308,7 +308,8 @@ class Unpickler {
     const global = this.options.global(full);
     if (!global) {
       throw this.unsupported(
-        `it needs the Python global ${quoteName(full)}, which is not allowed here: only plain data and tensors are read`,
+        `it needs the Python global ${quoteName(full)}, which is not allowed here: ` +
+          "only plain data and tensors are read (of a model, save its state_dict())",
       );
     }
     this.push(global);

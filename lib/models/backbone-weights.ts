@@ -1,7 +1,7 @@
 /** Classifiers' and detectors' checkpoints as the start of a detector: only its backbone is replaced. */
 import type { Model } from "../layers";
 import { SSDLite, splitFeatureName } from "./ssdlite";
-import { type LoadedWeights, loadTorchWeights, type TorchWeightSource } from "./torch-names";
+import { type LoadedWeights, loadTorchWeights, type TorchWeightSource, withoutWrapper } from "./torch-names";
 
 /** Where torchvision's detectors keep their backbone, and those here. */
 const BODY = "backbone.body";
@@ -20,7 +20,8 @@ const CLASSIFIERS = ["fc", "classifier"];
  *
  * @throws DlfsError where the backbone is another one: everything missing, unexpected or of another shape in one message
  */
-export function loadBackboneWeights(model: Model, weights: ReadonlyMap<string, TorchWeightSource>): LoadedWeights {
+export function loadBackboneWeights(model: Model, given: ReadonlyMap<string, TorchWeightSource>): LoadedWeights {
+  const weights = withoutWrapper(given);
   const from = PARTS.find((part) => [...weights.keys()].some((name) => name.startsWith(`${part}.`))) ?? "";
   if (!(model instanceof SSDLite)) return loadTorchWeights(model, weights, { from, into: BODY, skip: CLASSIFIERS });
   const rename = from === SPLIT_FEATURES ? undefined : splitFeatureName;

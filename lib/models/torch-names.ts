@@ -113,11 +113,18 @@ function below<T>(entries: Iterable<readonly [string, T]>, part: string): [strin
     .map(([name, entry]): [string, T] => [name.slice(prefix.length), entry]);
 }
 
+/** Weights by the names of the model itself where torch.nn.DataParallel wrapped it, which puts "module." before all of them. */
+export function withoutWrapper<T>(weights: ReadonlyMap<string, T>): ReadonlyMap<string, T> {
+  const isWrapped = weights.size > 0 && [...weights.keys()].every((name) => name.startsWith("module."));
+  return isWrapped ? new Map(below(weights, "module")) : weights;
+}
+
 /**
  * Replaces a model's parameters and buffers by a PyTorch state dict's, or none of them where something does not fit; what is
  * missing, unexpected or of another shape is one error that names it all, unless the options allow it; where nothing fits that is
  * an error in any case. The model must be on its device. Convolution weights are brought into this library's layout;
- * "num_batches_tracked" is ignored; names of torchvision's checkpoints before 0.13 are understood.
+ * "num_batches_tracked" is ignored; names of torchvision's checkpoints before 0.13 are understood, and those of a model in
+ * DataParallel.
  *
  * ```ts
  * using file = await loadWeights("resnet50.pth");
@@ -146,7 +153,8 @@ export function loadTorchWeights(
     }),
   );
   const state = new Map(uses.filter(([name]) => !sharedNames.has(name) && isWanted(name)));
-  const inWeights = below(weights, from);
+  const namesModule = [...modelNames, from].some((name) => /^module(\.|$)/.test(name));
+  const inWeights = below(namesModule ? weights : withoutWrapper(weights), from);
   check(inWeights.length > 0, op, () => `there are no weights${from ? ` under "${from}"` : ""}`);
 
   const found = new Map<string, { weight: TorchWeightSource; name: string }>();

@@ -57,6 +57,13 @@ async function expectBackbone(
   expect(bias[1].read()).toEqual(before);
 }
 
+test("a classifier that was trained in DataParallel is taken as well", async () => {
+  using file = await loadWeights(classifier("resnet18"));
+  const wrapped = new Map([...file.tensors].map(([name, tensor]) => [`module.${name}`, tensor]));
+  const { loaded, skipped } = loadBackboneWeights(detector("retinanet_resnet18_fpn"), wrapped);
+  expect([loaded.length, skipped]).toEqual([100, ["fc.weight", "fc.bias"]]);
+});
+
 test.each(["frozen", "batch"] as const)("torchvision's ResNet-18 becomes a detector's backbone (%s)", async (norm) => {
   await expectBackbone(detector("retinanet_resnet18_fpn", { norm }), "resnet18", "", ({ loaded, skipped }) => {
     expect(loaded.length).toBe(100);

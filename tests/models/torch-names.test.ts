@@ -138,6 +138,14 @@ describe("loadTorchWeights", () => {
     expect(values(model).get("first.weight")).toEqual([1, 2, 3, 4]);
   });
 
+  test("takes the weights of a model in DataParallel, unless the names are meant", () => {
+    const wrapped = new Map([...stateDict(netShapes)].map(([name, weight]) => [`module.${name}`, weight]));
+    expect(loadTorchWeights(net(), wrapped)).toMatchObject({ missing: [], unexpected: [] });
+    expect(loadTorchWeights(net(), wrapped, { from: "module.body", into: "body" }).loaded).toHaveLength(5);
+    wrapped.set("extra", wrapped.get("module.head.bias")!);
+    expect(errorOf(() => loadTorchWeights(net(), wrapped)).message).toContain("7 missing: body.conv1.weight");
+  });
+
   test("loads one part and leaves the rest, skipping what is asked", () => {
     const model = net();
     const before = values(model);
