@@ -83,7 +83,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --seed N            of the weights, the order and the augmentation; default 0
   --flip HOW          mirror training images: none, horizontal, or both ways (where up and down mean nothing, as under a
                       microscope); default horizontal
-  --clip-norm X       scale a step's gradients down to this 2-norm where theirs is larger; default off
+  --clip-norm X       scale a step's gradients down to this 2-norm where theirs is larger, 0 or "none" for never; default 10,
+                      for the compact model none
   --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
@@ -143,7 +144,7 @@ interface Config {
   deterministic: boolean;
   learningRate: number;
   flip: "none" | "horizontal" | "both";
-  /** Largest 2-norm of a step's gradients; null: as they are. */
+  /** Largest 2-norm of a step's gradients, beyond which they are scaled down; null: as they are. */
   clipNorm: number | null;
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
   scaleJitter: boolean;
@@ -173,6 +174,14 @@ function positive(name: string, text: string): number {
   const value = Number(text);
   if (!(Number.isFinite(value) && value > 0)) usage(`--${name}: expected a number above 0, got "${text}"`);
   return value;
+}
+
+/** The largest norm of gradients, null for none. */
+function parseClipNorm(text: string): number | null {
+  const value = text === "none" ? 0 : Number(text);
+  if (text.trim() === "" || !(Number.isFinite(value) && value >= 0))
+    usage(`--clip-norm: expected a number above 0, or 0 or "none" for no clipping, got "${text}"`);
+  return value === 0 ? null : value;
 }
 
 function parseSize(text: string): [number, number] {
@@ -237,7 +246,7 @@ async function main(): Promise<number> {
     size: args.size === undefined ? undefined : parseSize(args.size),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
     lr: args.lr === undefined ? undefined : positive("lr", args.lr),
-    clipNorm: args["clip-norm"] === undefined ? undefined : positive("clip-norm", args["clip-norm"]),
+    clipNorm: args["clip-norm"] === undefined ? undefined : parseClipNorm(args["clip-norm"]),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
@@ -290,7 +299,7 @@ async function main(): Promise<number> {
     deterministic,
     learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
-    clipNorm: given.clipNorm ?? earlier?.clipNorm ?? null,
+    clipNorm: clipNormOf(given.clipNorm, earlier, network),
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     classes: dataset.classes.names,
     preprocessing: evaluation.map((op) => op.toJSON()),
@@ -443,6 +452,15 @@ function chooseModel(args: ReturnType<typeof parse>): NamedModel {
     norm: oneOf<"frozen" | "batch">("norm", args.norm ?? (pretrained ? "frozen" : "batch"), ["frozen", "batch"]),
     trainableLayers: layers !== undefined ? integer("trainable-layers", layers, 0) : pretrained ? 3 : all,
   };
+}
+
+/**
+ * The largest norm of gradients: what was given, else what the run had, else the model's default. The deep backbones' gradients
+ * are so large in some early steps from random weights that without clipping a training may end in NaN.
+ */
+function clipNormOf(given: number | null | undefined, earlier: Config | null, { name }: NamedModel): number | null {
+  if (given !== undefined) return given;
+  return earlier ? (earlier.clipNorm ?? null) : name === "compact" ? null : 10;
 }
 
 /** A compact network for the hardware: small for a CPU, wider on a GPU; the demo's is made to learn in a few passes. */

@@ -73,6 +73,10 @@ test("a run ends with its results, the run folder and the next command, and the 
   expect(longer.stderr).toBe("");
   expect(longer.stdout).toContain("at iteration 4");
   expect(longer.stdout).toContain("trained 6 iterations");
+  const clipNormNow = () => JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8")).clipNorm;
+  expect(clipNormNow()).toBe(2.5);
+  const loose = await run("--resume", runFolder, "--iterations", "7", "--clip-norm", "none");
+  expect([loose.stderr, clipNormNow()]).toEqual(["", null]);
 });
 
 test("SIGINT saves a checkpoint and exits with 130", async () => {
@@ -94,9 +98,9 @@ test("SIGINT saves a checkpoint and exits with 130", async () => {
   }
   expect(await child.exited).toBe(130);
   expect(stdout).toContain("continue with:");
-  await using checkpoint = (await new CheckpointStore(
-    join(folder, "interrupted", `${folder.split("/").pop()}-1`, "checkpoints"),
-  ).latest())!.checkpoint;
+  const interrupted = join(folder, "interrupted", `${folder.split("/").pop()}-1`);
+  expect(JSON.parse(readFileSync(join(interrupted, "config.json"), "utf8")).clipNorm).toBeNull();
+  await using checkpoint = (await new CheckpointStore(join(interrupted, "checkpoints")).latest())!.checkpoint;
   expect(checkpoint.metadata.iteration).toBeGreaterThan(0);
 });
 
@@ -108,7 +112,9 @@ test("another model trains, gives its weights away, and starts from weights", as
   expect(first.exitCode).toBe(0);
   expect(first.stdout).toContain(`weights:    ${weights}`);
   const configOf = (number: number) => join(folder, "named", `${folder.split("/").pop()}-${number}`, "config.json");
-  expect(JSON.parse(readFileSync(configOf(1), "utf8")).model).toEqual({
+  const { model: made, clipNorm } = JSON.parse(readFileSync(configOf(1), "utf8"));
+  expect(clipNorm).toBe(10);
+  expect(made).toEqual({
     name: "retinanet",
     backbone: "resnet18",
     norm: "batch",
@@ -122,14 +128,14 @@ test("another model trains, gives its weights away, and starts from weights", as
     await exportOnnx(trained.model, onnx, { size: [64, 64], foldBatchNorm: false });
   }
   const given = ["--backbone-weights", weights, "--weights", onnx, "--trainable-layers", "1", "--lr", "0.001"];
-  given.push("--box-loss", "giou");
+  given.push("--box-loss", "giou", "--clip-norm", "0");
   const second = await run(...model, ...given, "--out", join(folder, "named"));
   expect(second.stderr).toBe("");
   expect(second.stdout).toContain(`${weights}: 100 loaded\n`);
   expect(second.stdout).toContain(`${onnx}: 136 loaded\n`);
-  const { model: resolved, learningRate, ...rest } = JSON.parse(readFileSync(configOf(2), "utf8"));
+  const { model: resolved, learningRate, clipNorm: off, ...rest } = JSON.parse(readFileSync(configOf(2), "utf8"));
   expect(resolved).toMatchObject({ norm: "frozen", trainableLayers: 1, boxLoss: { kind: "giou" } });
-  expect([learningRate, rest.weights, rest.backboneWeights]).toEqual([0.001, onnx, weights]);
+  expect([learningRate, off, rest.weights, rest.backboneWeights]).toEqual([0.001, null, onnx, weights]);
 }, 120_000);
 
 test("what cannot be trained on stops before the first step with an error that names it", async () => {
@@ -154,6 +160,7 @@ test("what cannot be trained on stops before the first step with an error that n
     [["--model", "fcos_resnet50_fpn", "--box-loss", "giou"], "--box-loss: fcos_resnet50_fpn has a box loss of its own"],
     [["--norm", "frozen"], "--norm: the compact model has no such backbone"],
     [["--lr", "0"], '--lr: expected a number above 0, got "0"'],
+    [["--clip-norm", "off"], '--clip-norm: expected a number above 0, or 0 or "none" for no clipping, got "off"'],
     [["--resume", folder, "--weights", "x.pth"], "--weights: a resumed run keeps its model"],
     [["--resume", folder], `--resume: ${folder} is no run folder: it has no config.json`],
     [["--resume", damaged], `--resume: ${join(damaged, "config.json")}: JSON Parse error`],
