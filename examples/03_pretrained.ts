@@ -201,12 +201,9 @@ export class RFB320 extends Model {
       (y + h / 2) * HEIGHT,
     ]);
     const anchors = constant(corners, [corners.length / 4, 4]);
+    const levels = LEVELS.map((_, level) => anchorsOf(level));
     const found = postprocess(
-      margin,
-      deltas,
-      anchors,
-      imageSizes,
-      LEVELS.map((_, level) => anchorsOf(level)),
+      { logits: margin, deltas, anchors, imageSizes, levels },
       {
         scoreThreshold: SCORE_THRESHOLD,
         topK: 1000,

@@ -82,7 +82,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly width: number;
   readonly #ring: Tensor[];
   readonly #staging: (PinnedBuffer | null)[];
-  readonly #normalisation: Float32Array;
+  readonly #normalization: Float32Array;
   readonly #dtype: number;
   readonly #flags: number;
 
@@ -98,7 +98,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.width = width;
     this.#dtype = dtypeCode(dtype);
     this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
-    this.#normalisation = normalizationOf(preprocessing);
+    this.#normalization = normalizationOf(preprocessing);
     this.#ring = Array.from({ length: slots }, () => Tensor.zeros(device, [batchSize, height, width, 3], dtype));
     this.#staging = Array.from({ length: slots }, () => null);
     device.stream.synchronize(); // the decoder writes from streams of its own
@@ -128,7 +128,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
       BigInt64Array.from(staging.addresses, BigInt),
       BigInt64Array.from(images, (bytes) => BigInt(bytes.byteLength)),
       transforms,
-      this.#normalisation,
+      this.#normalization,
       n,
       this.height,
       this.width,

@@ -43,20 +43,12 @@ export interface HeadRows {
  * Detections as torchvision's RetinaNet.postprocess_detections: on each level the topK scores above the threshold, decoded and
  * clipped to the image, then class-aware non-maximum suppression over all levels.
  *
- * @param logits (N, A, classes)
- * @param deltas (N, A, 4)
- * @param anchors (A, 4)
- * @param imageSizes (N, 2) fp32: height, width in pixels of the network's input
- * @param levels anchors of each pyramid level
+ * @param rows.levels anchors of each pyramid level
  * @returns detections (N, maxDetections, 6) fp32: x1, y1, x2, y2, score, class index, best first, zeros after the last; and
  *   their number (N) int32
  */
 export function postprocess(
-  logits: Value,
-  deltas: Value,
-  anchors: Value,
-  imageSizes: Value,
-  levels: readonly number[],
+  { logits, deltas, anchors, imageSizes, levels }: HeadRows & { readonly levels: readonly number[] },
   { scoreThreshold, topK, weights = [1, 1, 1, 1], ...suppression }: PostprocessOptions,
 ): { detections: Value; counts: Value } {
   const attrs = { levels, scoreThreshold, topK, weights, scores: "sigmoid", coder: "centre" } as const;

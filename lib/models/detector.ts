@@ -94,8 +94,7 @@ export abstract class Detector extends DetectionModel {
    * @param imageSizes (N, 2) fp32: height and width that boxes are clipped to
    */
   detect(images: Value, imageSizes: Value): { detections: Value; counts: Value } {
-    const { logits, deltas, anchors, levels } = this.predict(images);
-    return postprocess(logits, deltas, anchors, imageSizes, levels, this.detectorOptions.postprocess);
+    return postprocess({ ...this.predict(images), imageSizes }, this.detectorOptions.postprocess);
   }
 
   private predict(images: Value): Prediction {

@@ -119,7 +119,7 @@ const kinds: Record<ModelConfig["name"], Kind> = {
       ...normFields,
       widthMultiplier: number(0),
       extraChannels: list(integer(1)),
-      boxes: object({
+      anchors: object({
         aspectRatios: list(list(number(0))),
         minRatio: number(0),
         maxRatio: number(0),

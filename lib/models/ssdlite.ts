@@ -147,8 +147,8 @@ export interface SSDLiteOptions extends NormOptions {
   readonly trainableLayers?: number;
   /** Channels of the levels after MobileNetV2's two. Default 512, 256, 256, 128. */
   readonly extraChannels?: readonly number[];
-  /** Default: minRatio 0.2, maxRatio 0.95, aspect ratios 2 and 3 on every level. */
-  readonly boxes?: DefaultBoxOptions;
+  /** The default boxes. Default: minRatio 0.2, maxRatio 0.95, aspect ratios 2 and 3 on every level. */
+  readonly anchors?: DefaultBoxOptions;
   /** IoU from which a default box is foreground; the best one of every object is in any case. Default 0.5. */
   readonly iouThreshold?: number;
   /** Background boxes that count in the loss, for each foreground box. Default 3. */
@@ -170,7 +170,7 @@ export class SSDLite extends DetectionModel {
   override readonly normalization: Normalization = { mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5] };
   readonly backbone: SSDLiteFeatures;
   readonly head: SSDLiteHead;
-  readonly boxGenerator: DefaultBoxGenerator;
+  readonly anchorGenerator: DefaultBoxGenerator;
   readonly iouThreshold: number;
   readonly negativeRatio: number;
   readonly postprocess: SoftmaxPostprocessOptions;
@@ -190,8 +190,8 @@ export class SSDLite extends DetectionModel {
     this.backbone = new SSDLiteFeatures(blocks, extraChannels, norm);
     const { outChannels } = this.backbone;
     const aspectRatios = outChannels.map(() => [2, 3]);
-    this.boxGenerator = new DefaultBoxGenerator(options.boxes ?? { aspectRatios, minRatio: 0.2, maxRatio: 0.95 });
-    const { perCell } = this.boxGenerator;
+    this.anchorGenerator = new DefaultBoxGenerator(options.anchors ?? { aspectRatios, minRatio: 0.2, maxRatio: 0.95 });
+    const { perCell } = this.anchorGenerator;
     check(
       perCell.length === outChannels.length && new Set(perCell).size === 1,
       "SSDLite",
@@ -238,7 +238,7 @@ export class SSDLite extends DetectionModel {
   private predict(images: Value) {
     const maps = this.head.forward(this.backbone.forward(images));
     const joined = joinLevels(maps, { logits: this.classes + 1, deltas: 4 }, this.#perCell);
-    const anchors = this.boxGenerator.forward(
+    const anchors = this.anchorGenerator.forward(
       images,
       maps.map(({ logits }) => logits),
     );

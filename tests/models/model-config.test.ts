@@ -52,11 +52,11 @@ describe("modelFromConfig", () => {
     expect(stateOf(point)).toEqual(stateOf(new FCOS(fcos)));
 
     const ssdlite = { classes: 3, widthMultiplier: 0.5, extraChannels: [64], iouThreshold: 0.4, postprocess: post };
-    const config = { name: "ssdlite", ...ssdlite, boxes: { aspectRatios: [[2], [2], [2]] } };
+    const config = { name: "ssdlite", ...ssdlite, anchors: { aspectRatios: [[2], [2], [2]] } };
     const ssd = modelFromConfig(JSON.parse(JSON.stringify(config))) as SSDLite;
     expect(ssd).toBeInstanceOf(SSDLite);
     expect([ssd.iouThreshold, ssd.negativeRatio, ssd.postprocess]).toEqual([0.4, 3, post]);
-    expect(stateOf(ssd)).toEqual(stateOf(new SSDLite({ ...ssdlite, boxes: config.boxes })));
+    expect(stateOf(ssd)).toEqual(stateOf(new SSDLite({ ...ssdlite, anchors: config.anchors })));
   });
 
   test("keeps the other defaults where a configuration has a part of the post-processing's options", () => {

@@ -48,8 +48,8 @@ describe("SSDLite", () => {
   });
 
   test("default boxes must suit the levels", () => {
-    const boxes = { aspectRatios: [[2], [2]] };
-    expect(errorOf(() => new SSDLite({ classes: 1, boxes })).message).toContain("6 levels, got 2 levels");
-    expect(() => new SSDLite({ classes: 1, boxes, extraChannels: [] })).not.toThrow();
+    const anchors = { aspectRatios: [[2], [2]] };
+    expect(errorOf(() => new SSDLite({ classes: 1, anchors })).message).toContain("6 levels, got 2 levels");
+    expect(() => new SSDLite({ classes: 1, anchors, extraChannels: [] })).not.toThrow();
   });
 });
