@@ -146,6 +146,11 @@ inline BoxWeights box_weights(double wx, double wy, double ww, double wh) {
   return {static_cast<float>(wx), static_cast<float>(wy), static_cast<float>(ww), static_cast<float>(wh)};
 }
 
+// The weights of a coder; the linear one has none, whatever is given.
+inline BoxWeights coder_weights(int32_t coder, double wx, double wy, double ww, double wh) {
+  return coder == DLFS_CODER_CENTRE ? box_weights(wx, wy, ww, wh) : BoxWeights{1, 1, 1, 1};
+}
+
 struct BoxDeltas {
   float dx, dy, dw, dh;
 };

@@ -62,8 +62,7 @@ inline CandidateRules candidate_rules(int32_t k, int32_t classes, int32_t per_cl
   DLFS_CHECK(per_class == 0 || (k % per_class == 0 && k / per_class <= classes), DLFS_ERROR_SHAPE,
              "expected k to be up to %d classes' %d candidates, got %d", classes, per_class, k);
   check_range(coder, DLFS_CODER_CENTRE, DLFS_CODER_LINEAR, "coder");
-  const bool weighted = coder == DLFS_CODER_CENTRE;
-  return {classes, per_class, coder, weighted ? box_weights(wx, wy, ww, wh) : BoxWeights{1, 1, 1, 1}};
+  return {classes, per_class, coder, coder_weights(coder, wx, wy, ww, wh)};
 }
 
 inline void check_iou_threshold(double iou_threshold) {

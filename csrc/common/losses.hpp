@@ -75,7 +75,7 @@ inline BoxLossParameters box_loss_parameters(int32_t kind, int32_t coder, double
   DLFS_CHECK(coder == DLFS_CODER_CENTRE || coder == DLFS_CODER_LINEAR, DLFS_ERROR_ARGUMENT,
              "expected box coder 0 (centre) or 1 (linear), got %d", coder);
   DLFS_CHECK(beta >= 0 && beta - beta == 0, DLFS_ERROR_ARGUMENT, "expected a finite beta of at least 0, got %g", beta);
-  return {kind, coder, box_weights(wx, wy, ww, wh), static_cast<float>(beta)};
+  return {kind, coder, coder_weights(coder, wx, wy, ww, wh), static_cast<float>(beta)};
 }
 
 // Loss of one anchor and its derivatives by N predicted values.
@@ -295,6 +295,7 @@ constexpr NegativeLimit take_no_negatives{INT32_MAX, -1};
 
 // How many background anchors an image may have: those of rank (from 0) below ratio times its foreground, as fp32.
 DLFS_HD inline int32_t wanted_negatives(float ratio, int32_t foreground) {
+  if (foreground <= 0) return 0;  // of a ratio that is infinite in fp32 too
   const float wanted = ratio * static_cast<float>(foreground);
   if (wanted >= 2147483520.0f) return INT32_MAX;
   const int32_t whole = static_cast<int32_t>(wanted);

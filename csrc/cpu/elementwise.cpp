@@ -243,13 +243,13 @@ extern "C" dlfs_status dlfs_activation_backward(dlfs_stream stream, void* dx, co
                 const float p = sigmoid_f32(v);
                 g *= p * (1.0f + v * (1.0f - p));
               } else if constexpr (decltype(act)::value == DLFS_ACT_RELU6) {
-                g *= relu6_slope(load(memory + i));
+                g = relu6_gradient(g, load(memory + i));
               } else if constexpr (decltype(act)::value == DLFS_ACT_LEAKY_RELU) {
-                g *= leaky_relu_slope(load(memory + i), leak);
+                g = leaky_relu_gradient(g, load(memory + i), leak);
               } else if constexpr (decltype(act)::value == DLFS_ACT_HARDSWISH) {
-                g *= hardswish_slope(load(memory + i));
+                g = hardswish_gradient(g, load(memory + i));
               } else if constexpr (decltype(act)::value == DLFS_ACT_HARDSIGMOID) {
-                g *= hardsigmoid_slope(load(memory + i));
+                g = hardsigmoid_gradient(g, load(memory + i));
               }
               store(out + i, g);
             }

@@ -72,6 +72,9 @@ struct FocalLoss {
     }
   }
 
+  // A match with a box that is not there is none.
+  bool is_background(int32_t match) const { return match == match_background || match >= max_boxes; }
+
   // One block of an image. Neighbouring background anchors, most of all, are taken as one run.
   double block(const LossScale& scale, int64_t image, int64_t index) const {
     const float weight = static_cast<float>(scale.weight(image, grad_factor));
@@ -85,12 +88,12 @@ struct FocalLoss {
     LaneSum sum;
     for (int64_t a = index * block_anchors; a < end;) {
       const int64_t element = (image * anchors + a) * classes;
-      if (match[a] >= 0) {
+      if (match[a] >= 0 && match[a] < max_boxes) {
         run<gamma_is_two>(sum, element, classes, labels[image * max_boxes + match[a]], weight);
         ++a;
-      } else if (match[a] == match_background) {
+      } else if (is_background(match[a])) {
         int64_t last = a + 1;
-        while (last < end && match[last] == match_background) ++last;
+        while (last < end && is_background(match[last])) ++last;
         run<gamma_is_two>(sum, element, (last - a) * classes, -1, weight);
         a = last;
       } else {

@@ -26,14 +26,15 @@ struct AnchorLoss {
     for (int64_t a = index * block_anchors; a < end; ++a) {
       const int64_t element = (image * anchors + a) * N;
       const int32_t match = matches[image * anchors + a];
+      const bool foreground = match >= 0 && match < max_boxes;
       AnchorTerm<N> own{};
-      if (match >= 0) {
+      if (foreground) {
         float x[N];
         for (int i = 0; i < N; ++i) x[i] = load(values + element + i);
         own = term(x, load_box(anchor_boxes + a * 4), load_box(boxes + (image * max_boxes + match) * 4));
         sum += static_cast<double>(own.loss);
       }
-      for (int i = 0; dvalues && i < N; ++i) store(dvalues + element + i, match >= 0 ? own.grad[i] * weight : 0.0f);
+      for (int i = 0; dvalues && i < N; ++i) store(dvalues + element + i, foreground ? own.grad[i] * weight : 0.0f);
     }
     return sum;
   }

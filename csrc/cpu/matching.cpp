@@ -231,10 +231,8 @@ extern "C" dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, 
     check_pointer(foreground, "foreground");
     check_pointer(anchors, "anchors");
     check_pointer(counts, "counts");
-    if (bytes > 0) {
-      check_pointer(boxes, "boxes");
-      check_pointer(workspace, "workspace");
-    }
+    if (max_boxes > 0) check_pointer(boxes, "boxes");
+    check_workspace(workspace, bytes);
     check_thresholds(high, low);
     check_range(matching, DLFS_MATCH_THRESHOLDS, DLFS_MATCH_BEST_ANCHOR, "matching");
     const Matching m{matches,

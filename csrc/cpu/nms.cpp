@@ -114,14 +114,14 @@ extern "C" dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep
                                 const float* scores, const int32_t* labels, void* workspace, int32_t n, int32_t k,
                                 int32_t max_out, double iou_threshold, int32_t class_aware) {
   return on_stream("dlfs_nms", stream, [&](Stream& s) {
-    workspace_bytes(n, k);
+    const int64_t bytes = workspace_bytes(n, k);
     check_range(max_out, 1, INT32_MAX, "max_out");
     check_pointer(keep, "keep");
     check_pointer(keep_counts, "keep_counts");
     check_pointer(boxes, "boxes");
     check_pointer(scores, "scores");
     check_pointer(labels, "labels");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, bytes);
     check_iou_threshold(iou_threshold);
     const Nms work{keep,
                    keep_counts,

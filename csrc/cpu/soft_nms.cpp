@@ -138,7 +138,7 @@ extern "C" dlfs_status dlfs_soft_nms(dlfs_stream stream, int32_t* keep, int32_t*
                                      int32_t n, int32_t k, int32_t max_out, int32_t method, double iou_threshold,
                                      double sigma, double min_score, int32_t class_aware) {
   return on_stream("dlfs_soft_nms", stream, [&](Stream& s) {
-    workspace_bytes(n, k);
+    const int64_t bytes = workspace_bytes(n, k);
     check_range(max_out, 1, INT32_MAX, "max_out");
     const SoftNmsRules rules = soft_nms_rules(method, iou_threshold, sigma, min_score, class_aware);
     check_pointer(keep, "keep");
@@ -147,7 +147,7 @@ extern "C" dlfs_status dlfs_soft_nms(dlfs_stream stream, int32_t* keep, int32_t*
     check_pointer(boxes, "boxes");
     check_pointer(scores, "scores");
     check_pointer(labels, "labels");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, bytes);
     const SoftNms work{keep, keep_counts, keep_scores, boxes, scores, labels, workspace, n, k, max_out, rules};
     s.enqueue([work] {
       parallel_for(work.n, 1, [&](int64_t begin, int64_t end) {

@@ -139,7 +139,7 @@ extern "C" dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* ind
     check_pointer(scores, "scores");
     check_pointer(index, "index");
     check_pointer(logits, "logits");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, layout.bytes);
     check_number(threshold, "threshold");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;

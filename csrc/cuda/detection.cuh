@@ -32,12 +32,6 @@ class WorkspaceLayout {
   int64_t bytes_ = 0;
 };
 
-inline void check_workspace(const void* workspace) {
-  check_pointer(workspace, "workspace");
-  DLFS_CHECK(reinterpret_cast<uintptr_t>(workspace) % 256 == 0, DLFS_ERROR_ARGUMENT,
-             "expected a workspace aligned to 256 bytes, got %p", workspace);
-}
-
 // Box i of an array (..., 4), in one access where the array is 16-byte aligned.
 __device__ __forceinline__ Box read_box(const float* boxes, int64_t i, bool aligned) {
   if (!aligned) return load_box(boxes + 4 * i);

@@ -199,13 +199,13 @@ struct ActivationBackward {
         } else if constexpr (activation == DLFS_ACT_SIGMOID) {
           gradient[j] *= v[j] * (1.0f - v[j]);
         } else if constexpr (activation == DLFS_ACT_RELU6) {
-          gradient[j] *= relu6_slope(v[j]);
+          gradient[j] = relu6_gradient(gradient[j], v[j]);
         } else if constexpr (activation == DLFS_ACT_LEAKY_RELU) {
-          gradient[j] *= leaky_relu_slope(v[j], slope);
+          gradient[j] = leaky_relu_gradient(gradient[j], v[j], slope);
         } else if constexpr (activation == DLFS_ACT_HARDSWISH) {
-          gradient[j] *= hardswish_slope(v[j]);
+          gradient[j] = hardswish_gradient(gradient[j], v[j]);
         } else if constexpr (activation == DLFS_ACT_HARDSIGMOID) {
-          gradient[j] *= hardsigmoid_slope(v[j]);
+          gradient[j] = hardsigmoid_gradient(gradient[j], v[j]);
         } else {
           static_assert(activation == DLFS_ACT_SILU, "every activation has a derivative here");
           const float sig = sigmoid(v[j]);

@@ -209,6 +209,10 @@ int64_t means_offset(const Context& context, const GroupNormGeometry& g) {
   return ceil_div<int64_t>(partial_bytes(context, g.rows, g.c, 2, g.n), 256) * 256;
 }
 
+int64_t workspace_bytes(const Context& context, const GroupNormGeometry& g) {
+  return means_offset(context, g) + int64_t{2} * g.n * g.groups * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace
 }  // namespace dlfs
 
@@ -221,7 +225,7 @@ dlfs_status dlfs_group_norm_workspace(dlfs_context ctx, int64_t* out, int32_t n,
   return context_call("dlfs_group_norm_workspace", ctx, [&](Context& context) {
     check_pointer(out, "out");
     const GroupNormGeometry g = group_norm_geometry(n, rows, c, groups, dtype);
-    *out = means_offset(context, g) + int64_t{2} * n * groups * static_cast<int64_t>(sizeof(float));
+    *out = workspace_bytes(context, g);
   });
 }
 
@@ -232,7 +236,7 @@ dlfs_status dlfs_group_norm_forward(dlfs_stream stream, void* y, float* save_mea
   return stream_call("dlfs_group_norm_forward", stream, [&](Stream& s) {
     const GroupNormGeometry g = group_norm_geometry(n, rows, c, groups, dtype);
     check_group_norm(GroupNormForward{y, save_mean, save_invstd, x, weight, bias, eps, activation});
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, workspace_bytes(*s.context, g));
     float* const partial = static_cast<float*>(workspace);
     dispatch_channels(dtype, c, aligned16({x, y}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
@@ -258,7 +262,7 @@ dlfs_status dlfs_group_norm_backward(dlfs_stream stream, void* dx, float* dweigh
   return stream_call("dlfs_group_norm_backward", stream, [&](Stream& s) {
     const GroupNormGeometry g = group_norm_geometry(n, rows, c, groups, dtype);
     check_group_norm(GroupNormBackward{dx, dweight, dbias, dy, x, y, weight, save_mean, save_invstd, activation});
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, workspace_bytes(*s.context, g));
     float* const partial = static_cast<float*>(workspace);
     float* const means = reinterpret_cast<float*>(static_cast<char*>(workspace) + means_offset(*s.context, g));
     const void* const mask = activation == DLFS_ACT_RELU ? y : nullptr;

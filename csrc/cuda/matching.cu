@@ -282,13 +282,12 @@ dlfs_status dlfs_match_anchors(dlfs_stream stream, int32_t* matches, int32_t* fo
     check_count(max_boxes, "max_boxes");
     check_thresholds(high, low);
     check_range(matching, DLFS_MATCH_THRESHOLDS, DLFS_MATCH_BEST_ANCHOR, "matching");
-    if (max_boxes > 0) {
-      check_pointer(boxes, "boxes");
-      check_workspace(workspace);
-    }
+    if (max_boxes > 0) check_pointer(boxes, "boxes");
+    WorkspaceLayout layout(workspace);
+    BestAnchor* const best = layout.take<BestAnchor>(int64_t{n} * max_boxes);
+    check_workspace(workspace, layout.bytes());
     const dim3 grid = match_grid(n, anchors_count);
     const bool aligned = aligned16({anchors});
-    BestAnchor* const best = WorkspaceLayout(workspace).take<BestAnchor>(int64_t{n} * max_boxes);
     CUDA_CHECK(cudaMemsetAsync(foreground, 0, static_cast<size_t>(n) * sizeof(int32_t), s.stream));
     auto* kernel = match_kernel<DLFS_MATCH_THRESHOLDS>;
     if (matching != DLFS_MATCH_THRESHOLDS && max_boxes > 0) {

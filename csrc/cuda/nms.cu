@@ -277,12 +277,12 @@ dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, co
     check_pointer(boxes, "boxes");
     check_pointer(scores, "scores");
     check_pointer(labels, "labels");
-    check_workspace(workspace);
     check_range(n, 1, max_images, "n");
     check_range(k, 1, 1 << 24, "k");
     check_size(max_out, "max_out");
     check_iou_threshold(iou_threshold);
     const NmsWorkspace ws(workspace, n, k);
+    check_workspace(workspace, ws.bytes);
     const NmsRules rules{static_cast<float>(iou_threshold), class_aware != 0};
     const unsigned images = static_cast<unsigned>(n);
     CUDA_CHECK(cudaMemsetAsync(keep, 0xff, static_cast<size_t>(n) * max_out * sizeof(int32_t), s.stream));  // -1

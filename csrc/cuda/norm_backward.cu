@@ -127,7 +127,7 @@ dlfs_status dlfs_channel_sum(dlfs_stream stream, float* out, const void* x, void
     checked_product({rows, c}, "x");
     check_pointer(out, "out");
     check_pointer(x, "x");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, partial_bytes(*s.context, rows, c, 1));
     float* const partial = static_cast<float*>(workspace);
     dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
@@ -158,7 +158,7 @@ dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidu
     check_pointer(weight, "weight");
     check_pointer(save_mean, "save_mean");
     check_pointer(save_invstd, "save_invstd");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, partial_bytes(*s.context, rows, c, 2));
     DLFS_CHECK(!dresidual || dresidual != dx, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same buffer");
     const bool relu = activation == DLFS_ACT_RELU;
     if (relu) check_pointer(y, "y");

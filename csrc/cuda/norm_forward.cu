@@ -144,7 +144,7 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean,
     check_pointer(x, "x");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
-    check_pointer(workspace, "workspace");
+    check_workspace(workspace, partial_bytes(*s.context, rows, c, 2));
     float* const partial = static_cast<float*>(workspace);
     dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;

@@ -195,12 +195,12 @@ dlfs_status dlfs_soft_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_count
     check_pointer(boxes, "boxes");
     check_pointer(scores, "scores");
     check_pointer(labels, "labels");
-    check_workspace(workspace);
     check_range(n, 1, max_images, "n");
     check_range(k, 1, 1 << 24, "k");
     check_size(max_out, "max_out");
     const SoftNmsRules rules = soft_nms_rules(method, iou_threshold, sigma, min_score, class_aware);
     const SoftNmsWorkspace ws(workspace, n, k);
+    check_workspace(workspace, ws.bytes);
     const unsigned images = static_cast<unsigned>(n);
     const size_t places = static_cast<size_t>(n) * max_out;
     CUDA_CHECK(cudaMemsetAsync(keep, 0xff, places * sizeof(int32_t), s.stream));  // -1

@@ -369,7 +369,6 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
     check_pointer(scores, "scores");
     check_pointer(index, "index");
     check_pointer(logits, "logits");
-    check_workspace(workspace);
     check_topk(n, m, k);
     check_logits_stride(n, m, logits_stride);
     check_row_stride(n, k, row_stride);
@@ -377,6 +376,7 @@ dlfs_status dlfs_topk(dlfs_stream stream, float* scores, int32_t* index, const v
     check_number(threshold, "threshold");
     const bool sigmoid = kind == DLFS_SCORES_SIGMOID;
     const TopkWorkspace ws(workspace, n, m, k);
+    check_workspace(workspace, ws.bytes);
     CUDA_CHECK(cudaMemsetAsync(workspace, 0, static_cast<size_t>(ws.zeroed_bytes), s.stream));
     dispatch_float(dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;

@@ -64,6 +64,42 @@ const softNms = ({
   native.softNms(stream, at, at, at, at, at, at, at, 1, 4, maxOut, method, iouThreshold, sigma, minScore, 1);
 const gaussian = constants.SOFT_NMS_GAUSSIAN;
 
+/** Functions with a workspace of more than 0 bytes, whose content is not read before it is written. */
+const F32 = constants.F32;
+const withWorkspace: [string, (workspace: number | null) => unknown][] = [
+  ["match_anchors", (w) => native.matchAnchors(stream, at, at, at, at, at, w, 1, 2, 3, 0.5, 0.4, 0)],
+  ["topk", (w) => native.topk(stream, at, at, at, w, 1, 16, 16, 4, 4, F32, constants.SCORES_VALUES, 0)],
+  ["nms", (w) => native.nms(stream, at, at, at, at, at, w, 1, 4, 2, 0.5, 1)],
+  ["soft_nms", (w) => native.softNms(stream, at, at, at, at, at, at, w, 1, 4, 2, 0, 0.5, 0.5, 0, 1)],
+  ["channel_sum", (w) => native.channelSum(stream, at, at, w, 4, 8, F32)],
+  [
+    "batch_norm_train",
+    (w) => native.batchNormTrain(stream, at, at, at, null, null, at, null, at, at, w, 4, 8, F32, 0, 0, 0),
+  ],
+  [
+    "batch_norm_backward",
+    (w) => native.batchNormBackward(stream, at, null, at, at, at, at, at, at, at, at, w, 4, 8, F32, 0),
+  ],
+  ["group_norm_forward", (w) => native.groupNormForward(stream, at, at, at, at, at, at, w, 1, 4, 8, 2, F32, 0, 0)],
+  [
+    "group_norm_backward",
+    (w) => native.groupNormBackward(stream, at, at, at, at, at, at, at, at, at, w, 1, 4, 8, 2, F32, 0),
+  ],
+  ["box_loss", (w) => native.boxLoss(stream, at, at, at, at, at, at, at, w, 1, 2, 3, F32, 0, 0, 1, 1, 1, 1, 0, 0, 1)],
+];
+
+test.each(withWorkspace)("%s takes an aligned workspace, and no other", (op, run) => {
+  for (const [workspace, message] of [
+    [null, /workspace is NULL/],
+    [at + 64, /workspace is not 256-byte aligned/],
+  ] as const) {
+    const error = errorOf(() => run(workspace));
+    expect(error.code).toBe(argument);
+    expect(error.message).toMatch(new RegExp(`dlfs_${op}: .*${message.source}`));
+  }
+  device.stream.synchronize();
+});
+
 describe("matching and post-processing check their arguments", () => {
   const cases: [string, () => unknown, number, RegExp][] = [
     ["thresholds the wrong way round", () => matchAnchors({ high: 0.3 }), argument, /low 0.4 and high 0.3/],

@@ -117,7 +117,17 @@ const corners = [-6, -3, 0, 3, 6].flatMap((x) => [x - 2 ** -6, x, x + 2 ** -6]);
 /** Cases without a check by finite differences, which mean nothing at a corner. */
 const withoutDifferences = (opCase: OpCase): OpCase => ({ ...opCase, gradients: undefined });
 
+/** An infinite dy where the activation is flat, and one where it is not: torch selects there, 0 is not multiplied. */
+function flat(activation: ActivationName): OpCase {
+  const xs = [-8, -4, activation === "hardsigmoid" ? 4 : 8, 1];
+  const opCase = activationBackward(`${activation}, infinite dy where it is flat`, 4, activation, { values: () => xs });
+  const inputs = { ...opCase.inputs, dy: { shape: [4], values: () => [infinity, -infinity, infinity, infinity] } };
+  const above = activation === "relu" || activation === "hardswish" ? infinity : 0;
+  return withoutDifferences({ ...opCase, inputs, reference: () => ({ dx: [0, 0, above, infinity] }) });
+}
+
 export const activationCases: OpCase[] = [
+  ...(["relu", "relu6", "hardswish", "hardsigmoid"] as const).map(flat),
   ...activationNames.flatMap((activation) => [
     ...sizes.map((n) => activationForward(`${activation} of ${n}`, n, activation)),
     activationForward(`${activation} in place`, 513, activation, { inPlace: true }),
