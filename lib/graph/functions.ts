@@ -23,7 +23,7 @@ import { avgPool as avgPoolOp, maxPool as maxPoolOp, type Window } from "./ops/p
 import { concat as concatOp, reshape as reshapeOp, slice as sliceOp, transpose as transposeOp } from "./ops/shape";
 import { softmax as softmaxOp } from "./ops/softmax";
 import { upsampleBilinear, upsampleNearest } from "./ops/upsample";
-import { applyOp } from "./trace";
+import { applyOp, currentPath } from "./trace";
 import type { Value } from "./value";
 
 /** A size for both axes, or [height, width]. */
@@ -69,7 +69,7 @@ export function convTranspose2d(x: Value, w: Value, bias: Value | null, options:
   );
   check(
     valid,
-    "convTranspose2d",
+    currentPath("convTranspose2d"),
     () => `expected output padding from 0 to below the stride or the dilation, got ${wanted.join("x")}`,
     ErrorCode.shape,
   );
@@ -232,12 +232,12 @@ export function split(x: Value, sizes: number | readonly number[], axis = 3): Va
   let lengths = sizes as readonly number[];
   if (typeof sizes === "number") {
     const step = Math.max(1, Math.trunc(sizes));
-    check(step === sizes, "split", () => `expected a size of at least 1, got ${sizes}`);
+    check(step === sizes, currentPath("split"), () => `expected a size of at least 1, got ${sizes}`);
     lengths = Array.from({ length: Math.ceil(total / step) }, (_, i) => Math.min(step, total - i * step));
   }
   check(
     lengths.length > 0 && lengths.reduce((sum, length) => sum + length, 0) === total,
-    "split",
+    currentPath("split"),
     () => `expected sizes that add up to ${total}, axis ${axis} of (${x.shape.join(", ")}), got ${lengths.join(" + ")}`,
     ErrorCode.shape,
   );
@@ -294,7 +294,7 @@ export function upsample(x: Value, { mode = "nearest", alignCorners = false, ...
   const scale: [number, number] = "scale" in to ? pair(to.scale) : [0, 0];
   const size: [number, number] = "size" in to ? pair(to.size) : [Math.floor(h * scale[0]), Math.floor(w * scale[1])];
   if (mode === "bilinear") return only(applyOp(upsampleBilinear, [x], { size, alignCorners, scale }));
-  check(!alignCorners, "upsample", () => 'expected mode "bilinear" with alignCorners, got "nearest"');
+  check(!alignCorners, currentPath("upsample"), () => 'expected mode "bilinear" with alignCorners, got "nearest"');
   return only(applyOp(upsampleNearest, [x], { size }));
 }
 

@@ -126,6 +126,11 @@ export function withPath<R>(name: string, body: () => R): R {
   }
 }
 
+/** The layer whose forward() is being recorded, for messages; else `fallback`. */
+export function currentPath(fallback: string): string {
+  return current?.path.join(".") || fallback;
+}
+
 function describe(value: unknown): string {
   if (value === null || typeof value !== "object") return String(value);
   return `a ${value.constructor.name}${value.constructor.name === "Tensor" ? " (use model.call() to run on tensors)" : ""}`;

@@ -16,7 +16,7 @@ import {
 } from "../graph";
 import { check, ErrorCode } from "../native";
 import { Layer, type Unary } from "./layer";
-import { checkGroups, type WeightOptions, weightAndBias } from "./weight-and-bias";
+import { checkConvolution, type WeightOptions, weightAndBias } from "./weight-and-bias";
 
 /** Checks the channels and, where given, the size of a model's input: (N, height, width, channels). */
 export class InputLayer extends Layer {
@@ -57,7 +57,7 @@ export class Conv2d extends Layer {
     super();
     const [r, s] = pair(kernel);
     const groups = options.groups ?? 1;
-    checkGroups("Conv2d", groups, inChannels, outChannels);
+    checkConvolution("Conv2d", inChannels, outChannels, kernel, options);
     const perGroup = inChannels / groups;
     const shape = [outChannels, r, s, perGroup];
     ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));

@@ -8,7 +8,7 @@ import {
   type Value,
 } from "../graph";
 import { Layer } from "./layer";
-import { checkGroups, type WeightOptions, weightAndBias } from "./weight-and-bias";
+import { checkConvolution, type WeightOptions, weightAndBias } from "./weight-and-bias";
 
 /** Stride, padding, dilation, groups and output padding; the fan in is torch's: kernel area * out channels / groups. */
 export interface ConvTranspose2dOptions extends ConvTransposeOptions, WeightOptions {}
@@ -31,7 +31,7 @@ export class ConvTranspose2d extends Layer {
     super();
     const [r, s] = pair(kernel);
     const groups = options.groups ?? 1;
-    checkGroups("ConvTranspose2d", groups, inChannels, outChannels);
+    checkConvolution("ConvTranspose2d", inChannels, outChannels, kernel, options);
     const perGroup = outChannels / groups;
     const shape = [inChannels, r, s, perGroup];
     ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));

@@ -1,5 +1,5 @@
 /** What the layers share that multiply by a weight and add a bias: convolutions and Linear. */
-import { type Init, Parameter } from "../graph";
+import { type ConvOptions, type Init, Parameter, pair, type Size2 } from "../graph";
 import { check, ErrorCode } from "../native";
 
 /** Whether there is a bias, and what the training starts from. */
@@ -31,8 +31,27 @@ export function weightAndBias(
   };
 }
 
-/** Checks that the groups of a convolution divide its channels. */
-export function checkGroups(layer: string, groups: number, inChannels: number, outChannels: number): void {
+/** Checks the sizes of a convolution, and that its groups divide its channels. */
+export function checkConvolution(
+  layer: string,
+  inChannels: number,
+  outChannels: number,
+  kernel: Size2,
+  { stride = 1, padding = 0, dilation = 1, groups = 1 }: ConvOptions,
+): void {
+  const expect = (what: string, values: readonly number[], least: number) =>
+    check(
+      values.every((value) => Number.isSafeInteger(value) && value >= least),
+      layer,
+      () => `${what}: expected whole numbers from ${least}, got ${values.join(" and ")}`,
+      ErrorCode.shape,
+    );
+  expect("channels", [inChannels, outChannels], 1);
+  expect("kernel", pair(kernel), 1);
+  expect("stride", pair(stride), 1);
+  expect("padding", pair(padding), 0);
+  expect("dilation", pair(dilation), 1);
+  expect("groups", [groups], 1);
   check(
     inChannels % groups === 0 && outChannels % groups === 0,
     layer,

@@ -44,7 +44,7 @@ test("the parts of Split", () => {
 describe("sizes that do not fit are named", () => {
   test("of Split", () => {
     expect(messageOf(new Split([3, 4]), [2, 4, 4, 8])).toBe(
-      "split: expected sizes that add up to 8, axis 3 of (2, 4, 4, 8), got 3 + 4",
+      "layer: expected sizes that add up to 8, axis 3 of (2, 4, 4, 8), got 3 + 4",
     );
   });
   test("of ChannelShuffle", () => {
