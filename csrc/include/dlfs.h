@@ -298,8 +298,9 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
  * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); sums are fp32. Weight gradients are stored as fp32,
  * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
  * `dtype` before bias, residual and activation where the device has no fused form of them.
- * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
- * "deterministic" option, repeated runs give the same bytes.
+ * flags and activation apply to DLFS_CONV_FORWARD only; whether an activation makes NaN or 0 of NaN here is the library's
+ * choice (dlfs_activation_forward keeps NaN). Accumulation differs between algorithms; with the context's "deterministic"
+ * option, repeated runs give the same bytes.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
  * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
  * 1x1 convolution of stride 1 without padding, from 0. */
@@ -489,6 +490,8 @@ DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
 DLFS_API dlfs_status dlfs_schedule_step(dlfs_stream stream, float *lr, int32_t *step, const float *table, int64_t length);
 
 /* ---- detection ----------------------------------------------------------------------------------------------- */
+/* On CUDA these functions take at most 65535 images, dlfs_nms and dlfs_soft_nms 2^24 candidates an image, dlfs_topk a k of
+ * 2^30 and dlfs_focal_loss 2^24 classes; more is DLFS_ERROR_ARGUMENT or DLFS_ERROR_SHAPE there. */
 
 /* Anchors of one pyramid level, (feature_h * feature_w * A, 4), ordered row, column, cell anchor: cell_anchors (A, 4) fp32,
  * centred on 0, moved to (column * stride_w, row * stride_h), as torchvision's AnchorGenerator. */

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "c9c31d7edfb93ec7";
+export const headerHash = "a52bcdcc50ff65ed";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -484,8 +484,9 @@ export interface NativeFunctions {
    * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); sums are fp32. Weight gradients are stored as fp32,
    * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
    * `dtype` before bias, residual and activation where the device has no fused form of them.
-   * flags and activation apply to DLFS_CONV_FORWARD only. Accumulation differs between algorithms; with the context's
-   * "deterministic" option, repeated runs give the same bytes.
+   * flags and activation apply to DLFS_CONV_FORWARD only; whether an activation makes NaN or 0 of NaN here is the library's
+   * choice (dlfs_activation_forward keeps NaN). Accumulation differs between algorithms; with the context's "deterministic"
+   * option, repeated runs give the same bytes.
    * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
    * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
    * 1x1 convolution of stride 1 without padding, from 0.
