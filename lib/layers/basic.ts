@@ -16,7 +16,7 @@ import {
 } from "../graph";
 import { check, ErrorCode } from "../native";
 import { Layer, type Unary } from "./layer";
-import { checkConvolution, type WeightOptions, weightAndBias } from "./weight-and-bias";
+import { convolutionParameters, type WeightOptions } from "./weight-and-bias";
 
 /** Checks the channels and, where given, the size of a model's input: (N, height, width, channels). */
 export class InputLayer extends Layer {
@@ -55,12 +55,8 @@ export class Conv2d extends Layer {
     readonly options: Conv2dOptions = {},
   ) {
     super();
-    const [r, s] = pair(kernel);
-    const groups = options.groups ?? 1;
-    checkConvolution("Conv2d", inChannels, outChannels, kernel, options);
-    const perGroup = inChannels / groups;
-    const shape = [outChannels, r, s, perGroup];
-    ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));
+    const parameters = convolutionParameters("Conv2d", inChannels, outChannels, kernel, options);
+    ({ weight: this.weight, bias: this.bias } = parameters);
   }
 
   forward(x: Value): Value {

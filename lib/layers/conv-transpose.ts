@@ -2,13 +2,12 @@ import {
   type ConvTransposeOptions,
   convTranspose2d,
   type Parameter,
-  pair,
   type Size2,
   useParameter,
   type Value,
 } from "../graph";
 import { Layer } from "./layer";
-import { checkConvolution, type WeightOptions, weightAndBias } from "./weight-and-bias";
+import { convolutionParameters, type WeightOptions } from "./weight-and-bias";
 
 /** Stride, padding, dilation, groups and output padding; the fan in is torch's: kernel area * out channels / groups. */
 export interface ConvTranspose2dOptions extends ConvTransposeOptions, WeightOptions {}
@@ -29,12 +28,8 @@ export class ConvTranspose2d extends Layer {
     readonly options: ConvTranspose2dOptions = {},
   ) {
     super();
-    const [r, s] = pair(kernel);
-    const groups = options.groups ?? 1;
-    checkConvolution("ConvTranspose2d", inChannels, outChannels, kernel, options);
-    const perGroup = outChannels / groups;
-    const shape = [inChannels, r, s, perGroup];
-    ({ weight: this.weight, bias: this.bias } = weightAndBias(shape, outChannels, perGroup * r * s, options));
+    const parameters = convolutionParameters("ConvTranspose2d", inChannels, outChannels, kernel, options);
+    ({ weight: this.weight, bias: this.bias } = parameters);
   }
 
   forward(x: Value): Value {

@@ -31,8 +31,26 @@ export function weightAndBias(
   };
 }
 
+/**
+ * The parameters of a convolution, whose sizes are checked: weight (out, kernel height, kernel width, in / groups), or, of a
+ * transposed one, (in, kernel height, kernel width, out / groups).
+ */
+export function convolutionParameters(
+  layer: "Conv2d" | "ConvTranspose2d",
+  inChannels: number,
+  outChannels: number,
+  kernel: Size2,
+  options: ConvOptions & WeightOptions,
+): { weight: Parameter; bias: Parameter | null } {
+  checkConvolution(layer, inChannels, outChannels, kernel, options);
+  const [r, s] = pair(kernel);
+  const [rows, columns] = layer === "Conv2d" ? [outChannels, inChannels] : [inChannels, outChannels];
+  const perGroup = columns / (options.groups ?? 1);
+  return weightAndBias([rows, r, s, perGroup], outChannels, perGroup * r * s, options);
+}
+
 /** Checks the sizes of a convolution, and that its groups divide its channels. */
-export function checkConvolution(
+function checkConvolution(
   layer: string,
   inChannels: number,
   outChannels: number,
