@@ -12,6 +12,7 @@ import { homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
+  autotune,
   boxLossKinds,
   CheckpointStore,
   CocoDataLoader,
@@ -85,6 +86,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
                       microscope); default horizontal
   --clip-norm X       scale a step's gradients down to this 2-norm where theirs is larger, 0 or "none" for never; default 10,
                       for the compact model none
+  --tune-ms N         time for choosing each convolution's algorithm where none is saved from an earlier start, 0 for heuristics;
+                      default 300 on a GPU, 0 on the CPU
   --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
@@ -113,6 +116,7 @@ const options = {
   seed: { type: "string" },
   flip: { type: "string" },
   "clip-norm": { type: "string" },
+  "tune-ms": { type: "string" },
   deterministic: { type: "boolean" },
   out: { type: "string" },
   resume: { type: "string" },
@@ -247,12 +251,14 @@ async function main(): Promise<number> {
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
     lr: args.lr === undefined ? undefined : positive("lr", args.lr),
     clipNorm: args["clip-norm"] === undefined ? undefined : parseClipNorm(args["clip-norm"]),
+    tuneMs: args["tune-ms"] === undefined ? undefined : integer("tune-ms", args["tune-ms"], 0),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
   const seed = given.seed ?? earlier?.seed ?? 0;
   using device = new Device({ backend: args.backend ?? earlier?.backend, deterministic }, console.log);
+  if (given.tuneMs !== undefined) autotune(device, { ms: given.tuneMs });
   const codec = new DeviceImageCodec(device);
   const cuda = device.backend === "cuda";
 

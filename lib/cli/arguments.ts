@@ -9,6 +9,12 @@ export function positiveInteger(name: string, text: string): number {
   throw new UsageError(`--${name}: expected an integer from 1, got "${text}"`);
 }
 
+export function milliseconds(name: string, text: string): number {
+  const value = Number(text);
+  if (text.trim() !== "" && Number.isFinite(value) && value >= 0) return value;
+  throw new UsageError(`--${name}: expected milliseconds from 0, got "${text}"`);
+}
+
 /** "640" or "480x640". */
 export function sizeOf(name: string, text: string): [height: number, width: number] {
   const match = /^([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?$/.exec(text);

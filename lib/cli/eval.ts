@@ -2,7 +2,7 @@ import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { Device } from "../tensor";
 import { evaluateModel, evaluateResultsFile, formatReport, reportOf, writeReport } from "../train";
-import { oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import { milliseconds, oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
 const help = `dlfs eval: measures detections with COCO's metrics, equal to pycocotools': the twelve figures, a table of the
@@ -19,6 +19,7 @@ A trained model, on data in COCO's layout:
   --size N or HxW     network input in pixels; default: as in training
   --batch N           images a batch; default 8
   --precision P       f32, bf16 or f16; default f32
+  --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
 
 Detections of any program:
@@ -36,6 +37,7 @@ const options = {
   size: { type: "string" },
   batch: { type: "string" },
   precision: { type: "string" },
+  "tune-ms": { type: "string" },
   backend: { type: "string" },
   results: { type: "string" },
   annotations: { type: "string" },
@@ -52,6 +54,7 @@ async function evaluateTrained(path: string, args: Args): Promise<void> {
     size: args.size === undefined ? undefined : sizeOf("size", args.size),
     batchSize: args.batch === undefined ? undefined : positiveInteger("batch", args.batch),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+    tuneMs: args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]),
   };
   using device = new Device({ backend: args.backend }, console.log);
   const evaluation = await evaluateModel(path, device, { ...settings, log: console.log });
@@ -79,7 +82,7 @@ export const verb: Verb = {
     if (given.length !== 1) throw new UsageError("expected one of --run, --checkpoint and --results");
     if (args.results !== undefined) {
       if (args.annotations === undefined) throw new UsageError("--results needs --annotations");
-      for (const name of ["data", "split", "size", "batch", "precision", "backend"] as const) {
+      for (const name of ["data", "split", "size", "batch", "precision", "tune-ms", "backend"] as const) {
         if (args[name] !== undefined) throw new UsageError(`--${name} is for --run and --checkpoint`);
       }
       await evaluateFiles(args.results, args.annotations, args.out);

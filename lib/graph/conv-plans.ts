@@ -1,5 +1,6 @@
-import { cString, fromCString } from "../native";
+import { cString, DlfsError, ErrorCode, fromCString } from "../native";
 import { type Device, outHandle } from "../tensor";
+import type { PlanCache } from "./plan-cache";
 
 /** A planned convolution of a device; shared by all programs with the same shape, dtype and fusion. */
 export interface ConvPlan {
@@ -29,67 +30,236 @@ export type ConvKey = [
   activation: number,
 ];
 
-interface Cache {
-  plans: Map<string, ConvPlan>;
-  /** Algorithms to use instead of the heuristic's choice, by key: from tuning or a checkpoint. */
+/** How far the tuning of a program's convolutions has come. */
+export interface TuningProgress {
+  done: number;
+  total: number;
+  /** The convolution that is next: "3x3 256 -> 256 of 32x80x80, weight gradient"; empty at the end. */
+  convolution: string;
+}
+
+export interface TuningOptions {
+  /** Milliseconds for timing the candidates of a convolution that has no pick; 0: the heuristics choose. */
+  ms: number;
+  /** Where picks are looked up before a convolution is tuned, and kept afterwards. */
+  cache?: PlanCache | null;
+  onProgress?: (progress: TuningProgress) => void;
+}
+
+interface Planner {
+  plans: Map<string, Plan>;
+  /** Asked for and not yet made: all of them are made when the first is used. */
+  pending: Plan[];
+  /** Replaced by a stored pick; programs made before go on with them. */
+  retired: Plan[];
+  /** Algorithms to use instead of the heuristic's choice, by key: a checkpoint's. */
   picks: Map<string, string>;
-  tuneMs: number;
-  onTune?: (done: number) => void;
+  tuning: TuningOptions | null;
 }
 
-const caches = new WeakMap<Device, Cache>();
+/** Saving while tuning goes on, so that an interrupted start is not lost. */
+const SAVE_EVERY_MS = 5000;
 
-function cacheOf(device: Device): Cache {
-  const known = caches.get(device);
+const planners = new WeakMap<Device, Planner>();
+
+function plannerOf(device: Device): Planner {
+  const known = planners.get(device);
   if (known) return known;
-  const cache: Cache = { plans: new Map(), picks: new Map(), tuneMs: 0 };
-  caches.set(device, cache);
+  const planner: Planner = { plans: new Map(), pending: [], retired: [], picks: new Map(), tuning: null };
+  planners.set(device, planner);
   device.onDispose(() => {
-    for (const { handle } of cache.plans.values()) device.native.convDestroy(handle);
+    for (const plan of [...planner.plans.values(), ...planner.retired]) plan.destroy();
   });
-  return cache;
+  return planner;
 }
 
-/** The device's plan for a convolution, made on first use: with the pick known for it, else tuned, else by heuristics. */
-export function convPlan(device: Device, key: ConvKey): ConvPlan {
-  const cache = cacheOf(device);
-  const name = key.join(",");
-  const known = cache.plans.get(name);
-  if (known) return known;
-  const pick = cache.picks.get(name) ?? "";
-  const out = outHandle();
-  device.native.convCreate(device.handle, out.view, cString(pick), ...key);
-  const handle = out.value;
-  if (!pick && cache.tuneMs > 0) {
-    device.native.convTuneSync(device.stream.handle, handle, cache.tuneMs);
-    cache.onTune?.(cache.plans.size + 1);
+/** One convolution: known by its key from the start, made with all others that are pending when first used. */
+class Plan implements ConvPlan {
+  #made: ConvPlan | null = null;
+  #error: unknown = null;
+
+  constructor(
+    readonly device: Device,
+    readonly name: string,
+    readonly key: ConvKey,
+  ) {}
+
+  get handle(): number {
+    return this.#use().handle;
   }
-  const bytes = outHandle();
-  device.native.convWorkspace(handle, bytes.view);
-  const plan = { handle, workspace: bytes.value };
-  cache.plans.set(name, plan);
+
+  get workspace(): number {
+    return this.#use().workspace;
+  }
+
+  #use(): ConvPlan {
+    if (!this.#made && !this.#error) makePending(this.device);
+    if (!this.#made) throw this.#error;
+    return this.#made;
+  }
+
+  /** Creates the native plan, by a pick or (empty) by heuristics. */
+  create(pick: string): void {
+    const out = outHandle();
+    this.device.native.convCreate(this.device.handle, out.view, cString(pick), ...this.key);
+    this.#made = { handle: out.value, workspace: 0 };
+  }
+
+  /** Times the candidates. False where there is no memory to do so: the plan stays as it is. */
+  tune(ms: number): boolean {
+    try {
+      this.device.native.convTuneSync(this.device.stream.handle, this.handle, ms);
+      return true;
+    } catch (error) {
+      if (error instanceof DlfsError && error.code === ErrorCode.memory) return false;
+      throw error;
+    }
+  }
+
+  /** The plan will not change any more. */
+  finish(): void {
+    const { handle } = this;
+    const bytes = outHandle();
+    this.device.native.convWorkspace(handle, bytes.view);
+    this.#made = { handle, workspace: bytes.value };
+  }
+
+  fail(error: unknown): void {
+    this.destroy();
+    this.#error = error;
+  }
+
+  destroy(): void {
+    if (this.#made) this.device.native.convDestroy(this.#made.handle);
+    this.#made = null;
+    this.#error = new DlfsError(ErrorCode.handle, "convolution plan", "used after its device was disposed of");
+  }
+
+  /** The algorithm in use, in words that the native library takes. */
+  pick(): string {
+    const text = new Uint8Array(256);
+    this.device.native.convPick(this.handle, text, text.byteLength);
+    return fromCString(text);
+  }
+}
+
+/**
+ * The device's plan for a convolution. It is made when its handle or workspace is first asked for, together with all others asked
+ * for until then: with the pick known for it, else tuned, else by heuristics.
+ */
+export function convPlan(device: Device, key: ConvKey): ConvPlan {
+  const planner = plannerOf(device);
+  const name = key.join(",");
+  const known = planner.plans.get(name);
+  if (known) return known;
+  const plan = new Plan(device, name, key);
+  planner.plans.set(name, plan);
+  planner.pending.push(plan);
   return plan;
 }
 
-/** How plans of this device are chosen from now on: by timing the candidates for `ms` each (0: by heuristics). */
-export function tuneConvolutions(device: Device, ms: number, onTune?: (done: number) => void): void {
-  Object.assign(cacheOf(device), { tuneMs: ms, onTune });
+function makePending(device: Device): void {
+  const planner = plannerOf(device);
+  const pending = planner.pending.splice(0);
+  const { tuning, picks } = planner;
+  const cache = tuning && tuning.ms > 0 ? tuning.cache : null;
+  const guard = (plan: Plan, make: () => void): boolean => {
+    try {
+      make();
+      return true;
+    } catch (error) {
+      // It may be asked for again; the others are good.
+      planner.plans.delete(plan.name);
+      plan.fail(error);
+      return false;
+    }
+  };
+  const created = pending.filter((plan) => {
+    const pick = picks.get(plan.name) ?? cache?.get(plan.name);
+    return guard(plan, () => createByPick(planner, plan, pick));
+  });
+  if (tuning && tuning.ms > 0) {
+    const untuned = created.filter(({ name }) => !picks.has(name) && cache?.get(name) === undefined);
+    if (untuned.length > 0) tune(untuned, tuning, guard);
+  }
+  for (const plan of created) if (planner.plans.get(plan.name) === plan) guard(plan, () => plan.finish());
+}
+
+/** Creates a plan by the pick that is known for it; one that does not fit (any more) is forgotten, with a warning. */
+function createByPick(planner: Planner, plan: Plan, pick: string | undefined): void {
+  if (pick !== undefined) {
+    try {
+      plan.create(pick);
+      return;
+    } catch (error) {
+      if (!(error instanceof DlfsError)) throw error;
+      console.warn(`warning: the plan stored for the convolution ${describe(plan.key)} is not used: ${error.message}`);
+      planner.picks.delete(plan.name);
+      planner.tuning?.cache?.delete(plan.name);
+    }
+  }
+  plan.create("");
+}
+
+function tune(
+  plans: readonly Plan[],
+  { ms, cache, onProgress }: TuningOptions,
+  guard: (plan: Plan, make: () => void) => boolean,
+): void {
+  let saved = performance.now();
+  for (const [done, plan] of plans.entries()) {
+    onProgress?.({ done, total: plans.length, convolution: describe(plan.key) });
+    guard(plan, () => {
+      if (plan.tune(ms)) cache?.set(plan.name, plan.pick());
+    });
+    if (performance.now() - saved < SAVE_EVERY_MS) continue;
+    cache?.save();
+    saved = performance.now();
+  }
+  cache?.save();
+  onProgress?.({ done: plans.length, total: plans.length, convolution: "" });
+}
+
+function describe([direction, , n, h, w, c, k, r, s, strideH, strideW, , , , , groups]: ConvKey): string {
+  const stride = strideH === 1 && strideW === 1 ? "" : `/${strideH === strideW ? strideH : `${strideH}x${strideW}`}`;
+  const what = ["forward", "data gradient", "weight gradient"][direction];
+  return `${r}x${s}${stride} ${c} -> ${k}${groups > 1 ? ` in ${groups} groups` : ""} of ${n}x${h}x${w}, ${what}`;
+}
+
+/**
+ * How plans of this device are chosen from now on where no pick is known: by timing the candidates for `ms` milliseconds each (0:
+ * by heuristics). With a cache, picks are taken from there first, and what tuning finds is saved to it.
+ */
+export function tuneConvolutions(device: Device, tuning: number | TuningOptions): void {
+  plannerOf(device).tuning = typeof tuning === "number" ? { ms: tuning } : tuning;
+}
+
+/** What tuneConvolutions set; null before. */
+export function convolutionTuning(device: Device): TuningOptions | null {
+  return plannerOf(device).tuning;
 }
 
 /** The algorithms in use, as "key=pick" lines that restoreConvPicks takes: what a checkpoint stores. */
 export function convPicks(device: Device): string[] {
-  const text = new Uint8Array(256);
-  return [...cacheOf(device).plans].map(([name, { handle }]) => {
-    device.native.convPick(handle, text, text.byteLength);
-    return `${name}=${fromCString(text)}`;
-  });
+  const { plans } = plannerOf(device);
+  makePending(device);
+  return [...plans.values()].map((plan) => `${plan.name}=${plan.pick()}`);
 }
 
-/** Uses stored algorithms for convolutions planned from now on. */
+/**
+ * Uses stored algorithms for the convolutions of programs made from now on; they go before those of a cache, and before those of
+ * earlier programs.
+ */
 export function restoreConvPicks(device: Device, picks: readonly string[]): void {
-  const cache = cacheOf(device);
+  const planner = plannerOf(device);
   for (const line of picks) {
     const split = line.indexOf("=");
-    if (split > 0) cache.picks.set(line.slice(0, split), line.slice(split + 1));
+    if (split <= 0) continue;
+    const [name, pick] = [line.slice(0, split), line.slice(split + 1)];
+    planner.picks.set(name, pick);
+    const plan = planner.plans.get(name);
+    if (!plan || planner.pending.includes(plan) || plan.pick() === pick) continue;
+    planner.plans.delete(name);
+    planner.retired.push(plan);
   }
 }

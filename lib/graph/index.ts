@@ -1,4 +1,11 @@
-export { convPicks, restoreConvPicks, tuneConvolutions } from "./conv-plans";
+export {
+  convolutionTuning,
+  convPicks,
+  restoreConvPicks,
+  type TuningOptions,
+  type TuningProgress,
+  tuneConvolutions,
+} from "./conv-plans";
 export * from "./functions";
 export type { MemoryPlan } from "./memory-plan";
 export {
@@ -18,6 +25,7 @@ export {
 export type { OnnxAttributes, OnnxAttributeValue, OnnxBuilder, OnnxLayout } from "./onnx";
 export { type Activation, type FusedActivation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
+export { PlanCache } from "./plan-cache";
 export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";
 export { withoutUnused } from "./unused";

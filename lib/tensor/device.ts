@@ -56,6 +56,7 @@ export class Device extends NativeObject {
   readonly info: DeviceInfo;
   readonly native: NativeFunctions;
   readonly deterministic: boolean;
+  readonly tf32: boolean;
   /** Why this backend was chosen. */
   readonly reason: string;
   /** The stream that work goes to unless another is given. */
@@ -85,7 +86,8 @@ export class Device extends NativeObject {
     this.reason = reason;
     this.deterministic = options.deterministic ?? false;
     this.setOption("deterministic", this.deterministic ? 1 : 0);
-    this.setOption("tf32", options.tf32 ? 1 : 0);
+    this.tf32 = options.tf32 ?? false;
+    this.setOption("tf32", this.tf32 ? 1 : 0);
     if (options.threads !== undefined) this.setOption("threads", options.threads);
     this.stream = new Stream(this);
     if (log && !announced) {

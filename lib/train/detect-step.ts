@@ -1,6 +1,7 @@
 import { Program } from "../graph";
 import type { DetectionModel } from "../models";
 import { type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
+import { autotune } from "./convolution-tuning";
 
 export interface DetectStepOptions {
   batchSize: number;
@@ -36,6 +37,7 @@ export class DetectStep implements Disposable {
     const { batchSize: n, height, width } = options;
     const { device } = model;
     this.#device = device;
+    autotune(device);
     const wasTraining = model.training;
     model.eval();
     this.program = new Program(

@@ -15,6 +15,7 @@ import {
 import { CocoEvaluator } from "../metrics";
 import { check, ErrorCode } from "../native";
 import type { Device } from "../tensor";
+import { autotune } from "./convolution-tuning";
 import type { Evaluation } from "./evaluation-report";
 import { collectForMetrics, Evaluator, type ImageDetections } from "./evaluator";
 import { loadTrainedModel } from "./trained-model";
@@ -53,6 +54,8 @@ export interface EvaluateModelOptions {
   batchSize?: number;
   /** Default "f32". */
   precision?: "f32" | "bf16" | "f16";
+  /** Milliseconds for timing the candidates of a convolution, 0 for heuristics; see `autotune`, which says the default. */
+  tuneMs?: number;
   progress?: ProgressListener;
   /** Told what is evaluated on what, before that starts. */
   log?: (line: string) => void;
@@ -76,6 +79,7 @@ export async function evaluateModel(
   options: EvaluateModelOptions = {},
 ): Promise<ModelEvaluation> {
   const { batchSize = 8, precision = "f32", progress = showProgress(), log = () => {} } = options;
+  if (options.tuneMs !== undefined) autotune(device, { ms: options.tuneMs });
   using trained = await loadTrainedModel(path, device, { precision });
   const { model, config, preprocessing } = trained;
   const { data: trainedOn, valSplit } = config as { data?: unknown; valSplit?: unknown };

@@ -1,3 +1,4 @@
+export { type AutotuneOptions, autotune, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions } from "./detect-step";
 export {
   type EvaluateModelOptions,

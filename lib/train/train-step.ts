@@ -2,6 +2,7 @@ import { Program } from "../graph";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
+import { autotune } from "./convolution-tuning";
 import type { SGD } from "./sgd";
 
 export interface TrainStepOptions {
@@ -72,6 +73,7 @@ export class TrainStep implements Disposable {
     const { device } = model;
     this.#device = device;
     this.#iteration = firstIteration;
+    autotune(device);
     model.train();
     let names: string[] = [];
     this.program = new Program(

@@ -3,6 +3,7 @@ import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats
 import type { CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
+import { autotune } from "./convolution-tuning";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
@@ -43,6 +44,11 @@ export interface TrainerOptions {
   observer?: TrainerObserver;
   /** Stops after the step under way, with a checkpoint. */
   signal?: AbortSignal;
+  /**
+   * Milliseconds for timing the candidates of a convolution that has no saved pick, 0 for heuristics; see `autotune`, which says
+   * the default.
+   */
+  tuneMs?: number;
   /** Kept in checkpoints: the resolved configuration. */
   config?: unknown;
 }
@@ -68,6 +74,7 @@ export class Trainer implements Disposable {
 
   constructor(options: TrainerOptions) {
     this.#options = options;
+    if (options.tuneMs !== undefined) autotune(options.model.device, { ms: options.tuneMs });
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
     this.#store = options.checkpointFolder ? new CheckpointStore(options.checkpointFolder) : null;
     this.#state = { iteration: 0, loader: options.loader.state(), history: [] };

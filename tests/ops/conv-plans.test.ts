@@ -242,8 +242,11 @@ test("a device's picks restore its plans on another, as a checkpoint does", () =
   };
   using tuned = new Device({ backend });
   let done = 0;
-  tuneConvolutions(tuned, 5, (count) => {
-    done = count;
+  tuneConvolutions(tuned, {
+    ms: 5,
+    onProgress: (progress) => {
+      done = progress.done;
+    },
   });
   const picks = build(tuned);
   expect(picks).toHaveLength(1);

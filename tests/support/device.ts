@@ -4,6 +4,9 @@
  */
 import { Device, type DeviceOptions, type DType, type Feature } from "../../lib/tensor";
 
+// Tests say so where they tune; the others' results must not depend on what was measured.
+process.env.DLFS_TUNE_MS ??= "0";
+
 /** Under a global symbol, because test files may each have their own copy of this module. */
 const shared = Symbol.for("dlfs.tests.devices");
 const globals = globalThis as typeof globalThis & { [shared]?: Map<string, Device> };

@@ -81,7 +81,13 @@ function plan(
     flags,
     activationCode(activation),
   ]);
-  return { workspace: state.workspace, state };
+  return {
+    // Asked for when all of a program's nodes are prepared, so that their plans are made together.
+    get workspace() {
+      return state.workspace;
+    },
+    state,
+  };
 }
 
 const handleOf = (e: Emitter) => (e.state as ConvPlan).handle;
