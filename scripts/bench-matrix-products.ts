@@ -4,9 +4,10 @@
  *
  *   DLFS_BACKEND=cuda bun run scripts/bench-matrix-products.ts [milliseconds of tuning, default 200]
  */
+
+import { time } from "../lib/bench";
 import { constants, cString, DlfsError, fromCString } from "../lib/native";
 import { Device, type DType, dtypeCode, outHandle, Tensor } from "../lib/tensor";
-import { time } from "../tests/bench/measure";
 
 /** Images, height, width, channels in and out. */
 const shapes: [name: string, n: number, h: number, w: number, c: number, k: number][] = [

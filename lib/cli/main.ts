@@ -23,6 +23,10 @@ interface VerbEntry {
 }
 
 const verbs: Readonly<Record<string, VerbEntry>> = {
+  bench: {
+    summary: "time training, inference, layers and post-processing, with the device's ceilings and floors beside them",
+    load: () => import("./bench"),
+  },
   doctor: {
     summary: "print what was found here: Bun, the native libraries, devices, the backend that is used",
     load: () => import("./doctor"),

@@ -239,9 +239,14 @@ export class Program implements Disposable {
 
   /** The numbers that call `index` computed in the last run; the program must have been built with `keepAll`. */
   readValue(index: number, output = 0): Float32Array | Int32Array | Uint8Array | Float64Array {
+    return this.valueTensor(index, output).read(this.stream);
+  }
+
+  /** The memory that call `index` computes an output in; without `keepAll`, later calls may use it for others. */
+  valueTensor(index: number, output = 0): Tensor {
     const value = this.calls[index]?.outputs[output];
     if (!value) throw new DlfsError(ErrorCode.argument, "Program", `call ${index} has no output ${output}`);
-    return this.#tensor(value).read(this.stream);
+    return this.#tensor(value);
   }
 
   dispose(): void {

@@ -7,6 +7,8 @@ export interface DetectStepOptions {
   batchSize: number;
   height: number;
   width: number;
+  /** Every intermediate value stays readable after a run (debugging). */
+  keepAll?: boolean;
 }
 
 /** One detected object in pixels of the network's input. */
@@ -47,6 +49,7 @@ export class DetectStep implements Disposable {
         imageSizes: { shape: [n, 2], dtype: "f32" },
       },
       ({ images, imageSizes }) => model.detect(images!, imageSizes!),
+      { keepAll: options.keepAll },
     );
     model.train(wasTraining);
     this.#maxDetections = this.program.results.detections!.shape[1] as number;

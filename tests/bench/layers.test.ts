@@ -1,190 +1,14 @@
 /**
- * Times each layer forward and backward at the shapes it has in a detector (RetinaNet with ResNet-50 at 640x640), as
- * programs run it. `bun test tests/bench` runs it and prints a table; nothing about time is asserted.
- *
- * GFLOP/s counts the multiplications and additions of convolutions and linear layers; GB/s the bytes of every operand moved once: forward
- * inputs, parameters and results; backward those, the gradients of the results, and all gradients written.
+ * Times each layer forward and backward at the shapes it has in a detector, as programs run it. `bun test tests/bench` runs it and
+ * prints a table; nothing about time is asserted. What the columns count: lib/bench/layers.ts.
  */
 import { test } from "bun:test";
-import { type Parameter, Program, rowsAndChannels, type Value } from "../../lib/graph";
-import {
-  Add,
-  BatchNorm2d,
-  ChannelShuffle,
-  Concat,
-  Conv2d,
-  ConvTranspose2d,
-  Dropout,
-  FrozenBatchNorm2d,
-  GlobalAvgPool2d,
-  GroupNorm,
-  Hardsigmoid,
-  Hardswish,
-  type Layer,
-  LeakyReLU,
-  Linear,
-  MaxPool2d,
-  Model,
-  Multiply,
-  ReLU,
-  ReLU6,
-  SeparableConv2d,
-  Sequential,
-  Sigmoid,
-  SiLU,
-  Softmax,
-  SqueezeExcitation,
-  Upsample,
-} from "../../lib/layers";
-import type { Tensor } from "../../lib/tensor";
+import { layerBenches, layerLine, measureLayer, title } from "../../lib/bench";
 import { missing, testDevice } from "../support/device";
-import { bytesOf, captured, expectFinite, fillNormal, line, time, title, type Work } from "./measure";
 import { describeBench } from "./requested";
-
-type AnyLayer = Layer & { forward(...x: Value[]): Value };
-
-interface Bench {
-  name: string;
-  layer: () => AnyLayer;
-  /** Shapes of the inputs, without the batch. */
-  inputs: (readonly number[])[];
-  /** Pixels of an image that weights are applied to; default: those of the result. */
-  pixels?: number;
-}
-
-const conv = (name: string, c: number, k: number, kernel: number, size: number, stride = 1): Bench => ({
-  name: `Conv2d ${name}: ${kernel}x${kernel}${stride > 1 ? `/${stride}` : ""} ${c} -> ${k}, ${size}x${size}`,
-  layer: () => new Conv2d(c, k, kernel, { stride, padding: kernel >> 1 }),
-  inputs: [[size, size, c]],
-});
-
-const simple = (name: string, layer: () => AnyLayer, ...inputs: (readonly number[])[]): Bench => ({
-  name: `${name}, ${inputs.map((shape) => shape.join("x")).join(" + ")}`,
-  layer,
-  inputs,
-});
-
-/** Of 256 channels in; its weights are multiplied by the pixels of the input. */
-const transposed = (name: string, layer: () => ConvTranspose2d, size: number): Bench => ({
-  ...simple(`ConvTranspose2d ${name}`, layer, [size, size, 256]),
-  pixels: size * size,
-});
-
-const benches: Bench[] = [
-  conv("stem", 3, 64, 7, 640, 2),
-  conv("stage 1, narrow", 256, 64, 1, 160),
-  conv("stage 1", 64, 64, 3, 160),
-  conv("stage 2", 128, 128, 3, 80),
-  conv("stage 3, downsampling", 512, 256, 1, 80, 2),
-  conv("stage 4", 512, 512, 3, 20),
-  conv("head", 256, 256, 3, 80),
-  conv("class scores", 256, 819, 3, 40),
-  simple("Conv2d 3x3 depthwise", () => new Conv2d(256, 256, 3, { padding: 1, groups: 256 }), [80, 80, 256]),
-  simple("SeparableConv2d 3x3 256 -> 256", () => new SeparableConv2d(256, 256, 3, { padding: 1 }), [80, 80, 256]),
-  transposed("2x2/2 256 -> 128", () => new ConvTranspose2d(256, 128, 2, { stride: 2 }), 40),
-  transposed("4x4/2 256 -> 256", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1 }), 20),
-  transposed("4x4/2 depthwise", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1, groups: 256 }), 40),
-  simple(
-    "Conv2d 3x3 in 32 groups of 4, as ResNeXt's",
-    () => new Conv2d(128, 128, 3, { padding: 1, groups: 32 }),
-    [160, 160, 128],
-  ),
-  simple("Linear 1280 -> 1000", () => new Linear(1280, 1000), [1280]),
-  simple("Linear 256 -> 819 (a head of 1x1)", () => new Linear(256, 819), [40, 40, 256]),
-  simple("BatchNorm2d", () => new BatchNorm2d(256), [80, 80, 256]),
-  simple("FrozenBatchNorm2d", () => new FrozenBatchNorm2d(256), [80, 80, 256]),
-  simple("GroupNorm, 32 groups", () => new GroupNorm(32, 256), [80, 80, 256]),
-  simple("ReLU", () => new ReLU(), [80, 80, 256]),
-  simple("SiLU", () => new SiLU(), [80, 80, 256]),
-  simple("Sigmoid", () => new Sigmoid(), [80, 80, 256]),
-  simple("ReLU6", () => new ReLU6(), [80, 80, 256]),
-  simple("LeakyReLU", () => new LeakyReLU(), [80, 80, 256]),
-  simple("Hardswish", () => new Hardswish(), [80, 80, 256]),
-  simple("Softmax", () => new Softmax(), [80, 80, 256]),
-  simple("Hardsigmoid", () => new Hardsigmoid(), [80, 80, 256]),
-  simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), [320, 320, 64]),
-  simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),
-  simple("Upsample x2, bilinear", () => new Upsample({ scale: 2, mode: "bilinear" }), [40, 40, 256]),
-  simple("Add", () => new Add(), [80, 80, 256], [80, 80, 256]),
-  simple("Multiply", () => new Multiply(), [80, 80, 256], [80, 80, 256]),
-  { ...simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]), pixels: 1 },
-  simple("ChannelShuffle in 2 groups", () => new ChannelShuffle(2), [40, 40, 116]),
-  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [20, 20, 2048]),
-  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [7, 7, 1280]),
-  simple("Dropout", () => new Dropout(), [80, 80, 256]),
-  simple("Concat", () => new Concat(), [80, 80, 128], [80, 80, 128]),
-  simple(
-    "Sequential: conv 3x3 128 -> 128, norm, ReLU",
-    () => new Sequential(new Conv2d(128, 128, 3, { padding: 1, bias: false }), new BatchNorm2d(128), new ReLU()),
-    [80, 80, 128],
-  ),
-];
-
-/** A layer as a model, so that its parameters have memory. */
-class Single extends Model {
-  constructor(readonly layer: AnyLayer) {
-    super();
-  }
-  forward(...x: Value[]): Value {
-    return this.layer.forward(...x);
-  }
-}
 
 const device = testDevice();
 const batch = device.backend === "cuda" ? 16 : 1;
-
-/** Whether a parameter multiplies activations, in their dtype: of a convolution or a linear layer. */
-const isMatrix = ({ shape }: Parameter): boolean => shape.length === 4 || shape.length === 2;
-
-/** Multiplications and additions of a forward pass: 2 per weight and output pixel (per image). */
-function productFlops(program: Program, model: Model, pixelsOfImage?: number): number {
-  const pixels = pixelsOfImage ? batch * pixelsOfImage : rowsAndChannels(program.results["0"]!.shape)[0];
-  return model.parameters().reduce((sum, weight) => sum + (isMatrix(weight) ? 2 * pixels * weight.size : 0), 0);
-}
-
-function measure({ name, layer, inputs, pixels }: Bench, dtype: "f32" | "bf16"): string[] {
-  using model = new Single(layer()).to(device, { precision: dtype });
-  const specs = Object.fromEntries(inputs.map((shape, i) => [`${i}`, { shape: [batch, ...shape], dtype }]));
-  using program = new Program(
-    device,
-    specs,
-    (values) => ({ "0": model.forward(...inputs.map((_, i) => values[`${i}`]!)) }),
-    {
-      training: true,
-      seeds: "inputs",
-      inputGradients: Object.keys(specs),
-      // The backward pass is repeated alone, so it must not overwrite what forward left.
-      keepAll: true,
-    },
-  );
-  for (const tensor of Object.values(program.inputs)) fillNormal(device, tensor);
-  const forward = captured(device, program.stream, () => program.runCalls(0, program.backwardStart));
-  const backward = captured(device, program.stream, () => program.runCalls(program.backwardStart));
-  const times = [time(device, program.stream, forward.launch), time(device, program.stream, backward.launch)];
-  forward.release();
-  backward.release();
-
-  const gradients = model
-    .parameters()
-    .map((parameter): [string, Tensor] => [`gradient of ${parameter.name}`, parameter.grad!]);
-  expectFinite(device, [...Object.entries(program.results), ...gradients]);
-
-  const read = inputs.reduce((sum, shape) => sum + bytesOf([batch, ...shape], dtype), 0);
-  const written = program.results["0"]!.byteLength;
-  const weights = model
-    .parameters()
-    .reduce((sum, weight) => sum + bytesOf(weight.shape, isMatrix(weight) ? dtype : "f32"), 0);
-  const weightGradients = model.parameters().reduce((sum, { shape }) => sum + bytesOf(shape, "f32"), 0);
-  const flops = productFlops(program, model, pixels);
-  const work: Work[] = [
-    { flops, bytes: read + weights + written },
-    { flops: 2 * flops, bytes: 2 * read + weights + written + weightGradients },
-  ];
-  const lines = ["forward", "backward"].map((pass, i) => line(device, dtype, `${name} ${pass}`, times[i]!, work[i]!));
-  return program.backwardStart < program.calls.length
-    ? lines
-    : [lines[0]!, `${name} backward: no calls, the gradient is passed on`];
-}
 
 describeBench("layers", () => {
   for (const dtype of ["f32", "bf16"] as const) {
@@ -194,7 +18,11 @@ describeBench("layers", () => {
       continue;
     }
     test(`${dtype}: ceilings`, () => console.log(`${title(device, dtype)}\nlayers, batch of ${batch}`), 120_000);
-    for (const bench of benches)
-      test(`${dtype}: ${bench.name}`, () => console.log(measure(bench, dtype).join("\n")), 120_000);
+    for (const bench of layerBenches) {
+      const run = () => {
+        for (const timing of measureLayer(device, bench, batch, dtype)) console.log(layerLine(device, dtype, timing));
+      };
+      test(`${dtype}: ${bench.name}`, run, 120_000);
+    }
   }
 });

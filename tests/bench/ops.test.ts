@@ -3,6 +3,7 @@
  * operand once. `bun test tests/bench` runs it and prints a table; nothing about time is asserted.
  */
 import { test } from "bun:test";
+import { captured, expectFinite, fillNormal, line, time, title } from "../../lib/bench";
 import { type Device, dtypeCode, Tensor } from "../../lib/tensor";
 import { activationBenches } from "../ops/cases/activation";
 import { boxBenches } from "../ops/cases/boxes";
@@ -20,7 +21,6 @@ import { postprocessBenches } from "../ops/cases/postprocess";
 import { preprocessBenches } from "../ops/cases/preprocess";
 import { missing, testDevice } from "../support/device";
 import { Random } from "../support/random";
-import { captured, expectFinite, fillNormal, line, time, title } from "./measure";
 import { describeBench } from "./requested";
 
 const device = testDevice();

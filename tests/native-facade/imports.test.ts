@@ -67,7 +67,8 @@ describe("imports point down", () => {
       ...["native", "tensor", "graph", "layers", "detection", "models"],
       ...["metrics", "formats", "data", "monitor"],
     ],
-    cli: ["native", "tensor", "train", "export"],
+    bench: ["native", "tensor", "graph", "layers", "models", "train"],
+    cli: ["native", "tensor", "train", "export", "bench"],
   };
 
   test("of every folder there is a rule", () => {

@@ -1,13 +1,19 @@
-/** Timing of device work, the device's ceilings, and the lines that benches print. */
-import { constants, cString } from "../../lib/native";
-import { type Device, type DType, dtypeCode, dtypeSize, Event, outHandle, type Stream, Tensor } from "../../lib/tensor";
+/** Timing of device work, the device's ceilings, and the lines that tests/bench prints. */
+import { constants, cString } from "../native";
+import { type Device, type DType, dtypeCode, dtypeSize, Event, outHandle, type Stream, Tensor } from "../tensor";
 
 /** Milliseconds of one run: the median of `repetitions`, each the mean of `runs` runs in a row. */
 export interface Timing {
   ms: number;
+  /** The quartiles of the repetitions: half of them lie between. */
+  low: number;
+  high: number;
   repetitions: number;
   runs: number;
 }
+
+/** A dtype that activations may have. */
+export type Precision = "f32" | "bf16" | "f16";
 
 /** What one run does at least: arithmetic operations, and bytes with every operand moved once. */
 export interface Work {
@@ -37,8 +43,50 @@ export function time(device: Device, stream: Stream, enqueue: () => void, budget
     samples.push(once(runs));
     spent += samples.at(-1)! * runs;
   }
-  samples.sort((a, b) => a - b);
-  return { ms: samples[samples.length >> 1]!, repetitions: samples.length, runs };
+  return timingOf(samples, runs);
+}
+
+/** The median and the quartiles of milliseconds measured. */
+export function timingOf(samples: readonly number[], runs = 1): Timing {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const at = (share: number) => sorted[Math.round(share * (sorted.length - 1))]!;
+  return { ms: sorted[sorted.length >> 1]!, low: at(0.25), high: at(0.75), repetitions: sorted.length, runs };
+}
+
+/** Times work by events on the device, one run in each repetition, after `warmUp` runs. */
+export function timeEach(
+  device: Device,
+  stream: Stream,
+  enqueue: () => void,
+  { repetitions, warmUp }: { repetitions: number; warmUp: number },
+): Timing {
+  using start = new Event(device);
+  using end = new Event(device);
+  for (let i = 0; i < warmUp; ++i) enqueue();
+  stream.synchronize();
+  const samples = Array.from({ length: repetitions }, () => {
+    start.record(stream);
+    enqueue();
+    end.record(stream);
+    end.synchronize();
+    return end.since(start);
+  });
+  return timingOf(samples);
+}
+
+/** Times work that ends on the host, by the host's clock, after `warmUp` runs. */
+export async function timeOnHost(
+  run: () => Promise<unknown>,
+  { repetitions, warmUp }: { repetitions: number; warmUp: number },
+): Promise<Timing> {
+  for (let i = 0; i < warmUp; ++i) await run();
+  const samples: number[] = [];
+  while (samples.length < repetitions) {
+    const start = performance.now();
+    await run();
+    samples.push(performance.now() - start);
+  }
+  return timingOf(samples);
 }
 
 /** The work as one captured graph, as programs run it, where the device can; and how to release that. */
@@ -70,13 +118,7 @@ export interface Ceilings {
 const known = new Map<string, Ceilings>();
 
 /** GFLOP/s of one convolution with equal channels in and out and an odd kernel, on a square image. */
-function convolutionSpeed(
-  device: Device,
-  dtype: "f32" | "bf16",
-  size: number,
-  channels: number,
-  kernel: number,
-): number {
+function convolutionSpeed(device: Device, dtype: Precision, size: number, channels: number, kernel: number): number {
   const { native, stream } = device;
   using x = Tensor.full(device, [1, size, size, channels], 0.01, dtype);
   using w = Tensor.full(device, [channels, kernel, kernel, channels], 0.01, dtype);
@@ -93,6 +135,7 @@ function convolutionSpeed(
     0,
     constants.ACT_NONE,
   );
+  if (device.backend === "cuda") native.convTuneSync(stream.handle, plan.value, 500);
   native.convWorkspace(plan.value, bytes.view);
   using workspace = Tensor.empty(device, [Math.max(1, bytes.value)], "u8");
   const scratch = bytes.value > 0 ? workspace.address : null;
@@ -107,7 +150,7 @@ function convolutionSpeed(
 }
 
 /** Measured on first use, for each dtype. */
-export function ceilings(device: Device, dtype: "f32" | "bf16"): Ceilings {
+export function ceilings(device: Device, dtype: Precision): Ceilings {
   const key = `${device.handle} ${dtype}`;
   const found = known.get(key);
   if (found) return found;
@@ -132,10 +175,10 @@ export function ceilings(device: Device, dtype: "f32" | "bf16"): Ceilings {
   return made;
 }
 
-const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(0).padStart(3)} %`;
+export const percent = (part: number, whole: number): string => `${((100 * part) / whole).toFixed(0).padStart(3)} %`;
 
 /** The title of a table: device, dtype, ceilings. */
-export function title(device: Device, dtype: "f32" | "bf16"): string {
+export function title(device: Device, dtype: Precision): string {
   const { gflops, gbytes, how } = ceilings(device, dtype);
   const units = device.backend === "cuda" ? "multiprocessors" : "threads";
   return (
@@ -145,13 +188,7 @@ export function title(device: Device, dtype: "f32" | "bf16"): string {
 }
 
 /** One line: name, time, achieved arithmetic and traffic, each beside its ceiling. */
-export function line(
-  device: Device,
-  dtype: "f32" | "bf16",
-  name: string,
-  timing: Timing,
-  { flops, bytes }: Work,
-): string {
+export function line(device: Device, dtype: Precision, name: string, timing: Timing, { flops, bytes }: Work): string {
   const top = ceilings(device, dtype);
   const [gflops, gbytes] = [flops / timing.ms / 1e6, bytes / timing.ms / 1e6];
   const arithmetic =

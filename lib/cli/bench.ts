@@ -1,0 +1,217 @@
+import { writeFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+import {
+  type BenchRow,
+  benchInference,
+  benchNms,
+  benchPostprocess,
+  benchResult,
+  benchTraining,
+  type CallTiming,
+  ceilings,
+  chromeTrace,
+  comparisonTable,
+  layerBenches,
+  layerLine,
+  measureLayer,
+  type NetworkSettings,
+  networkName,
+  type PeerResult,
+  peerTable,
+  profileSummary,
+  profileTable,
+  readBenchResult,
+  resultTable,
+  runPeers,
+  title,
+  writeBenchResult,
+} from "../bench";
+import { Device } from "../tensor";
+import { autotune } from "../train";
+import { milliseconds, oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import type { Verb } from "./main";
+
+const BENCHES = ["train", "infer", "layers", "postprocess", "nms"] as const;
+type BenchName = (typeof BENCHES)[number];
+
+const help = `dlfs bench: times training and inference of a detector on this machine, with synthetic batches that are on the device.
+
+Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]      default: train infer
+
+  train               a training step: forward, targets, losses, backward, optimizer
+  infer               the network alone, and the whole call from images on the device to boxes on the host
+  layers              single layers at the shapes of a RetinaNet at 640x640
+  postprocess         everything after the last convolution, on maps with scores as a trained network's
+  nms                 non-maximum suppression of up to 100,000 boxes of 80 classes
+
+  --model NAME        default retinanet_resnet50_fpn
+  --batch N           default 32 on a GPU, 1 on the CPU
+  --size N or HxW     network input in pixels; default 640 on a GPU, 320 on the CPU
+  --classes N         default 91
+  --precision P       f32, bf16 or f16; default: train bf16 and infer f16 where the device has them, else f32
+  --norm KIND         of the backbone: batch (statistics of the batch) or frozen; default batch
+  --trainable-layers N
+                      stages of the backbone that train, from the deepest; default 3 with --norm frozen, else all
+  --repetitions N     default 15; the medians of fewer are not worth comparing
+  --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU
+  --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
+  --profile           print the time of every call of train and infer, the longest first
+  --trace FILE        write those as a trace for chrome://tracing or Perfetto (of train, if both are run)
+  --peers PYTHON      run the same work in PyTorch and torchvision, by this Python (retinanet_resnet50_fpn, on a GPU)
+  --out FILE          write the results as JSON
+  --compare FILE      print what has changed since such a file, beyond the noise
+
+What the columns mean: docs/performance.md.`;
+
+const options = {
+  model: { type: "string" },
+  batch: { type: "string" },
+  size: { type: "string" },
+  classes: { type: "string" },
+  precision: { type: "string" },
+  norm: { type: "string" },
+  "trainable-layers": { type: "string" },
+  repetitions: { type: "string" },
+  "tune-ms": { type: "string" },
+  backend: { type: "string" },
+  profile: { type: "boolean" },
+  trace: { type: "string" },
+  peers: { type: "string" },
+  out: { type: "string" },
+  compare: { type: "string" },
+} as const;
+
+type Args = ReturnType<typeof parseArgs<{ options: typeof options }>>["values"];
+
+const print = (lines: readonly string[]): void => {
+  for (const line of lines) console.log(line);
+};
+
+function benchesOf(names: readonly string[]): BenchName[] {
+  const wanted = names.map((name) => {
+    if (name === "all" || BENCHES.includes(name as BenchName)) return name as BenchName | "all";
+    throw new UsageError(`expected ${BENCHES.join(", ")} or all, got "${name}"`);
+  });
+  if (wanted.length === 0) return ["train", "infer"];
+  return BENCHES.filter((name) => wanted.includes(name) || wanted.includes("all"));
+}
+
+/** Whether and how the model's backbone is normalised and trained; models by other names have no such choice. */
+function backboneOf(args: Args, model: string): Pick<NetworkSettings, "norm" | "trainableLayers"> {
+  const hasChoice = /^(retinanet|fcos)_/.test(model);
+  if (!hasChoice) {
+    for (const name of ["norm", "trainable-layers"] as const) {
+      if (args[name] !== undefined) throw new UsageError(`--${name}: ${model} has no such choice`);
+    }
+    return {};
+  }
+  const norm = args.norm === undefined ? "batch" : oneOf("norm", args.norm, ["batch", "frozen"]);
+  const layers = args["trainable-layers"];
+  const all = model.includes("mobilenet") ? 6 : 5;
+  const trainableLayers = layers === undefined ? (norm === "frozen" ? 3 : all) : Number(layers);
+  if (!Number.isInteger(trainableLayers) || trainableLayers < 0 || trainableLayers > all) {
+    throw new UsageError(`--trainable-layers: expected an integer from 0 to ${all}, got "${layers}"`);
+  }
+  return { norm, trainableLayers };
+}
+
+/** The settings of train and of the others, which differ in the precision. */
+function settingsOf(args: Args, device: Device): Record<"train" | "infer", NetworkSettings> {
+  const cuda = device.backend === "cuda";
+  const model = args.model ?? "retinanet_resnet50_fpn";
+  const given = args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]);
+  const common = {
+    model,
+    batch: args.batch === undefined ? (cuda ? 32 : 1) : positiveInteger("batch", args.batch),
+    size: args.size === undefined ? ([cuda ? 640 : 320, cuda ? 640 : 320] as const) : sizeOf("size", args.size),
+    classes: args.classes === undefined ? 91 : positiveInteger("classes", args.classes),
+    ...backboneOf(args, model),
+    repetitions: args.repetitions === undefined ? 15 : positiveInteger("repetitions", args.repetitions),
+    profileRuns: cuda ? 5 : 1,
+  };
+  const fast = (dtype: "bf16" | "f16") => (cuda && device.supports(`conv.${dtype}`) ? dtype : "f32");
+  return {
+    train: { ...common, precision: given ?? fast("bf16") },
+    infer: { ...common, precision: given ?? fast("f16") },
+  };
+}
+
+function layerRows(device: Device, { batch, precision }: NetworkSettings): BenchRow[] {
+  return layerBenches.flatMap((bench) =>
+    measureLayer(device, bench, batch, precision).flatMap((timing) => {
+      console.log(layerLine(device, precision, timing));
+      const { name, pass, measured } = timing;
+      if (!measured) return [];
+      const row = { bench: "layers", name: `${name} ${pass}, ${batch} images, ${precision}`, warmUp: 2 };
+      return [{ ...row, ...measured.timing, flops: measured.work.flops }];
+    }),
+  );
+}
+
+export const verb: Verb = {
+  help,
+  async run(argv) {
+    const { values: args, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
+    const benches = benchesOf(positionals);
+    const profiled = benches.includes("train") || benches.includes("infer");
+    for (const name of ["profile", "trace", "peers"] as const) {
+      if (args[name] !== undefined && !profiled) throw new UsageError(`--${name} is for train and infer`);
+    }
+    const before = args.compare === undefined ? null : readBenchResult(args.compare);
+    const tuneMs = args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]);
+    using device = new Device({ backend: args.backend }, console.log);
+    autotune(device, { ms: tuneMs });
+    const settings = settingsOf(args, device);
+    const rows: BenchRow[] = [];
+    let traced: { calls: CallTiming[]; name: string } | null = null;
+
+    for (const bench of benches) {
+      const used = settings[bench === "train" ? "train" : "infer"];
+      if (bench === "nms") console.log("\nnms");
+      else console.log(`${title(device, used.precision)}\n${bench}`);
+      const top = ceilings(device, used.precision);
+      if (bench === "layers") {
+        rows.push(...layerRows(device, used));
+        continue;
+      }
+      if (bench === "train" || bench === "infer") {
+        const { rows: found, profile } = await (bench === "train" ? benchTraining : benchInference)(device, used, top);
+        rows.push(...found);
+        print(resultTable(found, top));
+        print(["", ...profileSummary(profile)]);
+        if (args.profile) print(["", ...profileTable(profile)]);
+        traced ??= { calls: profile, name: `${bench}, ${networkName(used)}` };
+      } else {
+        const found = bench === "nms" ? benchNms(device) : benchPostprocess(device, used);
+        rows.push(...found);
+        print(resultTable(found, top));
+      }
+    }
+
+    const peers: PeerResult[] = [];
+    if (args.peers !== undefined) {
+      for (const work of (["train", "infer"] as const).filter((name) => benches.includes(name))) {
+        peers.push(await runPeers(args.peers, settings[work], [work], console.error));
+        print(["", `peers, ${networkName(settings[work])}`, ...peerTable(peers.at(-1)!)]);
+      }
+    }
+    if (args.trace !== undefined && traced) {
+      writeFileSync(args.trace, JSON.stringify(chromeTrace(traced.calls, traced.name)));
+      console.log(`\nwritten: ${args.trace}`);
+    }
+    const precisions = new Set(benches.map((bench) => settings[bench === "train" ? "train" : "infer"].precision));
+    const result = benchResult(device, {
+      command: ["dlfs", "bench", ...argv].join(" "),
+      settings: { benches, ...settings },
+      ceilings: Object.fromEntries([...precisions].map((precision) => [precision, ceilings(device, precision)])),
+      rows,
+      ...(peers.length > 0 && { peers }),
+    });
+    if (args.out !== undefined) {
+      writeBenchResult(args.out, result);
+      console.log(`\nwritten: ${args.out}`);
+    }
+    if (before) print(["", ...comparisonTable(before, result)]);
+    return 0;
+  },
+};

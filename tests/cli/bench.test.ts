@@ -1,0 +1,80 @@
+/** dlfs bench: that every bench runs and its files hold what was measured; errors for what was typed wrongly. */
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { readBenchResult } from "../../lib/bench";
+import { backend } from "../support/device";
+
+const program = fileURLToPath(new URL("../../lib/cli/main.ts", import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), "dlfs-cli-bench-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+async function dlfsBench(...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
+  const env = { ...process.env, DLFS_BACKEND: backend };
+  const child = Bun.spawn([process.execPath, program, "bench", ...args], { env, stdout: "pipe", stderr: "pipe" });
+  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  return { status: await child.exited, stdout, stderr };
+}
+
+const small = ["--model", "compact", "--size", "64x96", "--classes", "3", "--batch", "2", "--repetitions", "2"];
+
+describe("dlfs bench", () => {
+  test("measures networks and writes results, a trace and a comparison", async () => {
+    const [out, again, trace] = ["a.json", "b.json", "trace.json"].map((name) => join(folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    const benches = ["train", "infer", "postprocess", "--precision", "f32", ...small];
+    const first = await dlfsBench(...benches, "--out", out, "--trace", trace, "--profile");
+    expect(first.stderr).toBe("");
+    expect(first.status).toBe(0);
+    const result = readBenchResult(out);
+    expect(result.rows.map(({ bench, name }) => `${bench}: ${name}`)).toEqual([
+      "train: step, compact 2x64x96 f32",
+      "infer: network only, compact 2x64x96 f32",
+      "infer: whole call, compact 2x64x96 f32",
+      "postprocess: compact 2x64x96 f32",
+    ]);
+    for (const row of result.rows) {
+      expect(row.ms).toBeGreaterThan(0);
+      expect(row.repetitions).toBe(2);
+    }
+    const [train, network] = result.rows;
+    expect(train!.memoryBytes).toBeGreaterThan(network!.memoryBytes!);
+    // Three products for one, less the first layer's data gradient.
+    expect(train!.flops! / network!.flops!).toBeGreaterThan(2.8);
+    expect(train!.flops! / network!.flops!).toBeLessThan(3);
+    expect(result.ceilings.f32!.gflops).toBeGreaterThan(0);
+    const events = JSON.parse(readFileSync(trace, "utf8")).traceEvents as { ph: string; cat: string }[];
+    const kinds = new Set(events.filter(({ ph }) => ph === "X").map(({ cat }) => cat));
+    for (const kind of ["conv2d", "conv2d_backward_weight", "focal_loss", "sgd"]) expect(kinds).toContain(kind);
+    expect(first.stdout).toContain("conv2d_backward_data");
+
+    const second = await dlfsBench("infer", "--precision", "f32", ...small, "--out", again, "--compare", out);
+    expect(second.stdout).toMatch(/infer {2}network only, compact 2x64x96 f32 +[\d.]+ +[\d.]+ +[+-]?[\d.]+ %/);
+    expect(second.stdout).toContain("only before: train: step");
+    expect(second.status).toBe(0);
+  }, 60_000);
+
+  test("refuses what it does not know, before anything is measured", async () => {
+    const cases: [string[], string][] = [
+      [["inference"], 'expected train, infer, layers, postprocess, nms or all, got "inference"'],
+      [["nms", "--profile"], "--profile is for train and infer"],
+      [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
+      [["train", "--model", "compact", "--norm", "batch"], "--norm: compact has no such choice"],
+      [["train", "--trainable-layers", "6"], '--trainable-layers: expected an integer from 0 to 5, got "6"'],
+      [["train", "--tune-ms=-1"], '--tune-ms: expected milliseconds from 0, got "-1"'],
+    ];
+    const runs = await Promise.all(cases.map(([args]) => dlfsBench(...args)));
+    for (const [i, { status, stderr }] of runs.entries()) {
+      expect(stderr.trim()).toBe(`dlfs bench: ${cases[i]![1]}`);
+      expect(status).toBe(2);
+    }
+    const { status, stderr } = await dlfsBench("nms", "--compare", join(folder, "none.json"));
+    expect(stderr).toContain("none.json: cannot be read");
+    expect(status).toBe(1);
+  });
+});
