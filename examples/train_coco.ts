@@ -42,6 +42,7 @@ import {
   Normalize,
   namedModel,
   type PreprocessJson,
+  type RecomputeOption,
   Reporter,
   Resize,
   RunFolder,
@@ -88,6 +89,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
                       for the compact model none
   --tune-ms N         time for choosing each convolution's algorithm where none is saved from an earlier start, 0 for heuristics;
                       default 300 on a GPU, 0 on the CPU
+  --recompute WHAT    compute activations again in the backward pass instead of keeping them: "all" that are cheap, or as many as
+                      a step needs to fit a size such as 10GiB (its activations; weights come on top); default none
   --deterministic     only algorithms that give the same bytes each run; the CPU's do in any case
   --out DIR           where run folders are made; default runs
   --resume RUN        a run folder, or one of its checkpoints, to continue; its options are used but for those given
@@ -117,6 +120,7 @@ const options = {
   flip: { type: "string" },
   "clip-norm": { type: "string" },
   "tune-ms": { type: "string" },
+  recompute: { type: "string" },
   deterministic: { type: "boolean" },
   out: { type: "string" },
   resume: { type: "string" },
@@ -146,6 +150,8 @@ interface Config {
   backend: string;
   seed: number;
   deterministic: boolean;
+  /** What is computed again in the backward pass: all that is cheap, or what it takes for so many bytes; absent: nothing. */
+  recompute?: RecomputeOption;
   learningRate: number;
   flip: "none" | "horizontal" | "both";
   /** Largest 2-norm of a step's gradients, beyond which they are scaled down; null: as they are. */
@@ -186,6 +192,13 @@ function parseClipNorm(text: string): number | null {
   if (text.trim() === "" || !(Number.isFinite(value) && value >= 0))
     usage(`--clip-norm: expected a number above 0, or 0 or "none" for no clipping, got "${text}"`);
   return value === 0 ? null : value;
+}
+
+function parseRecompute(text: string): RecomputeOption {
+  if (text === "all" || text === "none") return text === "all";
+  const match = /^(\d+(?:\.\d+)?)([MG])iB$/.exec(text);
+  if (!match) usage(`--recompute: expected all, none or a size such as 10GiB or 800MiB, got "${text}"`);
+  return Math.floor(Number(match[1]) * (match[2] === "G" ? 2 ** 30 : 2 ** 20));
 }
 
 function parseSize(text: string): [number, number] {
@@ -253,6 +266,7 @@ async function main(): Promise<number> {
     clipNorm: args["clip-norm"] === undefined ? undefined : parseClipNorm(args["clip-norm"]),
     tuneMs: args["tune-ms"] === undefined ? undefined : integer("tune-ms", args["tune-ms"], 0),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
+    recompute: args.recompute === undefined ? undefined : parseRecompute(args.recompute),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
@@ -303,6 +317,7 @@ async function main(): Promise<number> {
     backend: device.backend,
     seed,
     deterministic,
+    recompute: given.recompute ?? earlier?.recompute,
     learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
     clipNorm: clipNormOf(given.clipNorm, earlier, network),
@@ -390,6 +405,7 @@ async function main(): Promise<number> {
     checkpointEvery: Math.max(100, Math.ceil(iterations / 10)),
     observer: reporter,
     signal: stop.signal,
+    recompute: config.recompute,
     config,
   });
   if (checkpoint) {

@@ -6,8 +6,10 @@ export {
   type TuningProgress,
   tuneConvolutions,
 } from "./conv-plans";
+export { productFlops } from "./cost";
 export * from "./functions";
-export type { MemoryPlan } from "./memory-plan";
+export { type LoweringOptions, planProgram } from "./lowering";
+export type { MemoryPlan, MemoryShare } from "./memory-plan";
 export {
   type Emitter,
   expectActivation,
@@ -26,7 +28,8 @@ export type { OnnxAttributes, OnnxAttributeValue, OnnxBuilder, OnnxLayout } from
 export { type Activation, type FusedActivation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { PlanCache } from "./plan-cache";
-export { type Call, type CallProfile, type CallSource, Program, type ProgramOptions } from "./program";
+export { type Call, type CallProfile, type CallSource, type PlacedCall, Program, type ProgramOptions } from "./program";
+export type { RecomputeOption } from "./recompute";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";
 export { withoutUnused } from "./unused";
 export { type Leaf, type Spec, sameShape, Value } from "./value";

@@ -37,6 +37,7 @@ export interface Preparation<S = unknown> {
 export interface Emitter {
   readonly device: Device;
   readonly native: NativeFunctions;
+  /** Where a call goes: to be read inside call(), because a captured program is spread over several streams. */
   readonly stream: number;
   /** Scratch memory of the size prepare() asked for, or null. */
   readonly workspace: Address | null;
@@ -72,6 +73,8 @@ export interface Op<A = unknown> {
   readonly optionalOutputs?: readonly number[];
   /** Changes something besides its outputs (running statistics), so it stays even when no output is read. */
   readonly effect?: boolean;
+  /** Of an operation with an effect: the one that computes the same outputs and changes nothing else. */
+  readonly withoutEffect?: Op<A>;
   /** Depends on parameters and constants only: computed when weights change, not in each run. */
   readonly hoist?: boolean;
 }

@@ -11,13 +11,9 @@ import {
   Tensor,
 } from "../tensor";
 import { unwatchLeak, watchLeak } from "../tensor/leaks";
-import { fuse } from "./fusion";
-import { differentiate, type LeafGradients } from "./gradients";
-import { byteSize, type MemoryPlan, planMemory, storageOf } from "./memory-plan";
-import type { Emitter, Gradient, Node, Preparation } from "./node";
-import type { Parameter } from "./parameter";
-import { type Graph, trace } from "./trace";
-import { withoutUnused } from "./unused";
+import { type GradientExport, type Lowering, type LoweringOptions, lower } from "./lowering";
+import { type MemoryPlan, storageOf } from "./memory-plan";
+import type { Emitter, Node } from "./node";
 import type { Spec, Value } from "./value";
 
 /** One native call of a program. */
@@ -31,29 +27,21 @@ export interface Call {
   readonly outputs: readonly Value[];
 }
 
+/** A call of a program with its place in a captured graph. */
+export interface PlacedCall extends Call {
+  /** Which of the graph's streams it runs on; 0 is the program's own. */
+  readonly lane: number;
+  /** Calls of other lanes that must have finished before. */
+  readonly after: readonly PlacedCall[];
+}
+
 /** Adds calls around a program's own: schedules and optimizers. Returns calls that run on the program's stream. */
 export type CallSource = (program: Program) => Call[];
 
-export interface ProgramOptions {
-  /** Training: no folding of weights; differentiate `seeds`. */
-  training?: boolean;
-  /**
-   * What to differentiate: names of results with the gradient that flows into them, a constant for a scalar loss, or "input"
-   * for a further input `grad.<name>` of the program. "inputs": all results, each with such an input. "sum": the sum of all
-   * results, which are scalar losses.
-   */
-  seeds?: Record<string, number | "input"> | "inputs" | "sum";
-  /** Inputs whose gradients become results named `grad.<name>`. */
-  inputGradients?: string[];
-  /** Adds to the parameters' gradients instead of replacing them. */
-  accumulate?: boolean;
+export interface ProgramOptions extends LoweringOptions {
   /** Calls before and after the program's own, in each run. */
   before?: CallSource;
   after?: CallSource;
-  /** Every value keeps memory of its own, readable after a run with `readValue`. Default: DLFS_DEBUG=1. */
-  keepAll?: boolean;
-  /** Merge operations (default true). */
-  fuse?: boolean;
   /** Default: the device's own stream. */
   stream?: Stream;
 }
@@ -73,16 +61,22 @@ export interface CallProfile {
  */
 export class Program implements Disposable {
   readonly stream: Stream;
-  readonly calls: readonly Call[];
+  readonly calls: readonly PlacedCall[];
   /** Index of the first call of the backward pass (calls.length without one). */
   readonly backwardStart: number;
   readonly memory: MemoryPlan;
+  /** How many streams a captured graph is spread over. */
+  readonly lanes: number;
   /** Fixed addresses to write inputs to. */
   readonly inputs: Record<string, Tensor> = {};
   readonly results: Record<string, Tensor> = {};
   readonly #arena: Arena;
   readonly #hoisted: Call[];
-  readonly #bound = new Map<Value, Address>();
+  /** Index of the first call of a node, and of the first call after them. */
+  readonly #nodeCalls: readonly [number, number];
+  readonly #bound: ReadonlyMap<Value, Address>;
+  /** The stream that calls are issued to. */
+  #target: Stream;
   #stale = true;
   #runs = 0;
   #graph = 0;
@@ -101,46 +95,28 @@ export class Program implements Disposable {
     options: ProgramOptions = {},
   ) {
     this.stream = options.stream ?? device.stream;
-    const { graph, result } = trace(specs, forward);
-    const names = Object.keys(result);
-    const values = Object.values(result);
-    if (options.fuse ?? true) fuse(graph, device, values, options.training ?? false);
-    const results = Object.fromEntries(names.map((name, i) => [name, values[i] as Value]));
-
-    const forwardNodes = new Set(graph.nodes);
-    const gradients = this.#differentiate(graph, results, options);
-    const nodes = withoutUnused(graph.nodes, [...Object.values(results), ...gradients.parameters.values()]);
-    const exports = this.#bindGradients(gradients.parameters, results, options);
-    const isHoisted = hoistable(nodes);
-    const main = nodes.filter((node) => !isHoisted.has(node));
-
-    const prepared = new Map<Node, Preparation>();
-    for (const node of nodes) if (node.op.prepare) prepared.set(node, node.op.prepare(device, node));
-    this.memory = planMemory({
-      nodes: main,
-      permanent: [...graph.inputs.values(), ...[...isHoisted].flatMap((node) => node.outputs)],
-      results: [...Object.values(results), ...exports.map(({ value }) => value)],
-      bound: new Set(this.#bound.keys()),
-      workspaces: new Map([...prepared].map(([node, { workspace }]) => [node, isHoisted.has(node) ? 0 : workspace])),
-      keepAll: options.keepAll ?? process.env.DLFS_DEBUG === "1",
-    });
+    this.#target = this.stream;
+    const lowering = lower(device, specs, forward, options);
+    this.#bound = lowering.bound;
+    this.memory = lowering.memory;
+    this.lanes = lowering.lanes.lanes;
     this.#arena = new Arena(device, this.memory.bytes);
     watchLeak(this, "Program");
 
     try {
-      for (const [name, value] of graph.inputs) this.inputs[name] = this.#tensor(value);
+      const { inputs, results, nodes, isForward, exports } = lowering;
+      for (const [name, value] of inputs) this.inputs[name] = this.#tensor(value);
       for (const [name, value] of Object.entries(results)) this.results[name] = this.#tensor(value);
-      this.#hoisted = [...isHoisted].flatMap((node) => this.#record(node, prepared.get(node)));
+      this.#hoisted = lowering.hoisted.flatMap((node) => this.#record(node, lowering));
       const before = options.before?.(this) ?? [];
-      const forwardCalls = main
-        .filter((node) => forwardNodes.has(node))
-        .flatMap((node) => this.#record(node, prepared.get(node)));
-      const backwardCalls = main
-        .filter((node) => !forwardNodes.has(node))
-        .flatMap((node) => this.#record(node, prepared.get(node)));
-      const exportCalls = exports.map(({ value, target, accumulate }) => this.#export(value, target, accumulate));
+      const recorded = this.#recordLanes(lowering);
+      const forwardCalls = recorded.filter((_, i) => isForward(nodes[i]!)).flat();
+      const backwardCalls = recorded.filter((_, i) => !isForward(nodes[i]!)).flat();
+      const exportCalls = exports.map((gradient) => this.#export(gradient));
       this.backwardStart = before.length + forwardCalls.length;
-      this.calls = [...before, ...forwardCalls, ...backwardCalls, ...exportCalls, ...(options.after?.(this) ?? [])];
+      this.#nodeCalls = [before.length, this.backwardStart + backwardCalls.length];
+      const last = [...exportCalls, ...(options.after?.(this) ?? [])];
+      this.calls = [...before.map(placed), ...forwardCalls, ...backwardCalls, ...last.map(placed)];
     } catch (error) {
       this.dispose();
       throw error;
@@ -184,10 +160,12 @@ export class Program implements Disposable {
     this.#prologue();
     const { native } = this.device;
     const out = outHandle();
+    const streams = [this.stream];
+    while (streams.length < this.lanes) streams.push(this.device.lane(streams.length));
     native.graphBegin(this.stream.handle);
     let failure: unknown = null;
     try {
-      for (const call of this.calls) this.#issue(call);
+      this.#issueToLanes(streams);
     } catch (error) {
       failure = error;
     }
@@ -278,54 +256,42 @@ export class Program implements Disposable {
     }
   }
 
-  #differentiate(graph: Graph, results: Record<string, Value>, options: ProgramOptions): LeafGradients {
-    const wantedSeeds =
-      options.seeds === "inputs" || options.seeds === "sum"
-        ? Object.fromEntries(Object.keys(results).map((name) => [name, options.seeds === "sum" ? 1 : "input"]))
-        : options.seeds;
-    const seeds = Object.entries(wantedSeeds ?? {}).map(([name, seed]): [Value, Gradient] => {
-      const value = results[name];
-      check(value !== undefined, "Program", () => `no result named "${name}" to differentiate`);
-      if (seed === "input") return [value, graph.input(`grad.${name}`, value)];
-      check(
-        elementCount(value.shape) === 1,
-        "Program",
-        () => `expected a scalar loss for "${name}", got (${value.shape.join(", ")})`,
-        ErrorCode.shape,
-      );
-      return [value, seed as number];
-    });
-    if (seeds.length === 0) return { parameters: new Map(), inputs: new Map() };
-    const wanted = (options.inputGradients ?? []).map((name) => {
-      const value = graph.inputs.get(name);
-      check(value !== undefined, "Program", () => `no input named "${name}"`);
-      return value;
-    });
-    const gradients = differentiate(graph, seeds, wanted);
-    for (const [name, value] of gradients.inputs) results[`grad.${name}`] = value;
-    return gradients;
-  }
-
-  /** Lets gradients be computed right into the parameters' `grad` where possible; returns the ones to copy or add there. */
-  #bindGradients(gradients: Map<Parameter, Value>, results: Record<string, Value>, options: ProgramOptions) {
-    const taken = new Set(Object.values(results).map(storageOf));
-    const exports: { value: Value; target: Tensor; accumulate: boolean }[] = [];
-    for (const [parameter, value] of gradients) {
-      const target = parameter.grad;
-      if (!target)
-        throw new DlfsError(ErrorCode.argument, parameter.name, "has no gradient memory: call model.to(device) first");
-      const root = storageOf(value);
-      if (!options.accumulate && root.node && !taken.has(root)) {
-        taken.add(root);
-        this.#bound.set(root, target.address);
-      } else {
-        exports.push({ value, target, accumulate: options.accumulate ?? false });
+  /**
+   * Issues all calls, each to its lane's stream: the lanes fork from the program's stream before the first node's call, wait for
+   * each other's calls by events, and are joined after the last.
+   */
+  #issueToLanes(streams: readonly Stream[]): void {
+    const events: Event[] = [];
+    const mark = (stream: Stream): Event => {
+      const event = new Event(this.device);
+      events.push(event);
+      event.record(stream);
+      return event;
+    };
+    const others = streams.slice(1);
+    const [first, end] = this.#nodeCalls;
+    const awaited = new Set(this.calls.flatMap(({ after }) => after));
+    const passed = new Map<PlacedCall, Event>();
+    try {
+      for (const call of this.calls.slice(0, first)) this.#issue(call);
+      const fork = mark(this.stream);
+      for (const stream of others) stream.waitFor(fork);
+      for (const call of this.calls.slice(first, end)) {
+        this.#target = streams[call.lane]!;
+        for (const earlier of call.after) this.#target.waitFor(passed.get(earlier)!);
+        this.#issue(call);
+        if (awaited.has(call)) passed.set(call, mark(this.#target));
       }
+      this.#target = this.stream;
+      for (const stream of others) this.stream.waitFor(mark(stream));
+      for (const call of this.calls.slice(end)) this.#issue(call);
+    } finally {
+      this.#target = this.stream;
+      for (const event of events) event.dispose();
     }
-    return exports;
   }
 
-  #export(value: Value, target: Tensor, accumulate: boolean): Call {
+  #export({ value, target, accumulate }: GradientExport): Call {
     const { native } = this.device;
     const source = this.#address(value);
     const run = accumulate
@@ -354,30 +320,47 @@ export class Program implements Disposable {
     return Tensor.at(this.device, this.#address(value), value.shape, value.dtype);
   }
 
-  #record(node: Node, preparation: Preparation | undefined): Call[] {
+  /** The calls of each node of the run, with their lanes and what they wait for. */
+  #recordLanes(lowering: Lowering): PlacedCall[][] {
+    const { nodes, lanes } = lowering;
+    const recorded: PlacedCall[][] = [];
+    for (const [index, node] of nodes.entries()) {
+      const calls = this.#record(node, lowering);
+      // What others wait for needs a place in its stream, even if it does nothing.
+      if (calls.length === 0 && lanes.lanes > 1 && !node.op.alias)
+        calls.push({ kind: node.op.kind, path: node.path, run: () => {}, outputs: [] });
+      const after = lanes.waits[index]!.map((earlier) => recorded[earlier]!.at(-1)!);
+      recorded.push(calls.map((call, i) => ({ ...call, lane: lanes.laneOf[index]!, after: i === 0 ? after : [] })));
+    }
+    return recorded;
+  }
+
+  #record(node: Node, { prepared }: Lowering): Call[] {
     const calls: Call[] = [];
+    let emitting = true;
+    const target = (): number => {
+      check(!emitting, node.op.kind, () => "read the emitter's stream inside call(): calls may run on several streams");
+      return this.#target.handle;
+    };
     const offset = this.memory.workspaceOf(node);
     const emitter: Emitter = {
       device: this.device,
       native: this.device.native,
-      stream: this.stream.handle,
+      get stream() {
+        return target();
+      },
       workspace: offset === null ? null : this.#arena.at(offset),
-      state: preparation?.state,
+      state: prepared.get(node)?.state,
       address: (value) => this.#address(value),
       optional: (value) => (value ? this.#addressOrNull(value) : null),
       call: (run) => calls.push({ kind: node.op.kind, path: node.path, run: () => void run(), outputs: node.outputs }),
     };
     node.op.emit(emitter, node);
+    emitting = false;
     return calls;
   }
 }
 
-/** Nodes that depend on parameters and constants alone and may run ahead. */
-function hoistable(nodes: readonly Node[]): Set<Node> {
-  const hoisted = new Set<Node>();
-  for (const node of nodes) {
-    const ready = node.inputs.every((input) => (input.node ? hoisted.has(input.node) : input.leaf?.leaf !== "input"));
-    if (node.op.hoist && ready && byteSize(node.outputs[0] as Value) > 0) hoisted.add(node);
-  }
-  return hoisted;
+function placed(call: Call): PlacedCall {
+  return { ...call, lane: 0, after: [] };
 }

@@ -62,6 +62,7 @@ export class Device extends NativeObject {
   /** The stream that work goes to unless another is given. */
   readonly stream: Stream;
   readonly #dependents: (() => void)[] = [];
+  readonly #lanes: Stream[] = [];
 
   /** Opens a device. `log` receives one line that names it, once per process. */
   constructor(options: DeviceOptions = {}, log?: (line: string) => void) {
@@ -125,6 +126,12 @@ export class Device extends NativeObject {
     this.native.free(this.handle, address);
   }
 
+  /** Further streams, from 1 on, that captured programs are spread over; the device owns them. */
+  lane(index: number): Stream {
+    while (this.#lanes.length < index) this.#lanes.push(new Stream(this));
+    return this.#lanes[index - 1] as Stream;
+  }
+
   /** Releases something that belongs to the device just before the device itself goes. */
   onDispose(release: () => void): void {
     this.#dependents.push(release);
@@ -134,6 +141,7 @@ export class Device extends NativeObject {
     if (this.disposed) return;
     this.stream.synchronize();
     for (const release of this.#dependents.splice(0).reverse()) release();
+    for (const stream of this.#lanes.splice(0)) stream.dispose();
     this.stream.dispose();
     super.dispose();
   }

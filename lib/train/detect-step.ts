@@ -9,6 +9,8 @@ export interface DetectStepOptions {
   width: number;
   /** Every intermediate value stays readable after a run (debugging). */
   keepAll?: boolean;
+  /** Streams that the captured graph is spread over; see ProgramOptions. */
+  lanes?: number;
 }
 
 /** One detected object in pixels of the network's input. */
@@ -49,7 +51,7 @@ export class DetectStep implements Disposable {
         imageSizes: { shape: [n, 2], dtype: "f32" },
       },
       ({ images, imageSizes }) => model.detect(images!, imageSizes!),
-      { keepAll: options.keepAll },
+      { keepAll: options.keepAll, lanes: options.lanes },
     );
     model.train(wasTraining);
     this.#maxDetections = this.program.results.detections!.shape[1] as number;

@@ -1,4 +1,12 @@
-import { Program } from "../graph";
+import {
+  type LoweringOptions,
+  type MemoryPlan,
+  Program,
+  planProgram,
+  type RecomputeOption,
+  type Spec,
+  type Value,
+} from "../graph";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
@@ -16,6 +24,10 @@ export interface TrainStepOptions {
   inFlight?: number;
   /** Every intermediate value stays readable after a step (debugging). */
   keepAll?: boolean;
+  /** Streams that the step's captured graph is spread over; see ProgramOptions. */
+  lanes?: number;
+  /** What is computed again in the backward pass instead of being kept; see ProgramOptions. */
+  recompute?: RecomputeOption;
 }
 
 /** Ground truth of a batch on the host, padded to maxBoxes. */
@@ -69,34 +81,23 @@ export class TrainStep implements Disposable {
     readonly options: TrainStepOptions,
     firstIteration = 0,
   ) {
-    const { batchSize: n, height, width, maxBoxes: m } = options;
+    const { batchSize: n, maxBoxes: m } = options;
     const { device } = model;
     this.#device = device;
     this.#iteration = firstIteration;
     autotune(device);
     model.train();
     let names: string[] = [];
-    this.program = new Program(
-      device,
-      {
-        images: { shape: [n, height, width, 3], dtype: model.precision },
-        boxes: { shape: [n, m, 4], dtype: "f32" },
-        labels: { shape: [n, m], dtype: "i32" },
-        counts: { shape: [n], dtype: "i32" },
-      },
-      ({ images, boxes, labels, counts }) => {
-        const losses = model.losses(images!, { boxes: boxes!, labels: labels!, counts: counts! });
-        names = Object.keys(losses);
-        return losses;
-      },
-      {
-        training: true,
-        seeds: "sum",
-        before: (program) => optimizer.scheduleCalls(program),
-        after: (program) => optimizer.stepCalls(program, names),
-        keepAll: options.keepAll,
-      },
-    );
+    const losses = (inputs: Record<string, Value>) => {
+      const made = lossesOf(model, inputs);
+      names = Object.keys(made);
+      return made;
+    };
+    this.program = new Program(device, inputSpecs(model, options), losses, {
+      ...loweringOptions(options),
+      before: (program) => optimizer.scheduleCalls(program),
+      after: (program) => optimizer.stepCalls(program, names),
+    });
     this.lossNames = names;
     const labels = align(n * m * 16);
     this.#offsets = { boxes: 0, labels, counts: labels + align(n * m * 4) };
@@ -108,6 +109,14 @@ export class TrainStep implements Disposable {
       iteration: null,
       release: () => {},
     }));
+  }
+
+  /** The memory that a step would take besides parameters, gradients and momentum; allocates none of it. */
+  static plan(model: DetectionModel, options: TrainStepOptions): MemoryPlan {
+    autotune(model.device);
+    model.train();
+    const losses = (inputs: Record<string, Value>) => lossesOf(model, inputs);
+    return planProgram(model.device, inputSpecs(model, options), losses, loweringOptions(options));
   }
 
   /** The iteration that the next submit() runs. */
@@ -206,4 +215,24 @@ export class TrainStep implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+function inputSpecs(
+  { precision }: DetectionModel,
+  { batchSize: n, height, width, maxBoxes: m }: TrainStepOptions,
+): Record<"images" | "boxes" | "labels" | "counts", Spec> {
+  return {
+    images: { shape: [n, height, width, 3], dtype: precision },
+    boxes: { shape: [n, m, 4], dtype: "f32" },
+    labels: { shape: [n, m], dtype: "i32" },
+    counts: { shape: [n], dtype: "i32" },
+  };
+}
+
+function lossesOf(model: DetectionModel, { images, boxes, labels, counts }: Record<string, Value>) {
+  return model.losses(images!, { boxes: boxes!, labels: labels!, counts: counts! });
+}
+
+function loweringOptions({ keepAll, lanes, recompute }: TrainStepOptions): LoweringOptions {
+  return { training: true, seeds: "sum", keepAll, lanes, recompute };
 }

@@ -1,5 +1,6 @@
 import type { CocoDataLoader, DeviceBatchDecoder } from "../data";
 import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats";
+import type { RecomputeOption } from "../graph";
 import type { CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
@@ -49,6 +50,8 @@ export interface TrainerOptions {
    * the default.
    */
   tuneMs?: number;
+  /** What a step computes again in the backward pass instead of keeping it; see ProgramOptions. */
+  recompute?: RecomputeOption;
   /** Kept in checkpoints: the resolved configuration. */
   config?: unknown;
 }
@@ -98,11 +101,12 @@ export class Trainer implements Disposable {
    * stays.
    */
   async train(): Promise<TrainingOutcome> {
-    const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery } = this.#options;
+    const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery, recompute } = this.#options;
+    const { batchSize, height, width, maxBoxes } = loader;
     using step = new TrainStep(
       model,
       this.optimizer,
-      { batchSize: loader.batchSize, height: loader.height, width: loader.width, maxBoxes: loader.maxBoxes },
+      { batchSize, height, width, maxBoxes, recompute },
       this.#state.iteration,
     );
     let evaluation: TrainingOutcome["evaluation"] = null;

@@ -1,6 +1,7 @@
 /** Properties of memory plans: nothing that is still needed is overwritten, and memory is shared. */
 import { describe, expect, test } from "bun:test";
 import { Graph, type Node, type Op, type Value } from "../../lib/graph";
+import { dependencies, type LanePlan, oneLane, synchronize } from "../../lib/graph/lanes";
 import { byteSize, planMemory, storageOf } from "../../lib/graph/memory-plan";
 import { ALIGNMENT } from "../../lib/tensor";
 import { Random } from "../support/random";
@@ -60,9 +61,10 @@ function randomGraph(seed: string, length: number): Case {
   return { graph, results: [values.at(-1)!, pick(values), pick(values)], workspaces };
 }
 
-function plan({ graph, results, workspaces }: Case, keepAll = false) {
+function plan({ graph, results, workspaces }: Case, keepAll = false, lanes?: LanePlan) {
   return planMemory({
     nodes: graph.nodes,
+    lanes,
     permanent: [...graph.inputs.values()],
     results,
     bound: new Set(),
@@ -72,10 +74,42 @@ function plan({ graph, results, workspaces }: Case, keepAll = false) {
 }
 
 /**
+ * The starts and ends of nodes in an order that lanes may take: a node starts when the one before it in its lane and those that
+ * it waits for have ended. `pick` chooses among what may happen next, so that nodes of different lanes run at the same time.
+ */
+function* happenings(lanes: LanePlan, pick: (count: number) => number): Generator<[index: number, start: boolean]> {
+  const queues = Array.from({ length: lanes.lanes }, (_, lane) =>
+    [...lanes.laneOf.keys()].filter((index) => lanes.laneOf[index] === lane),
+  );
+  const ended = new Set<number>();
+  const running = new Set<number>();
+  for (;;) {
+    const ready = queues.flatMap(([index]) => {
+      if (index === undefined) return [];
+      return running.has(index) || lanes.waits[index]!.every((earlier) => ended.has(earlier)) ? [index] : [];
+    });
+    if (ready.length === 0) return;
+    const index = ready[pick(ready.length)]!;
+    const start = !running.has(index);
+    if (start) running.add(index);
+    else {
+      ended.add(index);
+      queues[lanes.laneOf[index]!]!.shift();
+    }
+    yield [index, start];
+  }
+}
+
+/**
  * Runs a plan on a pretended memory in which every 64 bytes carry the name of who wrote them last: a read that finds another
  * name than that of the value it wants is a fault of the plan.
  */
-function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof planMemory>): string[] {
+function simulate(
+  { graph, results, workspaces }: Case,
+  made: ReturnType<typeof planMemory>,
+  lanes = oneLane(graph.nodes),
+  pick: (count: number) => number = () => 0,
+): string[] {
   const unit = 64;
   const memory = new Array<number>(Math.ceil(made.bytes / unit)).fill(-1);
   const faults: string[] = [];
@@ -84,40 +118,43 @@ function simulate({ graph, results, workspaces }: Case, made: ReturnType<typeof 
       faults.push(`${what} lies at ${offset}, ${bytes} bytes of ${made.bytes}`);
     for (let at = Math.floor(offset / unit); at * unit < offset + bytes; ++at) memory[at] = name;
   };
+  const expectName = (offset: number, bytes: number, name: number, what: string) => {
+    for (let at = Math.floor(offset / unit); at * unit < offset + bytes; ++at)
+      if (memory[at] !== name) {
+        faults.push(`${what} was overwritten by ${memory[at]}`);
+        break;
+      }
+  };
   const read = (value: Value, what: string) => {
     const root = storageOf(value);
     const offset = made.offsetOf(value);
     if (offset === null) faults.push(`${what}: value ${value.id} has no memory`);
-    else
-      for (let at = Math.floor(offset / unit); at * unit < offset + byteSize(root); ++at)
-        if (memory[at] !== root.id) {
-          faults.push(`${what}: value ${value.id} was overwritten by ${memory[at]}`);
-          break;
-        }
+    else expectName(offset, byteSize(root), root.id, `${what}: value ${value.id}`);
   };
-  const mine = 1_000_000;
+  const scratchName = (index: number) => 1_000_000 + index;
   for (const value of graph.inputs.values()) write(made.offsetOf(value)!, byteSize(value), value.id, "input");
-  for (const [index, node] of graph.nodes.entries()) {
+  for (const [index, start] of happenings(lanes, pick)) {
+    const node = graph.nodes[index]!;
     const what = `node ${index} (${node.op.kind})`;
-    for (const input of node.inputs) read(input, what);
-    if (node.op.alias) continue;
-    // Workspaces and all but in-place outputs are written before the last input has been read.
+    if (node.op.alias) continue; // a view reads nothing: its readers do
     const scratch = workspaces.get(node);
-    if (scratch) write(made.workspaceOf(node)!, scratch, mine + index, `${what}: workspace`);
     const inplace = node.op.inplace?.some(
       (slot) => made.offsetOf(node.inputs[slot]!) === made.offsetOf(node.outputs[0]!),
     );
-    for (const [slot, output] of node.outputs.entries()) {
-      const offset = made.offsetOf(output);
-      if (offset === null) {
-        if (!node.op.optionalOutputs?.includes(slot)) faults.push(`${what}: output ${slot} has no memory`);
-      } else if (!inplace || slot > 0) write(offset, byteSize(output), output.id, what);
+    // Workspaces and all but in-place outputs are written before the last input has been read.
+    const early = node.outputs.filter((output, slot) => made.offsetOf(output) !== null && (!inplace || slot > 0));
+    if (start) {
+      for (const input of node.inputs) read(input, what);
+      if (scratch) write(made.workspaceOf(node)!, scratch, scratchName(index), `${what}: workspace`);
+      for (const [slot, output] of node.outputs.entries())
+        if (made.offsetOf(output) === null && !node.op.optionalOutputs?.includes(slot))
+          faults.push(`${what}: output ${slot} has no memory`);
+      for (const output of early) write(made.offsetOf(output)!, byteSize(output), output.id, what);
+    } else {
+      for (const value of [...node.inputs, ...early]) read(value, `${what}, while it runs`);
+      if (scratch) expectName(made.workspaceOf(node)!, scratch, scratchName(index), `${what}: its workspace`);
+      if (inplace) write(made.offsetOf(node.outputs[0]!)!, byteSize(node.outputs[0]!), node.outputs[0]!.id, what);
     }
-    const ends = node.inputs.filter((input) => !inplace || made.offsetOf(input) !== made.offsetOf(node.outputs[0]!));
-    for (const input of ends) read(input, `${what}, while it runs`);
-    if (scratch && memory[Math.floor(made.workspaceOf(node)! / unit)] !== mine + index)
-      faults.push(`${what}: an output lies in its workspace`);
-    if (inplace) write(made.offsetOf(node.outputs[0]!)!, byteSize(node.outputs[0]!), node.outputs[0]!.id, what);
   }
   for (const value of results) read(value, "result");
   return faults;
@@ -131,6 +168,43 @@ describe("random graphs", () => {
       const made = randomGraph(seed, 10 + (seeds.indexOf(seed) % 6) * 15);
       expect(simulate(made, plan(made)), seed).toEqual([]);
     }
+  });
+
+  test("spread over lanes never overwrite what is still read, in whatever order the waits allow", () => {
+    let shared = 0;
+    for (const seed of seeds.slice(0, 30)) {
+      const made = randomGraph(seed, 60);
+      const random = new Random(`lanes of ${seed}`);
+      const count = random.integer(2, 5);
+      const laneOf = made.graph.nodes.map(() => random.integer(0, count));
+      const lanes = synchronize(laneOf, dependencies(made.graph.nodes), count);
+      const planned = plan(made, false, lanes);
+      shared += planned.unshared - planned.bytes;
+      for (let order = 0; order < 8; ++order) {
+        const pick = [() => 0, (ready: number) => ready - 1][order] ?? ((ready: number) => random.integer(0, ready));
+        expect(simulate(made, planned, lanes, pick), `${seed}, order ${order}`).toEqual([]);
+      }
+    }
+    expect(shared).toBeGreaterThan(0);
+  });
+
+  test("need no less than is alive at once", () => {
+    for (const seed of seeds) {
+      const { bytes, needed } = plan(randomGraph(seed, 60));
+      expect(needed).toBeLessThanOrEqual(bytes);
+    }
+    const graph = new Graph();
+    const x = graph.input("x", { shape: [64], dtype: "f32" });
+    const [a] = graph.append(plain, [x], { shapes: [[128]] }, "");
+    const [b] = graph.append(plain, [a!], { shapes: [[64]] }, "");
+    const [c] = graph.append(plain, [b!], { shapes: [[64]] }, "");
+    // x, a and b while b is computed.
+    const made = plan({ graph, results: [c!], workspaces: new Map() });
+    expect(made.needed).toBe(4 * ALIGNMENT);
+    expect(made.atPeak()).toEqual([
+      { path: "", kind: "plain", bytes: 3 * ALIGNMENT },
+      { path: "", kind: "input", bytes: ALIGNMENT },
+    ]);
   });
 
   test("take less memory than without sharing, and no more than all blocks together", () => {

@@ -110,6 +110,21 @@ test.each([0, -1, Number.NaN, Number.POSITIVE_INFINITY])("clipNorm %p is refused
   expect(errorOf(make).message).toBe(`SGD: expected clipNorm > 0, got ${clipNorm}`);
 });
 
+test("the memory of a step can be planned without taking it, with recomputation and without", () => {
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  model.to(device);
+  using optimizer = new SGD(model, { schedule: constantRate(0.1), iterations: 1 });
+  const options = { batchSize: 2, height: 64, width: 64, maxBoxes: 1 };
+  const before = device.memory().allocated;
+  const kept = TrainStep.plan(model, options);
+  const repeated = TrainStep.plan(model, { ...options, recompute: true });
+  expect(device.memory().allocated).toBe(before);
+  expect(repeated.bytes).toBeLessThan(kept.bytes);
+  expect(kept.atPeak().reduce((sum, { bytes }) => sum + bytes, 0)).toBe(kept.needed);
+  using step = new TrainStep(model, optimizer, options);
+  expect(step.program.arenaBytes).toBe(kept.bytes);
+});
+
 test("iterations or rates that no schedule can have are refused before anything is allocated", () => {
   using own = new Device({ backend }); // disposing of it names what has not been released
   using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });

@@ -54,13 +54,9 @@ function workspace(device: Device, { inputs: [x] }: Node): Preparation {
   return scratchMemory((out) => device.native.batchNormWorkspace(device.handle, out, ...size, dtype));
 }
 
-/**
- * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
- * `residual`, a tensor added before the activation. Outputs y, and mean and 1 / std for the backward pass.
- */
-export const batchNormTrain: Op<BatchNormAttrs> = {
+/** batchNormTrain that leaves the running statistics as they are: what its outputs are computed again with. */
+const batchNormRepeat: Op<BatchNormAttrs> = {
   kind: "batch_norm",
-  effect: true,
   infer(inputs, attrs) {
     const x = checkOperands(inputs, attrs);
     const [rows, channels] = rowsAndChannels(x.shape);
@@ -68,6 +64,17 @@ export const batchNormTrain: Op<BatchNormAttrs> = {
     const statistics: Spec = { shape: [channels], dtype: "f32" };
     return [x, statistics, statistics];
   },
+  prepare: workspace,
+  emit: (e, node) => emitTrain(e, node, null, null),
+};
+
+/**
+ * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
+ * `residual`, a tensor added before the activation. Outputs y, and mean and 1 / std for the backward pass.
+ */
+export const batchNormTrain: Op<BatchNormAttrs> = {
+  ...batchNormRepeat,
+  effect: true,
   gradient(builder, node, [dy]) {
     const [x, weight] = node.inputs;
     const [y, mean, invstd] = node.outputs;
@@ -77,36 +84,46 @@ export const batchNormTrain: Op<BatchNormAttrs> = {
     const [dx, dweight, dbias, dresidual] = builder.apply(batchNormBackward, inputs, { residual, activation });
     return [dx!, dweight!, dbias!, null, null, ...(residual ? [dresidual!] : [])];
   },
-  prepare: workspace,
-  emit(e, { inputs, outputs, attrs }) {
-    const [x, weight, bias, runningMean, runningVar] = firstFive(e, inputs);
-    const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
-    const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
-    const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
-    const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
-    e.call(() =>
-      e.native.batchNormTrain(
-        e.stream,
-        y,
-        mean,
-        invstd,
-        runningMean,
-        runningVar,
-        x,
-        residual,
-        weight,
-        bias,
-        scratch,
-        rows,
-        channels,
-        dtype,
-        attrs.eps,
-        attrs.momentum,
-        activation,
-      ),
-    );
+  withoutEffect: batchNormRepeat,
+  emit(e, node) {
+    const [runningMean, runningVar] = node.inputs.slice(3, 5).map((value) => e.address(value)) as [number, number];
+    emitTrain(e, node, runningMean, runningVar);
   },
 };
+
+function emitTrain(
+  e: Emitter,
+  { inputs, outputs, attrs }: Node<BatchNormAttrs>,
+  runningMean: number | null,
+  runningVar: number | null,
+): void {
+  const [x, weight, bias] = firstFive(e, inputs);
+  const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
+  const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
+  const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+  const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+  e.call(() =>
+    e.native.batchNormTrain(
+      e.stream,
+      y,
+      mean,
+      invstd,
+      runningMean,
+      runningVar,
+      x,
+      residual,
+      weight,
+      bias,
+      scratch,
+      rows,
+      channels,
+      dtype,
+      attrs.eps,
+      attrs.momentum,
+      activation,
+    ),
+  );
+}
 
 const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   kind: "batch_norm_backward",
