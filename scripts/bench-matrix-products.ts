@@ -36,7 +36,7 @@ function run(handle: number, direction: string, tensors: { x: Tensor; w: Tensor;
   const [x, w, y] = [tensors.x.address, tensors.w.address, tensors.y.address];
   const bias = direction.includes("bias") ? tensors.bias.address : null;
   const call = {
-    d: () => native.convBackwardData(s, handle, x, y, w, workspace),
+    d: () => native.convBackwardData(s, handle, x, y, w, null, null, workspace),
     w: () => native.convBackwardWeight(s, handle, w, x, y, workspace),
     f: () => native.convForward(s, handle, y, x, w, bias, null, workspace),
   }[direction[0] as "d" | "w" | "f"];

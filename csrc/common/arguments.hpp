@@ -36,6 +36,11 @@ inline void check_number(double value, const char* name) {
   DLFS_CHECK(value - value == 0, DLFS_ERROR_ARGUMENT, "expected a finite %s, got %g", name, value);
 }
 
+// What normalisation adds to a variance.
+inline void check_eps(double eps) {
+  DLFS_CHECK(eps >= 0 && eps - eps == 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
+}
+
 // a * b * ... of sizes >= 0; throws where the product exceeds max_elements.
 inline int64_t checked_product(std::initializer_list<int64_t> sizes, const char* name) {
   int64_t product = 1;

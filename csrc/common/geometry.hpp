@@ -40,6 +40,18 @@ struct ConvGeometry {
   }
 };
 
+// Checks that a direction takes these flags and this activation.
+inline void check_conv_epilogue(int32_t direction, int32_t flags, dlfs_activation activation) {
+  static const char* const names[] = {"forward", "backward-data", "backward-weight"};
+  static const int32_t allowed[] = {DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL, DLFS_CONV_RESIDUAL | DLFS_CONV_RELU_MASK, 0};
+  check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
+  check_activation(activation);
+  DLFS_CHECK((flags & ~allowed[direction]) == 0, DLFS_ERROR_ARGUMENT, "the %s direction does not take flags %d",
+             names[direction], flags & ~allowed[direction]);
+  DLFS_CHECK(direction == DLFS_CONV_FORWARD || activation == DLFS_ACT_NONE, DLFS_ERROR_ARGUMENT,
+             "the %s direction does not take an activation, got %s", names[direction], activation_name(activation));
+}
+
 // Checks the sizes and computes P and Q. Any window may overhang the image as far as the padding lets it.
 inline ConvGeometry conv_geometry(int32_t n, int32_t h, int32_t w, int32_t c, int32_t k, int32_t r, int32_t s,
                                   int32_t stride_h, int32_t stride_w, int32_t pad_h, int32_t pad_w, int32_t dilation_h,

@@ -35,12 +35,62 @@ constexpr Candidate candidates[] = {
     {"direct", [](const ConvProblem& problem) { return direct_convolution(problem); }},
 };
 
+// A data gradient by an algorithm for the bare one, then a pass that adds the residual and masks.
+class GradientWithEpilogue : public ConvAlgorithm {
+ public:
+  GradientWithEpilogue(const ConvProblem& problem, std::shared_ptr<const ConvAlgorithm> bare)
+      : problem_(problem), bare_(std::move(bare)) {
+    name_ = bare_->name();
+    slow_ = bare_->slow();
+    bare_workspace_ = reserve(bare_->workspace());
+    // dx may be the residual, which is needed after the bare gradient.
+    if (problem.residual()) gradient_ = reserve(problem.g.x_elements() * (problem.dtype == DLFS_BF16 ? 2 : 4));
+  }
+
+  void run(const ConvBuffers& b) const override {
+    char* const workspace = static_cast<char*>(b.workspace);
+    ConvBuffers bare{b.x, b.y, b.w, nullptr, nullptr, nullptr, workspace + bare_workspace_};
+    if (problem_.residual()) bare.x = workspace + gradient_;
+    bare_->run(bare);
+    dispatch_float(problem_.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      finish(static_cast<T*>(b.x), static_cast<const T*>(bare.x), static_cast<const T*>(b.residual),
+             static_cast<const T*>(b.mask));
+    });
+  }
+
+ private:
+  template <class T>
+  void finish(T* dx, const T* gradient, const T* residual, const T* mask) const {
+    parallel_for(problem_.g.x_elements(), 16384, [=](int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; ++i) {
+        const float sum = to_float(gradient[i]) + (residual ? to_float(residual[i]) : 0.0f);
+        dx[i] = from_float<T>(mask && to_float(mask[i]) <= 0.0f ? 0.0f : sum);
+      }
+    });
+  }
+
+  const ConvProblem problem_;
+  const std::shared_ptr<const ConvAlgorithm> bare_;
+  int64_t bare_workspace_ = 0, gradient_ = 0;  // offsets in the workspace
+};
+
+// The candidate's algorithm for a problem; NULL where it has none.
+std::shared_ptr<const ConvAlgorithm> create(const Candidate& candidate, const ConvProblem& problem) {
+  if (problem.direction != DLFS_CONV_BACKWARD_DATA || problem.flags == 0) return candidate.create(problem);
+  ConvProblem bare = problem;
+  bare.flags = 0;
+  std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(bare);
+  return algorithm ? std::make_shared<const GradientWithEpilogue>(problem, std::move(algorithm)) : nullptr;
+}
+
 // The heuristic choice: NHWC, which is within a few per cent of the fastest on processors with AVX-512 and needs no
 // reorders of activations, unless oneDNN has no good implementation there and another candidate has.
 std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
   std::shared_ptr<const ConvAlgorithm> first;
   for (const Candidate& candidate : candidates) {
-    std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(problem);
+    std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, problem);
     if (!algorithm) continue;
     if (!algorithm->slow()) return algorithm;
     if (!first) first = std::move(algorithm);
@@ -52,7 +102,7 @@ std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
 std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const std::string& pick) {
   for (const Candidate& candidate : candidates) {
     if (pick.compare(0, pick.find(' '), candidate.name) != 0) continue;
-    std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(problem);
+    std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, problem);
     DLFS_CHECK(algorithm, DLFS_ERROR_ARGUMENT, "pick: there is no algorithm '%s' for %s", pick.c_str(),
                problem.g.text().c_str());
     DLFS_CHECK(algorithm->name() == pick, DLFS_ERROR_ARGUMENT, "pick: expected '%s', got '%s'",
@@ -85,6 +135,8 @@ void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuff
   DLFS_CHECK(
       problem.residual() == (buffers.residual != nullptr), DLFS_ERROR_ARGUMENT,
       problem.residual() ? "residual is NULL, but the plan adds one" : "a residual was given, but the plan adds none");
+  DLFS_CHECK(problem.relu_mask() == (buffers.mask != nullptr), DLFS_ERROR_ARGUMENT,
+             problem.relu_mask() ? "x is NULL, but the plan masks by it" : "x was given, but the plan does not mask");
   const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plan);
   check_workspace(buffers.workspace, algorithm->workspace());
   stream.enqueue([algorithm, buffers] { algorithm->run(buffers); }, Lane::compute, problem.threads);
@@ -100,7 +152,9 @@ class Scratch {
     buffers.y = filled(g.y_elements(), half);
     buffers.w = filled(g.w_elements(), half && problem.direction != DLFS_CONV_BACKWARD_WEIGHT);
     if (problem.bias()) buffers.bias = static_cast<const float*>(filled(g.k, false));
-    if (problem.residual()) buffers.residual = filled(g.y_elements(), half);
+    const bool forward = problem.direction == DLFS_CONV_FORWARD;
+    if (problem.residual()) buffers.residual = filled(forward ? g.y_elements() : g.x_elements(), half);
+    if (problem.relu_mask()) buffers.mask = filled(g.x_elements(), half);
     if (workspace > 0) buffers.workspace = context_.allocate(workspace, false);
   }
 
@@ -163,17 +217,14 @@ extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const 
     plan->context = require_context(ctx);
     check_pointer(out, "out");
     check_pointer(pick, "pick");
-    check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
     check_float_dtype(dtype);
-    check_range(flags, 0, DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL, "flags");
-    check_activation(activation);
-    const bool forward = direction == DLFS_CONV_FORWARD;
+    check_conv_epilogue(direction, flags, activation);
     plan->problem = {
         conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
         direction,
         dtype,
-        forward ? flags : 0,
-        forward ? activation : DLFS_ACT_NONE,
+        flags,
+        activation,
         plan->context->threads()};
     DLFS_CHECK(dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
     DLFS_CHECK(dtype != DLFS_BF16 || has_bf16(), DLFS_ERROR_UNSUPPORTED,
@@ -196,7 +247,7 @@ extern "C" dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, d
     std::shared_ptr<const ConvAlgorithm> fastest;
     double fastest_ms = INFINITY;
     for (const Candidate& candidate : candidates) {
-      std::shared_ptr<const ConvAlgorithm> algorithm = candidate.create(plan->problem);
+      std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, plan->problem);
       // Slow ones can be a thousand times slower: they are measured only where there is nothing else.
       if (!algorithm || (algorithm->slow() && fastest && !fastest->slow())) continue;
       const double ms = measure(s, plan->problem, *algorithm, budget_ms / static_cast<double>(std::size(candidates)));
@@ -232,15 +283,15 @@ extern "C" dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacit
 extern "C" dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w,
                                          const float* bias, const void* residual, void* workspace) {
   return on_stream("dlfs_conv_forward", stream, [&](Stream& s) {
-    execute(s, conv, DLFS_CONV_FORWARD, {const_cast<void*>(x), y, const_cast<void*>(w), bias, residual, workspace});
+    execute(s, conv, DLFS_CONV_FORWARD, {const_cast<void*>(x), y, const_cast<void*>(w), bias, residual, nullptr, workspace});
   });
 }
 
 extern "C" dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy,
-                                               const void* w, void* workspace) {
+                                               const void* w, const void* residual, const void* x, void* workspace) {
   return on_stream("dlfs_conv_backward_data", stream, [&](Stream& s) {
     execute(s, conv, DLFS_CONV_BACKWARD_DATA,
-            {dx, const_cast<void*>(dy), const_cast<void*>(w), nullptr, nullptr, workspace});
+            {dx, const_cast<void*>(dy), const_cast<void*>(w), nullptr, residual, x, workspace});
   });
 }
 
@@ -248,6 +299,6 @@ extern "C" dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv c
                                                  const void* dy, void* workspace) {
   return on_stream("dlfs_conv_backward_weight", stream, [&](Stream& s) {
     execute(s, conv, DLFS_CONV_BACKWARD_WEIGHT,
-            {const_cast<void*>(x), const_cast<void*>(dy), dw, nullptr, nullptr, workspace});
+            {const_cast<void*>(x), const_cast<void*>(dy), dw, nullptr, nullptr, nullptr, workspace});
   });
 }

@@ -6,28 +6,31 @@
 
 namespace dlfs::cpu {
 
-// One direction of y = activation(conv(x, w) + bias + residual); see dlfs_conv_create.
+// One direction of y = activation(conv(x, w) + bias + residual) or of its gradients; see dlfs_conv_create.
 struct ConvProblem {
   ConvGeometry g;
   int32_t direction;
   dlfs_dtype dtype;
-  int32_t flags;  // 0 but for the forward direction
+  int32_t flags;
   dlfs_activation activation;
   int threads;  // of the algorithm: its partition of the work, and so the order of its sums, depends on them
 
   bool bias() const { return flags & DLFS_CONV_BIAS; }
   bool residual() const { return flags & DLFS_CONV_RESIDUAL; }
+  bool relu_mask() const { return flags & DLFS_CONV_RELU_MASK; }
   const char* direction_name() const;
 };
 
 // Addresses of one execution. x (N, H, W, C) and y (N, P, Q, K) are activations or their gradients, w (K, R, S, C /
-// groups) weights or their fp32 gradient; which is written follows from the direction.
+// groups) weights or their fp32 gradient; which is written follows from the direction. mask: what x was, of a masked data
+// gradient.
 struct ConvBuffers {
   void* x;
   void* y;
   void* w;
   const float* bias;
   const void* residual;
+  const void* mask;
   void* workspace;
 };
 

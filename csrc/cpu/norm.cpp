@@ -14,10 +14,6 @@ void check_rows(int64_t rows, int32_t c, int64_t least_rows) {
   checked_product({rows, c}, "x");
 }
 
-void check_eps(double eps) {
-  DLFS_CHECK(eps >= 0 && eps - eps == 0, DLFS_ERROR_ARGUMENT, "expected eps >= 0, got %g", eps);
-}
-
 struct TrainStatistics {
   float *save_mean, *save_invstd, *running_mean, *running_var;
   double eps, momentum;
@@ -259,42 +255,6 @@ extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, vo
         const auto run = activation == DLFS_ACT_RELU ? batch_norm_backward<T, true> : batch_norm_backward<T, false>;
         run(layout, static_cast<T*>(dx), static_cast<T*>(dresidual), dweight, dbias, static_cast<const T*>(dy),
             static_cast<const T*>(x), static_cast<const T*>(y), weight, save_mean, save_invstd, workspace);
-      });
-    });
-  });
-}
-
-extern "C" dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void* folded_w, float* folded_bias, const float* w,
-                                            const float* conv_bias, const float* weight, const float* bias,
-                                            const float* mean, const float* var, int32_t k, int64_t per_channel,
-                                            dlfs_dtype dtype, double eps) {
-  return on_stream("dlfs_batch_norm_fold", stream, [&](Stream& s) {
-    check_float_dtype(dtype);
-    check_range(k, 1, INT32_MAX, "k");
-    check_size(per_channel, "per_channel");
-    checked_product({k, per_channel}, "w");
-    check_eps(eps);
-    check_pointer(folded_w, "folded_w");
-    check_pointer(folded_bias, "folded_bias");
-    check_pointer(w, "w");
-    check_pointer(weight, "weight");
-    check_pointer(bias, "bias");
-    check_pointer(mean, "mean");
-    check_pointer(var, "var");
-    dispatch_float(dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      T* out = static_cast<T*>(folded_w);
-      s.enqueue([=] {
-        parallel_for(k, std::max<int64_t>(1, 16384 / per_channel), [=](int64_t begin, int64_t end) {
-          for (int64_t j = begin; j < end; ++j) {
-            const double factor = weight[j] / std::sqrt(var[j] + eps);
-            folded_bias[j] = static_cast<float>(((conv_bias ? conv_bias[j] : 0.0) - mean[j]) * factor + bias[j]);
-            const float g = static_cast<float>(factor);
-            const int64_t first = j * per_channel;
-#pragma omp simd
-            for (int64_t i = 0; i < per_channel; ++i) out[first + i] = from_float<T>(w[first + i] * g);
-          }
-        });
       });
     });
   });

@@ -52,6 +52,7 @@ int64_t workspace_limit() {
 // - gradients in bf16 and f16: as fast, and weight gradients come out in fp32, which cuDNN's quick engines would round;
 // - forward in bf16 and f16: where no epilogue follows, which cuDNN fuses and cuBLASLt leaves to a kernel of ours, and the
 //   channels need no padding; and for a few rows, where launching is what takes the time.
+// It has nothing for a data gradient with a mask, and cuDNN goes before it followed by a kernel of ours.
 bool prefers_cublaslt(const ConvProblem& problem) {
   const ConvGeometry& g = problem.g;
   if (!g.matrix_product()) return false;
@@ -76,7 +77,10 @@ std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem&
       }
     }
   }
-  return direct_algorithm(problem);
+  const std::vector<ConvProblem> bare = separable_gradients(problem);
+  if (bare.empty()) return direct_algorithm(problem);
+  const ConvProblem& one = problem.g.matrix_product() ? bare.front() : bare.back();  // cuBLASLt adds the residual
+  return separate_gradient(problem, one, choose(context, one));
 }
 
 std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
@@ -86,6 +90,13 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
     DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s",
                problem.g.text().c_str());
     return depthwise_algorithm(context, problem);
+  }
+  if (pick.compare(0, 5, "then ") == 0) {
+    for (const ConvProblem& bare : separable_gradients(problem)) {
+      const std::string prefix = separate_gradient_prefix(problem, bare);
+      if (pick.compare(0, prefix.size(), prefix) != 0) continue;
+      return separate_gradient(problem, bare, from_pick(context, bare, pick.substr(prefix.size())));
+    }
   }
   if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
   return cudnn_from_pick(context, problem, pick);
@@ -103,7 +114,10 @@ class Scratch {
     tensors_.w = noise(s, g.w_elements(), wgrad ? DLFS_F32 : problem.dtype);
     tensors_.y = noise(s, g.y_elements(), problem.dtype);
     tensors_.bias = problem.bias ? static_cast<const float*>(noise(s, g.k, DLFS_F32)) : nullptr;
-    tensors_.residual = problem.residual ? noise(s, g.y_elements(), problem.dtype) : nullptr;
+    const bool forward = problem.direction == DLFS_CONV_FORWARD;
+    const int64_t result = forward ? g.y_elements() : g.x_elements();
+    tensors_.residual = problem.residual ? noise(s, result, problem.dtype) : nullptr;
+    tensors_.mask = problem.relu_mask ? noise(s, result, problem.dtype) : nullptr;
   }
 
   const ConvTensors& tensors() const { return tensors_; }
@@ -192,18 +206,26 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
     }
   };
   consider(conv.algorithm());
-  if (depthwise_supports(problem)) consider(depthwise_algorithm(context, problem));
   const int64_t limit = workspace_limit();
-  for (const auto& candidate : cublaslt_candidates(context, problem, limit, true)) {
-    if (spent()) break;
-    consider(candidate);
-  }
-  for (const CudnnRecipe& recipe : cudnn_recipes(problem, true)) {
-    if (spent()) break;
-    for (const auto& candidate : cudnn_candidates(context, problem, recipe, false)) {
+  // Each candidate for `one`, made into an algorithm for the problem by `as`.
+  const auto consider_all = [&](const ConvProblem& one, const auto& as) {
+    if (depthwise_supports(one)) consider(as(depthwise_algorithm(context, one)));
+    for (const auto& candidate : cublaslt_candidates(context, one, limit, true)) {
       if (spent()) break;
-      consider(cudnn_build(*candidate, limit));
+      consider(as(candidate));
     }
+    for (const CudnnRecipe& recipe : cudnn_recipes(one, true)) {
+      if (spent()) break;
+      for (const auto& candidate : cudnn_candidates(context, one, recipe, false)) {
+        if (spent()) break;
+        consider(as(cudnn_build(*candidate, limit)));
+      }
+    }
+  };
+  using Algorithm = std::shared_ptr<const ConvAlgorithm>;
+  consider_all(problem, [](Algorithm algorithm) { return algorithm; });
+  for (const ConvProblem& bare : separable_gradients(problem)) {
+    consider_all(bare, [&](Algorithm algorithm) { return separate_gradient(problem, bare, std::move(algorithm)); });
   }
   return best ? best : conv.algorithm();
 }
@@ -243,13 +265,8 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
                              int32_t dilation_w, int32_t groups, int32_t flags, dlfs_activation activation) {
   return context_call("dlfs_conv_create", ctx, [&](Context& context) {
     check_pointer(out, "out");
-    check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
     check_float_dtype(dtype);
-    check_activation(activation);
-    const int32_t all_flags = DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL;
-    DLFS_CHECK((flags & ~all_flags) == 0, DLFS_ERROR_ARGUMENT, "unknown flags %d", flags & ~all_flags);
-    DLFS_CHECK(direction == DLFS_CONV_FORWARD || (flags == 0 && activation == DLFS_ACT_NONE), DLFS_ERROR_ARGUMENT,
-               "flags and activation apply to the forward direction only");
+    check_conv_epilogue(direction, flags, activation);
     DLFS_CHECK(dtype != DLFS_BF16 || context.compute_capability >= 80, DLFS_ERROR_UNSUPPORTED,
                "bf16 convolutions need compute capability 8.0, this device has %d.%d", context.compute_capability / 10,
                context.compute_capability % 10);
@@ -261,6 +278,7 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
         dtype,
         (flags & DLFS_CONV_BIAS) != 0,
         (flags & DLFS_CONV_RESIDUAL) != 0,
+        (flags & DLFS_CONV_RELU_MASK) != 0,
         activation,
         context.deterministic,
         context.tf32};
@@ -320,19 +338,23 @@ dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const
                "bias must be given exactly with DLFS_CONV_BIAS");
     DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
                "residual must be given exactly with DLFS_CONV_RESIDUAL");
-    run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual}, workspace);
+    run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual, nullptr}, workspace);
   });
 }
 
 dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void* dx, const void* dy, const void* w,
-                                    void* workspace) {
+                                    const void* residual, const void* x, void* workspace) {
   return stream_call("dlfs_conv_backward_data", stream, [&](Stream& s) {
     const std::shared_ptr<Conv> object = convs().find(conv);
     check_direction(*object, DLFS_CONV_BACKWARD_DATA);
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
     check_pointer(w, "w");
-    run(s, *object, {dx, const_cast<void*>(w), const_cast<void*>(dy), nullptr, nullptr}, workspace);
+    DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
+               "residual must be given exactly with DLFS_CONV_RESIDUAL");
+    DLFS_CHECK((x != nullptr) == object->problem.relu_mask, DLFS_ERROR_ARGUMENT,
+               "x must be given exactly with DLFS_CONV_RELU_MASK");
+    run(s, *object, {dx, const_cast<void*>(w), const_cast<void*>(dy), nullptr, residual, x}, workspace);
   });
 }
 
@@ -344,7 +366,7 @@ dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float*
     check_pointer(dw, "dw");
     check_pointer(x, "x");
     check_pointer(dy, "dy");
-    run(s, *object, {const_cast<void*>(x), dw, const_cast<void*>(dy), nullptr, nullptr}, workspace);
+    run(s, *object, {const_cast<void*>(x), dw, const_cast<void*>(dy), nullptr, nullptr, nullptr}, workspace);
   });
 }
 

@@ -1,6 +1,7 @@
 // Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of four kinds: cuDNN
 // (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our depthwise kernels (conv_depthwise.cu), or our direct kernels
-// (conv_direct.cu), which take everything that cuDNN has no engine for.
+// (conv_direct.cu), which take everything that cuDNN has no engine for. What follows a data gradient may be a kernel of its
+// own after any of them (conv_gradient.cpp).
 #pragma once
 
 #include <memory>
@@ -19,12 +20,14 @@ struct ConvProblem {
   dlfs_dtype dtype;
   bool bias;
   bool residual;
+  bool relu_mask;  // of a data gradient
   dlfs_activation activation;
   bool deterministic;
   bool tf32;
 
   // True where something follows the convolution itself.
-  bool epilogue() const { return bias || residual || activation != DLFS_ACT_NONE; }
+  bool epilogue() const { return bias || residual || relu_mask || activation != DLFS_ACT_NONE; }
+  bool gradient_epilogue() const { return direction == DLFS_CONV_BACKWARD_DATA && epilogue(); }
 };
 
 // The device addresses of one execution. The direction says which of x, w, y is the output: y forward, x (dx) for the
@@ -35,6 +38,7 @@ struct ConvTensors {
   void* y;
   const float* bias;
   const void* residual;
+  const void* mask;  // what x was, of a masked data gradient
 };
 
 // One way to compute a problem. Immutable; run may be called from several threads for different streams.
@@ -61,7 +65,7 @@ enum class CudnnForm : int32_t {
 
 // How a problem is put to cuDNN.
 struct CudnnRecipe {
-  bool fused;    // forward: bias, residual and activation in cuDNN's graph, else in a kernel of ours afterwards
+  bool fused;    // what follows the convolution in cuDNN's graph, else in a kernel of ours afterwards
   int32_t c, k;  // channels after padding with zeros, which tensor cores want in multiples of 8
   CudnnForm form;
   bool compile;  // engines that cuDNN compiles when the plan is made, too
@@ -100,6 +104,19 @@ std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& c
 std::shared_ptr<const ConvAlgorithm> cublaslt_from_pick(Context& context, const ConvProblem& problem,
                                                         const std::string& pick, int64_t workspace_limit);
 
+// ---- data gradients with a residual or a mask ----------------------------------------------------------------------
+
+// The problems whose algorithms, with a kernel of ours after them, compute a data gradient with a residual or a mask: with
+// the mask left out, and with both.
+std::vector<ConvProblem> separable_gradients(const ConvProblem& problem);
+
+// An algorithm for one of these problems, then a kernel for what is left. NULL where `bare` is.
+std::shared_ptr<const ConvAlgorithm> separate_gradient(const ConvProblem& problem, const ConvProblem& bare_problem,
+                                                       std::shared_ptr<const ConvAlgorithm> bare);
+
+// How the picks of these begin; the rest is the pick of the algorithm for the bare problem.
+std::string separate_gradient_prefix(const ConvProblem& problem, const ConvProblem& bare_problem);
+
 // ---- our kernels --------------------------------------------------------------------------------------------------
 
 // True where the depthwise kernels can compute the problem.
@@ -119,6 +136,10 @@ void pad_channels(Stream& stream, void* dst, const void* src, int64_t rows_out, 
 // the residual of dst_dtype; dst may be src where the sizes and dtypes are equal. The dtypes are equal or one is F32.
 void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias, const void* residual, int64_t rows,
                    int32_t k, int32_t k_in, dlfs_dtype dst_dtype, dlfs_dtype src_dtype, dlfs_activation activation);
+
+// dx[i] = mask[i] <= 0 ? 0 : gradient[i] + residual[i]; residual and mask nullable, dx may be any of the others.
+void gradient_epilogue(Stream& stream, void* dx, const void* gradient, const void* residual, const void* mask, int64_t n,
+                       dlfs_dtype dtype);
 
 // Fills n values with noise in [-1, 1), for timing on data that switches as many bits as real data.
 void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed);

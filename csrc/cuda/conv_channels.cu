@@ -1,5 +1,5 @@
 // What surrounds a convolution by cuDNN: padding channels with zeros for the tensor cores, dropping the padding again,
-// and the bias, residual and activation of a plan whose engine does not fuse them or that runs backward.
+// and the bias, residual, activation and mask of a plan whose engine does not fuse them or that runs backward.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
 #include "cuda/runtime.cuh"
@@ -44,6 +44,29 @@ __global__ void __launch_bounds__(256)
     for (int j = 0; j < V; ++j) value[j] = activate(activation, value[j]);
     store(dst + row * k + channel, value);
   });
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(256)
+    gradient_epilogue_kernel(T* dx, const T* gradient, const T* residual, const T* mask, int64_t n) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * 256 * V;
+  for (int64_t i = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * V; i < n; i += stride) {
+    float value[V];
+    load(value, gradient + i);
+    if (residual) {
+      float other[V];
+      load(other, residual + i);
+#pragma unroll
+      for (int j = 0; j < V; ++j) value[j] += other[j];
+    }
+    if (mask) {
+      float kept[V];
+      load(kept, mask + i);
+#pragma unroll
+      for (int j = 0; j < V; ++j) value[j] = kept[j] <= 0.0f ? 0.0f : value[j];
+    }
+    store(dx + i, value);
+  }
 }
 
 // Calls body(tag) with the type of `other`, which is T's dtype or, where either is fp32, any.
@@ -99,6 +122,16 @@ void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias
       launch(stream, g.grid, g.block, 0, epilogue_kernel<Dst, Src, V>, static_cast<Dst*>(dst),
              static_cast<const Src*>(src), bias, static_cast<const Dst*>(residual), rows, k, k_in, activation);
     });
+  });
+}
+
+void gradient_epilogue(Stream& stream, void* dx, const void* gradient, const void* residual, const void* mask, int64_t n,
+                       dlfs_dtype dtype) {
+  dispatch_channels(dtype, n, aligned16({dx, gradient, residual, mask}), [&](auto tag, auto width) {
+    using T = typename decltype(tag)::type;
+    constexpr int V = decltype(width)::value;
+    launch(stream, grid_size(*stream.context, n / V, 256), 256, 0, gradient_epilogue_kernel<T, V>, static_cast<T*>(dx),
+           static_cast<const T*>(gradient), static_cast<const T*>(residual), static_cast<const T*>(mask), n);
   });
 }
 

@@ -33,9 +33,10 @@ cudaDataType_t lt_type(dlfs_dtype dtype) {
 }
 
 // True where bias and residual can be part of the product. A bias has the dtype of the result there, which is fp32 only
-// for fp32; activations are left to our kernel, since what cuBLASLt's ReLU makes of NaN is not documented.
+// for fp32; activations are left to our kernel, since what cuBLASLt's ReLU makes of NaN is not documented, and so are masks.
 bool can_fuse(const ConvProblem& problem) {
-  return problem.epilogue() && problem.activation == DLFS_ACT_NONE && (!problem.bias || problem.dtype == DLFS_F32);
+  return problem.epilogue() && problem.activation == DLFS_ACT_NONE && !problem.relu_mask &&
+         (!problem.bias || problem.dtype == DLFS_F32);
 }
 
 // The product D = op(A) op(B) (+ C, + bias) as cuBLASLt's descriptors. fused: with bias and residual.
@@ -217,14 +218,14 @@ class LtConv final : public ConvAlgorithm {
   void run(Stream& s, const ConvTensors& t, void* workspace) const override {
     const auto odd = [](const void* p, uintptr_t alignment) { return reinterpret_cast<uintptr_t>(p) % alignment != 0; };
     for (const void* const tensor : {static_cast<const void*>(t.x), static_cast<const void*>(t.w),
-                                     static_cast<const void*>(t.y), static_cast<const void*>(t.bias), t.residual}) {
+                                     static_cast<const void*>(t.y), static_cast<const void*>(t.bias), t.residual, t.mask}) {
       if (odd(tensor, tensor_alignment)) return run_direct(s, problem_, t);
     }
     if (workspace_bytes_ > 0 && odd(workspace, workspace_alignment)) return run_direct(s, problem_, t);
     const auto multiply = [&](void* result, const void* a, const void* b, const void* c, const void* bias) {
       product_.run(handle_, s.stream, algorithm_, result, a, b, c, bias, workspace, workspace_bytes_);
     };
-    if (problem_.direction == DLFS_CONV_BACKWARD_DATA) return multiply(t.x, t.w, t.y, nullptr, nullptr);
+    if (problem_.direction == DLFS_CONV_BACKWARD_DATA) return multiply(t.x, t.w, t.y, t.residual, nullptr);
     if (problem_.direction == DLFS_CONV_BACKWARD_WEIGHT) return multiply(t.w, t.x, t.y, nullptr, nullptr);
     multiply(t.y, t.w, t.x, fused_ ? t.residual : nullptr, fused_ ? t.bias : nullptr);
     if (!fused_ && problem_.epilogue()) {
@@ -275,7 +276,7 @@ std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& c
   if (!problem.g.matrix_product()) return candidates;
   const int64_t limit = std::min(workspace_limit, most_workspace);
   for (const bool fused : {true, false}) {
-    if (fused && !can_fuse(problem)) continue;
+    if (fused ? !can_fuse(problem) : problem.gradient_epilogue()) continue;
     if (!fused && !all && !candidates.empty()) continue;
     for (const cublasLtMatmulHeuristicResult_t& one : heuristics(context, problem, fused, limit, all ? 8 : 4)) {
       try {
@@ -317,8 +318,8 @@ std::shared_ptr<const ConvAlgorithm> cublaslt_from_pick(Context& context, const 
   DLFS_CHECK(capability == context.compute_capability, DLFS_ERROR_ARGUMENT,
              "the pick is of a device of compute capability %d.%d, this one has %d.%d", capability / 10,
              capability % 10, context.compute_capability / 10, context.compute_capability % 10);
-  DLFS_CHECK(!fused || can_fuse(problem), DLFS_ERROR_ARGUMENT, "pick '%.200s' is of another epilogue than %s",
-             pick.c_str(), problem.g.text().c_str());
+  DLFS_CHECK(fused ? can_fuse(problem) : !problem.gradient_epilogue(), DLFS_ERROR_ARGUMENT,
+             "pick '%.200s' is of another epilogue than %s", pick.c_str(), problem.g.text().c_str());
   try {
     const Product product(problem, fused != 0);
     const size_t needed = product.check(context.cublaslt(), algorithm);

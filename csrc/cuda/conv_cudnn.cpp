@@ -72,7 +72,7 @@ cudnnDataType_t cudnn_type(dlfs_dtype dtype) {
 
 // ---- operation graphs ---------------------------------------------------------------------------------------------
 
-enum TensorId : int64_t { id_x = 1, id_w, id_y, id_bias, id_residual, id_virtual };
+enum TensorId : int64_t { id_x = 1, id_w, id_y, id_bias, id_residual, id_mask, id_virtual };
 
 // A tensor (n, c, h, w) as cuDNN counts its dimensions, packed as (n, h, w, c). Virtual ones stay inside the kernel, in
 // fp32.
@@ -102,12 +102,12 @@ Descriptor convolution(const ConvGeometry& g) {
   return c.finalize();
 }
 
-// upper_clip: of a ReLU.
+// upper_clip: of a ReLU and its backward pass.
 Descriptor pointwise_mode(cudnnPointwiseMode_t mode, double upper_clip = std::numeric_limits<float>::max()) {
   Descriptor p(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
   p.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
   p.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_DATA_FLOAT);
-  if (mode == CUDNN_POINTWISE_RELU_FWD) {
+  if (mode == CUDNN_POINTWISE_RELU_FWD || mode == CUDNN_POINTWISE_RELU_BWD) {
     const cudnnNanPropagation_t propagate = CUDNN_PROPAGATE_NAN;
     p.set(CUDNN_ATTR_POINTWISE_NAN_PROPAGATION, CUDNN_TYPE_NAN_PROPOGATION, 1, &propagate);
     p.set(CUDNN_ATTR_POINTWISE_RELU_LOWER_CLIP, 0.0);
@@ -152,11 +152,25 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
   std::vector<cudnnBackendDescriptor_t> operations;
   const auto operation = [&](Descriptor done) { operations.push_back(graph->keep(std::move(done)).get()); };
 
+  // The convolution, then what follows it, each result but the last virtual: forward + residual -> + bias -> activation,
+  // which is also the order of cuDNN's precompiled engines; the data gradient + residual -> mask.
+  const bool forward = problem.direction == DLFS_CONV_FORWARD;
+  const int64_t channels = forward ? recipe.k : recipe.c, height = forward ? g.p : g.h, width = forward ? g.q : g.w;
+  const int steps = !recipe.fused ? 0
+                                  : problem.residual + problem.bias + problem.relu_mask +
+                                        (problem.activation != DLFS_ACT_NONE);
+  int64_t next_id = id_virtual;
+  const auto result = [&](int step) -> const Descriptor& {
+    if (step == steps) return forward ? y : wgrad ? w : x;
+    return graph->keep(tensor(next_id++, CUDNN_DATA_FLOAT, g.n, channels, height, width, true));
+  };
+  int step = 0;
+  const Descriptor* value = &result(step);
   if (problem.direction == DLFS_CONV_BACKWARD_DATA) {
     Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC, conv);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W, w);
-    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, x);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, *value);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, y);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, 1.0f);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA, 0.0f);
@@ -164,22 +178,13 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
   } else if (wgrad) {
     Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC, conv);
-    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, w);
+    op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW, *value);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, x);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, y);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, 1.0f);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA, 0.0f);
     operation(op.finalize());
   } else {
-    // conv -> + residual -> + bias -> activation, each result but the last virtual. This order is also the one of
-    // cuDNN's precompiled engines.
-    const int steps = recipe.fused ? problem.residual + problem.bias + (problem.activation != DLFS_ACT_NONE) : 0;
-    int64_t next_id = id_virtual;
-    const auto result = [&](int step) -> const Descriptor& {
-      return step == steps ? y : graph->keep(tensor(next_id++, CUDNN_DATA_FLOAT, g.n, recipe.k, g.p, g.q, true));
-    };
-    int step = 0;
-    const Descriptor* value = &result(step);
     Descriptor op(CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, conv);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, x);
@@ -188,25 +193,35 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0f);
     op.set(CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0f);
     operation(op.finalize());
-    const auto pointwise = [&](Descriptor mode, const Descriptor* operand) {
-      const Descriptor& out = result(++step);
-      Descriptor point(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-      point.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, graph->keep(std::move(mode)));
-      point.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, *value);
-      if (operand) point.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *operand);
-      point.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, out);
-      operation(point.finalize());
-      value = &out;
-    };
-    if (recipe.fused && problem.residual) {
-      pointwise(pointwise_mode(CUDNN_POINTWISE_ADD),
-                &graph->keep(tensor(id_residual, type, g.n, recipe.k, g.p, g.q)));
-    }
-    if (recipe.fused && problem.bias) {
-      pointwise(pointwise_mode(CUDNN_POINTWISE_ADD),
-                &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
-    }
-    if (recipe.fused && problem.activation != DLFS_ACT_NONE) pointwise(activation_mode(problem.activation), nullptr);
+  }
+  // The next result from the last one, and an operand.
+  const auto pointwise = [&](cudnnBackendAttributeName_t input, cudnnBackendAttributeName_t output, Descriptor mode,
+                             cudnnBackendAttributeName_t name, const Descriptor* operand) {
+    const Descriptor& out = result(++step);
+    Descriptor point(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+    point.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, graph->keep(std::move(mode)));
+    point.set(input, *value);
+    if (operand) point.set(name, *operand);
+    point.set(output, out);
+    operation(point.finalize());
+    value = &out;
+  };
+  const auto apply = [&](Descriptor mode, const Descriptor* operand) {
+    pointwise(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, std::move(mode),
+              CUDNN_ATTR_OPERATION_POINTWISE_BDESC, operand);
+  };
+  if (recipe.fused && problem.residual) {
+    apply(pointwise_mode(CUDNN_POINTWISE_ADD),
+          &graph->keep(tensor(id_residual, type, g.n, channels, height, width)));
+  }
+  if (recipe.fused && problem.bias) {
+    apply(pointwise_mode(CUDNN_POINTWISE_ADD), &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
+  }
+  if (recipe.fused && problem.activation != DLFS_ACT_NONE) apply(activation_mode(problem.activation), nullptr);
+  if (recipe.fused && problem.relu_mask) {
+    pointwise(CUDNN_ATTR_OPERATION_POINTWISE_DYDESC, CUDNN_ATTR_OPERATION_POINTWISE_DXDESC,
+              pointwise_mode(CUDNN_POINTWISE_RELU_BWD), CUDNN_ATTR_OPERATION_POINTWISE_XDESC,
+              &graph->keep(tensor(id_mask, type, g.n, channels, height, width)));
   }
   Descriptor& d = graph->descriptor;
   d.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(operations.size()),
@@ -332,7 +347,8 @@ class CudnnConv final : public ConvAlgorithm {
                     int64_t{recipe_.k} * g.r * g.s * (recipe_.c / g.groups) * dtype_size(inner_w_dtype()));
     y_at_ = section(wide || pad_k, out_pixels * recipe_.k * size);
     bias_at_ = section(recipe_.fused && problem_.bias && pad_k, recipe_.k * int64_t{4});
-    residual_at_ = section(recipe_.fused && problem_.residual && pad_k, out_pixels * recipe_.k * size);
+    const bool forward = problem_.direction == DLFS_CONV_FORWARD;
+    residual_at_ = section(forward && recipe_.fused && problem_.residual && pad_k, out_pixels * recipe_.k * size);
     bytes_ = at;
     pick_ = format("cudnn %zu sm%d f%d c%d k%d w%d e%lld b%lld k", cudnnGetVersion(), from.context->compute_capability,
                    recipe_.fused, recipe_.c, recipe_.k, static_cast<int>(recipe_.form),
@@ -350,7 +366,7 @@ class CudnnConv final : public ConvAlgorithm {
   void run(Stream& s, const ConvTensors& t, void* workspace) const override {
     // The tensors are described to cuDNN as multiples of 16 bytes, which its fast engines need.
     const auto odd = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 != 0; };
-    if (odd(t.x) || odd(t.w) || odd(t.y) || odd(t.bias) || odd(t.residual) || odd(workspace)) {
+    if (odd(t.x) || odd(t.w) || odd(t.y) || odd(t.bias) || odd(t.residual) || odd(t.mask) || odd(workspace)) {
       return run_direct(s, problem_, t);
     }
     const ConvGeometry& g = problem_.g;
@@ -378,7 +394,7 @@ class CudnnConv final : public ConvAlgorithm {
       pad_channels(s, residual, t.residual, out_pixels, out_pixels, recipe_.k, g.k, inner, dtype);
     }
 
-    execute(s, x, w, y, bias, residual, workspace);
+    execute(s, {x, w, y, static_cast<const float*>(bias), residual, t.mask}, workspace);
 
     if (forward && !recipe_.fused && problem_.epilogue()) {
       conv_epilogue(s, t.y, y, t.bias, t.residual, out_pixels, g.k, recipe_.k, dtype, inner, problem_.activation);
@@ -400,18 +416,19 @@ class CudnnConv final : public ConvAlgorithm {
     return wgrad && recipe_.form == CudnnForm::plain ? DLFS_F32 : inner_dtype();
   }
 
-  void execute(Stream& s, void* x, void* w, void* y, void* bias, void* residual, void* workspace) const {
-    int64_t ids[5] = {id_x, id_w, id_y};
-    void* pointers[5] = {x, w, y};
+  // t: with the copies in place of what was copied.
+  void execute(Stream& s, const ConvTensors& t, void* workspace) const {
+    int64_t ids[6] = {id_x, id_w, id_y};
+    void* pointers[6] = {t.x, t.w, t.y};
     int64_t count = 3;
-    if (recipe_.fused && problem_.bias) {
-      ids[count] = id_bias;
-      pointers[count++] = bias;
-    }
-    if (recipe_.fused && problem_.residual) {
-      ids[count] = id_residual;
-      pointers[count++] = residual;
-    }
+    const auto operand = [&](bool wanted, TensorId id, const void* pointer) {
+      if (!recipe_.fused || !wanted) return;
+      ids[count] = id;
+      pointers[count++] = const_cast<void*>(pointer);
+    };
+    operand(problem_.bias, id_bias, t.bias);
+    operand(problem_.residual, id_residual, t.residual);
+    operand(problem_.relu_mask, id_mask, t.mask);
     Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, ids);
     pack.set(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, pointers);
@@ -466,6 +483,14 @@ std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
     add(false, c8, k8, CudnnForm::low_result, true);
     if (first_layer) add(false, 4, k8, CudnnForm::low_result, true);
     add(false, g.c, g.k, CudnnForm::low_result, true);
+  } else if (problem.gradient_epilogue()) {
+    // Kernels that cuDNN compiles, for the tensor cores and stride 1; residual and mask are not padded.
+    const bool stride_1 = g.stride_h == 1 && g.stride_w == 1;
+    if (stride_1 && c8 == g.c && (low || problem.tf32)) {
+      add(true, g.c, k8, CudnnForm::plain, true);
+      add(true, g.c, g.k, CudnnForm::plain, true);
+    }
+    return recipes;
   } else {
     add(epilogue, c8, k8, CudnnForm::plain, true);
     if (first_layer) add(epilogue, 4, k8, CudnnForm::plain, true);

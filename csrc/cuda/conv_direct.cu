@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(256) forward_kernel(T* y, const T* x, const T*
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) data_gradient_kernel(T* dx, const T* dy, const T* w, ConvGeometry g) {
+__global__ void __launch_bounds__(256)
+    data_gradient_kernel(T* dx, const T* dy, const T* w, const T* residual, const T* mask, ConvGeometry g) {
   const int32_t in_group = g.c / g.groups, out_group = g.k / g.groups;
   for_rows(int64_t{g.n} * g.h * g.w, g.c, [&](int64_t row, int32_t c) {
     const Pixel in = pixel_of(row, g.h, g.w);
@@ -65,7 +66,10 @@ __global__ void __launch_bounds__(256) data_gradient_kernel(T* dx, const T* dy, 
         for (int32_t k = 0; k < out_group; ++k) sum += to_float(from[k]) * to_float(by[k * step]);
       }
     }
-    dx[row * g.c + c] = from_float<T>(sum);
+    const int64_t at = row * g.c + c;
+    if (residual) sum += to_float(residual[at]);
+    if (mask && to_float(mask[at]) <= 0.0f) sum = 0.0f;
+    dx[at] = from_float<T>(sum);
   });
 }
 
@@ -132,7 +136,8 @@ void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& t
     } else if (problem.direction == DLFS_CONV_BACKWARD_DATA) {
       const RowGrid grid = row_grid(*stream.context, int64_t{g.n} * g.h * g.w, g.c);
       launch(stream, grid.grid, grid.block, 0, data_gradient_kernel<T>, static_cast<T*>(t.x),
-             static_cast<const T*>(t.y), static_cast<const T*>(t.w), g);
+             static_cast<const T*>(t.y), static_cast<const T*>(t.w), static_cast<const T*>(t.residual),
+             static_cast<const T*>(t.mask), g);
     } else {
       const int64_t positions = int64_t{g.k} * g.r * g.s;
       const int64_t tiles = ceil_div<int64_t>(g.c / g.groups, 32);

@@ -1,5 +1,5 @@
 // Batch normalization forward over (rows, C): the batch's statistics in one pass over x, then one pass that normalises,
-// adds the residual and applies ReLU; inference with given statistics; folding into a convolution's weights.
+// adds the residual and applies ReLU; inference with given statistics.
 #include "common/arguments.hpp"
 #include "cuda/norm.cuh"
 
@@ -90,21 +90,6 @@ void normalize(const Stream& s, void* y, const void* x, const void* residual, co
   });
 }
 
-// ---- folding ------------------------------------------------------------------------------------------------------
-
-// folded_w (K, per_channel), one row per output channel.
-template <class T>
-__global__ void __launch_bounds__(256)
-    fold_kernel(T* folded_w, float* folded_bias, const float* w, const float* conv_bias, const float* weight,
-                const float* bias, const float* mean, const float* var, int32_t k, int64_t per_channel, float eps) {
-  for_rows(k, per_channel, [&](int32_t row, int64_t column) {
-    const float gain = weight[row] / sqrtf(var[row] + eps);
-    const int64_t at = row * per_channel + column;
-    folded_w[at] = from_float<T>(w[at] * gain);
-    if (column == 0) folded_bias[row] = ((conv_bias ? conv_bias[row] : 0.0f) - mean[row]) * gain + bias[row];
-  });
-}
-
 }  // namespace
 }  // namespace dlfs
 
@@ -175,31 +160,6 @@ dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const void* x, co
     check_pointer(mean, "mean");
     check_pointer(var, "var");
     normalize(s, y, x, residual, weight, bias, mean, var, rows, c, dtype, eps, true, activation);
-  });
-}
-
-dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void* folded_w, float* folded_bias, const float* w,
-                                 const float* conv_bias, const float* weight, const float* bias, const float* mean,
-                                 const float* var, int32_t k, int64_t per_channel, dlfs_dtype dtype, double eps) {
-  return stream_call("dlfs_batch_norm_fold", stream, [&](Stream& s) {
-    check_float_dtype(dtype);
-    check_size(k, "k");
-    check_size(per_channel, "per_channel");
-    checked_product({k, per_channel}, "w");
-    check_number(eps, "eps");
-    check_pointer(folded_w, "folded_w");
-    check_pointer(folded_bias, "folded_bias");
-    check_pointer(w, "w");
-    check_pointer(weight, "weight");
-    check_pointer(bias, "bias");
-    check_pointer(mean, "mean");
-    check_pointer(var, "var");
-    dispatch_float(dtype, [&](auto tag) {
-      using T = typename decltype(tag)::type;
-      const RowGrid grid = row_grid(*s.context, k, per_channel);
-      launch(s, grid.grid, grid.block, 0, fold_kernel<T>, static_cast<T*>(folded_w), folded_bias, w, conv_bias, weight,
-             bias, mean, var, k, per_channel, static_cast<float>(eps));
-    });
   });
 }
 

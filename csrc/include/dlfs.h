@@ -291,15 +291,19 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
 #define DLFS_CONV_BACKWARD_DATA 1
 #define DLFS_CONV_BACKWARD_WEIGHT 2
 #define DLFS_CONV_BIAS 1     /* flag: adds a bias (K), fp32 */
-#define DLFS_CONV_RESIDUAL 2 /* flag: adds a tensor of y's shape and dtype, before the activation */
+#define DLFS_CONV_RESIDUAL 2 /* flag: adds a tensor of the result's shape and dtype, before the activation or the mask */
+#define DLFS_CONV_RELU_MASK 4 /* flag of data gradients: x is a ReLU's result, and dx is 0 where x <= 0 */
 
-/* Plans one direction of y = activation(conv(x, w) + bias + residual).
+/* Plans one direction of y = activation(conv(x, w) + bias + residual), or of its gradients; the data gradient is
+ * dx = mask(conv^T(dy, w) + residual) by its own flags, so that the gradients of x from elsewhere and the backward pass of
+ * the ReLU that x came from need no passes over memory of their own.
  * x (N, H, W, C), w (K, R, S, C / groups), y (N, P, Q, K); P = (H + 2 pad_h - dilation_h (R - 1) - 1) / stride_h + 1,
  * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); sums are fp32. Weight gradients are stored as fp32,
  * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
  * `dtype` before bias, residual and activation where the device has no fused form of them.
- * flags and activation apply to DLFS_CONV_FORWARD only; whether an activation makes NaN or 0 of NaN here is the library's
- * choice (dlfs_activation_forward keeps NaN). Accumulation differs between algorithms; with the context's "deterministic"
+ * DLFS_CONV_FORWARD takes BIAS, RESIDUAL and an activation, DLFS_CONV_BACKWARD_DATA RESIDUAL and RELU_MASK,
+ * DLFS_CONV_BACKWARD_WEIGHT nothing; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
+ * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
  * option, repeated runs give the same bytes.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
  * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
@@ -325,9 +329,10 @@ DLFS_API dlfs_status dlfs_conv_pick(dlfs_conv conv, DLFS_HOST char *out, int64_t
 DLFS_API dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void *y, const void *x, const void *w,
                                        const float *bias, const void *residual, void *workspace);
 
-/* Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. */
+/* Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
+ * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual. */
 DLFS_API dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void *dx, const void *dy, const void *w,
-                                             void *workspace);
+                                             const void *residual, const void *x, void *workspace);
 
 /* Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
 DLFS_API dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float *dw, const void *x,
@@ -383,6 +388,12 @@ DLFS_API dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void *folded_w, fl
                                           const float *conv_bias, const float *weight, const float *bias,
                                           const float *mean, const float *var, int32_t k, int64_t per_channel,
                                           dlfs_dtype dtype, double eps);
+
+/* Gradient of dlfs_batch_norm_fold's w where the rest of its operands are constants: dw = dfolded * g, g of each row. dw,
+ * dfolded (K, per_channel) fp32; dw may be dfolded. With per_channel 1 it is the gradient of conv_bias from folded_bias'. */
+DLFS_API dlfs_status dlfs_batch_norm_fold_backward(dlfs_stream stream, float *dw, const float *dfolded,
+                                                   const float *weight, const float *var, int32_t k,
+                                                   int64_t per_channel, double eps);
 
 /* Bytes of workspace for dlfs_group_norm_forward and dlfs_group_norm_backward. */
 DLFS_API dlfs_status dlfs_group_norm_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int64_t rows,

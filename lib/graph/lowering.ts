@@ -1,6 +1,7 @@
 import { type Address, check, DlfsError, ErrorCode } from "../native";
 import { type Device, elementCount, type Tensor } from "../tensor";
 import { fuse } from "./fusion";
+import { fuseGradients } from "./gradient-fusion";
 import { differentiate, type LeafGradients } from "./gradients";
 import { assignLanes, type LanePlan, oneLane } from "./lanes";
 import { byteSize, type MemoryPlan, type MemoryRequest, neededBytes, planMemory, storageOf } from "./memory-plan";
@@ -12,7 +13,7 @@ import { withoutUnused } from "./unused";
 import type { Spec, Value } from "./value";
 
 export interface LoweringOptions {
-  /** Training: no folding of weights; differentiate `seeds`. */
+  /** Parameters that require gradients change between runs; differentiate `seeds`. */
   training?: boolean;
   /**
    * What to differentiate: names of results with the gradient that flows into them, a constant for a scalar loss, or "input"
@@ -82,9 +83,9 @@ export function lower(
   const forwardNodes = new Set(graph.nodes);
   const isForward = (node: Node) => forwardNodes.has(node);
   const gradients = differentiateSeeds(graph, results, options);
-  const needed = withoutUnused(graph.nodes, [...Object.values(results), ...gradients.parameters.values()]);
+  const needed = neededNodes(graph, results, gradients.parameters, options.fuse ?? true);
   const { bound, exports } = bindGradients(gradients.parameters, results, options.accumulate ?? false);
-  const isHoisted = hoistable(needed);
+  const isHoisted = hoistable(needed, options.training ?? false);
 
   const prepared = new Map<Node, Preparation>();
   for (const node of needed) if (node.op.prepare) prepared.set(node, node.op.prepare(device, node));
@@ -191,6 +192,22 @@ function differentiateSeeds(graph: Graph, results: Record<string, Value>, option
   return gradients;
 }
 
+/** What results and gradients depend on, the backward pass merged; brings both up to date with that. */
+function neededNodes(
+  graph: Graph,
+  results: Record<string, Value>,
+  gradients: Map<Parameter, Value>,
+  merge: boolean,
+): readonly Node[] {
+  const values = [...Object.values(results), ...gradients.values()];
+  const nodes = withoutUnused(graph.nodes, values);
+  if (!merge) return nodes;
+  const merged = fuseGradients(graph, nodes, values);
+  for (const name of Object.keys(results)) results[name] = values.shift() as Value;
+  for (const parameter of gradients.keys()) gradients.set(parameter, values.shift() as Value);
+  return merged;
+}
+
 /** Lets gradients be computed right into the parameters' `grad` where possible; returns the ones to copy or add there. */
 function bindGradients(
   gradients: Map<Parameter, Value>,
@@ -215,11 +232,17 @@ function bindGradients(
   return { bound, exports };
 }
 
-/** Nodes that depend on parameters and constants alone and may run ahead. */
-function hoistable(nodes: readonly Node[]): Set<Node> {
+/**
+ * Nodes that depend on constants, and on parameters that the program's own runs do not change, alone: they may run ahead.
+ * Training changes the parameters that require gradients, and an operation with an effect may change any that it reads.
+ */
+function hoistable(nodes: readonly Node[], training: boolean): Set<Node> {
+  const written = new Set(nodes.flatMap((node) => (node.op.effect ? node.inputs : [])));
+  const changes = (value: Value) =>
+    value.leaf?.leaf === "input" || written.has(value) || (training && (value.leaf?.parameter.requiresGrad ?? false));
   const hoisted = new Set<Node>();
   for (const node of nodes) {
-    const ready = node.inputs.every((input) => (input.node ? hoisted.has(input.node) : input.leaf?.leaf !== "input"));
+    const ready = node.inputs.every((input) => (input.node ? hoisted.has(input.node) : !changes(input)));
     if (node.op.hoist && ready && byteSize(node.outputs[0] as Value) > 0) hoisted.add(node);
   }
   return hoisted;

@@ -20,6 +20,7 @@ export abstract class Model extends Layer {
   #precision: DType = "f32";
   #memory: { parameters: Arena; gradients: Arena; copies: Arena | null } | null = null;
   readonly #programs = new Map<string, Program>();
+  #revision = 0;
   #lastCall: Program | null = null;
 
   get device(): Device {
@@ -78,6 +79,12 @@ export abstract class Model extends Layer {
         native.cast(stream.handle, copy.address, tensor.address, tensor.size, dtypeCode(copy.dtype), dtypeCode("f32"));
     }
     for (const program of this.#programs.values()) program.refresh();
+    ++this.#revision;
+  }
+
+  /** Grows with each refresh(): who holds a program of this model compares it, to refresh that program too. */
+  get revision(): number {
+    return this.#revision;
   }
 
   /** As Layer.train(); what inference holds of weights and running statistics is computed again from what they are now. */

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "a52bcdcc50ff65ed";
+export const headerHash = "d7a5b79550080972";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -42,6 +42,7 @@ export const constants = {
   CONV_BACKWARD_WEIGHT: 2,
   CONV_BIAS: 1,
   CONV_RESIDUAL: 2,
+  CONV_RELU_MASK: 4,
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
@@ -130,7 +131,7 @@ export const symbols = {
   dlfs_conv_workspace: { args: ["i64", "buffer"], returns: "i32" },
   dlfs_conv_pick: { args: ["i64", "buffer", "i64"], returns: "i32" },
   dlfs_conv_forward: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
-  dlfs_conv_backward_data: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_conv_backward_data: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_backward_weight: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_channel_sum_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
@@ -140,6 +141,7 @@ export const symbols = {
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
+  dlfs_batch_norm_fold_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "f64"], returns: "i32" },
   dlfs_group_norm_workspace: { args: ["i64", "buffer", "i32", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_group_norm_forward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_group_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -257,7 +259,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_conv_workspace: ["conv", "out"],
   dlfs_conv_pick: ["conv", "out", "capacity"],
   dlfs_conv_forward: ["stream", "conv", "y", "x", "w", "bias", "residual", "workspace"],
-  dlfs_conv_backward_data: ["stream", "conv", "dx", "dy", "w", "workspace"],
+  dlfs_conv_backward_data: ["stream", "conv", "dx", "dy", "w", "residual", "x", "workspace"],
   dlfs_conv_backward_weight: ["stream", "conv", "dw", "x", "dy", "workspace"],
   dlfs_channel_sum_workspace: ["ctx", "out", "rows", "c", "dtype"],
   dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
@@ -267,6 +269,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
   dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
+  dlfs_batch_norm_fold_backward: ["stream", "dw", "dfolded", "weight", "variance", "k", "perChannel", "eps"],
   dlfs_group_norm_workspace: ["ctx", "out", "n", "rows", "c", "groups", "dtype"],
   dlfs_group_norm_forward: ["stream", "y", "saveMean", "saveInvstd", "x", "weight", "bias", "workspace", "n", "rows", "c", "groups", "dtype", "eps", "activation"],
   dlfs_group_norm_backward: ["stream", "dx", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "n", "rows", "c", "groups", "dtype", "activation"],
@@ -479,13 +482,16 @@ export interface NativeFunctions {
    */
   initNormal(stream: number, dst: Address | null, n: number, seed: number, offset: number, mean: number, std: number): number;
   /**
-   * Plans one direction of y = activation(conv(x, w) + bias + residual).
+   * Plans one direction of y = activation(conv(x, w) + bias + residual), or of its gradients; the data gradient is
+   * dx = mask(conv^T(dy, w) + residual) by its own flags, so that the gradients of x from elsewhere and the backward pass of
+   * the ReLU that x came from need no passes over memory of their own.
    * x (N, H, W, C), w (K, R, S, C / groups), y (N, P, Q, K); P = (H + 2 pad_h - dilation_h (R - 1) - 1) / stride_h + 1,
    * rounded down, Q likewise. x, w, y have `dtype` (F32, BF16, F16); sums are fp32. Weight gradients are stored as fp32,
    * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
    * `dtype` before bias, residual and activation where the device has no fused form of them.
-   * flags and activation apply to DLFS_CONV_FORWARD only; whether an activation makes NaN or 0 of NaN here is the library's
-   * choice (dlfs_activation_forward keeps NaN). Accumulation differs between algorithms; with the context's "deterministic"
+   * DLFS_CONV_FORWARD takes BIAS, RESIDUAL and an activation, DLFS_CONV_BACKWARD_DATA RESIDUAL and RELU_MASK,
+   * DLFS_CONV_BACKWARD_WEIGHT nothing; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
+   * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
    * option, repeated runs give the same bytes.
    * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
    * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
@@ -505,8 +511,11 @@ export interface NativeFunctions {
   convPick(conv: number, out: HostView, capacity: number): number;
   /** Runs a DLFS_CONV_FORWARD plan. bias and residual are NULL exactly where the plan lacks the flag. */
   convForward(stream: number, conv: number, y: Address | null, x: Address | null, w: Address | null, bias: Address | null, residual: Address | null, workspace: Address | null): number;
-  /** Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. */
-  convBackwardData(stream: number, conv: number, dx: Address | null, dy: Address | null, w: Address | null, workspace: Address | null): number;
+  /**
+   * Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
+   * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual.
+   */
+  convBackwardData(stream: number, conv: number, dx: Address | null, dy: Address | null, w: Address | null, residual: Address | null, x: Address | null, workspace: Address | null): number;
   /** Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
   convBackwardWeight(stream: number, conv: number, dw: Address | null, x: Address | null, dy: Address | null, workspace: Address | null): number;
   /** Bytes of workspace for dlfs_channel_sum. */
@@ -540,6 +549,11 @@ export interface NativeFunctions {
    * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable.
    */
   batchNormFold(stream: number, foldedW: Address | null, foldedBias: Address | null, w: Address | null, convBias: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, k: number, perChannel: number, dtype: number, eps: number): number;
+  /**
+   * Gradient of dlfs_batch_norm_fold's w where the rest of its operands are constants: dw = dfolded * g, g of each row. dw,
+   * dfolded (K, per_channel) fp32; dw may be dfolded. With per_channel 1 it is the gradient of conv_bias from folded_bias'.
+   */
+  batchNormFoldBackward(stream: number, dw: Address | null, dfolded: Address | null, weight: Address | null, variance: Address | null, k: number, perChannel: number, eps: number): number;
   /** Bytes of workspace for dlfs_group_norm_forward and dlfs_group_norm_backward. */
   groupNormWorkspace(ctx: number, out: HostView, n: number, rows: number, c: number, groups: number, dtype: number): number;
   /**

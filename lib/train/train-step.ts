@@ -73,6 +73,7 @@ export class TrainStep implements Disposable {
   readonly #ring: InFlight[];
   readonly #offsets: { boxes: number; labels: number; counts: number };
   #iteration: number;
+  #revision: number;
 
   /** @param firstIteration the iteration that the first step is: not 0 when resuming */
   constructor(
@@ -86,6 +87,7 @@ export class TrainStep implements Disposable {
     this.#device = device;
     this.#iteration = firstIteration;
     autotune(device);
+    this.#revision = model.revision;
     model.train();
     let names: string[] = [];
     const losses = (inputs: Record<string, Value>) => {
@@ -168,6 +170,8 @@ export class TrainStep implements Disposable {
     stage(this.#offsets.labels, targets.labels, inputs.labels!);
     stage(this.#offsets.counts, targets.counts, inputs.counts!);
     inputs.images!.copyFrom(images, stream);
+    if (this.#revision !== this.model.revision) this.program.refresh(); // the folded weights of frozen layers
+    this.#revision = this.model.revision;
     this.program.run();
     const report = [
       ...this.lossNames.map((name) => results[name] as Tensor),

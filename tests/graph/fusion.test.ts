@@ -47,30 +47,39 @@ class Store implements Disposable {
     return useParameter(found);
   }
 
-  conv(v: Value, name: string, bias = false): Value {
+  conv(v: Value, name: string, bias = false, stride = 1): Value {
     return conv2d(
       v,
       this.get(`${name}.w`, [channels, 3, 3, channels]),
       bias ? this.get(`${name}.b`, [channels]) : null,
-      { padding: 1 },
+      { padding: 1, stride },
     );
+  }
+
+  pointwise(v: Value, name: string, stride = 1): Value {
+    return conv2d(v, this.get(`${name}.w`, [channels, 1, 1, channels]), null, { stride });
   }
 
   linear(v: Value, name: string): Value {
     return linear(v, this.get(`${name}.w`, [channels, channels]), this.get(`${name}.b`, [channels]));
   }
 
-  norm(v: Value, name: string, training: boolean): Value {
+  /** @param frozen weight and bias are not trained either */
+  norm(v: Value, name: string, training: boolean, frozen = false): Value {
     const of = (key: string, low: number, high: number, buffer: boolean) =>
       this.get(`${name}.${key}`, [channels], low, high, buffer);
     return batchNorm(
       v,
-      of("weight", 0.5, 1.5, false),
-      of("bias", -1, 1, false),
+      of("weight", 0.5, 1.5, frozen),
+      of("bias", -1, 1, frozen),
       of("mean", -1, 1, true),
       of("var", 0.5, 2, true),
       { training },
     );
+  }
+
+  frozen(v: Value, name: string): Value {
+    return this.norm(v, name, false, true);
   }
 
   [Symbol.dispose](): void {
@@ -84,6 +93,8 @@ interface Expected {
   /** Kinds of the forward calls after fusion; with and without fused convolution epilogues. */
   train?: string[];
   infer?: string[];
+  /** Kinds of the backward calls, in any order. */
+  backward?: string[];
 }
 
 const yes = <T>(value: T): T | undefined => (epilogue ? value : undefined);
@@ -247,6 +258,81 @@ const bodies: [string, Body, Expected][] = [
     { train: Array(4).fill(["conv2d", "batch_norm"]).flat(), infer: yes(Array(4).fill("conv2d")) },
   ],
   [
+    "conv, frozen norm, relu",
+    (s, v) => ({ y: relu(s.frozen(s.conv(v, "c"), "n")) }),
+    {
+      train: yes(["batch_norm_fold", "conv2d"]),
+      infer: yes(["conv2d"]),
+      backward: ["activation_backward", "conv2d_backward_data", "conv2d_backward_weight", "batch_norm_fold_backward"],
+    },
+  ],
+  [
+    "conv with bias, frozen norm, add, relu",
+    (s, v) => ({ y: relu(add(v, s.frozen(s.conv(v, "c", true), "n"))) }),
+    { train: yes(["batch_norm_fold", "conv2d"]), infer: yes(["conv2d"]) },
+  ],
+  [
+    "a norm without training whose weight is trained",
+    (s, v) => ({ y: relu(s.norm(s.conv(v, "c"), "n", false)) }),
+    { train: ["conv2d", "batch_norm_infer"] },
+  ],
+  [
+    "frozen residual blocks: the joins and ReLUs of the backward pass are in its data gradients",
+    (s, v) => {
+      let y = v;
+      for (const block of ["p", "q"]) {
+        const inner = relu(s.frozen(s.conv(y, `${block}1`), `${block}n1`));
+        y = relu(add(s.frozen(s.conv(inner, `${block}2`), `${block}n2`), y));
+      }
+      return { y };
+    },
+    {
+      train: yes(Array(4).fill(["batch_norm_fold", "conv2d"]).flat()),
+      backward: yes([
+        "activation_backward",
+        ...Array(4).fill(["conv2d_backward_data", "conv2d_backward_weight", "batch_norm_fold_backward"]).flat(),
+      ]),
+    },
+  ],
+  [
+    "a block with a strided shortcut",
+    (s, v) => {
+      const x = relu(s.conv(v, "a"));
+      const inner = relu(s.conv(s.pointwise(x, "p"), "c", false, 2));
+      return { y: relu(add(s.pointwise(inner, "q"), s.pointwise(x, "shortcut", 2))) };
+    },
+    {
+      backward: yes([
+        "activation_backward",
+        ...Array(5)
+          .fill(["data", "weight"])
+          .flat()
+          .map((of) => `conv2d_backward_${of}`),
+      ]),
+    },
+  ],
+  [
+    "conv plus its own input: the sum of its data gradient with the gradient that it is made of",
+    (s, v) => ({ y: add(s.conv(v, "c"), v) }),
+    { backward: ["conv2d_backward_data", "conv2d_backward_weight"] },
+  ],
+  [
+    "linear layers with a join",
+    (s, v) => {
+      const x = relu(s.linear(v, "l"));
+      return { y: add(s.linear(x, "m"), x) };
+    },
+    { backward: yes(Array(2).fill(["conv2d_backward_data", "conv2d_backward_weight", "channel_sum"]).flat()) },
+  ],
+  [
+    "a gradient that is read twice",
+    (s, v) => {
+      const x = s.conv(v, "c");
+      return { y: s.conv(relu(x), "d"), z: sigmoid(x) };
+    },
+    {},
+  ],
+  [
     "a head shared by two levels, each with its own norm",
     (s, v, t) => {
       const head = (level: Value, name: string) => relu(s.norm(s.conv(level, "shared"), name, t));
@@ -261,7 +347,7 @@ function outcome(
   body: Body,
   training: boolean,
   fuse: boolean,
-): { values: Record<string, number[]>; forward: string[] } {
+): { values: Record<string, number[]>; forward: string[]; backward: string[] } {
   using store = new Store();
   const options: ProgramOptions = training ? { training, seeds: "inputs", inputGradients: ["x"], fuse } : { fuse };
   using made = program(device, { x }, ({ x: v }) => body(store, v!, training), options);
@@ -275,6 +361,7 @@ function outcome(
   return {
     values: Object.fromEntries([...read(Object.entries(made.results)), ...read(state)]),
     forward: kinds(made).slice(0, made.backwardStart),
+    backward: kinds(made).slice(made.backwardStart),
   };
 }
 
@@ -291,7 +378,10 @@ describe.each([
       expectClose(fused.values[name]!, values, { rtol: 1e-4, atol: 2e-5 }, name);
     const wanted = training ? expected.train : expected.infer;
     if (wanted) expect(fused.forward).toEqual(wanted);
-    expect(fused.forward.length).toBeLessThanOrEqual(plain.forward.length);
+    if (training && expected.backward) expect(fused.backward.toSorted()).toEqual(expected.backward.toSorted());
+    expect(fused.forward.length + fused.backward.length).toBeLessThanOrEqual(
+      plain.forward.length + plain.backward.length,
+    );
   });
 });
 

@@ -170,7 +170,7 @@ describe("a plan refuses", () => {
     const s = device.stream.handle;
     const refused = [
       () => native.convForward(s, d, y.address, x.address, w.address, null, null, null),
-      () => native.convBackwardData(s, g, dx.address, y.address, w.address, null),
+      () => native.convBackwardData(s, g, dx.address, y.address, w.address, null, null, null),
       () => native.convBackwardWeight(s, f, dw.address, x.address, y.address, null),
     ];
     for (const call of refused) expect(errorOf(call).code).toBe(ErrorCode.argument);
@@ -193,6 +193,43 @@ describe("a plan refuses", () => {
       "y",
     );
     for (const conv of [plain, full]) native.convDestroy(conv);
+  });
+
+  test("a residual or x that a data gradient has no flag for, and their absence where it has", () => {
+    const plain = create(1);
+    const full = create(1, "", constants.CONV_RESIDUAL | constants.CONV_RELU_MASK);
+    const s = device.stream.handle;
+    const backward = (conv: number, z: Tensor | null, mask: Tensor | null) =>
+      run(conv, (workspace) =>
+        native.convBackwardData(
+          s,
+          conv,
+          dx.address,
+          y.address,
+          w.address,
+          z?.address ?? null,
+          mask?.address ?? null,
+          workspace,
+        ),
+      );
+    expect(errorOf(() => backward(plain, x, null)).message).toContain("residual");
+    expect(errorOf(() => backward(plain, null, x)).message).toContain("x ");
+    expect(errorOf(() => backward(full, null, x)).message).toContain("residual");
+    expect(errorOf(() => backward(full, x, null)).message).toContain("x ");
+    for (const conv of [plain, full]) native.convDestroy(conv);
+  });
+
+  test("flags that its direction does not take", () => {
+    for (const [direction, flag] of [
+      [0, constants.CONV_RELU_MASK],
+      [1, constants.CONV_BIAS],
+      [2, constants.CONV_RESIDUAL],
+      [0, 64],
+    ] as const) {
+      const error = errorOf(() => create(direction, "", flag));
+      expect(error.code).toBe(ErrorCode.argument);
+      expect(error.message).toContain(`flags ${flag}`);
+    }
   });
 
   test("work after it was destroyed", () => {

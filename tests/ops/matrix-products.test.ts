@@ -87,7 +87,10 @@ if (backend !== "cuda") {
       for (const [name, shape] of shapes) {
         for (const [what, epilogue] of epilogues)
           check(`${name}, forward, ${what}`, (pick) => convForward(name, shape, epilogue, pick));
-        check(`${name}, data gradient`, (pick) => convBackwardData(name, shape, pick));
+        check(`${name}, data gradient`, (pick) => convBackwardData(name, shape, {}, pick));
+        check(`${name}, data gradient, residual`, (pick) =>
+          convBackwardData(name, shape, { residual: true, inPlace: true }, pick),
+        );
         check(`${name}, weight gradient`, (pick) => convBackwardWeight(name, shape, pick));
       }
     }

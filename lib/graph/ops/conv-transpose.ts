@@ -60,7 +60,7 @@ export const convTranspose2d: Op<ConvTransposeAttrs> = {
   },
   prepare: (device, { inputs: [x, w], outputs: [y], attrs }) =>
     prepareBackwardData(device, y!.shape, w!.shape, x!.dtype, attrs),
-  emit: emitBackwardData,
+  emit: (e, node) => emitBackwardData(e, node),
 };
 
 /** y = activation(x + bias), bias (C) fp32 along the last axis: for results of operations that have no bias of their own. */

@@ -12,7 +12,7 @@ import {
   rowsAndChannels,
   scratchMemory,
 } from "../node";
-import type { Spec } from "../value";
+import type { Spec, Value } from "../value";
 import { activateBackward, activationCode, type FusedActivation } from "./elementwise";
 
 /** Geometry of a convolution; pairs are (height, width). */
@@ -33,6 +33,13 @@ interface BackwardAttrs extends ConvGeometry {
   /** Shapes of x (N, H, W, C) and w (K, R, S, C / groups); of a linear map x (..., C) and w (K, C). */
   readonly x: readonly number[];
   readonly w: readonly number[];
+}
+
+export interface BackwardDataAttrs extends BackwardAttrs {
+  /** A tensor is added to the gradient. */
+  readonly residual: boolean;
+  /** x is a ReLU's result: its gradient, with the residual, is 0 where x <= 0. */
+  readonly mask: boolean;
 }
 
 function outputShape(x: Spec, w: Spec, g: ConvGeometry): number[] {
@@ -128,7 +135,9 @@ export const conv2d: Op<ConvAttrs> = {
     if (activation !== "none") upstream = builder.apply(activateBackward, [upstream, y!], { activation })[0]!;
     const attrs: BackwardAttrs = { ...geometry(node.attrs), x: x!.shape, w: w!.shape };
     const gradients = [
-      builder.needed(x!) ? builder.apply(convBackwardData, [upstream, w!], attrs)[0]! : null,
+      builder.needed(x!)
+        ? builder.apply(convBackwardData, [upstream, w!], { ...attrs, residual: false, mask: false })[0]!
+        : null,
       builder.needed(w!) ? builder.apply(convBackwardWeight, [x!, upstream], attrs)[0]! : null,
     ];
     if (bias) gradients.push(builder.needed(bias) ? builder.apply(channelSum, [upstream], {})[0]! : null);
@@ -186,23 +195,48 @@ export function prepareBackwardData(
   w: readonly number[],
   dtype: Spec["dtype"],
   g: ConvGeometry,
+  flags = 0,
 ): Preparation<ConvPlan> {
-  return plan(device, constants.CONV_BACKWARD_DATA, x, w, dtype, g);
+  return plan(device, constants.CONV_BACKWARD_DATA, x, w, dtype, g, flags);
 }
 
-/** Records the data gradient dx from dy and w. */
-export function emitBackwardData(e: Emitter, { inputs: [dy, w], outputs: [dx] }: Pick<Node, "inputs" | "outputs">) {
+/** Records the data gradient dx from dy and w, and from the residual and x that its plan has flags for. */
+export function emitBackwardData(
+  e: Emitter,
+  { inputs: [dy, w], outputs: [dx] }: Pick<Node, "inputs" | "outputs">,
+  residual?: Value,
+  x?: Value,
+) {
   const [dst, upstream, weight] = [e.address(dx!), e.address(dy!), e.address(w!)];
-  const [conv, workspace] = [handleOf(e), e.workspace];
-  e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, workspace));
+  const [added, mask, conv, workspace] = [e.optional(residual), e.optional(x), handleOf(e), e.workspace];
+  e.call(() => e.native.convBackwardData(e.stream, conv, dst, upstream, weight, added, mask, workspace));
 }
 
-export const convBackwardData: Op<BackwardAttrs> = {
+/** Inputs dy, w, then the residual and x where attrs say so. */
+export const convBackwardData: Op<BackwardDataAttrs> = {
   kind: "conv2d_backward_data",
-  infer: ([dy], { x }) => [{ shape: x, dtype: dy!.dtype }],
-  prepare: (device, { inputs: [dy], attrs }) => prepareBackwardData(device, attrs.x, attrs.w, dy!.dtype, attrs),
-  emit: emitBackwardData,
+  infer: ([dy, , ...others], { x }) => {
+    for (const other of others) {
+      expectShape(
+        other.dtype === dy!.dtype && other.shape.join() === x.join(),
+        () => `expected ${dy!.dtype} (${x.join(", ")}), got ${other.dtype} (${other.shape.join(", ")})`,
+      );
+    }
+    return [{ shape: x, dtype: dy!.dtype }];
+  },
+  prepare(device, { inputs: [dy], attrs }) {
+    const flags = (attrs.residual ? constants.CONV_RESIDUAL : 0) | (attrs.mask ? constants.CONV_RELU_MASK : 0);
+    return prepareBackwardData(device, attrs.x, attrs.w, dy!.dtype, attrs, flags);
+  },
+  emit(e, node) {
+    const { residual, mask } = node.attrs;
+    const others = node.inputs.slice(2);
+    emitBackwardData(e, node, residual ? others.shift() : undefined, mask ? others.shift() : undefined);
+  },
 };
+
+/** The same with a residual that is not dy, in whose memory the result may lie. */
+export const convBackwardDataOnto: Op<BackwardDataAttrs> = { ...convBackwardData, inplace: [2] };
 
 export const convBackwardWeight: Op<BackwardAttrs> = {
   kind: "conv2d_backward_weight",

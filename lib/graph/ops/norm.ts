@@ -3,6 +3,7 @@ import {
   type Emitter,
   expectActivation,
   expectShape,
+  type Gradient,
   type Node,
   nhwc,
   type Op,
@@ -224,7 +225,8 @@ export const batchNormInfer: Op<BatchNormAttrs> = {
 
 /**
  * Folds running statistics into a convolution. Inputs w (fp32), weight, bias, mean, variance and, where the convolution has
- * one, its bias; outputs the folded weight in `dtype` and the folded bias.
+ * one, its bias; outputs the folded weight in `dtype` and the folded bias. Differentiated with respect to the convolution's
+ * weight and bias alone: normalizations with trained parameters are not folded in training.
  */
 export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
   kind: "batch_norm_fold",
@@ -233,6 +235,14 @@ export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
     { shape: w!.shape, dtype },
     { shape: [w!.shape[0]!], dtype: "f32" },
   ],
+  gradient(builder, { inputs, attrs: { eps } }, upstream) {
+    const [weight, variance] = [inputs[1]!, inputs[4]!];
+    const scaled = (operand: Value | undefined, gradient: Gradient | null) =>
+      operand && gradient !== null && builder.needed(operand)
+        ? builder.apply(batchNormFoldBackward, [builder.value(gradient, operand), weight, variance], { eps })[0]!
+        : null;
+    return [scaled(inputs[0], upstream[0]!), null, null, null, null, scaled(inputs[5], upstream[1]!)];
+  },
   emit(e, { inputs, outputs, attrs }) {
     const [w, weight, bias, mean, variance] = firstFive(e, inputs);
     const [foldedW, foldedBias] = outputs.map((value) => e.address(value)) as [number, number];
@@ -256,5 +266,18 @@ export const batchNormFold: Op<{ eps: number; dtype: Spec["dtype"] }> = {
         attrs.eps,
       ),
     );
+  },
+};
+
+/** The fp32 gradient of a folded weight (K, ...) or bias (K) times each output channel's factor, weight / sqrt(variance + eps). */
+const batchNormFoldBackward: Op<{ eps: number }> = {
+  kind: "batch_norm_fold_backward",
+  inplace: [0],
+  infer: ([gradient]) => [gradient!],
+  emit(e, { inputs: [gradient, weight, variance], outputs: [y], attrs: { eps } }) {
+    const [dst, src, gain, spread] = [e.address(y!), e.address(gradient!), e.address(weight!), e.address(variance!)];
+    const k = gradient!.shape[0]!;
+    const perChannel = elementCount(gradient!.shape) / k;
+    e.call(() => e.native.batchNormFoldBackward(e.stream, dst, src, gain, spread, k, perChannel, eps));
   },
 };

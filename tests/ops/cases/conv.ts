@@ -15,6 +15,15 @@ export interface Epilogue {
   activation?: (typeof fusedNames)[number];
 }
 
+/** What follows a data gradient. */
+export interface GradientEpilogue {
+  residual?: boolean;
+  /** By x, which has values above, below and at 0. */
+  mask?: boolean;
+  /** The result lies in the residual's memory. */
+  inPlace?: boolean;
+}
+
 /** A shape with the defaults filled in. */
 export function convShape(shape: Partial<ConvShape> & Pick<ConvShape, "h" | "w" | "c" | "k">): ConvShape {
   return { n: 2, r: 1, s: 1, stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1, ...shape };
@@ -39,10 +48,11 @@ function plan(
   direction: number,
   shape: ConvShape,
   pick: string,
-  { bias, residual, activation = "none" }: Epilogue = {},
+  { bias, residual, mask, activation = "none" }: Epilogue & GradientEpilogue = {},
 ) {
   const { n, h, w, k, r, s, stride, padding, dilation, groups } = shape;
-  const flags = (bias ? constants.CONV_BIAS : 0) | (residual ? constants.CONV_RESIDUAL : 0);
+  const flags =
+    (bias ? constants.CONV_BIAS : 0) | (residual ? constants.CONV_RESIDUAL : 0) | (mask ? constants.CONV_RELU_MASK : 0);
   const out = outHandle();
   c.native.convCreate(
     c.device.handle,
@@ -114,20 +124,46 @@ export function convForward(name: string, shape: ConvShape, epilogue: Epilogue =
   };
 }
 
-export function convBackwardData(name: string, shape: ConvShape, pick = ""): OpCase {
+export function convBackwardData(name: string, shape: ConvShape, epilogue: GradientEpilogue = {}, pick = ""): OpCase {
   const { x, w, dy, products } = operands(shape);
+  const { residual = false, mask = false, inPlace = false } = epilogue;
+  const terms = (shape.r * shape.s * shape.k) / shape.groups;
   return {
     op: "conv_backward_data",
     name,
     features: needsConv,
-    inputs: { dy, w },
-    outputs: { dx: { shape: x.shape, terms: (shape.r * shape.s * shape.k) / shape.groups } },
-    prepare(c) {
-      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_DATA, shape, pick);
-      const [dx, upstream, ws] = ["dx", "dy", "w"].map((operand) => c.address(operand));
-      return () => void c.native.convBackwardData(c.stream, handle, dx!, upstream!, ws!, workspace);
+    inputs: {
+      dy,
+      w,
+      ...(residual && { residual: x }),
+      ...(mask && {
+        x: {
+          ...x,
+          values: (random, size) => random.normal(size).map((value, i) => (i % 5 === 0 ? 0 : value)),
+        } as Input,
+      }),
     },
-    reference: (inputs) => ({ dx: reference.convBackwardData(inputs.dy!, inputs.w!, shape) }),
+    outputs: {
+      dx: {
+        shape: x.shape,
+        terms: terms + 1,
+        roundings: residual || mask ? 2 : 1,
+        // dy has magnitude 1 whatever the number of channels; dx that of the terms' sum.
+        magnitude: 4 * Math.max(1, Math.sqrt(shape.k / shape.c)),
+        ...(inPlace && { inPlaceOf: "residual" }),
+      },
+    },
+    prepare(c) {
+      const { handle, workspace } = plan(c, constants.CONV_BACKWARD_DATA, shape, pick, epilogue);
+      const [dx, upstream, ws, added, xs] = ["dx", "dy", "w", "residual", "x"].map((operand) => c.address(operand));
+      const kept = mask ? xs! : null;
+      return () => void c.native.convBackwardData(c.stream, handle, dx!, upstream!, ws!, added!, kept, workspace);
+    },
+    reference: (inputs) => ({
+      dx: map(reference.convBackwardData(inputs.dy!, inputs.w!, shape), (value, i) =>
+        mask && inputs.x![i]! <= 0 ? 0 : value + (inputs.residual?.[i] ?? 0),
+      ),
+    }),
     flops: 2 * products,
   };
 }
@@ -310,6 +346,29 @@ const epilogues: [string, Epilogue][] = [
   ]),
 ];
 
+const gradientEpilogues: [string, GradientEpilogue][] = [
+  ["residual", { residual: true }],
+  ["residual in place", { residual: true, inPlace: true }],
+  ["mask", { mask: true }],
+  ["residual and mask", { residual: true, mask: true }],
+  ["residual in place and mask", { residual: true, mask: true, inPlace: true }],
+];
+
+const gradientShapes: [string, ConvShape][] = [
+  ["1x1", convShape({ h: 7, w: 9, c: 16, k: 24 })],
+  ["1x1 from 27 channels", convShape({ n: 1, h: 9, w: 10, c: 32, k: 27 })],
+  ["1x1 to 5 channels", convShape({ h: 6, w: 5, c: 5, k: 16 })],
+  ["1x1 stride 2 of an even size", convShape({ h: 6, w: 8, c: 16, k: 32, stride: [2, 2] })],
+  ["1x1 stride 2 of an odd size", convShape({ h: 7, w: 5, c: 8, k: 16, stride: [2, 2] })],
+  ["3x3", convShape({ h: 8, w: 6, c: 16, k: 16, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 of 64 channels", convShape({ h: 12, w: 11, c: 64, k: 64, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 stride 2", convShape({ h: 9, w: 11, c: 8, k: 16, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["3x3 to 3 channels", convShape({ h: 6, w: 6, c: 3, k: 8, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3 depthwise", convShape({ h: 7, w: 7, c: 16, k: 16, r: 3, s: 3, padding: [1, 1], groups: 16 })],
+  ["3x3 in 2 groups", convShape({ h: 6, w: 6, c: 16, k: 16, r: 3, s: 3, padding: [1, 1], groups: 2 })],
+  ["linear", convShape({ n: 35, h: 1, w: 1, c: 24, k: 40 })],
+];
+
 type GoldenParams = Omit<ConvShape, "stride"> & { stride: [number, number] };
 
 export const goldenConvCases: OpCase[] = loadGolden<GoldenParams>("conv").flatMap((golden) => {
@@ -395,6 +454,9 @@ export const convCases: OpCase[] = [
     convShape({ n: 1, h: 1, w: 13, c: 3, k: 64, r: 3, s: 3, padding: [4, 1], dilation: [3, 3] }),
     { bias: true, residual: true, activation: "relu" },
   ),
+  ...gradientEpilogues.flatMap(([name, epilogue]) =>
+    gradientShapes.map(([of, shape]) => convBackwardData(`${of} with ${name}`, shape, epilogue)),
+  ),
   addBias("27 channels", 35, 27),
   addBias("64 channels, relu", 300, 64, "relu"),
   addBias("12 channels, silu", 50, 12, "silu"),
@@ -445,6 +507,12 @@ export const convBenches: OpCase[] = [
     convBackwardData(name, shape),
     convBackwardWeight(name, shape),
   ]),
+  convBackwardData("1x1, 64 to 256, 8x80x80, residual and mask", bench(64, 256, 80, 1), {
+    residual: true,
+    mask: true,
+    inPlace: true,
+  }),
+  convBackwardData("3x3, 256 to 256, 8x40x40, mask", bench(256, 256, 40, 3), { mask: true }),
   channelSum("256 channels, 51200 rows", 51200, 256),
   addBias("relu, 256 channels, 51200 rows", 51200, 256, "relu"),
 ];

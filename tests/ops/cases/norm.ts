@@ -277,6 +277,28 @@ export function batchNormFold(name: string, k: number, perChannel: number, convB
   };
 }
 
+export function batchNormFoldBackward(name: string, k: number, perChannel: number, inPlace = false): OpCase {
+  const eps = 1e-3;
+  const channels: Input = { shape: [k], kind: "f32", values: (random, size) => random.uniform(size, 0.5, 2) };
+  return {
+    op: "batch_norm_fold_backward",
+    name,
+    dtypes: ["f32"],
+    inputs: { dfolded: { shape: [k, perChannel] }, weight: channels, variance: channels },
+    outputs: { dw: { shape: [k, perChannel], ...(inPlace && { inPlaceOf: "dfolded" }) } },
+    prepare(c) {
+      const [dw, dfolded, weight, variance] = ["dw", "dfolded", "weight", "variance"].map((name) => c.address(name));
+      return () => void c.native.batchNormFoldBackward(c.stream, dw!, dfolded!, weight!, variance!, k, perChannel, eps);
+    },
+    reference: ({ dfolded, weight, variance }) => ({
+      dw: Float64Array.from(dfolded!, (value, i) => {
+        const row = Math.floor(i / perChannel);
+        return (value * weight![row]!) / Math.sqrt(variance![row]! + eps);
+      }),
+    }),
+  };
+}
+
 const shapes: [string, readonly number[]][] = [
   ["3 channels", [2, 5, 7, 3]],
   ["1 channel", [2, 6, 5, 1]],
@@ -331,6 +353,10 @@ export const normCases: OpCase[] = [
   batchNormFold("with a bias", 16, 27, true),
   batchNormFold("without a bias", 5, 8, false),
   batchNormFold("1x1 of 1 channel", 3, 1, true),
+  batchNormFold("3x3 of 64 channels", 70, 576, false),
+  batchNormFoldBackward("27 weights per channel", 16, 27),
+  batchNormFoldBackward("3x3 of 64 channels, in place", 70, 576, true),
+  batchNormFoldBackward("a bias", 100, 1),
   constantInput(batchNormTrain("constant input", { shape: [2, 3, 3, 4] })),
   ...goldenCases,
 ];
