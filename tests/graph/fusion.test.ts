@@ -406,4 +406,28 @@ describe("folded weights", () => {
     for (let i = 0; i < 3; ++i) agree();
     expect(numbers(fused.results.y)).not.toEqual(before);
   });
+
+  test("in training are computed in each run where the weight is trained, else ahead of the runs", () => {
+    using store = new Store();
+    const body = ({ x: v }: Record<string, Value>) => ({ y: store.frozen(store.conv(v!, "c"), "n") });
+    const make = () => program(device, { x }, body, { training: true, seeds: "inputs" });
+    using trained = make();
+    expect(kinds(trained).filter((kind) => kind === "batch_norm_fold")).toHaveLength(1);
+    const weight = store.all.get("c.w")!;
+    weight.requiresGrad = false;
+    using frozen = make();
+    expect(kinds(frozen).filter((kind) => kind === "batch_norm_fold")).toEqual([]);
+    const run = (made: typeof frozen) => {
+      made.run();
+      return numbers(made.results.y);
+    };
+    const before = run(trained);
+    expect(run(frozen)).toEqual(before);
+    weight.tensor.write(numbers(weight.tensor).map((value) => 2 * value));
+    const after = run(trained);
+    expect(after).not.toEqual(before);
+    expect(run(frozen)).toEqual(before);
+    frozen.refresh();
+    expect(run(frozen)).toEqual(after);
+  });
 });

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import { Parameter, Program, scale, useParameter, type Value } from "../../lib/graph";
-import { Model } from "../../lib/layers";
+import { FrozenBatchNorm2d, Model } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { Device, Tensor } from "../../lib/tensor";
 import { constantRate, SGD, type SGDOptions, type StepResult, TrainStep } from "../../lib/train";
@@ -78,6 +78,27 @@ test("without clipNorm no norm is taken, and one above the gradients' changes no
   expect(free.reports[1]).not.toHaveProperty("gradNorm");
   expect(loose.reports[1]!.gradNorm).toBeGreaterThan(0);
   expect(loose.after).toEqual(free.after);
+});
+
+test("the folded weights of a frozen layer follow the model's refresh()", async () => {
+  using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  Object.assign(model.stem, { norm: new FrozenBatchNorm2d(4) });
+  const weight = model.stem.conv.weight;
+  weight.requiresGrad = false;
+  model.to(device);
+  using optimizer = new SGD(model, { schedule: constantRate(0), iterations: 9 });
+  using images = Tensor.from(device, new Random("noise").normal(64 * 64 * 3), [1, 64, 64, 3]);
+  using step = new TrainStep(model, optimizer, { batchSize: 1, height: 64, width: 64, maxBoxes: 1 });
+  const losses = async (factor: number) => {
+    weight.tensor.write(initial.map((value) => factor * value));
+    model.refresh();
+    await step.submit(images, targets);
+    return (await step.drain())[0]!.losses;
+  };
+  const initial = Array.from(weight.tensor.read());
+  const first = await losses(1);
+  expect(await losses(-2)).not.toEqual(first);
+  expect(await losses(1)).toEqual(first);
 });
 
 test("a norm that is not finite changes no weight and raises the flag, though the loss is finite", () => {
