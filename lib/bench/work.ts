@@ -26,12 +26,17 @@ export const noWork: NodeWork = { flops: 0, bytes: 0, floorBytes: 0 };
 /** Elementwise and copying kinds, which could be the beginning or the end of another node's kernel. */
 const PASSENGERS = new Set([
   "batch_norm_infer",
+  "batch_norm_fold_backward",
   ...["activation", "activation_backward", "add", "add_bias", "multiply", "scale", "cast", "channel_sum"],
   ...["concat", "slice", "slice_backward", "transpose", "reshape", "constant", "fill"],
 ]);
 
-/** Operands that are needed for the sign of their elements alone. */
-const MASKS: Readonly<Record<string, number>> = { activation_backward: 1, batch_norm_backward: 5 };
+/** The operand that is needed for the sign of its elements alone, of the kinds that have one. */
+const MASKS: Readonly<Record<string, (node: Node) => number>> = {
+  activation_backward: () => 1,
+  batch_norm_backward: () => 5,
+  conv2d_backward_data: ({ inputs, attrs }) => ((attrs as { mask?: boolean }).mask ? inputs.length - 1 : -1),
+};
 
 /** Kinds that read and write no more of their operand than the result has. */
 const PARTIAL = new Set(["slice"]);
@@ -45,7 +50,7 @@ export function nodeWork(node: Node): NodeWork {
   const written = node.outputs.map(bytesOf);
   const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0);
   if (PARTIAL.has(kind)) return { flops: 0, bytes: 2 * sum(written), floorBytes: 0 };
-  const mask = MASKS[kind];
+  const mask = MASKS[kind]?.(node);
   const least = sizes.map((bytes, i) => (i === mask ? elementCount(node.inputs[i]!.shape) / 8 : bytes));
   const floorBytes = kind === "concat" ? 0 : PASSENGERS.has(kind) ? sum(least.slice(1)) : sum(least) + sum(written);
   return { flops: productFlops(node), bytes: sum(sizes) + sum(written), floorBytes };

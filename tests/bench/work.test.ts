@@ -70,6 +70,14 @@ describe("work", () => {
     expect(works((x) => relu(x), [3, 8], true).get("activation_backward")?.floorBytes).toBe(24 / 8);
   });
 
+  test("of a data gradient counts the ReLU's result that masks it as a bit an element", () => {
+    const found = works((x, w) => conv2d(relu(x), w([8, 1, 1, 4]), null), [1, 3, 3, 4], true);
+    const [x, w, dy] = [36, 32, 72];
+    const { bytes, floorBytes } = found.get("conv2d_backward_data")!;
+    expect([bytes, floorBytes]).toEqual([4 * (dy + w + 2 * x), 4 * (dy + w + x) + x / 8]);
+    expect(found.has("activation_backward")).toBeFalse();
+  });
+
   test("takes as long as its slower part", () => {
     const ceilings = { gflops: 1000, gbytes: 10 };
     expect(floorOf({ flops: 5e9, bytes: 0, floorBytes: 1e6 }, ceilings)).toBeCloseTo(5);
