@@ -64,6 +64,11 @@ bool prefers_cublaslt(const ConvProblem& problem) {
 // The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
+  const std::vector<BareGradient> bare = bare_gradients(problem);
+  const auto in_two_steps = [&](const BareGradient& one) {
+    return two_step_gradient(problem, one, choose(context, one.problem));
+  };
+  if (problem.sparse_gradient() && problem.residual && !problem.relu_mask) return in_two_steps(bare.back());
   const int64_t limit = workspace_limit();
   if (prefers_cublaslt(problem)) {
     const auto candidates = cublaslt_candidates(context, problem, limit, false);
@@ -77,10 +82,10 @@ std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem&
       }
     }
   }
-  const std::vector<ConvProblem> bare = separable_gradients(problem);
-  if (bare.empty()) return direct_algorithm(problem);
-  const ConvProblem& one = problem.g.matrix_product() ? bare.front() : bare.back();  // cuBLASLt adds the residual
-  return separate_gradient(problem, one, choose(context, one));
+  if (!problem.gradient_epilogue()) return direct_algorithm(problem);
+  // The kernel adds and masks in one pass, but for matrix products, to which cuBLASLt adds the residual.
+  const bool added = problem.residual && problem.relu_mask && !problem.g.matrix_product();
+  return in_two_steps(bare[added ? 1 : 0]);
 }
 
 std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
@@ -92,10 +97,10 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
     return depthwise_algorithm(context, problem);
   }
   if (pick.compare(0, 5, "then ") == 0) {
-    for (const ConvProblem& bare : separable_gradients(problem)) {
-      const std::string prefix = separate_gradient_prefix(problem, bare);
+    for (const BareGradient& bare : bare_gradients(problem)) {
+      const std::string prefix = two_step_prefix(bare.rest);
       if (pick.compare(0, prefix.size(), prefix) != 0) continue;
-      return separate_gradient(problem, bare, from_pick(context, bare, pick.substr(prefix.size())));
+      return two_step_gradient(problem, bare, from_pick(context, bare.problem, pick.substr(prefix.size())));
     }
   }
   if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
@@ -114,10 +119,10 @@ class Scratch {
     tensors_.w = noise(s, g.w_elements(), wgrad ? DLFS_F32 : problem.dtype);
     tensors_.y = noise(s, g.y_elements(), problem.dtype);
     tensors_.bias = problem.bias ? static_cast<const float*>(noise(s, g.k, DLFS_F32)) : nullptr;
-    const bool forward = problem.direction == DLFS_CONV_FORWARD;
-    const int64_t result = forward ? g.y_elements() : g.x_elements();
-    tensors_.residual = problem.residual ? noise(s, result, problem.dtype) : nullptr;
-    tensors_.mask = problem.relu_mask ? noise(s, result, problem.dtype) : nullptr;
+    // That of a data gradient lies where dx does: it is a sum that nothing else needs.
+    const bool gradient = problem.gradient_epilogue();
+    tensors_.residual = !problem.residual ? nullptr : gradient ? tensors_.x : noise(s, g.y_elements(), problem.dtype);
+    tensors_.mask = problem.relu_mask ? noise(s, g.x_elements(), problem.dtype) : nullptr;
   }
 
   const ConvTensors& tensors() const { return tensors_; }
@@ -224,8 +229,9 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
   };
   using Algorithm = std::shared_ptr<const ConvAlgorithm>;
   consider_all(problem, [](Algorithm algorithm) { return algorithm; });
-  for (const ConvProblem& bare : separable_gradients(problem)) {
-    consider_all(bare, [&](Algorithm algorithm) { return separate_gradient(problem, bare, std::move(algorithm)); });
+  for (const BareGradient& bare : bare_gradients(problem)) {
+    consider_all(bare.problem,
+                 [&](Algorithm algorithm) { return two_step_gradient(problem, bare, std::move(algorithm)); });
   }
   return best ? best : conv.algorithm();
 }

@@ -28,6 +28,10 @@ struct ConvProblem {
   // True where something follows the convolution itself.
   bool epilogue() const { return bias || residual || relu_mask || activation != DLFS_ACT_NONE; }
   bool gradient_epilogue() const { return direction == DLFS_CONV_BACKWARD_DATA && epilogue(); }
+  // True where most pixels of dx depend on nothing but the residual.
+  bool sparse_gradient() const {
+    return direction == DLFS_CONV_BACKWARD_DATA && g.pointwise() && g.groups == 1 && !g.matrix_product();
+  }
 };
 
 // The device addresses of one execution. The direction says which of x, w, y is the output: y forward, x (dx) for the
@@ -104,18 +108,29 @@ std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& c
 std::shared_ptr<const ConvAlgorithm> cublaslt_from_pick(Context& context, const ConvProblem& problem,
                                                         const std::string& pick, int64_t workspace_limit);
 
-// ---- data gradients with a residual or a mask ----------------------------------------------------------------------
+// ---- data gradients in two steps ----------------------------------------------------------------------------------
 
-// The problems whose algorithms, with a kernel of ours after them, compute a data gradient with a residual or a mask: with
-// the mask left out, and with both.
-std::vector<ConvProblem> separable_gradients(const ConvProblem& problem);
+// A problem whose algorithms, with a kernel of ours after them, compute a data gradient.
+struct BareGradient {
+  // What the kernel does.
+  enum class Rest {
+    mask,     // masks dx
+    add,      // adds the residual, and masks
+    scatter,  // puts the gradient of the pixels that a 1x1 convolution with stride reads among the others, and the same
+  };
+  ConvProblem problem;
+  Rest rest;
+};
 
-// An algorithm for one of these problems, then a kernel for what is left. NULL where `bare` is.
-std::shared_ptr<const ConvAlgorithm> separate_gradient(const ConvProblem& problem, const ConvProblem& bare_problem,
-                                                       std::shared_ptr<const ConvAlgorithm> bare);
+// The problems that serve for a data gradient; none where it is a bare one itself.
+std::vector<BareGradient> bare_gradients(const ConvProblem& problem);
+
+// An algorithm for one of these problems, then the kernel. NULL where `algorithm` is.
+std::shared_ptr<const ConvAlgorithm> two_step_gradient(const ConvProblem& problem, const BareGradient& bare,
+                                                       std::shared_ptr<const ConvAlgorithm> algorithm);
 
 // How the picks of these begin; the rest is the pick of the algorithm for the bare problem.
-std::string separate_gradient_prefix(const ConvProblem& problem, const ConvProblem& bare_problem);
+const char* two_step_prefix(BareGradient::Rest rest);
 
 // ---- our kernels --------------------------------------------------------------------------------------------------
 
@@ -140,6 +155,11 @@ void conv_epilogue(Stream& stream, void* dst, const void* src, const float* bias
 // dx[i] = mask[i] <= 0 ? 0 : gradient[i] + residual[i]; residual and mask nullable, dx may be any of the others.
 void gradient_epilogue(Stream& stream, void* dx, const void* gradient, const void* residual, const void* mask, int64_t n,
                        dlfs_dtype dtype);
+
+// dx (N, H, W, C) = the gradient of the pixels (p stride_h, q stride_w) from `packed` (N, P, Q, C), 0 elsewhere, with residual
+// and mask as above. Where dx is the residual and there is no mask, other pixels are not touched.
+void scatter_gradient(Stream& stream, void* dx, const void* packed, const void* residual, const void* mask,
+                      const ConvGeometry& g, dlfs_dtype dtype);
 
 // Fills n values with noise in [-1, 1), for timing on data that switches as many bits as real data.
 void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed);

@@ -2,6 +2,7 @@
 // and the bias, residual, activation and mask of a plan whose engine does not fuse them or that runs backward.
 #include "cuda/conv.hpp"
 #include "cuda/numeric.cuh"
+#include "cuda/pixel.cuh"
 #include "cuda/runtime.cuh"
 
 namespace dlfs {
@@ -69,6 +70,37 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// One vector of channels of a pixel of dx per thread, or of packed where only its pixels change (`touched`).
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) scatter_kernel(T* dx, const T* packed, const T* residual, const T* mask,
+                                                      ConvGeometry g, bool touched) {
+  const int32_t height = touched ? g.p : g.h, width = touched ? g.q : g.w;
+  for_rows(static_cast<Index>(int64_t{g.n} * height * width), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel pixel = pixel_of(row, height, width);
+    const int32_t channel = vector * V;
+    const int32_t h = touched ? pixel.row * g.stride_h : pixel.row, w = touched ? pixel.column * g.stride_w : pixel.column;
+    const int64_t at = pixel_offset(pixel.n, h, w, g.h, g.w, g.c) + channel;
+    float value[V] = {};
+    // P and Q count all multiples of the strides, so these pixels lie in packed.
+    if (h % g.stride_h == 0 && w % g.stride_w == 0) {
+      load(value, packed + pixel_offset(pixel.n, h / g.stride_h, w / g.stride_w, g.p, g.q, g.c) + channel);
+    }
+    if (residual) {
+      float other[V];
+      load(other, residual + at);
+#pragma unroll
+      for (int j = 0; j < V; ++j) value[j] += other[j];
+    }
+    if (mask) {
+      float kept[V];
+      load(kept, mask + at);
+#pragma unroll
+      for (int j = 0; j < V; ++j) value[j] = kept[j] <= 0.0f ? 0.0f : value[j];
+    }
+    store(dx + at, value);
+  });
+}
+
 // Calls body(tag) with the type of `other`, which is T's dtype or, where either is fp32, any.
 template <class T, class Body>
 void dispatch_partner(dlfs_dtype dtype, dlfs_dtype other, Body&& body) {
@@ -132,6 +164,22 @@ void gradient_epilogue(Stream& stream, void* dx, const void* gradient, const voi
     constexpr int V = decltype(width)::value;
     launch(stream, grid_size(*stream.context, n / V, 256), 256, 0, gradient_epilogue_kernel<T, V>, static_cast<T*>(dx),
            static_cast<const T*>(gradient), static_cast<const T*>(residual), static_cast<const T*>(mask), n);
+  });
+}
+
+void scatter_gradient(Stream& stream, void* dx, const void* packed, const void* residual, const void* mask,
+                      const ConvGeometry& g, dlfs_dtype dtype) {
+  const bool touched = dx == residual && !mask;
+  const int64_t rows = int64_t{g.n} * (touched ? int64_t{g.p} * g.q : int64_t{g.h} * g.w);
+  dispatch_channels(dtype, g.c, aligned16({dx, packed, residual, mask}), [&](auto tag, auto width) {
+    using T = typename decltype(tag)::type;
+    constexpr int V = decltype(width)::value;
+    dispatch_index(rows, [&](auto index) {
+      using Index = typename decltype(index)::type;
+      const RowGrid grid = row_grid(*stream.context, rows, g.c / V);
+      launch(stream, grid.grid, grid.block, 0, scatter_kernel<T, V, Index>, static_cast<T*>(dx),
+             static_cast<const T*>(packed), static_cast<const T*>(residual), static_cast<const T*>(mask), g, touched);
+    });
   });
 }
 

@@ -1,63 +1,80 @@
-// Data gradients with a residual or a mask by an algorithm that knows neither, or no mask, and a kernel of ours after it.
+// Data gradients in two steps: an algorithm that knows neither residual nor mask, or no mask, or that computes the touched
+// pixels alone, and a kernel of ours after it.
 #include "common/arguments.hpp"
 #include "cuda/conv.hpp"
 
 namespace dlfs {
 namespace {
 
-class SeparateGradient final : public ConvAlgorithm {
- public:
-  SeparateGradient(const ConvProblem& problem, const ConvProblem& bare_problem,
-                   std::shared_ptr<const ConvAlgorithm> bare)
-      : elements_(problem.g.x_elements()),
-        dtype_(problem.dtype),
-        adds_(problem.residual && !bare_problem.residual),
-        prefix_(separate_gradient_prefix(problem, bare_problem)),
-        bare_(std::move(bare)),
-        gradient_at_((bare_->workspace_bytes() + 255) / 256 * 256) {}
+using Rest = BareGradient::Rest;
 
-  // dx may be the residual, so the gradient waits for it in the workspace.
+class TwoStepGradient final : public ConvAlgorithm {
+ public:
+  TwoStepGradient(const ConvProblem& problem, const BareGradient& bare, std::shared_ptr<const ConvAlgorithm> algorithm)
+      : g_(problem.g),
+        dtype_(problem.dtype),
+        rest_(bare.rest),
+        bare_elements_(bare.problem.g.x_elements()),
+        algorithm_(std::move(algorithm)),
+        gradient_at_((algorithm_->workspace_bytes() + 255) / 256 * 256),
+        // dx may be the residual, so the gradient waits for it in the workspace.
+        waits_(rest_ == Rest::scatter || (rest_ == Rest::add && problem.residual)) {}
+
   int64_t workspace_bytes() const override {
-    return adds_ ? gradient_at_ + elements_ * dtype_size(dtype_) : bare_->workspace_bytes();
+    return waits_ ? gradient_at_ + bare_elements_ * dtype_size(dtype_) : algorithm_->workspace_bytes();
   }
-  std::string pick() const override { return prefix_ + bare_->pick(); }
+  std::string pick() const override { return two_step_prefix(rest_) + algorithm_->pick(); }
 
   void run(Stream& s, const ConvTensors& t, void* workspace) const override {
-    void* const gradient = adds_ ? static_cast<char*>(workspace) + gradient_at_ : t.x;
-    bare_->run(s, {gradient, t.w, t.y, nullptr, adds_ ? nullptr : t.residual, nullptr}, workspace);
-    gradient_epilogue(s, t.x, gradient, adds_ ? t.residual : nullptr, t.mask, elements_, dtype_);
+    void* const gradient = waits_ ? static_cast<char*>(workspace) + gradient_at_ : t.x;
+    const void* const residual = rest_ == Rest::mask ? nullptr : t.residual;
+    algorithm_->run(s, {gradient, t.w, t.y, nullptr, residual ? nullptr : t.residual, nullptr}, workspace);
+    if (rest_ == Rest::scatter) {
+      scatter_gradient(s, t.x, gradient, residual, t.mask, g_, dtype_);
+    } else {
+      gradient_epilogue(s, t.x, gradient, residual, t.mask, bare_elements_, dtype_);
+    }
   }
 
  private:
-  const int64_t elements_;
+  const ConvGeometry g_;
   const dlfs_dtype dtype_;
-  const bool adds_;  // the residual, after the algorithm
-  const std::string prefix_;
-  const std::shared_ptr<const ConvAlgorithm> bare_;
+  const Rest rest_;
+  const int64_t bare_elements_;
+  const std::shared_ptr<const ConvAlgorithm> algorithm_;
   const int64_t gradient_at_;
+  const bool waits_;
 };
 
 }  // namespace
 
-std::vector<ConvProblem> separable_gradients(const ConvProblem& problem) {
-  std::vector<ConvProblem> bare;
-  if (!problem.gradient_epilogue()) return bare;
+std::vector<BareGradient> bare_gradients(const ConvProblem& problem) {
+  std::vector<BareGradient> bare;
   ConvProblem one = problem;
   one.relu_mask = false;
-  if (problem.residual && problem.relu_mask) bare.push_back(one);
-  one.residual = false;
-  bare.push_back(one);
+  if (problem.gradient_epilogue()) {
+    if (problem.relu_mask) bare.push_back({one, Rest::mask});
+    one.residual = false;
+    if (problem.residual) bare.push_back({one, Rest::add});
+  }
+  if (problem.sparse_gradient()) {
+    one.g.h = one.g.p;
+    one.g.w = one.g.q;
+    one.g.stride_h = one.g.stride_w = 1;
+    bare.push_back({one, Rest::scatter});
+  }
   return bare;
 }
 
-std::string separate_gradient_prefix(const ConvProblem& problem, const ConvProblem& bare_problem) {
-  return problem.residual && !bare_problem.residual ? "then add " : "then mask ";
+std::shared_ptr<const ConvAlgorithm> two_step_gradient(const ConvProblem& problem, const BareGradient& bare,
+                                                       std::shared_ptr<const ConvAlgorithm> algorithm) {
+  if (!algorithm) return nullptr;
+  return std::make_shared<TwoStepGradient>(problem, bare, std::move(algorithm));
 }
 
-std::shared_ptr<const ConvAlgorithm> separate_gradient(const ConvProblem& problem, const ConvProblem& bare_problem,
-                                                       std::shared_ptr<const ConvAlgorithm> bare) {
-  if (!bare) return nullptr;
-  return std::make_shared<SeparateGradient>(problem, bare_problem, std::move(bare));
+const char* two_step_prefix(Rest rest) {
+  static const char* const prefixes[] = {"then mask ", "then add ", "then scatter "};
+  return prefixes[static_cast<int>(rest)];
 }
 
 }  // namespace dlfs

@@ -17,7 +17,8 @@ import type { Value } from "./value";
  */
 export function fuseGradients(graph: Graph, nodes: readonly Node[], results: Value[]): Node[] {
   const rewriter = new Rewriter(graph, nodes, results);
-  const left = rewriter.run((node) => mergeSum(rewriter, node) ?? mergeMask(rewriter, node));
+  const masked = new Set(nodes.flatMap((node) => (isReluBackward(node) ? [node.inputs[0]!] : [])));
+  const left = rewriter.run((node) => mergeSum(rewriter, node, masked) ?? mergeMask(rewriter, node));
   for (const [i, value] of results.entries()) results[i] = rewriter.current(value);
   return left;
 }
@@ -29,10 +30,22 @@ function dataGradient(node: Node | null): BackwardDataAttrs | null {
     : null;
 }
 
-const isStrided = ({ stride }: BackwardDataAttrs): boolean => stride.some((step) => step > 1);
+function isReluBackward({ op, attrs }: Node): boolean {
+  return op === activateBackward && (attrs as ActivationAttrs).activation === "relu";
+}
 
-/** dx + other, dx read here only. Of two data gradients it is the one of stride 1, which libraries fuse; else the later one. */
-function mergeSum(rewriter: Rewriter, node: Node): Rewrite | null {
+/**
+ * Which of two data gradients takes the other as its residual, the lowest first. Libraries fuse with those of stride 1. A 1x1
+ * kernel with stride leaves most pixels of a sum as they are, unless all of them are to be masked.
+ */
+function sumRank({ stride, padding, groups, w }: BackwardDataAttrs, masked: boolean): number {
+  if (stride.every((step) => step === 1)) return 1;
+  const sparse = w[1] === 1 && w[2] === 1 && padding.every((size) => size === 0) && groups === 1;
+  return sparse && !masked ? 0 : 2;
+}
+
+/** dx + other, dx read here only. */
+function mergeSum(rewriter: Rewriter, node: Node, masked: ReadonlySet<Value>): Rewrite | null {
   if (node.op !== add || (node.attrs as ActivationAttrs).activation !== "none") return null;
   const [a, b] = node.inputs as [Value, Value];
   const candidates = (
@@ -45,10 +58,10 @@ function mergeSum(rewriter: Rewriter, node: Node): Rewrite | null {
     const attrs = dataGradient(first);
     return first && attrs && !attrs.residual && !attrs.mask ? [{ first, attrs, dx, other }] : [];
   });
-  const best = candidates.sort(
-    (p, q) =>
-      Number(isStrided(p.attrs)) - Number(isStrided(q.attrs)) || rewriter.positionOf(q.dx) - rewriter.positionOf(p.dx),
-  )[0];
+  const rank = ({ attrs }: { attrs: BackwardDataAttrs }) => sumRank(attrs, masked.has(node.outputs[0]!));
+  const [best] = candidates.sort(
+    (p, q) => rank(p) - rank(q) || rewriter.positionOf(q.dx) - rewriter.positionOf(p.dx), // the later one
+  );
   if (!best) return null;
   const { first, attrs, other } = best;
   // The convolution reads all of dy for each part of dx: a sum with dy itself needs memory of its own.
@@ -58,7 +71,7 @@ function mergeSum(rewriter: Rewriter, node: Node): Rewrite | null {
 
 /** The gradient of a ReLU's result y, read here only, masked by y. */
 function mergeMask(rewriter: Rewriter, node: Node): Rewrite | null {
-  if (node.op !== activateBackward || (node.attrs as ActivationAttrs).activation !== "relu") return null;
+  if (!isReluBackward(node)) return null;
   const [dy, y] = node.inputs as [Value, Value];
   const first = rewriter.sole(dy);
   const attrs = dataGradient(first);
