@@ -485,8 +485,9 @@ std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
     add(false, g.c, g.k, CudnnForm::low_result, true);
   } else if (problem.gradient_epilogue()) {
     // Kernels that cuDNN compiles, for the tensor cores and stride 1; residual and mask are not padded.
+    // Whether that helps where channels come in groups only a measurement tells.
     const bool stride_1 = g.stride_h == 1 && g.stride_w == 1;
-    if (stride_1 && c8 == g.c && (low || problem.tf32)) {
+    if (stride_1 && c8 == g.c && (low || problem.tf32) && (all || g.groups == 1)) {
       add(true, g.c, k8, CudnnForm::plain, true);
       add(true, g.c, g.k, CudnnForm::plain, true);
     }
