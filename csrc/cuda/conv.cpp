@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "cuda/conv.hpp"
+#include "cuda/conv_sm90.hpp"
 
 namespace dlfs {
 namespace {
@@ -61,6 +62,13 @@ bool prefers_cublaslt(const ConvProblem& problem) {
   return few_rows || (!problem.epilogue() && g.c % 8 == 0 && g.k % 8 == 0);
 }
 
+// True where our Hopper kernel is the choice without a measurement: for the joins of residual blocks, which are bound by
+// memory, and where cuDNN's fused engines take a fifth longer (docs/performance.md).
+bool prefers_sm90(const ConvProblem& problem) {
+  const ConvGeometry& g = problem.g;
+  return g.r == 1 && g.s == 1 && problem.residual && g.c <= 256 && int64_t{g.n} * g.p * g.q >= 16384;
+}
+
 // The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
@@ -69,6 +77,10 @@ std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem&
     return two_step_gradient(problem, one, choose(context, one.problem));
   };
   if (problem.sparse_gradient() && problem.residual && !problem.relu_mask) return in_two_steps(bare.back());
+  if (prefers_sm90(problem)) {
+    const std::vector<int> widths = sm90_tile_widths(context, problem);
+    if (!widths.empty()) return sm90_algorithm(problem, widths.front());
+  }
   const int64_t limit = workspace_limit();
   if (prefers_cublaslt(problem)) {
     const auto candidates = cublaslt_candidates(context, problem, limit, false);
@@ -102,6 +114,13 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
       if (pick.compare(0, prefix.size(), prefix) != 0) continue;
       return two_step_gradient(problem, bare, from_pick(context, bare.problem, pick.substr(prefix.size())));
     }
+  }
+  int tile_width = 0;
+  if (sscanf(pick.c_str(), "sm90 %d", &tile_width) == 1) {
+    const std::vector<int> widths = sm90_tile_widths(context, problem);
+    DLFS_CHECK(std::find(widths.begin(), widths.end(), tile_width) != widths.end(), DLFS_ERROR_ARGUMENT,
+               "pick '%.200s' does not fit %s", pick.c_str(), problem.g.text().c_str());
+    return sm90_algorithm(problem, tile_width);
   }
   if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
   return cudnn_from_pick(context, problem, pick);
@@ -215,6 +234,7 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
   // Each candidate for `one`, made into an algorithm for the problem by `as`.
   const auto consider_all = [&](const ConvProblem& one, const auto& as) {
     if (depthwise_supports(one)) consider(as(depthwise_algorithm(context, one)));
+    for (const int width : sm90_tile_widths(context, one)) consider(as(sm90_algorithm(one, width)));
     for (const auto& candidate : cublaslt_candidates(context, one, limit, true)) {
       if (spent()) break;
       consider(as(candidate));

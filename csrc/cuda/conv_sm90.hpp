@@ -1,0 +1,29 @@
+// The Hopper convolution kernel (conv_sm90.cu) as one of the algorithms of a convolution plan.
+#pragma once
+
+#include "cuda/conv.hpp"
+
+namespace dlfs {
+
+// What a kernel of one tile width computes, besides y = activation(conv(x, w) + bias + residual).
+struct Sm90Tensors {
+  const void* x;
+  const void* w;
+  void* y;
+  const float* bias;      // nullable
+  const void* residual;   // nullable, y's shape
+  float* statistics;      // nullable: (2, splits, K), see norm.cuh's statistics_kernel, of rows in groups of 128
+};
+
+// The tile widths (output channels) that serve a problem, most promising first; none where the kernel cannot compute it.
+std::vector<int> sm90_tile_widths(const Context& context, const ConvProblem& problem);
+
+// How many splits the statistics have.
+int64_t sm90_splits(const Context& context, const ConvGeometry& g, int tile_width);
+
+void run_sm90(Stream& stream, const ConvGeometry& g, dlfs_dtype dtype, bool relu, int tile_width,
+              const Sm90Tensors& tensors);
+
+std::shared_ptr<const ConvAlgorithm> sm90_algorithm(const ConvProblem& problem, int tile_width);
+
+}  // namespace dlfs
