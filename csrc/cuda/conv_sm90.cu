@@ -512,9 +512,9 @@ std::vector<int> sm90_tile_widths(const Context& context, const ConvProblem& pro
   if (g.k > 128) widths.push_back(256);
   if (g.k > 64) widths.push_back(128);
   widths.push_back(64);
-  // 208 where it wastes less than multiples of 64 would.
+  // 208 where it wastes no more than multiples of 64 would.
   const auto wasted = [&](int width) { return ceil_div(g.k, width) * width - g.k; };
-  if (g.k > 128 && wasted(208) < wasted(64)) widths.insert(widths.begin(), 208);
+  if (g.k > 128 && wasted(208) <= wasted(64)) widths.insert(widths.begin(), 208);
   return widths;
 }
 
