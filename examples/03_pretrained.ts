@@ -40,6 +40,7 @@ import {
   scale,
   slice,
   softmax,
+  split,
   type Value,
 } from "dlfs";
 
@@ -201,9 +202,10 @@ export class RFB320 extends Model {
       (y + h / 2) * HEIGHT,
     ]);
     const anchors = constant(corners, [corners.length / 4, 4]);
+    // Candidates are chosen on each level by itself.
     const levels = LEVELS.map((_, level) => anchorsOf(level));
     const found = postprocess(
-      { logits: margin, deltas, anchors, imageSizes, levels },
+      { logits: split(margin, levels, 1), deltas: split(deltas, levels, 1), anchors, imageSizes },
       {
         scoreThreshold: SCORE_THRESHOLD,
         topK: 1000,

@@ -11,7 +11,8 @@ namespace dlfs {
 
 // ---- arguments ----
 
-// What every detection loss takes. `values` are the predictions, `truth` what M boxes an image have.
+// What every detection loss takes. `values` are the predictions (or the host array of their maps), `truth` what M
+// boxes an image have.
 struct LossOperands {
   const float* loss;
   const void* values;
@@ -23,10 +24,9 @@ struct LossOperands {
   const void* workspace;
 };
 
-inline void check_loss_operands(const LossOperands& operands, int32_t n, int32_t anchors, const char* anchors_name,
-                                int32_t max_boxes, int32_t normalization, double grad_factor) {
+inline void check_loss_operands(const LossOperands& operands, int32_t n, int32_t max_boxes, int32_t normalization,
+                                double grad_factor) {
   check_range(n, 1, INT32_MAX, "n");
-  check_range(anchors, 1, INT32_MAX, anchors_name);
   check_range(max_boxes, 0, INT32_MAX, "max_boxes");
   check_pointer(operands.loss, "loss");
   check_pointer(operands.values, operands.values_name);
@@ -269,6 +269,7 @@ DLFS_HD inline AnchorTerm<1> binary_cross_entropy_term(float x, float target) {
 constexpr int32_t most_softmax_classes = 10240;  // of which a block of a GPU holds a row
 
 inline void check_cross_entropy(int32_t n, int32_t anchors, int32_t classes, double negative_ratio) {
+  check_range(anchors, 1, INT32_MAX, "anchors");
   check_range(classes, 2, most_softmax_classes, "classes");
   checked_product({n, anchors, classes}, "logits");
   check_number(negative_ratio, "negative_ratio");

@@ -163,6 +163,22 @@ inline SampleAxis sample_rows(const ImageTransform& t, int32_t height, int32_t f
 }
 
 // normalisation = {mean[3], std[3], fill[3]}, RGB: (value / 255 - mean) / std, or the value itself for U8.
+inline ColorTransform color_transform(const float* normalisation, dlfs_dtype dtype, int32_t flags);
+
+// What dlfs_normalize_pixels does, from its arguments: mean and deviation alone.
+inline ColorTransform pixel_transform(const float* normalisation) {
+  check_pointer(normalisation, "normalisation");
+  float all[9] = {};
+  for (int c = 0; c < 3; ++c) {
+    check_number(normalisation[c], "mean");
+    check_number(normalisation[3 + c], "std");
+    DLFS_CHECK(normalisation[3 + c] != 0, DLFS_ERROR_ARGUMENT, "the standard deviation of channel %d is 0", c);
+    all[c] = normalisation[c];
+    all[3 + c] = normalisation[3 + c];
+  }
+  return color_transform(all, DLFS_F32, 0);
+}
+
 inline ColorTransform color_transform(const float* normalisation, dlfs_dtype dtype, int32_t flags) {
   ColorTransform color{};
   for (int32_t c = 0; c < 3; ++c) {

@@ -1,40 +1,10 @@
-// Scores of points, and boxes and labels of the candidates that were selected, on the CPU.
-#include <cmath>
-
+// Boxes and labels of the candidates that were selected, on the CPU.
 #include "common/detection_arguments.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 
 using namespace dlfs;
 using namespace dlfs::cpu;
-
-extern "C" dlfs_status dlfs_point_scores(dlfs_stream stream, float* scores, const void* logits, const void* centerness,
-                                         int32_t n, int32_t anchors_count, int32_t classes, dlfs_dtype dtype) {
-  return on_stream("dlfs_point_scores", stream, [&](Stream& s) {
-    check_range(n, 1, INT32_MAX, "n");
-    check_range(anchors_count, 1, INT32_MAX, "anchors_count");
-    check_range(classes, 1, INT32_MAX, "classes");
-    checked_product({n, anchors_count, classes}, "scores");
-    check_pointer(scores, "scores");
-    check_pointer(logits, "logits");
-    check_pointer(centerness, "centerness");
-    dispatch_float(dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      const T* x = static_cast<const T*>(logits);
-      const T* centre = static_cast<const T*>(centerness);
-      s.enqueue([=] {
-        parallel_for(int64_t{n} * anchors_count, 4096 / classes + 1, [=](int64_t begin, int64_t end) {
-          for (int64_t point = begin; point < end; ++point) {
-            const float factor = dlfs::sigmoid_f32(load(centre + point));
-            const T* row = x + point * classes;
-            float* out = scores + point * classes;
-            for (int32_t c = 0; c < classes; ++c) out[c] = std::sqrt(dlfs::sigmoid_f32(load(row + c)) * factor);
-          }
-        });
-      });
-    });
-  });
-}
 
 extern "C" dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
                                               const void* deltas, const float* anchors, const float* image_sizes,

@@ -31,25 +31,32 @@ struct LaneSum {
 
 template <class T>
 struct FocalLoss {
-  T* dlogits;              // (N, A, K), nullable
-  const T* logits;         // (N, A, K)
+  LevelAddresses dlogits, logits;
   const int32_t* matches;  // (N, A)
   const int32_t* labels;   // (N, M)
-  int32_t anchors, classes, max_boxes;
+  LevelBlocks blocks;
+  int32_t max_boxes;
   FocalParameters parameters;
   double grad_factor;
 
-  // Elements [begin, begin + count), whose true class is none but at begin + positive (-1: nowhere).
+  // Neighbouring anchors in a map.
+  struct Span {
+    T* out;  // nullable
+    const T* in;
+    const int32_t* match;
+    int64_t anchors;
+  };
+
+  // The `count` logits of `in`, whose true class is none but at `positive` (-1: nowhere).
   template <bool gamma_is_two>
-  void run(LaneSum& sum, int64_t begin, int64_t count, int64_t positive, float weight) const {
+  void run(LaneSum& sum, T* out, const T* in, int64_t count, int64_t positive, float weight) const {
     for (int64_t first = 0; first < count; first += lanes) {
       const int64_t size = std::min(lanes, count - first);
-      const T* in = logits + begin + first;
       float x[lanes] = {}, terms[lanes], grads[lanes];
       if (size == lanes) {
-        for (int64_t i = 0; i < lanes; ++i) x[i] = load(in + i);
+        for (int64_t i = 0; i < lanes; ++i) x[i] = load(in + first + i);
       } else {
-        for (int64_t i = 0; i < size; ++i) x[i] = load(in + i);
+        for (int64_t i = 0; i < size; ++i) x[i] = load(in + first + i);
       }
       for (int64_t i = 0; i < lanes; ++i) {
         const LossTerm term = focal_loss_term<gamma_is_two>(x[i], false, parameters);
@@ -62,12 +69,11 @@ struct FocalLoss {
         grads[i] = term.grad * weight;
       }
       sum.add(terms, size);
-      if (!dlogits) continue;
-      T* out = dlogits + begin + first;
+      if (!out) continue;
       if (size == lanes) {
-        for (int64_t i = 0; i < lanes; ++i) store(out + i, grads[i]);
+        for (int64_t i = 0; i < lanes; ++i) store(out + first + i, grads[i]);
       } else {
-        for (int64_t i = 0; i < size; ++i) store(out + i, grads[i]);
+        for (int64_t i = 0; i < size; ++i) store(out + first + i, grads[i]);
       }
     }
   }
@@ -75,33 +81,52 @@ struct FocalLoss {
   // A match with a box that is not there is none.
   bool is_background(int32_t match) const { return match == match_background || match >= max_boxes; }
 
-  // One block of an image. Neighbouring background anchors, most of all, are taken as one run.
+  // Neighbouring background anchors, most of all, are taken as one run.
+  template <bool gamma_is_two>
+  void add(LaneSum& sum, const Span& span, const int32_t* image_labels, float weight) const {
+    const int64_t classes = blocks.levels.columns;
+    for (int64_t a = 0; a < span.anchors;) {
+      const T* const in = span.in + a * classes;
+      T* const out = span.out ? span.out + a * classes : nullptr;
+      const int32_t match = span.match[a];
+      int64_t last = a + 1;
+      if (match >= 0 && match < max_boxes) {
+        run<gamma_is_two>(sum, out, in, classes, image_labels[match], weight);
+      } else if (is_background(match)) {
+        while (last < span.anchors && is_background(span.match[last])) ++last;
+        run<gamma_is_two>(sum, out, in, (last - a) * classes, -1, weight);
+      } else if (out) {
+        std::fill_n(out, classes, from_float<T>(0.0f));
+      }
+      a = last;
+    }
+  }
+
+  // One block of an image.
+  template <bool gamma_is_two>
+  double block_of(float weight, int64_t image, int64_t index) const {
+    const Levels& levels = blocks.levels;
+    const LevelBlocks::Run run = blocks.run(index);
+    const int32_t pitch = levels.pitch[run.level];
+    const int64_t start = image * levels.image_size(run.level) + int64_t{run.first_cell} * pitch;
+    const int32_t first_anchor = levels.first_anchor[run.level] + run.first_cell * levels.per_cell;
+    T* const out = dlogits.of<T>(run.level);
+    // Without padding, anchors of neighbouring cells are neighbours too.
+    const bool packed = pitch == levels.used();
+    Span span{out ? out + start : nullptr, logits.of<const T>(run.level) + start,
+              matches + image * levels.anchors + first_anchor, packed ? run.cells * levels.per_cell : levels.per_cell};
+    LaneSum sum;
+    for (int32_t cell = 0; cell < (packed ? 1 : run.cells); ++cell) {
+      add<gamma_is_two>(sum, span, labels + image * max_boxes, weight);
+      if (span.out && !packed) std::fill_n(span.out + levels.used(), pitch - levels.used(), from_float<T>(0.0f));
+      span = {span.out ? span.out + pitch : nullptr, span.in + pitch, span.match + levels.per_cell, span.anchors};
+    }
+    return sum.total();
+  }
+
   double block(const LossScale& scale, int64_t image, int64_t index) const {
     const float weight = static_cast<float>(scale.weight(image, grad_factor));
     return parameters.gamma == 2.0f ? block_of<true>(weight, image, index) : block_of<false>(weight, image, index);
-  }
-
-  template <bool gamma_is_two>
-  double block_of(float weight, int64_t image, int64_t index) const {
-    const int32_t* match = matches + image * anchors;
-    const int64_t end = std::min<int64_t>((index + 1) * block_anchors, anchors);
-    LaneSum sum;
-    for (int64_t a = index * block_anchors; a < end;) {
-      const int64_t element = (image * anchors + a) * classes;
-      if (match[a] >= 0 && match[a] < max_boxes) {
-        run<gamma_is_two>(sum, element, classes, labels[image * max_boxes + match[a]], weight);
-        ++a;
-      } else if (is_background(match[a])) {
-        int64_t last = a + 1;
-        while (last < end && is_background(match[last])) ++last;
-        run<gamma_is_two>(sum, element, (last - a) * classes, -1, weight);
-        a = last;
-      } else {
-        for (int64_t k = 0; dlogits && k < classes; ++k) store(dlogits + element + k, 0.0f);
-        ++a;
-      }
-    }
-    return sum.total();
   }
 };
 
@@ -113,32 +138,29 @@ extern "C" dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* 
     require_context(ctx);
     check_pointer(out, "out");
     check_range(classes, 1, INT32_MAX, "classes");
-    *out = partials_bytes(n, anchors);
+    check_range(n, 1, INT32_MAX, "n");
+    check_range(anchors, 1, INT32_MAX, "anchors");
+    *out = checked_product({n, LevelBlocks::most(anchors), sizeof(double)}, "the workspace");
   });
 }
 
-extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, void* dlogits, const void* logits,
+extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, const int64_t* dlogits, const int64_t* logits,
                                        const int32_t* matches, const int32_t* labels, const int32_t* foreground,
-                                       void* workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
+                                       void* workspace, const int32_t* cells, const int32_t* pitches, int32_t levels,
+                                       int32_t n, int32_t per_cell, int32_t classes, int32_t max_boxes,
                                        dlfs_dtype dtype, double alpha, double gamma, int32_t normalization,
                                        double grad_factor) {
   return on_stream("dlfs_focal_loss", stream, [&](Stream& s) {
-    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, anchors,
-                        "anchors", max_boxes, normalization, grad_factor);
-    check_range(classes, 1, INT32_MAX, "classes");
-    checked_product({n, anchors, classes}, "logits");
+    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
+                        normalization, grad_factor);
+    const LevelBlocks blocks(make_levels(cells, pitches, levels, n, per_cell, classes));
     check_focal_parameters(alpha, gamma);
-    const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, anchors, normalization};
+    const LevelAddresses in = level_addresses(logits, levels, true, "logits");
+    const LevelAddresses out = level_addresses(dlogits, levels, false, "dlogits");
+    const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, blocks.count, normalization};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const FocalLoss<T> work{static_cast<T*>(dlogits),
-                              static_cast<const T*>(logits),
-                              matches,
-                              labels,
-                              anchors,
-                              classes,
-                              max_boxes,
-                              focal_parameters(alpha, gamma),
+      const FocalLoss<T> work{out,       in, matches, labels, blocks, max_boxes, focal_parameters(alpha, gamma),
                               grad_factor};
       s.enqueue([pass, work] {
         pass.run([&work](const LossScale& scale, int64_t image, int64_t index) {

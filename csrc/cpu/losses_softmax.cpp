@@ -168,11 +168,11 @@ extern "C" dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, 
                                                int32_t classes, int32_t max_boxes, dlfs_dtype dtype,
                                                double negative_ratio, int32_t normalization, double grad_factor) {
   return on_stream("dlfs_cross_entropy_loss", stream, [&](Stream& s) {
-    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, anchors,
-                        "anchors", max_boxes, normalization, grad_factor);
+    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
+                        normalization, grad_factor);
     check_cross_entropy(n, anchors, classes, negative_ratio);
     const Workspace memory(workspace, n, anchors, negative_ratio);
-    const LossPass pass{loss, foreground, memory.partials, n, anchors, normalization};
+    const LossPass pass{loss, foreground, memory.partials, n, blocks_of(anchors), normalization};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const CrossEntropy<T> work{static_cast<T*>(dlogits),

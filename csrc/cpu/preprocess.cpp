@@ -243,3 +243,26 @@ extern "C" dlfs_status dlfs_preprocess(dlfs_stream stream, void* dst, const int6
     });
   });
 }
+
+extern "C" dlfs_status dlfs_normalize_pixels(dlfs_stream stream, void* dst, const uint8_t* src,
+                                             const float* normalisation, int64_t pixels, dlfs_dtype dtype) {
+  return on_stream("dlfs_normalize_pixels", stream, [&](Stream& s) {
+    check_pointer(dst, "dst");
+    check_pointer(src, "src");
+    const ColorTransform color = pixel_transform(normalisation);
+    check_range(pixels, 1, max_elements, "pixels");
+    checked_product({pixels, 3}, "dst");
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      s.enqueue([out = static_cast<T*>(dst), src, color, pixels] {
+        parallel_for(pixels, 4096, [=](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            for (int64_t c = 0; c < 3; ++c) {
+              store(out + 3 * i + c, static_cast<float>(src[3 * i + c]) * color.scale[c] + color.shift[c]);
+            }
+          }
+        });
+      });
+    });
+  });
+}

@@ -174,20 +174,26 @@ extern "C" dlfs_status dlfs_context_option(dlfs_context ctx, const char* name, i
     } else if (option == "deterministic" || option == "tf32") {
       // Sums have a fixed order for a given number of threads, and there is no TF32: both hold already.
       check_range(value, 0, 1, name);
+    } else if (option == "conv.pad8") {
+      check_range(value, 0, 1, name);
+      context->pad_channels = value != 0;
     } else {
-      throw Error(DLFS_ERROR_ARGUMENT, format("unknown option '%s', expected deterministic, tf32 or threads", name));
+      throw Error(DLFS_ERROR_ARGUMENT,
+                  format("unknown option '%s', expected deterministic, tf32, threads or conv.pad8", name));
     }
   });
 }
 
 extern "C" dlfs_status dlfs_supports(dlfs_context ctx, int32_t* out, const char* feature) {
   return guard("dlfs_supports", [&] {
-    contexts().find(ctx);
+    const std::shared_ptr<Context> context = contexts().find(ctx);
     check_pointer(out, "out");
     check_pointer(feature, "feature");
     const std::string name = feature;
     if (name == "bf16" || name == "conv.bf16") {
       *out = has_bf16();
+    } else if (name == "conv.pad8") {
+      *out = context->pad_channels;
     } else {
       *out = name == "conv.epilogue" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
              name == "jpeg.cmyk";

@@ -65,6 +65,9 @@ class Context {
   // "2 streams, 1 conv, 3 allocations (1024 bytes)" or empty when nothing is left.
   std::string leftovers() const;
 
+  // Whether graphs pad the channels of convolutions, which serves nothing here but tests.
+  std::atomic<bool> pad_channels{false};
+
   // Live handles by HandleKind.
   std::array<std::atomic<int64_t>, 9> live{};
 

@@ -1,20 +1,17 @@
-// The best-scoring candidates of a pyramid level on the CPU. Rows may have millions of logits: each is cut into chunks,
-// a chunk's best are selected (not sorted), and only the chunks' bests are selected again and sorted.
+// The best-scoring candidates of each row on the CPU. Rows may have millions of logits: each is cut into chunks.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "common/detection_arguments.hpp"
-#include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
+#include "cpu/topk.hpp"
 
 using namespace dlfs;
 using namespace dlfs::cpu;
 
 namespace {
 
-constexpr int64_t chunk = 32768;
-constexpr int64_t block = 64;  // logits whose scores are computed together, in vector registers
+constexpr int64_t chunk = topk_chunk;
 
 struct Layout {
   int64_t chunks;     // of a row
@@ -37,37 +34,24 @@ Layout layout_of(int32_t n, int64_t m, int32_t k) {
   return Layout(n, m, k);
 }
 
-// Keeps the `most` smallest keys of [begin, end) in front, in any order; returns how many there are.
-int64_t select(uint64_t* begin, uint64_t* end, int64_t most) {
-  if (end - begin <= most) return end - begin;
-  std::nth_element(begin, begin + most, end);
-  return most;
-}
-
 // Writes the keys of the best candidates among logits [begin, end) of a row to `best`; returns their number.
 template <class T>
 int64_t select_chunk(uint64_t* best, int64_t capacity, const T* row, int64_t begin, int64_t end, bool sigmoid,
                      float threshold) {
-  thread_local std::vector<uint64_t> memory(chunk);
+  thread_local std::vector<uint64_t> memory(chunk + 1);
   uint64_t* found = memory.data();
   int64_t count = 0;
-  for (int64_t first = begin; first < end; first += block) {
-    const int64_t size = std::min(block, end - first);
-    float scores[block];
-    if (!sigmoid) {
-      for (int64_t i = 0; i < size; ++i) scores[i] = load(row + first + i);
-    } else if (size == block) {
-      for (int64_t i = 0; i < block; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
+  for (int64_t first = begin; first < end; first += topk_block) {
+    const int64_t size = std::min(topk_block, end - first);
+    float scores[topk_block];
+    if (sigmoid) {
+      sigmoid_scores(scores, row + first, size);
     } else {
-      for (int64_t i = 0; i < size; ++i) scores[i] = dlfs::sigmoid_f32(load(row + first + i));
+      for (int64_t i = 0; i < size; ++i) scores[i] = load(row + first + i);
     }
-    for (int64_t i = 0; i < size; ++i) {
-      // Written first and counted after, which spares a branch that would often be mispredicted.
-      found[count] = candidate_key(scores[i], static_cast<int32_t>(first + i));
-      count += scores[i] > threshold;
-    }
+    count = append_keys(found, count, scores, size, static_cast<int32_t>(first), threshold);
   }
-  count = select(found, found + count, capacity);
+  count = select_keys(found, found + count, capacity);
   std::copy_n(found, count, best);
   return count;
 }
@@ -102,15 +86,8 @@ struct TopK {
   }
 
   void merge(int64_t image) const {
-    uint64_t* begin = keys + image * layout.chunks * layout.capacity;
-    uint64_t* end = begin;
-    for (int64_t i = 0; i < layout.chunks; ++i) {
-      const int64_t count = counts[image * layout.chunks + i];
-      std::memmove(end, begin + i * layout.capacity, static_cast<size_t>(count) * sizeof *end);
-      end += count;
-    }
-    const int64_t count = select(begin, end, k);
-    std::sort(begin, begin + count);
+    uint64_t* const begin = keys + image * layout.chunks * layout.capacity;
+    const int64_t count = merge_chunks(begin, counts + image * layout.chunks, layout.chunks, layout.capacity, k);
     for (int64_t i = 0; i < k; ++i) {
       scores[image * row_stride + i] = i < count ? candidate_score(begin[i]) : 0.0f;
       index[image * row_stride + i] = i < count ? candidate_index(begin[i]) : -1;

@@ -1,4 +1,4 @@
-// Scores of points, and boxes and labels of the candidates that were selected.
+// Boxes and labels of the candidates that were selected.
 #include "common/detection_arguments.hpp"
 #include "cuda/detection.cuh"
 
@@ -6,21 +6,6 @@ namespace dlfs {
 namespace {
 
 constexpr int threads_per_block = 256;
-
-// scores, logits (points, classes), centerness (points). V logits to a thread, of one point: classes is a multiple of V.
-template <class T, int V>
-__global__ void __launch_bounds__(threads_per_block)
-    point_scores_kernel(float* scores, const T* logits, const T* centerness, int64_t vectors, int32_t classes) {
-  const int64_t step = int64_t{gridDim.x} * threads_per_block;
-  for (int64_t i = int64_t{blockIdx.x} * threads_per_block + threadIdx.x; i < vectors; i += step) {
-    const float factor = sigmoid_f32(to_float(centerness[i * V / classes]));
-    float x[V];
-    load<V>(x, logits + i * V);
-#pragma unroll
-    for (int j = 0; j < V; ++j) x[j] = sqrtf(sigmoid_f32(x[j]) * factor);
-    store<V>(scores + i * V, x);
-  }
-}
 
 // boxes (N, row_stride, 4), labels and index (N, row_stride); deltas rows deltas_stride elements apart
 template <class T>
@@ -53,25 +38,6 @@ __global__ void __launch_bounds__(threads_per_block)
 using namespace dlfs;
 
 extern "C" {
-
-dlfs_status dlfs_point_scores(dlfs_stream stream, float* scores, const void* logits, const void* centerness, int32_t n,
-                              int32_t anchors_count, int32_t classes, dlfs_dtype dtype) {
-  return stream_call("dlfs_point_scores", stream, [&](Stream& s) {
-    check_size(n, "n");
-    check_size(anchors_count, "anchors_count");
-    check_size(classes, "classes");
-    const int64_t count = checked_product({n, anchors_count, classes}, "scores");
-    check_pointer(scores, "scores");
-    check_pointer(logits, "logits");
-    check_pointer(centerness, "centerness");
-    dispatch_channels(dtype, classes, aligned16({scores, logits}), [&](auto tag, auto width) {
-      using T = typename decltype(tag)::type;
-      constexpr int V = decltype(width)::value;
-      launch(s, grid_size(*s.context, count / V, threads_per_block), threads_per_block, 0, point_scores_kernel<T, V>,
-             scores, static_cast<const T*>(logits), static_cast<const T*>(centerness), count / V, classes);
-    });
-  });
-}
 
 dlfs_status dlfs_decode_candidates(dlfs_stream stream, float* boxes, int32_t* labels, const int32_t* index,
                                    const void* deltas, const float* anchors, const float* image_sizes, int32_t n,

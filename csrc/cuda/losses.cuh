@@ -3,13 +3,14 @@
 // atomics, so the same bytes each run. Every term carries its image's weight (LossScale) already.
 #pragma once
 
+#include "common/levels.hpp"
 #include "common/losses.hpp"
 #include "cuda/detection.cuh"
 
 namespace dlfs {
 
 constexpr int loss_threads = 256;
-constexpr int most_loss_blocks = 2048;  // of a loss kernel; each leaves one partial sum
+constexpr int most_loss_blocks = 8192;  // of a loss kernel; each leaves one partial sum
 
 // How a loss is normalized, before the device has counted the batch's foreground.
 struct LossNormalization {
@@ -33,6 +34,17 @@ __device__ __forceinline__ LossScale loss_scale(const LossNormalization& by) {
 __device__ __forceinline__ void write_partial(double* partial, double sum) {
   sum = block_sum<loss_threads>(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// Whether all maps can be read and written 16 bytes at a time: aligned addresses (or none) and pitches.
+inline bool vector_maps(const Levels& levels, dlfs_dtype dtype, std::initializer_list<LevelAddresses> maps) {
+  const int32_t width = dtype == DLFS_F32 ? 4 : 8;
+  bool vector = true;
+  for (int32_t level = 0; level < levels.count; ++level) {
+    vector &= levels.pitch[level] % width == 0;
+    for (const LevelAddresses& addresses : maps) vector &= aligned16({addresses.at[level]});
+  }
+  return vector;
 }
 
 // Enqueues *loss = the sum of partial (count), in a fixed order.

@@ -297,8 +297,8 @@ dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, void* dlogi
                                     dlfs_dtype dtype, double negative_ratio, int32_t normalization,
                                     double grad_factor) {
   return stream_call("dlfs_cross_entropy_loss", stream, [&](Stream& s) {
-    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, anchors,
-                        "anchors", max_boxes, normalization, grad_factor);
+    check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
+                        normalization, grad_factor);
     check_cross_entropy(n, anchors, classes, negative_ratio);
     const SoftmaxWorkspace memory(workspace, n, anchors, negative_ratio);
     const LossNormalization by{foreground, n, normalization};

@@ -188,9 +188,64 @@ void preprocess(const Stream& stream, void* dst, const PreprocessSource* sources
   }
 }
 
+namespace {
+
+// Whole images that keep their size: a thread takes 16 values, whose first has channel 16 i mod 3. `vector`: both
+// addresses are multiples of 16 bytes.
+template <class T>
+__global__ void __launch_bounds__(256)
+    normalize_kernel(T* dst, const uint8_t* src, int64_t values, ColorTransform color, bool vector) {
+  const int64_t step = int64_t{gridDim.x} * 256 * 16;
+  for (int64_t first = (int64_t{blockIdx.x} * 256 + threadIdx.x) * 16; first < values; first += step) {
+    const int phase = static_cast<int>(first % 3);
+    const bool whole = vector && first + 16 <= values;
+    Pack<uint8_t, 16> in{};
+    if (whole) {
+      in = *reinterpret_cast<const Pack<uint8_t, 16>*>(src + first);
+    } else {
+      for (int i = 0; i < 16 && first + i < values; ++i) in.value[i] = src[first + i];
+    }
+    float scale[3], shift[3];  // of the channels in the order in which they come
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const int channel = (phase + c) % 3;
+      scale[c] = channel == 0 ? color.scale[0] : channel == 1 ? color.scale[1] : color.scale[2];
+      shift[c] = channel == 0 ? color.shift[0] : channel == 1 ? color.shift[1] : color.shift[2];
+    }
+    float out[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) out[i] = static_cast<float>(in.value[i]) * scale[i % 3] + shift[i % 3];
+    if (whole) {
+      store<16>(dst + first, out);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        if (first + i < values) dst[first + i] = from_float<T>(out[i]);
+      }
+    }
+  }
+}
+
+}  // namespace
 }  // namespace dlfs
 
 using namespace dlfs;
+
+extern "C" dlfs_status dlfs_normalize_pixels(dlfs_stream stream, void* dst, const uint8_t* src,
+                                             const float* normalisation, int64_t pixels, dlfs_dtype dtype) {
+  return stream_call("dlfs_normalize_pixels", stream, [&](Stream& s) {
+    check_pointer(dst, "dst");
+    check_pointer(src, "src");
+    const ColorTransform color = pixel_transform(normalisation);
+    check_size(pixels, "pixels");
+    const int64_t values = checked_product({pixels, 3}, "dst");
+    dispatch_float(dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(s, grid_size(*s.context, ceil_div<int64_t>(values, 16), 256), 256, 0, normalize_kernel<T>,
+             static_cast<T*>(dst), src, values, color, aligned16({dst, src}));
+    });
+  });
+}
 
 extern "C" dlfs_status dlfs_preprocess(dlfs_stream stream, void* dst, const int64_t* sources, const int32_t* sizes,
                                        const float* transforms, const float* normalisation, int32_t n, int32_t out_h,

@@ -88,6 +88,7 @@ class Context : public std::enable_shared_from_this<Context> {
 
   std::atomic<bool> deterministic{false};
   std::atomic<bool> tf32{false};
+  std::atomic<bool> pad_channels{true};  // "conv.pad8"
 
   void use() const { use_device(device); }
 

@@ -42,6 +42,7 @@ std::string cuda_version_text(int version) { return format("%d.%d", version / 10
 bool supports(Context& context, std::string_view feature) {
   if (feature == "bf16" || feature == "conv.bf16" || feature == "tf32") return context.compute_capability >= 80;
   if (feature == "f16" || feature == "conv.f16" || feature == "conv.epilogue" || feature == "graph") return true;
+  if (feature == "conv.pad8") return context.pad_channels;
   if (feature.substr(0, 5) == "jpeg.") return images_support(context, feature);
   return false;
 }
@@ -124,8 +125,12 @@ dlfs_status dlfs_context_option(dlfs_context ctx, const char* name, int64_t valu
       context.tf32 = value != 0;
     } else if (option == "threads") {
       check_range(value, 0, INT32_MAX, "threads");  // of the CPU backend
+    } else if (option == "conv.pad8") {
+      check_range(value, 0, 1, "conv.pad8");
+      context.pad_channels = value != 0;
     } else {
-      throw Error(DLFS_ERROR_ARGUMENT, format("expected deterministic, tf32 or threads, got '%.100s'", name));
+      throw Error(DLFS_ERROR_ARGUMENT,
+                  format("expected deterministic, tf32, threads or conv.pad8, got '%.100s'", name));
     }
   });
 }

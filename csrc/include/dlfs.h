@@ -120,11 +120,13 @@ DLFS_API dlfs_status dlfs_context_destroy(dlfs_context ctx);
 
 /* Sets an option for what is created or enqueued afterwards: "deterministic" (0/1: only algorithms that give the same
  * bytes each run), "tf32" (0/1: fp32 convolutions may round inputs to TF32; default 0), "threads" (CPU: compute
- * threads, 0 = all cores). An unknown name is DLFS_ERROR_ARGUMENT; an option without meaning here is accepted. */
+ * threads, 0 = all cores), "conv.pad8" (0/1: what dlfs_supports says of it). An unknown name is DLFS_ERROR_ARGUMENT; an option
+ * without meaning here is accepted. */
 DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char *name, int64_t value);
 
 /* Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
- * "conv.epilogue" (bias, residual and activation fused into the convolution), "graph" (capture and launch), "jpeg.decode",
+ * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
+ * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "jpeg.decode",
  * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0. */
 DLFS_API dlfs_status dlfs_supports(dlfs_context ctx, DLFS_HOST int32_t *out, DLFS_HOST const char *feature);
 
@@ -501,8 +503,8 @@ DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
 DLFS_API dlfs_status dlfs_schedule_step(dlfs_stream stream, float *lr, int32_t *step, const float *table, int64_t length);
 
 /* ---- detection ----------------------------------------------------------------------------------------------- */
-/* On CUDA these functions take at most 65535 images, dlfs_nms and dlfs_soft_nms 2^24 candidates an image, dlfs_topk a k of
- * 2^30 and dlfs_focal_loss 2^24 classes; more is DLFS_ERROR_ARGUMENT or DLFS_ERROR_SHAPE there. */
+/* On CUDA these functions take at most 65535 images, dlfs_nms and dlfs_soft_nms 2^24 candidates an image, dlfs_topk and
+ * dlfs_select_candidates a k of 2^30, dlfs_focal_loss pitches of 2^24; more is DLFS_ERROR_ARGUMENT or DLFS_ERROR_SHAPE there. */
 
 /* Anchors of one pyramid level, (feature_h * feature_w * A, 4), ordered row, column, cell anchor: cell_anchors (A, 4) fp32,
  * centred on 0, moved to (column * stride_w, row * stride_h), as torchvision's AnchorGenerator. */
@@ -560,20 +562,30 @@ DLFS_API dlfs_status dlfs_match_points(dlfs_stream stream, int32_t *matches, int
 #define DLFS_LOSS_PER_IMAGE 0   /* N max(1, the image's foreground): a mean over images, as torchvision's RetinaNet */
 #define DLFS_LOSS_WHOLE_BATCH 1 /* max(1, the batch's foreground), as torchvision's FCOS and SSD */
 
+#define DLFS_MAX_LEVELS 16
+
+/* Level maps. The functions that take `levels` read what a detector's heads wrote, where it lies: 1 to DLFS_MAX_LEVELS maps, one
+ * for each level of the feature pyramid, map l (N, cells[l], pitches[l]) of dtype at the address that entry l of a host array
+ * holds. The values of a cell are those of its per_cell anchors one after the other, so many `columns` of each (the classes, 4
+ * deltas, 1 centre-ness logit), and then padding up to the pitch, which says nothing; gradients there are written as 0. Anchors
+ * are ordered by level, cell, anchor of the cell, A = per_cell times the sum of cells. An array (N, A, columns) is one level of A
+ * cells with per_cell 1 and pitch columns. A gradient's address may be that of its map, or 0 where it is not wanted. */
+
 /* Bytes of workspace for dlfs_focal_loss, dlfs_box_loss and dlfs_centerness_loss. */
 DLFS_API dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n, int32_t anchors,
                                                    int32_t classes);
 
 /* Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = the sum over anchors that are not ignored and
- * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits (N, A, K) of dtype; matches (N, A) and foreground
- * (N) from dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha; with gamma 0 and no alpha it is
- * binary cross-entropy. dlogits (N, A, K), nullable, dtype of logits: the gradient of *loss times grad_factor; ignored
- * anchors get 0. One pass over logits; loss fp32, the same order of sums each run. */
-DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
-                                     const int32_t *matches, const int32_t *labels, const int32_t *foreground,
-                                     void *workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
-                                     dlfs_dtype dtype, double alpha, double gamma, int32_t normalization,
-                                     double grad_factor);
+ * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits: level maps of `classes` columns; matches (N, A) and
+ * foreground (N) from dlfs_match_anchors; labels (N, M) int32 in [0, classes); alpha < 0 means no alpha; with gamma 0 and no
+ * alpha it is binary cross-entropy. dlogits: maps as the logits, the gradient of *loss times grad_factor; ignored anchors get 0.
+ * One pass over logits; loss fp32, the same order of sums each run. */
+DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *dlogits,
+                                     DLFS_HOST const int64_t *logits, const int32_t *matches, const int32_t *labels,
+                                     const int32_t *foreground, void *workspace, DLFS_HOST const int32_t *cells,
+                                     DLFS_HOST const int32_t *pitches, int32_t levels, int32_t n, int32_t per_cell,
+                                     int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha, double gamma,
+                                     int32_t normalization, double grad_factor);
 
 #define DLFS_BOX_LOSS_SMOOTH_L1 0 /* sum of (d < beta ? d^2 / (2 beta) : d - beta / 2), d = |deltas - encoded box|; beta 0: L1 */
 #define DLFS_BOX_LOSS_GIOU 1      /* 1 - IoU + (hull - union) / hull (Rezatofighi et al. 2019) */
@@ -581,17 +593,18 @@ DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, void *dlog
 #define DLFS_BOX_LOSS_IOU 3       /* 1 - IoU */
 #define DLFS_BOX_LOSS_DIOU 4      /* 1 - IoU + squared distance of centres / squared diagonal of the hull (Zheng et al. 2020) */
 
-/* The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas (N, A, 4) of dtype,
- * coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE). Kinds of IoU compare the decoded box with the
- * matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded coordinate beyond 1e9
- * pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas (N, A, 4) of dtype,
- * nullable: the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too. */
-DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, void *ddeltas, const void *deltas,
-                                   const float *anchors, const int32_t *matches, const float *boxes,
-                                   const int32_t *foreground, void *workspace, int32_t n, int32_t anchors_count,
-                                   int32_t max_boxes, dlfs_dtype dtype, int32_t kind, int32_t coder, double wx,
-                                   double wy, double ww, double wh, double beta, int32_t normalization,
-                                   double grad_factor);
+/* The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas: level maps of 4
+ * columns, coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE); anchors (A, 4). Kinds of IoU compare the
+ * decoded box with the matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded
+ * coordinate beyond 1e9 pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas: maps as
+ * the deltas, the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too. */
+DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *ddeltas,
+                                   DLFS_HOST const int64_t *deltas, const float *anchors, const int32_t *matches,
+                                   const float *boxes, const int32_t *foreground, void *workspace,
+                                   DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches, int32_t levels,
+                                   int32_t n, int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype, int32_t kind,
+                                   int32_t coder, double wx, double wy, double ww, double wh, double beta,
+                                   int32_t normalization, double grad_factor);
 
 /* Bytes of workspace for dlfs_cross_entropy_loss. */
 DLFS_API dlfs_status dlfs_cross_entropy_loss_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int32_t n,
@@ -609,15 +622,16 @@ DLFS_API dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float *loss, vo
                                              int32_t max_boxes, dlfs_dtype dtype, double negative_ratio,
                                              int32_t normalization, double grad_factor);
 
-/* FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits (N, A) of dtype with
- * sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
- * it lies outside), summed and normalized (DLFS_LOSS_). dlogits (N, A), nullable: the gradient times grad_factor. Other
+/* FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits, level maps of 1 column,
+ * with sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
+ * it lies outside), summed and normalized (DLFS_LOSS_). dlogits: maps as the logits, the gradient times grad_factor. Other
  * arguments as dlfs_box_loss. */
-DLFS_API dlfs_status dlfs_centerness_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
-                                          const float *anchors, const int32_t *matches, const float *boxes,
-                                          const int32_t *foreground, void *workspace, int32_t n, int32_t anchors_count,
-                                          int32_t max_boxes, dlfs_dtype dtype, int32_t normalization,
-                                          double grad_factor);
+DLFS_API dlfs_status dlfs_centerness_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *dlogits,
+                                          DLFS_HOST const int64_t *logits, const float *anchors, const int32_t *matches,
+                                          const float *boxes, const int32_t *foreground, void *workspace,
+                                          DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches,
+                                          int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes,
+                                          dlfs_dtype dtype, int32_t normalization, double grad_factor);
 
 #define DLFS_SCORES_SIGMOID 0 /* the score is the sigmoid of a logit */
 #define DLFS_SCORES_VALUES 1  /* the score is the value itself, any number */
@@ -633,12 +647,31 @@ DLFS_API dlfs_status dlfs_topk(dlfs_stream stream, float *scores, int32_t *index
                                int32_t n, int64_t m, int64_t logits_stride, int32_t k, int64_t row_stride,
                                dlfs_dtype dtype, int32_t kind, double threshold);
 
-/* scores (N, A, K) fp32 = sqrt(sigmoid(logits) * sigmoid(centerness)): FCOS's scores, from logits (N, A, K) and centerness
- * (N, A), both of dtype. */
-DLFS_API dlfs_status dlfs_point_scores(dlfs_stream stream, float *scores, const void *logits, const void *centerness,
-                                       int32_t n, int32_t anchors_count, int32_t classes, dlfs_dtype dtype);
+/* Bytes of workspace for dlfs_select_candidates. */
+DLFS_API dlfs_status dlfs_select_candidates_workspace(dlfs_context ctx, DLFS_HOST int64_t *out,
+                                                      DLFS_HOST const int32_t *cells, int32_t levels, int32_t n,
+                                                      int32_t per_cell, int32_t classes, int32_t k);
 
-/* Boxes and labels of dlfs_topk's results for one level. per_class 0: index i of a row is anchor i / classes, class i %
+/* What detectors with independent classes do before suppression: on each level, of all its anchors and classes together, the k
+ * best scores > threshold (strictly), best first, the lower anchor and then class first among equals, NaN left out; with their
+ * boxes, decoded from the deltas and clipped to image_sizes (N, 2) fp32 (height, width), and their classes as labels. logits,
+ * centerness and deltas: level maps (of `classes`, 1 and 4 columns, each with pitches of its own) of one dtype; anchors (A, 4).
+ * Scores are sigmoid(logit) or, where centerness is given (its addresses are not 0), FCOS's sqrt(sigmoid(logit)
+ * sigmoid(centerness)). boxes (N, K, 4), scores (N, K), labels (N, K) int32, of K columns: level l has min(k, cells[l] per_cell
+ * classes) of them, one level after the other; past a level's last candidate the score is 0, the label -1, the box 0. coder:
+ * DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE. */
+DLFS_API dlfs_status dlfs_select_candidates(dlfs_stream stream, float *boxes, float *scores, int32_t *labels,
+                                            DLFS_HOST const int64_t *logits, DLFS_HOST const int64_t *centerness,
+                                            DLFS_HOST const int64_t *deltas, const float *anchors,
+                                            const float *image_sizes, void *workspace, DLFS_HOST const int32_t *cells,
+                                            DLFS_HOST const int32_t *logits_pitches,
+                                            DLFS_HOST const int32_t *centerness_pitches,
+                                            DLFS_HOST const int32_t *deltas_pitches, int32_t levels, int32_t n,
+                                            int32_t per_cell, int32_t classes, int32_t k, int32_t coder,
+                                            dlfs_dtype dtype, double threshold, double wx, double wy, double ww,
+                                            double wh);
+
+/* Boxes and labels of dlfs_topk's results. per_class 0: index i of a row is anchor i / classes, class i %
  * classes. per_class > 0 (a top-k for each class): a row is blocks of per_class candidates; entry r has class r /
  * per_class, and index r is its anchor; k is a multiple of per_class and at most classes times it. boxes (N, row_stride, 4)
  * and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1). deltas (N, A, 4) of
@@ -720,6 +753,11 @@ DLFS_API dlfs_status dlfs_preprocess(dlfs_stream stream, void *dst, DLFS_HOST co
                                      DLFS_HOST const int32_t *sizes, DLFS_HOST const float *transforms,
                                      DLFS_HOST const float *normalisation, int32_t n, int32_t out_h, int32_t out_w,
                                      int32_t out_c, dlfs_dtype dtype, int32_t flags);
+
+/* dst[i, c] = (src[i, c] / 255 - mean[c]) / std[c] for RGB pixels src (pixels, 3) uint8, dst (pixels, 3) of dtype F32, BF16 or
+ * F16, with normalisation = {mean[3], std[3]}: what dlfs_preprocess writes of an image that it leaves its size. */
+DLFS_API dlfs_status dlfs_normalize_pixels(dlfs_stream stream, void *dst, const uint8_t *src,
+                                           DLFS_HOST const float *normalisation, int64_t pixels, dlfs_dtype dtype);
 
 /* Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
 DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads);

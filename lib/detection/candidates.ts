@@ -9,8 +9,9 @@ import {
   scratchMemory,
   type Value,
 } from "../graph";
-import { constants } from "../native";
+import { check, constants } from "../native";
 import { align, type Device, dtypeCode, dtypeSize } from "../tensor";
+import { cellCounts, expectMaps, type LevelLayout, type LevelMaps, layoutOf, listOf, mapArrays } from "./levels";
 import type { BoxCoder, BoxCoderWeights } from "./losses";
 
 export interface Candidates {
@@ -37,20 +38,25 @@ function candidateSpecs(n: number, k: number): Spec[] {
   ];
 }
 
+/** Checks the anchors and the sizes of n images. */
+function expectAnchors(anchors: Spec, sizes: Spec, n: number, a: number): void {
+  expectShape(
+    anchors.shape.join() === `${a},4`,
+    () => `anchors should have shape (${a}, 4), got (${anchors.shape.join(", ")})`,
+  );
+  expectShape(
+    sizes.shape.join() === `${n},2`,
+    () => `image sizes should have shape (${n}, 2), got (${sizes.shape.join(", ")})`,
+  );
+}
+
 function expectOperands([, deltas, anchors, sizes]: readonly Spec[], n: number, a: number): void {
   expectActivation(deltas!, "box deltas");
   expectShape(
     deltas!.shape.join() === `${n},${a},4`,
     () => `box deltas should have shape (${n}, ${a}, 4), got (${deltas!.shape.join(", ")})`,
   );
-  expectShape(
-    anchors!.shape.join() === `${a},4`,
-    () => `anchors should have shape (${a}, 4), got (${anchors!.shape.join(", ")})`,
-  );
-  expectShape(
-    sizes!.shape.join() === `${n},2`,
-    () => `image sizes should have shape (${n}, 2), got (${sizes!.shape.join(", ")})`,
-  );
+  expectAnchors(anchors!, sizes!, n, a);
 }
 
 function topkScratch(device: Device, rows: number, length: number, k: number): number {
@@ -58,110 +64,111 @@ function topkScratch(device: Device, rows: number, length: number, k: number): n
 }
 
 interface LevelAttrs extends SelectionAttrs {
-  /** Anchors of each level. */
-  readonly levels: readonly number[];
-  /** Scores are the sigmoids of the first input, or the input itself. */
-  readonly scores: "sigmoid" | "values";
+  /** Of the class logits. */
+  readonly layout: LevelLayout;
+  /** Scores take a centre-ness in. */
+  readonly points: boolean;
   readonly coder: BoxCoder;
 }
 
-/** Candidates that level `anchors` contributes: at most topK. */
+/** Candidates that so many anchors of a level contribute: at most topK. */
 function kept(anchors: number, classes: number, topK: number): number {
   return Math.min(topK, anchors * classes);
 }
 
+/** Inputs by name: the maps of the class logits, the deltas and, for points, the centre-ness; anchors and image sizes. */
+function levelInputs<T>(inputs: readonly T[], { layout: { levels }, points }: LevelAttrs) {
+  const maps = (head: number) => inputs.slice(head * levels, (head + 1) * levels);
+  const [anchors, sizes] = inputs.slice(-2) as [T, T];
+  return { logits: maps(0), deltas: maps(1), centerness: points ? maps(2) : [], anchors, sizes };
+}
+
 const selectByLevel: Op<LevelAttrs> = {
   kind: "select_candidates",
-  infer(inputs, { levels, topK }) {
-    const [logits] = inputs;
-    expectActivation(logits!, "class scores");
-    expectShape(
-      logits!.shape.length === 3,
-      () => `class scores should have shape (N, A, classes), got (${logits!.shape.join(", ")})`,
-    );
-    const [n, a, classes] = logits!.shape as [number, number, number];
-    expectOperands(inputs, n, a);
-    const total = levels.reduce((sum, count) => sum + count, 0);
-    expectShape(total === a, () => `the levels have ${total} anchors, the logits ${a}`);
-    return candidateSpecs(
-      n,
-      levels.reduce((sum, count) => sum + kept(count, classes, topK), 0),
-    );
-  },
-  prepare(device: Device, { inputs: [logits], outputs: [, scores], attrs }: Node<LevelAttrs>) {
-    const [n, , classes] = logits!.shape as [number, number, number];
-    const sizes = attrs.levels.map((count) =>
-      topkScratch(device, n, count * classes, kept(count, classes, attrs.topK)),
-    );
-    // The chosen indices come first, the selection's own scratch memory behind them.
-    return { workspace: align(scores!.shape[0]! * scores!.shape[1]! * 4) + Math.max(...sizes) };
-  },
-  emit(e, { inputs: [logits, deltas, anchors, sizes], outputs: [boxes, scores, labels], attrs }) {
-    const [n, a, classes] = logits!.shape as [number, number, number];
-    const row = scores!.shape[1]!;
-    const [dtype, deltaType] = [dtypeCode(logits!.dtype), dtypeCode(deltas!.dtype)];
-    const [bytes, deltaBytes] = [dtypeSize(logits!.dtype), dtypeSize(deltas!.dtype)];
-    const [boxDst, scoreDst, labelDst] = [e.address(boxes!), e.address(scores!), e.address(labels!)];
-    const [x, d, anchorSrc, imageSizes] = [
-      e.address(logits!),
-      e.address(deltas!),
-      e.address(anchors!),
-      e.address(sizes!),
-    ];
-    const indices = e.workspace!;
-    const scratch = indices + align(n * row * 4);
-    const { scoreThreshold, topK, weights } = attrs;
-    const kind = attrs.scores === "sigmoid" ? constants.SCORES_SIGMOID : constants.SCORES_VALUES;
-    const coder = attrs.coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE;
-    let [anchor, column] = [0, 0];
-    for (const count of attrs.levels) {
-      const k = kept(count, classes, topK);
-      const [levelLogits, levelDeltas] = [x + anchor * classes * bytes, d + anchor * 4 * deltaBytes];
-      const levelAnchors = anchorSrc + anchor * 16;
-      const [scoreAt, indexAt, boxAt, labelAt] = [
-        scoreDst + column * 4,
-        indices + column * 4,
-        boxDst + column * 16,
-        labelDst + column * 4,
-      ];
-      const [rows, strides] = [[n, count * classes, a * classes] as const, [n, k, row, a * 4] as const];
-      e.call(() =>
-        e.native.topk(e.stream, scoreAt, indexAt, levelLogits, scratch, ...rows, k, row, dtype, kind, scoreThreshold),
+  padded: ({ inputs }) => inputs.slice(0, -2).map((_, slot) => slot),
+  infer(inputs, attrs) {
+    const { logits, deltas, centerness, anchors, sizes } = levelInputs(inputs, attrs);
+    const { layout, topK, points } = attrs;
+    const a = expectMaps(logits, layout, "logits", "classes");
+    const [{ shape, dtype }] = logits as [Spec];
+    const alike = (maps: readonly Spec[], columns: number, what: string) => {
+      const count = expectMaps(maps, { ...layout, columns }, what, `${columns}`);
+      const [{ shape: own, dtype: type }] = maps as [Spec];
+      expectShape(
+        count === a && own[0] === shape[0] && type === dtype,
+        () => `expected ${what} ${dtype} of ${shape[0]} images and ${a} anchors, got ${type}, ${own[0]} and ${count}`,
       );
-      e.call(() =>
-        e.native.decodeCandidates(
-          e.stream,
-          boxAt,
-          labelAt,
-          indexAt,
-          levelDeltas,
-          levelAnchors,
-          imageSizes,
-          ...strides,
-          classes,
-          0,
-          coder,
-          deltaType,
-          ...weights,
-        ),
-      );
-      anchor += count;
-      column += k;
-    }
+    };
+    alike(deltas, 4, "box deltas");
+    if (points) alike(centerness, 1, "centre-ness");
+    expectAnchors(anchors, sizes, shape[0]!, a);
+    const row = cellCounts(logits).reduce((sum, cells) => sum + kept(cells * layout.perCell, layout.columns, topK), 0);
+    return candidateSpecs(shape[0]!, row);
+  },
+  prepare(device, { inputs, attrs }) {
+    const { logits } = levelInputs(inputs, attrs);
+    const { levels, perCell, columns } = attrs.layout;
+    const [cells, n] = [Int32Array.from(cellCounts(logits)), logits[0]!.shape[0]!];
+    const sizes = [levels, n, perCell, columns, attrs.topK] as const;
+    return scratchMemory((out) => device.native.selectCandidatesWorkspace(device.handle, out, cells, ...sizes));
+  },
+  emit(e, { inputs, outputs, attrs }) {
+    const { logits, deltas, centerness, anchors, sizes } = levelInputs(inputs, attrs);
+    const { layout, scoreThreshold, topK, weights, coder } = attrs;
+    const [boxes, scores, labels] = outputs.map((value) => e.address(value)) as [number, number, number];
+    const [scored, moved] = [mapArrays(e, logits), mapArrays(e, deltas)];
+    const none = { addresses: new BigInt64Array(layout.levels), pitches: new Int32Array(layout.levels) };
+    const centre = attrs.points ? mapArrays(e, centerness) : none;
+    const maps = [scored.addresses, centre.addresses, moved.addresses] as const;
+    const operands = [e.address(anchors), e.address(sizes), e.workspace] as const;
+    const shapes = [scored.cells, scored.pitches, centre.pitches, moved.pitches] as const;
+    const counts = [layout.levels, logits[0]!.shape[0]!, layout.perCell, layout.columns, topK] as const;
+    const code = coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE;
+    const rules = [code, dtypeCode(logits[0]!.dtype), scoreThreshold, ...weights] as const;
+    e.call(() =>
+      e.native.selectCandidates(e.stream, boxes, scores, labels, ...maps, ...operands, ...shapes, ...counts, ...rules),
+    );
   },
 };
 
-/** On each level the topK scores above the threshold, of all classes together: scores (N, A, classes). */
+export interface LevelSelection extends SelectionAttrs {
+  readonly coder: BoxCoder;
+}
+
+/** What the selection on each level reads. */
+export interface LevelHeads {
+  /** (N, h, w, perCell * classes) of each level, or (N, A, classes) of its anchors. */
+  readonly logits: LevelMaps;
+  /** (N, h, w, perCell * 4) of each level, or (N, A, 4). */
+  readonly deltas: LevelMaps;
+  /** (N, h, w, perCell) of each level, or (N, A, 1); scores are then sqrt(sigmoid(logit) * sigmoid(centre-ness)), as FCOS's. */
+  readonly centerness?: LevelMaps | undefined;
+  /** (A, 4) */
+  readonly anchors: Value;
+  /** (N, 2) fp32: height, width in pixels of the network's input, which boxes are clipped to. */
+  readonly imageSizes: Value;
+}
+
+/** On each level the topK scores above the threshold, of all classes together. */
 export function selectFromLevels(
-  [scores, deltas, anchors, imageSizes]: readonly [Value, Value, Value, Value],
-  attrs: LevelAttrs,
+  { logits, deltas, centerness, anchors, imageSizes }: LevelHeads,
+  selection: LevelSelection,
 ): Candidates {
-  const [boxes, best, labels] = applyOp(selectByLevel, [scores, deltas, anchors, imageSizes], attrs) as [
-    Value,
-    Value,
-    Value,
-  ];
-  return { boxes, scores: best, labels };
+  const maps = listOf(logits);
+  const heads = [maps, listOf(deltas), ...(centerness ? [listOf(centerness)] : [])];
+  check(
+    heads.every(({ length }) => length === maps.length),
+    "selectFromLevels",
+    () => `expected as many levels of each head, got ${heads.map(({ length }) => length).join(", ")}`,
+  );
+  const attrs: LevelAttrs = {
+    ...selection,
+    layout: layoutOf(maps, anchors.shape[0] ?? 1),
+    points: centerness !== undefined,
+  };
+  const found = applyOp(selectByLevel, [...heads.flat(), anchors, imageSizes], attrs);
+  const [boxes, scores, labels] = found as [Value, Value, Value];
+  return { boxes, scores, labels };
 }
 
 const selectByClass: Op<SelectionAttrs> = {
@@ -221,33 +228,4 @@ export function selectFromClasses(
     Value,
   ];
   return { boxes, scores: best, labels };
-}
-
-const scorePoints: Op = {
-  kind: "point_scores",
-  infer([logits, centerness]) {
-    expectActivation(logits!, "logits");
-    expectShape(
-      logits!.shape.length === 3,
-      () => `logits should have shape (N, A, classes), got (${logits!.shape.join(", ")})`,
-    );
-    const [n, a] = logits!.shape;
-    expectShape(
-      centerness!.dtype === logits!.dtype && [`${n},${a}`, `${n},${a},1`].includes(centerness!.shape.join()),
-      () =>
-        `centerness should be ${logits!.dtype} (${n}, ${a}), got ${centerness!.dtype} (${centerness!.shape.join(", ")})`,
-    );
-    return [{ shape: logits!.shape, dtype: "f32" }];
-  },
-  emit(e, { inputs: [logits, centerness], outputs: [scores] }) {
-    const [dst, x, c] = [e.address(scores!), e.address(logits!), e.address(centerness!)];
-    const [n, a, classes] = logits!.shape as [number, number, number];
-    const dtype = dtypeCode(logits!.dtype);
-    e.call(() => e.native.pointScores(e.stream, dst, x, c, n, a, classes, dtype));
-  },
-};
-
-/** sqrt(sigmoid(logits) * sigmoid(centerness)) (N, A, classes) fp32, of logits (N, A, classes) and (N, A) or (N, A, 1). */
-export function pointScores(logits: Value, centerness: Value): Value {
-  return applyOp(scorePoints, [logits, centerness], {})[0] as Value;
 }

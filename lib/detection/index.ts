@@ -1,6 +1,13 @@
 export { AnchorGenerator, type AnchorLevel, type AnchorOptions, cellAnchors } from "./anchors";
-export { type Candidates, pointScores, selectFromClasses, selectFromLevels } from "./candidates";
+export {
+  type Candidates,
+  type LevelHeads,
+  type LevelSelection,
+  selectFromClasses,
+  selectFromLevels,
+} from "./candidates";
 export { DefaultBoxGenerator, type DefaultBoxOptions } from "./default-boxes";
+export type { LevelMaps } from "./levels";
 export {
   type BoxCoder,
   type BoxCoderWeights,

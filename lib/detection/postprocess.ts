@@ -1,6 +1,7 @@
 /** From head outputs to detections, on the device: what torchvision's detectors do in postprocess_detections. */
 import { cast, softmax, transpose, type Value } from "../graph";
-import { pointScores, selectFromClasses, selectFromLevels } from "./candidates";
+import { type LevelHeads, selectFromClasses, selectFromLevels } from "./candidates";
+import type { LevelMaps } from "./levels";
 import type { BoxCoderWeights } from "./losses";
 import { type SuppressionOptions, suppressCandidates } from "./suppression";
 
@@ -43,34 +44,28 @@ export interface HeadRows {
  * Detections as torchvision's RetinaNet.postprocess_detections: on each level the topK scores above the threshold, decoded and
  * clipped to the image, then class-aware non-maximum suppression over all levels.
  *
- * @param rows.levels anchors of each pyramid level
  * @returns detections (N, maxDetections, 6) fp32: x1, y1, x2, y2, score, class index, best first, zeros after the last; and
  *   their number (N) int32
  */
 export function postprocess(
-  { logits, deltas, anchors, imageSizes, levels }: HeadRows & { readonly levels: readonly number[] },
+  heads: Omit<LevelHeads, "centerness">,
   { scoreThreshold, topK, weights = [1, 1, 1, 1], ...suppression }: PostprocessOptions,
 ): { detections: Value; counts: Value } {
-  const attrs = { levels, scoreThreshold, topK, weights, scores: "sigmoid", coder: "centre" } as const;
-  return suppressCandidates(selectFromLevels([logits, deltas, anchors, imageSizes], attrs), suppression);
+  const { logits, deltas, anchors, imageSizes } = heads;
+  const selection = { scoreThreshold, topK, weights, coder: "centre" } as const;
+  return suppressCandidates(selectFromLevels({ logits, deltas, anchors, imageSizes }, selection), suppression);
 }
 
 /**
  * Detections as torchvision's FCOS.postprocess_detections: scores are sqrt(sigmoid(logits) * sigmoid(centerness)), boxes the
  * distances of their sides from the anchors' centres; the rest is as in `postprocess`.
- *
- * @param rows.centerness (N, A) or (N, A, 1), of the logits' dtype
- * @param rows.levels anchors of each pyramid level
  */
 export function postprocessPoints(
-  rows: HeadRows & { readonly centerness: Value; readonly levels: readonly number[] },
+  heads: LevelHeads & { readonly centerness: LevelMaps },
   { scoreThreshold, topK, ...suppression }: PointPostprocessOptions,
 ): { detections: Value; counts: Value } {
-  const { logits, deltas, anchors, imageSizes, centerness, levels } = rows;
-  const scores = pointScores(logits, centerness);
-  const weights = [1, 1, 1, 1] as const;
-  const attrs = { levels, scoreThreshold, topK, weights, scores: "values", coder: "linear" } as const;
-  return suppressCandidates(selectFromLevels([scores, deltas, anchors, imageSizes], attrs), suppression);
+  const selection = { scoreThreshold, topK, weights: [1, 1, 1, 1], coder: "linear" } as const;
+  return suppressCandidates(selectFromLevels(heads, selection), suppression);
 }
 
 /**

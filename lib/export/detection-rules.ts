@@ -1,6 +1,7 @@
 /** How the operations of lib/detection are written in ONNX: anchors as constants, candidates, suppression. */
 import type { Node, Value } from "../graph";
 import { DlfsError, ErrorCode } from "../native";
+import { elementCount } from "../tensor";
 import type { GraphBuilder } from "./builder";
 import { type Rule, sliceOf } from "./rules";
 
@@ -93,8 +94,8 @@ interface SelectionAttrs {
 }
 
 interface LevelAttrs extends SelectionAttrs {
-  readonly levels: readonly number[];
-  readonly scores: "sigmoid" | "values";
+  readonly layout: { readonly levels: number; readonly columns: number };
+  readonly points: boolean;
   readonly coder: "centre" | "linear";
 }
 
@@ -102,19 +103,19 @@ interface LevelAttrs extends SelectionAttrs {
  * Boxes, scores and labels of the candidates that have been chosen. Those at or below the threshold keep their places with the
  * class -1.
  *
- * @param chosen their scores (N, K), anchors (N, K), and classes (N, K) or (1, K)
+ * @param chosen their scores (N, K), anchors (N, K), classes (N, K) or (1, K), and the deltas of all anchors (N, A, 4)
  */
 function candidates(
   b: GraphBuilder,
   node: Node,
-  chosen: { scores: string; index: string; labels: string },
+  chosen: { scores: string; deltas: string; index: string; labels: string },
   classes: number,
   coder: LevelAttrs["coder"],
 ): void {
-  const { scores, index, labels } = chosen;
-  const [, deltas, anchors, sizes] = node.inputs as [Value, Value, Value, Value];
+  const { scores, deltas, index, labels } = chosen;
+  const [anchors, sizes] = node.inputs.slice(-2) as [Value, Value];
   const { scoreThreshold, weights } = node.attrs as SelectionAttrs;
-  const [own, from] = [gatherRows(b, b.input(deltas), index), b.add("Gather", [b.input(anchors), index])];
+  const [own, from] = [gatherRows(b, deltas, index), b.add("Gather", [b.input(anchors), index])];
   const decoded = coder === "centre" ? decodeBoxes(b, own, from, weights) : decodeDistances(b, own, from);
   const passes = b.add("Greater", [scores, b.floats(scoreThreshold)]);
   const [boxesOut, scoresOut, labelsOut] = node.outputs as [Value, Value, Value];
@@ -124,29 +125,40 @@ function candidates(
   b.classCounts.set(labelsOut, classes);
 }
 
+/** sqrt(sigmoid(logits) * sigmoid(centerness)), logits (N, A, classes) and centerness (N, A, 1). */
+function pointScores(b: GraphBuilder, logits: string, centerness: string): string {
+  const [own, centre] = [logits, centerness].map((x) => b.add("Sigmoid", [x]));
+  return b.add("Sqrt", [b.add("Mul", [own!, centre!])]);
+}
+
 /** On each level the best scores of all classes together. */
 const selectCandidates: Rule = (b, node) => {
-  const { levels, topK, scores: kind, coder } = node.attrs as LevelAttrs;
-  const [logits] = node.inputs as [Value];
-  const classes = logits.shape[2]!;
+  const { layout, topK, points, coder } = node.attrs as LevelAttrs;
+  const { levels, columns: classes } = layout;
   const best: string[] = [];
   const anchorsOf: string[] = [];
   const classesOf: string[] = [];
+  const deltasOf: string[] = [];
   let first = 0;
-  for (const count of levels) {
-    const level = sliceOf(b, b.input(logits), 1, first, count);
-    const flat = b.add("Reshape", [level, b.ints([0, count * classes])]);
+  for (let level = 0; level < levels; ++level) {
+    const map = (head: number) => node.inputs[head * levels + level] as Value;
+    const count = elementCount(map(0).shape.slice(1)) / classes;
+    const rows = (head: number, numbers: number) => b.add("Reshape", [b.input(map(head)), b.ints([0, count, numbers])]);
+    const scores = points ? pointScores(b, rows(0, classes), rows(2, 1)) : b.input(map(0));
+    const flat = b.add("Reshape", [scores, b.ints([0, count * classes])]);
     const kept = Math.min(topK, count * classes);
     // The best logits have the best sigmoids.
     const [values, index] = b.addMany("TopK", [flat, b.ints([kept])], 2, { axis: { int: 1 } }) as [string, string];
     best.push(values);
     anchorsOf.push(b.add("Add", [b.add("Div", [index, b.ints(classes)]), b.ints(first)]));
     classesOf.push(b.add("Mod", [index, b.ints(classes)]));
+    deltasOf.push(rows(1, 4));
     first += count;
   }
   const join = (parts: string[]) => (parts.length === 1 ? parts[0]! : b.add("Concat", parts, { axis: { int: 1 } }));
-  const scores = kind === "sigmoid" ? b.add("Sigmoid", [join(best)]) : join(best);
-  candidates(b, node, { scores, index: join(anchorsOf), labels: join(classesOf) }, classes, coder);
+  const scores = points ? join(best) : b.add("Sigmoid", [join(best)]);
+  const chosen = { scores, deltas: join(deltasOf), index: join(anchorsOf), labels: join(classesOf) };
+  candidates(b, node, chosen, classes, coder);
 };
 
 /** Of each class but the first, the background, its best scores: (N, 1 + classes, A). */
@@ -159,16 +171,9 @@ const selectClassCandidates: Rule = (b, node) => {
   const [values, index] = b.addMany("TopK", [foreground, b.ints([kept])], 2, { axis: { int: 2 } }) as [string, string];
   const flat = (x: string) => b.add("Reshape", [x, b.ints([0, classes * kept])]);
   const numbers = b.ints(Array.from({ length: classes * kept }, (_, i) => Math.floor(i / kept)));
-  const chosen = { scores: flat(values), index: flat(index), labels: unsqueeze(b, numbers, 0) };
+  const deltas = b.input(node.inputs[1] as Value);
+  const chosen = { scores: flat(values), deltas, index: flat(index), labels: unsqueeze(b, numbers, 0) };
   candidates(b, node, chosen, classes, "centre");
-};
-
-/** sqrt(sigmoid(logits) * sigmoid(centerness)), logits (N, A, classes) and centerness (N, A) or (N, A, 1). */
-const pointScores: Rule = (b, node) => {
-  const [logits, centerness] = node.inputs as [Value, Value];
-  const name = b.input(centerness);
-  const column = b.add("Sigmoid", [centerness.shape.length === 2 ? unsqueeze(b, name, 2) : name]);
-  b.output(node.outputs[0]!, b.add("Sqrt", [b.add("Mul", [b.add("Sigmoid", [b.input(logits)]), column])]));
 };
 
 interface SuppressionAttrs {
@@ -228,7 +233,6 @@ const softSuppress: Rule = (b) => {
 export const detectionRules: Readonly<Record<string, Rule>> = {
   anchor_grid: anchorGrid,
   nms: suppress,
-  point_scores: pointScores,
   select_candidates: selectCandidates,
   select_class_candidates: selectClassCandidates,
   soft_nms: softSuppress,

@@ -8,6 +8,7 @@ export {
 } from "./conv-plans";
 export { productFlops } from "./cost";
 export * from "./functions";
+export { paddedChannels } from "./fusion-padding";
 export { type LoweringOptions, planProgram } from "./lowering";
 export type { MemoryPlan, MemoryShare } from "./memory-plan";
 export {

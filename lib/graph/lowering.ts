@@ -1,6 +1,7 @@
 import { type Address, check, DlfsError, ErrorCode } from "../native";
 import { type Device, elementCount, type Tensor } from "../tensor";
 import { fuse } from "./fusion";
+import { padChannels } from "./fusion-padding";
 import { fuseGradients } from "./gradient-fusion";
 import { differentiate, type LeafGradients } from "./gradients";
 import { assignLanes, type LanePlan, oneLane } from "./lanes";
@@ -77,7 +78,10 @@ export function lower(
   const { graph, result } = trace(specs, forward);
   const names = Object.keys(result);
   const values = Object.values(result);
-  if (options.fuse ?? true) fuse(graph, device, values, options.training ?? false);
+  if (options.fuse ?? true) {
+    fuse(graph, device, values, options.training ?? false);
+    padChannels(graph, device, values, options.training ?? false);
+  }
   const results = Object.fromEntries(names.map((name, i) => [name, values[i] as Value]));
 
   const forwardNodes = new Set(graph.nodes);

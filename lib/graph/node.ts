@@ -71,6 +71,11 @@ export interface Op<A = unknown> {
   readonly inplace?: readonly number[];
   /** Outputs that need no memory when nothing reads them; emit asks for them with optional(). */
   readonly optionalOutputs?: readonly number[];
+  /**
+   * Inputs whose last axis may be followed by padding: channels that say nothing, are not read, and get gradients of 0. infer
+   * takes the longer axis, and gives outputs that are as long as their inputs the same padding.
+   */
+  padded?(node: Node<A>): readonly number[];
   /** Changes something besides its outputs (running statistics), so it stays even when no output is read. */
   readonly effect?: boolean;
   /** Of an operation with an effect: the one that computes the same outputs and changes nothing else. */

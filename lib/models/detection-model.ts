@@ -44,21 +44,14 @@ export abstract class DetectionModel extends Model {
   abstract detect(images: Value, imageSizes: Value): { detections: Value; counts: Value };
 }
 
-/**
- * The heads' maps of all pyramid levels as rows of anchors.
- *
- * @param maps of each level the heads' maps by name, (N, h, w, perCell * columns)
- * @param columns numbers of an anchor, of each head
- * @param perCell anchors of a cell
- * @returns of each head (N, A, columns), ordered by level, row, column, anchor; and the anchors of each level
- */
-export function joinLevels<K extends string>(
+/** Checks the heads' maps of all levels: (N, h, w, perCell * columns), by name. */
+export function checkMaps<K extends string>(
   maps: readonly { readonly [name in K]: Value }[],
   columns: { readonly [name in K]: number },
   perCell: number,
-): { rows: { [name in K]: Value }; levels: number[] } {
+): void {
   const names = Object.keys(columns) as K[];
-  const levels = maps.map((heads, level) => {
+  for (const [level, heads] of maps.entries()) {
     const [n, h, w] = heads[names[0] as K].shape as [number, number, number];
     for (const name of names) {
       const { shape } = heads[name];
@@ -70,15 +63,24 @@ export function joinLevels<K extends string>(
         ErrorCode.shape,
       );
     }
-    return h * w * perCell;
+  }
+}
+
+/** A head's maps (N, h, w, perCell * columns) of all levels as rows (N, A, columns), by level, row, column, anchor. */
+export function joinLevels(maps: readonly Value[], columns: number): Value {
+  const rows = maps.map((map) => {
+    const [n, h, w, c] = map.shape as [number, number, number, number];
+    return reshape(map, [n, (h * w * c) / columns, columns]);
   });
-  const join = (name: K) =>
-    concat(
-      maps.map((heads, level) =>
-        reshape(heads[name], [heads[name].shape[0] as number, levels[level] as number, columns[name]]),
-      ),
-      1,
-    );
-  const rows = Object.fromEntries(names.map((name) => [name, join(name)])) as { [name in K]: Value };
-  return { rows, levels };
+  return concat(rows, 1);
+}
+
+/** A head's map on every level. */
+export function mapsOf<K extends string>(maps: readonly { readonly [name in K]: Value }[], name: K): Value[] {
+  return maps.map((heads) => heads[name]);
+}
+
+/** How many anchors each level has. */
+export function anchorCounts(maps: readonly Value[], perCell: number): number[] {
+  return maps.map(({ shape }) => (shape[1] as number) * (shape[2] as number) * perCell);
 }

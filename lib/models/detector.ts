@@ -12,7 +12,7 @@ import {
   type Targets,
 } from "../detection";
 import type { Value } from "../graph";
-import { DetectionModel, joinLevels } from "./detection-model";
+import { checkMaps, DetectionModel, joinLevels, mapsOf } from "./detection-model";
 
 export interface DetectorOptions {
   /** Number of object classes; labels are 0 to classes - 1. */
@@ -35,11 +35,10 @@ export interface HeadOutput {
 }
 
 interface Prediction {
-  logits: Value;
-  deltas: Value;
+  /** Of each level. */
+  logits: Value[];
+  deltas: Value[];
   anchors: Value;
-  /** Anchors of each level. */
-  levels: number[];
 }
 
 /**
@@ -74,7 +73,7 @@ export abstract class Detector extends DetectionModel {
   /** Class logits (N, A, classes) and box deltas (N, A, 4) of all anchors. */
   forward(images: Value): { logits: Value; deltas: Value } {
     const { logits, deltas } = this.predict(images);
-    return { logits, deltas };
+    return { logits: joinLevels(logits, this.classes), deltas: joinLevels(deltas, 4) };
   }
 
   /** The losses of a batch by name, scalars. */
@@ -100,11 +99,8 @@ export abstract class Detector extends DetectionModel {
   private predict(images: Value): Prediction {
     const { perCell } = this.anchorGenerator;
     const maps = this.heads(images);
-    const { rows, levels } = joinLevels(maps, { logits: this.classes, deltas: 4 }, perCell);
-    const anchors = this.anchorGenerator.forward(
-      images,
-      maps.map(({ logits }) => logits),
-    );
-    return { ...rows, anchors, levels };
+    checkMaps(maps, { logits: this.classes, deltas: 4 }, perCell);
+    const logits = mapsOf(maps, "logits");
+    return { logits, deltas: mapsOf(maps, "deltas"), anchors: this.anchorGenerator.forward(images, logits) };
   }
 }

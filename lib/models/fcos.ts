@@ -9,10 +9,10 @@ import {
   postprocessPoints,
   type Targets,
 } from "../detection";
-import { relu, reshape, type Value } from "../graph";
+import { relu, type Value } from "../graph";
 import { type Conv2d, GroupNorm, Layer, ReLU, Sequential } from "../layers";
 import { headConv, RARE_OBJECT_BIAS } from "./blocks";
-import { DetectionModel, joinLevels } from "./detection-model";
+import { anchorCounts, checkMaps, DetectionModel, joinLevels, mapsOf } from "./detection-model";
 import { type BackboneName, type PyramidBackbone, type PyramidOptions, pyramidBackbone } from "./pyramid-backbone";
 
 /** Groups of the heads' normalization. */
@@ -136,15 +136,19 @@ export class FCOS extends DetectionModel {
 
   /** Of all points: class logits (N, A, classes), distances in strides (N, A, 4), centre-ness logits (N, A, 1). */
   forward(images: Value): { logits: Value; deltas: Value; centerness: Value } {
-    return this.predict(images).rows;
+    const { logits, deltas, centerness } = this.predict(images);
+    return {
+      logits: joinLevels(logits, this.classes),
+      deltas: joinLevels(deltas, 4),
+      centerness: joinLevels(centerness, 1),
+    };
   }
 
   /** Focal loss of the classes, GIoU loss of the boxes and cross-entropy of the centre-ness of the foreground points. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value; centerness: Value } {
-    const { rows, anchors, levels } = this.predict(images);
+    const { logits, deltas, centerness, anchors } = this.predict(images);
+    const levels = anchorCounts(logits, 1);
     const matched = matchPoints(anchors, targets, { radius: this.centerSamplingRadius, levels });
-    const { logits, deltas, centerness } = rows;
-    const [n, a] = centerness.shape as [number, number];
     return {
       classification: focalLoss(logits, matched, targets, { ...this.focal, normalization: "batch" }),
       boxRegression: boxLoss(deltas, anchors, matched, targets, {
@@ -152,22 +156,19 @@ export class FCOS extends DetectionModel {
         coder: "linear",
         normalization: "batch",
       }),
-      centerness: centernessLoss(reshape(centerness, [n, a]), anchors, matched, targets),
+      centerness: centernessLoss(centerness, anchors, matched, targets),
     };
   }
 
   detect(images: Value, imageSizes: Value): { detections: Value; counts: Value } {
-    const { rows, anchors, levels } = this.predict(images);
-    return postprocessPoints({ ...rows, anchors, imageSizes, levels }, this.postprocess);
+    return postprocessPoints({ ...this.predict(images), imageSizes }, this.postprocess);
   }
 
   private predict(images: Value) {
     const maps = this.head.forward(this.backbone.forward(images));
-    const joined = joinLevels(maps, { logits: this.classes, deltas: 4, centerness: 1 }, 1);
-    const anchors = this.anchorGenerator.forward(
-      images,
-      maps.map(({ logits }) => logits),
-    );
-    return { ...joined, anchors };
+    checkMaps(maps, { logits: this.classes, deltas: 4, centerness: 1 }, 1);
+    const logits = mapsOf(maps, "logits");
+    const anchors = this.anchorGenerator.forward(images, logits);
+    return { logits, deltas: mapsOf(maps, "deltas"), centerness: mapsOf(maps, "centerness"), anchors };
   }
 }

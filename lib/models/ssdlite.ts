@@ -12,7 +12,7 @@ import type { Init, Value } from "../graph";
 import { Conv2d, Layer, Sequential } from "../layers";
 import { check } from "../native";
 import { convNormReLU6, type MakeNorm, type NormOptions, normMaker } from "./blocks";
-import { DetectionModel, joinLevels, type Normalization } from "./detection-model";
+import { checkMaps, DetectionModel, joinLevels, mapsOf, type Normalization } from "./detection-model";
 import { freezeStages, type InvertedResidual, type MobileNetV2Block, mobileNetV2Blocks } from "./mobilenet-v2";
 
 /** Distribution of all weights, torchvision's _normal_init. */
@@ -212,17 +212,18 @@ export class SSDLite extends DetectionModel {
 
   /** Of all default boxes: class logits (N, A, classes + 1), the background first, and box deltas (N, A, 4). */
   forward(images: Value): { logits: Value; deltas: Value } {
-    return this.predict(images).rows;
+    const { logits, deltas } = this.predict(images);
+    return { logits, deltas: joinLevels(deltas, 4) };
   }
 
   /** Cross-entropy with hard negative mining, and smooth L1 of the foreground boxes; both over the batch's foreground. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value } {
-    const { rows, anchors } = this.predict(images);
+    const { logits, deltas, anchors } = this.predict(images);
     const { iouThreshold, negativeRatio } = this;
     const matched = matchAnchors(anchors, targets, { high: iouThreshold, low: iouThreshold, bestAnchor: true });
     return {
-      classification: crossEntropyLoss(rows.logits, matched, targets, { negativeRatio }),
-      boxRegression: boxLoss(rows.deltas, anchors, matched, targets, {
+      classification: crossEntropyLoss(logits, matched, targets, { negativeRatio }),
+      boxRegression: boxLoss(deltas, anchors, matched, targets, {
         kind: "smooth_l1",
         weights: CODER_WEIGHTS,
         normalization: "batch",
@@ -231,17 +232,19 @@ export class SSDLite extends DetectionModel {
   }
 
   detect(images: Value, imageSizes: Value): { detections: Value; counts: Value } {
-    const { rows, anchors } = this.predict(images);
-    return postprocessSoftmax({ ...rows, anchors, imageSizes }, { weights: CODER_WEIGHTS, ...this.postprocess });
+    const { logits, deltas, anchors } = this.predict(images);
+    return postprocessSoftmax(
+      { logits, deltas: joinLevels(deltas, 4), anchors, imageSizes },
+      { weights: CODER_WEIGHTS, ...this.postprocess },
+    );
   }
 
+  /** The logits of all default boxes (N, A, classes + 1), which mining and softmax want together; the deltas of each level. */
   private predict(images: Value) {
     const maps = this.head.forward(this.backbone.forward(images));
-    const joined = joinLevels(maps, { logits: this.classes + 1, deltas: 4 }, this.#perCell);
-    const anchors = this.anchorGenerator.forward(
-      images,
-      maps.map(({ logits }) => logits),
-    );
-    return { ...joined, anchors };
+    checkMaps(maps, { logits: this.classes + 1, deltas: 4 }, this.#perCell);
+    const deltas = mapsOf(maps, "deltas");
+    const logits = joinLevels(mapsOf(maps, "logits"), this.classes + 1);
+    return { logits, deltas, anchors: this.anchorGenerator.forward(images, deltas) };
   }
 }

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "d7a5b79550080972";
+export const headerHash = "f828d2f4abb85ad1";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -50,6 +50,7 @@ export const constants = {
   CODER_LINEAR: 1,
   LOSS_PER_IMAGE: 0,
   LOSS_WHOLE_BATCH: 1,
+  MAX_LEVELS: 16,
   BOX_LOSS_SMOOTH_L1: 0,
   BOX_LOSS_GIOU: 1,
   BOX_LOSS_CIOU: 2,
@@ -168,14 +169,15 @@ export const symbols = {
   dlfs_match_anchors: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_match_points: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_detection_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_focal_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "i32", "f64"], returns: "i32" },
-  dlfs_box_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_focal_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_box_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "i32", "f64"], returns: "i32" },
   dlfs_cross_entropy_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "f64"], returns: "i32" },
   dlfs_cross_entropy_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "i32", "f64"], returns: "i32" },
-  dlfs_centerness_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_centerness_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_topk_workspace: { args: ["i64", "buffer", "i32", "i64", "i32"], returns: "i32" },
   dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "i32", "f64"], returns: "i32" },
-  dlfs_point_scores: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_select_candidates_workspace: { args: ["i64", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_select_candidates: { args: ["i64", "ptr", "ptr", "ptr", "buffer", "buffer", "buffer", "ptr", "ptr", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_decode_candidates: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i64", "i64", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64"], returns: "i32" },
   dlfs_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "i32"], returns: "i32" },
@@ -186,6 +188,7 @@ export const symbols = {
   dlfs_jpeg_decode_sync: { args: ["i64", "ptr", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_jpeg_encode_sync: { args: ["i64", "buffer", "buffer", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_preprocess: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_normalize_pixels: { args: ["i64", "ptr", "ptr", "buffer", "i64", "i32"], returns: "i32" },
   dlfs_decoder_create: { args: ["i64", "buffer", "i32"], returns: "i32" },
   dlfs_decoder_destroy: { args: ["i64"], returns: "i32" },
   dlfs_decoder_submit: { args: ["i64", "buffer", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -296,14 +299,15 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "matching"],
   dlfs_match_points: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "n", "anchorsCount", "maxBoxes", "firstLevel", "lastLevel", "radius"],
   dlfs_detection_loss_workspace: ["ctx", "out", "n", "anchors", "classes"],
-  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "alpha", "gamma", "normalization", "gradFactor"],
-  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "kind", "coder", "wx", "wy", "ww", "wh", "beta", "normalization", "gradFactor"],
+  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "classes", "maxBoxes", "dtype", "alpha", "gamma", "normalization", "gradFactor"],
+  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "kind", "coder", "wx", "wy", "ww", "wh", "beta", "normalization", "gradFactor"],
   dlfs_cross_entropy_loss_workspace: ["ctx", "out", "n", "anchors", "negativeRatio"],
   dlfs_cross_entropy_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "negativeRatio", "normalization", "gradFactor"],
-  dlfs_centerness_loss: ["stream", "loss", "dlogits", "logits", "anchors", "matches", "boxes", "foreground", "workspace", "n", "anchorsCount", "maxBoxes", "dtype", "normalization", "gradFactor"],
+  dlfs_centerness_loss: ["stream", "loss", "dlogits", "logits", "anchors", "matches", "boxes", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "normalization", "gradFactor"],
   dlfs_topk_workspace: ["ctx", "out", "n", "m", "k"],
   dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "kind", "threshold"],
-  dlfs_point_scores: ["stream", "scores", "logits", "centerness", "n", "anchorsCount", "classes", "dtype"],
+  dlfs_select_candidates_workspace: ["ctx", "out", "cells", "levels", "n", "perCell", "classes", "k"],
+  dlfs_select_candidates: ["stream", "boxes", "scores", "labels", "logits", "centerness", "deltas", "anchors", "imageSizes", "workspace", "cells", "logitsPitches", "centernessPitches", "deltasPitches", "levels", "n", "perCell", "classes", "k", "coder", "dtype", "threshold", "wx", "wy", "ww", "wh"],
   dlfs_decode_candidates: ["stream", "boxes", "labels", "index", "deltas", "anchors", "imageSizes", "n", "k", "rowStride", "deltasStride", "classes", "perClass", "coder", "dtype", "wx", "wy", "ww", "wh"],
   dlfs_nms_workspace: ["ctx", "out", "n", "k"],
   dlfs_nms: ["stream", "keep", "keepCounts", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "iouThreshold", "classAware"],
@@ -314,6 +318,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_jpeg_decode_sync: ["stream", "dst", "bytes", "length", "width", "height"],
   dlfs_jpeg_encode_sync: ["stream", "out", "length", "pixels", "capacity", "width", "height", "quality"],
   dlfs_preprocess: ["stream", "dst", "sources", "sizes", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
+  dlfs_normalize_pixels: ["stream", "dst", "src", "normalisation", "pixels", "dtype"],
   dlfs_decoder_create: ["ctx", "out", "threads"],
   dlfs_decoder_destroy: ["decoder"],
   dlfs_decoder_submit: ["decoder", "out", "dst", "sources", "lengths", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
@@ -345,12 +350,14 @@ export interface NativeFunctions {
   /**
    * Sets an option for what is created or enqueued afterwards: "deterministic" (0/1: only algorithms that give the same
    * bytes each run), "tf32" (0/1: fp32 convolutions may round inputs to TF32; default 0), "threads" (CPU: compute
-   * threads, 0 = all cores). An unknown name is DLFS_ERROR_ARGUMENT; an option without meaning here is accepted.
+   * threads, 0 = all cores), "conv.pad8" (0/1: what dlfs_supports says of it). An unknown name is DLFS_ERROR_ARGUMENT; an option
+   * without meaning here is accepted.
    */
   contextOption(ctx: number, name: HostView, value: number): number;
   /**
    * Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
-   * "conv.epilogue" (bias, residual and activation fused into the convolution), "graph" (capture and launch), "jpeg.decode",
+   * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
+   * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "jpeg.decode",
    * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0.
    */
   supports(ctx: number, out: HostView, feature: HostView): number;
@@ -673,20 +680,20 @@ export interface NativeFunctions {
   detectionLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, classes: number): number;
   /**
    * Sigmoid focal loss (Lin et al. 2017) as torchvision's RetinaNet: *loss = the sum over anchors that are not ignored and
-   * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits (N, A, K) of dtype; matches (N, A) and foreground
-   * (N) from dlfs_match_anchors; labels (N, M) int32 in [0, K); alpha < 0 means no alpha; with gamma 0 and no alpha it is
-   * binary cross-entropy. dlogits (N, A, K), nullable, dtype of logits: the gradient of *loss times grad_factor; ignored
-   * anchors get 0. One pass over logits; loss fp32, the same order of sums each run.
+   * classes of alpha_t (1 - p_t)^gamma BCE, normalized (DLFS_LOSS_). logits: level maps of `classes` columns; matches (N, A) and
+   * foreground (N) from dlfs_match_anchors; labels (N, M) int32 in [0, classes); alpha < 0 means no alpha; with gamma 0 and no
+   * alpha it is binary cross-entropy. dlogits: maps as the logits, the gradient of *loss times grad_factor; ignored anchors get 0.
+   * One pass over logits; loss fp32, the same order of sums each run.
    */
-  focalLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, normalization: number, gradFactor: number): number;
+  focalLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, normalization: number, gradFactor: number): number;
   /**
-   * The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas (N, A, 4) of dtype,
-   * coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE). Kinds of IoU compare the decoded box with the
-   * matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded coordinate beyond 1e9
-   * pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas (N, A, 4) of dtype,
-   * nullable: the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too.
+   * The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas: level maps of 4
+   * columns, coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE); anchors (A, 4). Kinds of IoU compare the
+   * decoded box with the matched one, with torchvision.ops' eps of 1e-7, and differ from it where it has no number: a decoded
+   * coordinate beyond 1e9 pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas: maps as
+   * the deltas, the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too.
    */
-  boxLoss(stream: number, loss: Address | null, ddeltas: Address | null, deltas: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, kind: number, coder: number, wx: number, wy: number, ww: number, wh: number, beta: number, normalization: number, gradFactor: number): number;
+  boxLoss(stream: number, loss: Address | null, ddeltas: HostView, deltas: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, kind: number, coder: number, wx: number, wy: number, ww: number, wh: number, beta: number, normalization: number, gradFactor: number): number;
   /** Bytes of workspace for dlfs_cross_entropy_loss. */
   crossEntropyLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, negativeRatio: number): number;
   /**
@@ -699,12 +706,12 @@ export interface NativeFunctions {
    */
   crossEntropyLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, negativeRatio: number, normalization: number, gradFactor: number): number;
   /**
-   * FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits (N, A) of dtype with
-   * sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
-   * it lies outside), summed and normalized (DLFS_LOSS_). dlogits (N, A), nullable: the gradient times grad_factor. Other
+   * FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits, level maps of 1 column,
+   * with sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
+   * it lies outside), summed and normalized (DLFS_LOSS_). dlogits: maps as the logits, the gradient times grad_factor. Other
    * arguments as dlfs_box_loss.
    */
-  centernessLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchorsCount: number, maxBoxes: number, dtype: number, normalization: number, gradFactor: number): number;
+  centernessLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, normalization: number, gradFactor: number): number;
   /** Bytes of workspace for dlfs_topk. */
   topkWorkspace(ctx: number, out: HostView, n: number, m: number, k: number): number;
   /**
@@ -714,13 +721,21 @@ export interface NativeFunctions {
    * past the last.
    */
   topk(stream: number, scores: Address | null, index: Address | null, logits: Address | null, workspace: Address | null, n: number, m: number, logitsStride: number, k: number, rowStride: number, dtype: number, kind: number, threshold: number): number;
+  /** Bytes of workspace for dlfs_select_candidates. */
+  selectCandidatesWorkspace(ctx: number, out: HostView, cells: HostView, levels: number, n: number, perCell: number, classes: number, k: number): number;
   /**
-   * scores (N, A, K) fp32 = sqrt(sigmoid(logits) * sigmoid(centerness)): FCOS's scores, from logits (N, A, K) and centerness
-   * (N, A), both of dtype.
+   * What detectors with independent classes do before suppression: on each level, of all its anchors and classes together, the k
+   * best scores > threshold (strictly), best first, the lower anchor and then class first among equals, NaN left out; with their
+   * boxes, decoded from the deltas and clipped to image_sizes (N, 2) fp32 (height, width), and their classes as labels. logits,
+   * centerness and deltas: level maps (of `classes`, 1 and 4 columns, each with pitches of its own) of one dtype; anchors (A, 4).
+   * Scores are sigmoid(logit) or, where centerness is given (its addresses are not 0), FCOS's sqrt(sigmoid(logit)
+   * sigmoid(centerness)). boxes (N, K, 4), scores (N, K), labels (N, K) int32, of K columns: level l has min(k, cells[l] per_cell
+   * classes) of them, one level after the other; past a level's last candidate the score is 0, the label -1, the box 0. coder:
+   * DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE.
    */
-  pointScores(stream: number, scores: Address | null, logits: Address | null, centerness: Address | null, n: number, anchorsCount: number, classes: number, dtype: number): number;
+  selectCandidates(stream: number, boxes: Address | null, scores: Address | null, labels: Address | null, logits: HostView, centerness: HostView, deltas: HostView, anchors: Address | null, imageSizes: Address | null, workspace: Address | null, cells: HostView, logitsPitches: HostView, centernessPitches: HostView, deltasPitches: HostView, levels: number, n: number, perCell: number, classes: number, k: number, coder: number, dtype: number, threshold: number, wx: number, wy: number, ww: number, wh: number): number;
   /**
-   * Boxes and labels of dlfs_topk's results for one level. per_class 0: index i of a row is anchor i / classes, class i %
+   * Boxes and labels of dlfs_topk's results. per_class 0: index i of a row is anchor i / classes, class i %
    * classes. per_class > 0 (a top-k for each class): a row is blocks of per_class candidates; entry r has class r /
    * per_class, and index r is its anchor; k is a multiple of per_class and at most classes times it. boxes (N, row_stride, 4)
    * and labels (N, row_stride) int32 are written for k entries a row (label -1, box 0 where index is -1). deltas (N, A, 4) of
@@ -782,6 +797,11 @@ export interface NativeFunctions {
    * pixel itself, rounded. The triangle filter with ANTIALIAS follows torch's antialias=True.
    */
   preprocess(stream: number, dst: Address | null, sources: HostView, sizes: HostView, transforms: HostView, normalisation: HostView, n: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
+  /**
+   * dst[i, c] = (src[i, c] / 255 - mean[c]) / std[c] for RGB pixels src (pixels, 3) uint8, dst (pixels, 3) of dtype F32, BF16 or
+   * F16, with normalisation = {mean[3], std[3]}: what dlfs_preprocess writes of an image that it leaves its size.
+   */
+  normalizePixels(stream: number, dst: Address | null, src: Address | null, normalisation: HostView, pixels: number, dtype: number): number;
   /** Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
   decoderCreate(ctx: number, out: HostView, threads: number): number;
   /** Waits for its jobs, then ends the threads. */

@@ -24,6 +24,8 @@ export interface DeviceOptions {
   tf32?: boolean;
   /** Compute threads of the CPU backend; 0 uses all cores. */
   threads?: number;
+  /** Whether graphs pad the channels of convolutions (the feature "conv.pad8"). Default: where the device gains by it. */
+  padChannels?: boolean;
 }
 
 /** Features that dlfs_supports answers. */
@@ -34,6 +36,7 @@ export type Feature =
   | "conv.bf16"
   | "conv.f16"
   | "conv.epilogue"
+  | "conv.pad8"
   | "graph"
   | "jpeg.decode"
   | "jpeg.encode"
@@ -90,6 +93,7 @@ export class Device extends NativeObject {
     this.tf32 = options.tf32 ?? false;
     this.setOption("tf32", this.tf32 ? 1 : 0);
     if (options.threads !== undefined) this.setOption("threads", options.threads);
+    if (options.padChannels !== undefined) this.setOption("conv.pad8", options.padChannels ? 1 : 0);
     this.stream = new Stream(this);
     if (log && !announced) {
       announced = true;

@@ -287,8 +287,8 @@ describe("errors name what is wrong", () => {
       "cross_entropy_loss: expected logits of 2 to 10240 classes, the background first, got 1",
     );
     expect(
-      message(() => run("logits", { shape: [2, 4, 1] }, (v, m, t) => centernessLoss(v.logits!, v.anchors!, m, t), 1)),
-    ).toBe("centerness_loss: centre-ness logits should have shape (N, A), got (2, 4, 1)");
+      message(() => run("logits", { shape: [2, 4, 2] }, (v, m, t) => centernessLoss(v.logits!, v.anchors!, m, t), 1)),
+    ).toBe("centerness_loss: centre-ness logits should have shape (N, A, 1), got (2, 4, 2)");
   });
 
   test("shapes", () => {
@@ -307,7 +307,8 @@ describe("errors name what is wrong", () => {
     const address = device.malloc(1 << 16);
     const call = (kind: number, coder: number, normalization: number) => () =>
       native.boxLoss(
-        ...([stream.handle, address, null, address, address, address, address, address, address] as const),
+        ...([stream.handle, address, new BigInt64Array(1), BigInt64Array.of(BigInt(address))] as const),
+        ...([address, address, address, address, address, Int32Array.of(1), Int32Array.of(4), 1] as const),
         ...([1, 1, 1, 0, kind, coder, 1, 1, 1, 1, 0, normalization, 1] as const),
       );
     try {

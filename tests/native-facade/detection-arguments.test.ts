@@ -47,6 +47,33 @@ const decode = (changes: Candidates) => {
   return native.decodeCandidates(stream, at, at, at, at, at, at, ...sizes);
 };
 
+/** The maps of two levels. */
+const addresses = BigInt64Array.of(BigInt(at), BigInt(at));
+const none = new BigInt64Array(2);
+
+interface Maps {
+  maps?: BigInt64Array;
+  cells?: number[];
+  pitch?: number;
+  levels?: number;
+  perCell?: number;
+  coder?: number;
+  workspace?: number | null;
+}
+const boxLoss = ({ maps = addresses, cells = [2, 1], pitch = 8, levels = 2, perCell = 2, workspace = at }: Maps) => {
+  const sizes = [Int32Array.from(cells), Int32Array.of(pitch, pitch), levels, 1, perCell] as const;
+  const rules = [3, constants.F32, 0, 0, 1, 1, 1, 1, 0, 0, 1] as const;
+  return native.boxLoss(stream, at, none, maps, at, at, at, at, workspace, ...sizes, ...rules);
+};
+
+const select = ({ maps = addresses, cells = [2, 1], pitch = 8, levels = 2, perCell = 2, ...rest }: Maps) => {
+  const { coder = constants.CODER_CENTRE, workspace = at } = rest;
+  const pitches = Int32Array.of(pitch, pitch);
+  const sizes = [Int32Array.from(cells), pitches, pitches, pitches, levels, 1, perCell, 3, 4] as const;
+  const rules = [coder, constants.F32, 0.5, 1, 1, 1, 1] as const;
+  return native.selectCandidates(stream, at, at, at, maps, none, addresses, at, at, workspace, ...sizes, ...rules);
+};
+
 interface SoftNms {
   method?: number;
   iouThreshold?: number;
@@ -85,7 +112,8 @@ const withWorkspace: [string, (workspace: number | null) => unknown][] = [
     "group_norm_backward",
     (w) => native.groupNormBackward(stream, at, at, at, at, at, at, at, at, at, w, 1, 4, 8, 2, F32, 0),
   ],
-  ["box_loss", (w) => native.boxLoss(stream, at, at, at, at, at, at, at, w, 1, 2, 3, F32, 0, 0, 1, 1, 1, 1, 0, 0, 1)],
+  ["box_loss", (w) => boxLoss({ workspace: w })],
+  ["select_candidates", (w) => select({ workspace: w })],
 ];
 
 test.each(withWorkspace)("%s takes an aligned workspace, and no other", (op, run) => {
@@ -124,18 +152,20 @@ describe("matching and post-processing check their arguments", () => {
     ["a sigma of 0", () => softNms({ method: gaussian, sigma: 0 }), argument, /sigma above 0, got 0/],
     ["a negative least score", () => softNms({ minScore: -0.1 }), argument, /min_score of at least 0, got -0.1/],
     ["no places for detections", () => softNms({ maxOut: 0 }), argument, /max_out from 1 to .*got 0/],
+    ["losses of no levels", () => boxLoss({ levels: 0 }), argument, /levels from 1 to 16, got 0/],
+    ["losses of too many levels", () => boxLoss({ levels: 17 }), argument, /levels from 1 to 16, got 17/],
+    ["a level without cells", () => boxLoss({ cells: [2, 0] }), argument, /cells of a level from 1/],
     [
-      "scores of points without logits",
-      () => native.pointScores(stream, at, null, at, 1, 2, 3, constants.F32),
-      argument,
-      /dlfs_point_scores: logits is NULL/,
+      "a pitch below a cell's values",
+      () => boxLoss({ pitch: 7 }),
+      shape,
+      /level 0: .*pitch of at least 8 values, got 7/,
     ],
-    [
-      "scores of points without classes",
-      () => native.pointScores(stream, at, at, at, 1, 2, 0, constants.F32),
-      argument,
-      /classes from 1/,
-    ],
+    ["a level without a map", () => boxLoss({ maps: none }), argument, /deltas of level 0 is NULL/],
+    ["candidates of no levels", () => select({ levels: 0 }), argument, /levels from 1 to 16, got 0/],
+    ["candidates of a level without a map", () => select({ maps: none }), argument, /logits of level 0 is NULL/],
+    ["candidates of maps with a short pitch", () => select({ pitch: 5 }), shape, /pitch of at least 6 values, got 5/],
+    ["candidates of an unknown coder", () => select({ coder: 2 }), argument, /coder from 0 to 1, got 2/],
   ];
   test.each(cases)("%s", (_name, run, code, message) => {
     const error = errorOf(run);

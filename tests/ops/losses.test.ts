@@ -12,6 +12,11 @@ const { native } = device;
 const stream = device.stream.handle;
 const { F32, CODER_LINEAR, BOX_LOSS_GIOU, BOX_LOSS_SMOOTH_L1 } = constants;
 
+/** The arrays of a map of 3 anchors and `columns` values of each: gradient, values; cells, pitches, levels, images, per cell. */
+const maps = (at: { gradient: number; values: number }) =>
+  [BigInt64Array.of(BigInt(at.gradient)), BigInt64Array.of(BigInt(at.values))] as const;
+const sizesOf = (columns: number) => [Int32Array.of(3), Int32Array.of(columns), 1, 1, 1] as const;
+
 /** Runs a loss of 4 values for each of 3 anchors with these matches; returns the loss and the gradient. */
 function lossOf(
   matches: number[],
@@ -50,18 +55,8 @@ const losses: Losses[] = [
     (matches, maxBoxes) =>
       lossOf(matches, 1, (at) => {
         const labels = maxBoxes > 0 ? at.foreground : null; // the label is 1
-        const sizes = [1, 3, 4, maxBoxes, F32, 0.25, 2, 0, 1] as const;
-        native.focalLoss(
-          stream,
-          at.loss,
-          at.gradient,
-          at.values,
-          at.matches,
-          labels,
-          at.foreground,
-          at.scratch,
-          ...sizes,
-        );
+        const sizes = [...sizesOf(4), 4, maxBoxes, F32, 0.25, 2, 0, 1] as const;
+        native.focalLoss(stream, at.loss, ...maps(at), at.matches, labels, at.foreground, at.scratch, ...sizes);
       }),
   ],
   [
@@ -69,9 +64,9 @@ const losses: Losses[] = [
     (matches, maxBoxes) =>
       lossOf(matches, 1, (at) => {
         const truth = maxBoxes > 0 ? at.boxes : null;
-        const sizes = [1, 3, maxBoxes, F32, BOX_LOSS_GIOU, CODER_LINEAR, 1, 1, 1, 1, 0, 0, 1] as const;
-        const [loss, gradient, values, matched] = [at.loss, at.gradient, at.values, at.matches];
-        native.boxLoss(stream, loss, gradient, values, at.boxes, matched, truth, at.foreground, at.scratch, ...sizes);
+        const rules = [maxBoxes, F32, BOX_LOSS_GIOU, CODER_LINEAR, 1, 1, 1, 1, 0, 0, 1] as const;
+        const operands = [at.boxes, at.matches, truth, at.foreground, at.scratch] as const;
+        native.boxLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(4), ...rules);
       }),
   ],
   [
@@ -79,20 +74,8 @@ const losses: Losses[] = [
     (matches, maxBoxes) =>
       lossOf(matches, 1, (at) => {
         const truth = maxBoxes > 0 ? at.boxes : null;
-        const sizes = [1, 3, maxBoxes, F32, 0, 1] as const;
-        const [loss, gradient, values, matched] = [at.loss, at.gradient, at.values, at.matches];
-        native.centernessLoss(
-          stream,
-          loss,
-          gradient,
-          values,
-          at.boxes,
-          matched,
-          truth,
-          at.foreground,
-          at.scratch,
-          ...sizes,
-        );
+        const operands = [at.boxes, at.matches, truth, at.foreground, at.scratch] as const;
+        native.centernessLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(1), maxBoxes, F32, 0, 1);
       }),
   ],
 ];
@@ -129,20 +112,9 @@ test("box weights mean nothing to the linear coder's losses", () => {
   for (const kind of [BOX_LOSS_SMOOTH_L1, BOX_LOSS_GIOU]) {
     const run = (weight: number) =>
       lossOf([0, 0, -1], 2, (at) => {
-        const sizes = [1, 3, 1, F32, kind, CODER_LINEAR, weight, weight, weight, weight, 0, 0, 1] as const;
-        const [loss, gradient, values, matched] = [at.loss, at.gradient, at.values, at.matches];
-        native.boxLoss(
-          stream,
-          loss,
-          gradient,
-          values,
-          at.boxes,
-          matched,
-          at.boxes,
-          at.foreground,
-          at.scratch,
-          ...sizes,
-        );
+        const rules = [1, F32, kind, CODER_LINEAR, weight, weight, weight, weight, 0, 0, 1] as const;
+        const operands = [at.boxes, at.matches, at.boxes, at.foreground, at.scratch] as const;
+        native.boxLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(4), ...rules);
       });
     expect(run(0)).toEqual(run(1));
   }

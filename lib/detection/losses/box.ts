@@ -1,16 +1,17 @@
-import { applyOp, expectShape, type Op, type Value } from "../../graph";
+import { applyOp, type Op, type Value } from "../../graph";
 import { check, constants } from "../../native";
+import { type LevelMaps, layoutOf, listOf } from "../levels";
 import type { Targets } from "../matcher";
 import {
-  boxLossOperands,
+  anchorLoss,
   codeOf,
-  expectAnchorValues,
+  inferAnchorLoss,
+  type LevelAttrs,
   type LossNormalization,
-  lossGradient,
+  levelOperands,
   type Matched,
+  maxBoxes,
   normalizationCode,
-  type Scaled,
-  sumWorkspace,
 } from "./common";
 
 /** Weights of the encoded coordinates x, y, width, height, as torchvision's BoxCoder. */
@@ -45,30 +46,25 @@ export const boxLossKinds = Object.keys(kindCodes) as BoxLossKind[];
 
 const coderCodes: Record<BoxCoder, number> = { centre: constants.CODER_CENTRE, linear: constants.CODER_LINEAR };
 
-interface BoxAttrs extends Scaled {
+interface BoxAttrs extends LevelAttrs {
   kind: number;
   coder: number;
   weights: BoxCoderWeights;
   beta: number;
 }
 
+/** Inputs: the deltas' maps, anchors, matches, boxes, foreground. */
 const box: Op<BoxAttrs> = {
+  ...anchorLoss,
   kind: "box_loss",
-  optionalOutputs: [1],
-  infer([deltas, ...others]) {
-    expectShape(
-      deltas!.shape.length === 3 && deltas!.shape[2] === 4,
-      () => `box deltas should have shape (N, A, 4), got (${deltas!.shape.join(", ")})`,
-    );
-    expectAnchorValues(deltas!, "box deltas", others);
-    return [{ shape: [], dtype: "f32" }, deltas!];
-  },
-  gradient: lossGradient,
-  prepare: (device, { inputs: [deltas] }) => sumWorkspace(device, deltas!.shape[0]!, deltas!.shape[1]!, 4),
+  infer: (inputs, attrs) => inferAnchorLoss(inputs, attrs, "box deltas", "4"),
   emit(e, node) {
-    const operands = boxLossOperands(e, node);
+    const { at, others, sizes, dtype } = levelOperands(e, node);
+    const [anchors, matches, boxes, foreground] = others as [number, number, number, number];
     const { kind, coder, weights, beta, normalization, gradFactor } = node.attrs;
-    e.call(() => e.native.boxLoss(e.stream, ...operands, kind, coder, ...weights, beta, normalization, gradFactor));
+    const inputs = [anchors, matches, boxes, foreground, e.workspace] as const;
+    const rules = [maxBoxes(node), dtype, kind, coder, ...weights, beta, normalization, gradFactor] as const;
+    e.call(() => e.native.boxLoss(e.stream, ...at, ...inputs, ...sizes, ...rules));
   },
 };
 
@@ -90,11 +86,11 @@ export interface BoxLossOptions {
  * RetinaNetRegressionHead.compute_loss with normalization "image", FCOSHead's (giou, linear) and SSD's (smooth_l1 with beta 1,
  * weights 10, 10, 5, 5) with "batch". Where torchvision gives NaN for a degenerate box, this is finite; see dlfs_box_loss.
  *
- * @param deltas (N, A, 4)
+ * @param deltas maps (N, h, w, perCell * 4) of all levels, or (N, A, 4)
  * @param anchors (A, 4)
  */
 export function boxLoss(
-  deltas: Value,
+  deltas: LevelMaps,
   anchors: Value,
   { matches, foreground }: Matched,
   targets: Targets,
@@ -113,7 +109,9 @@ export function boxLoss(
     "boxLoss",
     () => `expected four finite weights above 0, got ${weights.join(", ")}`,
   );
+  const maps = listOf(deltas);
   const attrs: BoxAttrs = {
+    layout: layoutOf(maps, anchors.shape[0] ?? 1, 4),
     kind: codeOf("boxLoss", "kind", kindCodes, kind),
     coder: codeOf("boxLoss", "coder", coderCodes, coder),
     weights,
@@ -121,5 +119,5 @@ export function boxLoss(
     normalization: normalizationCode("boxLoss", normalization),
     gradFactor: 1,
   };
-  return applyOp(box, [deltas, anchors, matches, targets.boxes, foreground], attrs)[0] as Value;
+  return applyOp(box, [...maps, anchors, matches, targets.boxes, foreground], attrs)[0] as Value;
 }

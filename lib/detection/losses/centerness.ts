@@ -1,33 +1,29 @@
-import { applyOp, expectShape, type Op, type Value } from "../../graph";
+import { applyOp, type Op, type Value } from "../../graph";
+import { type LevelMaps, layoutOf, listOf } from "../levels";
 import type { Targets } from "../matcher";
 import {
-  boxLossOperands,
-  expectAnchorValues,
+  anchorLoss,
+  inferAnchorLoss,
+  type LevelAttrs,
   type LossNormalization,
-  lossGradient,
+  levelOperands,
   type Matched,
+  maxBoxes,
   normalizationCode,
-  type Scaled,
-  sumWorkspace,
 } from "./common";
 
-const centerness: Op<Scaled> = {
+/** Inputs: the logits' maps, anchors, matches, boxes, foreground. */
+const centerness: Op<LevelAttrs> = {
+  ...anchorLoss,
   kind: "centerness_loss",
-  optionalOutputs: [1],
-  infer([logits, ...others]) {
-    expectShape(
-      logits!.shape.length === 2,
-      () => `centre-ness logits should have shape (N, A), got (${logits!.shape.join(", ")})`,
-    );
-    expectAnchorValues(logits!, "centre-ness logits", others);
-    return [{ shape: [], dtype: "f32" }, logits!];
-  },
-  gradient: lossGradient,
-  prepare: (device, { inputs: [logits] }) => sumWorkspace(device, logits!.shape[0]!, logits!.shape[1]!, 1),
+  infer: (inputs, attrs) => inferAnchorLoss(inputs, attrs, "centre-ness logits", "1"),
   emit(e, node) {
-    const operands = boxLossOperands(e, node);
+    const { at, others, sizes, dtype } = levelOperands(e, node);
+    const [anchors, matches, boxes, foreground] = others as [number, number, number, number];
     const { normalization, gradFactor } = node.attrs;
-    e.call(() => e.native.centernessLoss(e.stream, ...operands, normalization, gradFactor));
+    const inputs = [anchors, matches, boxes, foreground, e.workspace] as const;
+    const rules = [maxBoxes(node), dtype, normalization, gradFactor] as const;
+    e.call(() => e.native.centernessLoss(e.stream, ...at, ...inputs, ...sizes, ...rules));
   },
 };
 
@@ -36,16 +32,21 @@ const centerness: Op<Scaled> = {
  * max(l, r) min(t, b) / max(t, b)) of their centres' distances from the sides of their boxes, summed and normalized: a scalar.
  * torchvision's FCOSHead.compute_loss; where a centre lies outside its box (NaN there), the target is 0.
  *
- * @param logits (N, A)
+ * @param logits maps (N, h, w, perCell) of all levels, or (N, A, 1) or (N, A)
  * @param anchors (A, 4)
  */
 export function centernessLoss(
-  logits: Value,
+  logits: LevelMaps,
   anchors: Value,
   { matches, foreground }: Matched,
   targets: Targets,
   { normalization = "batch" }: { normalization?: LossNormalization } = {},
 ): Value {
-  const attrs: Scaled = { normalization: normalizationCode("centernessLoss", normalization), gradFactor: 1 };
-  return applyOp(centerness, [logits, anchors, matches, targets.boxes, foreground], attrs)[0] as Value;
+  const maps = listOf(logits);
+  const attrs: LevelAttrs = {
+    layout: layoutOf(maps, anchors.shape[0] ?? 1, 1),
+    normalization: normalizationCode("centernessLoss", normalization),
+    gradFactor: 1,
+  };
+  return applyOp(centerness, [...maps, anchors, matches, targets.boxes, foreground], attrs)[0] as Value;
 }

@@ -1,7 +1,6 @@
 /** What the detection losses share. */
 import {
   type Emitter,
-  expectActivation,
   expectShape,
   type Gradient,
   type GradientBuilder,
@@ -14,6 +13,7 @@ import {
 } from "../../graph";
 import { check, constants } from "../../native";
 import { type Device, dtypeCode } from "../../tensor";
+import { expectMaps, type LevelLayout, MAX_LEVELS, mapArrays } from "../levels";
 
 /** What matchAnchors gives: which box each anchor is matched to, and how many anchors of each image are. */
 export interface Matched {
@@ -55,59 +55,74 @@ export interface Scaled {
   gradFactor: number;
 }
 
-/** Backward rule of an operation whose second output is the gradient of its first, a scalar, by its first input. */
+/** Backward rule of an operation whose first output is a scalar, and the others its gradients by the first inputs. */
 export function lossGradient(
   builder: GradientBuilder,
   node: Node<Scaled>,
   [dy]: readonly (Gradient | null)[],
 ): (Value | null)[] {
-  const gradient = node.outputs[1] as Value;
-  const others = node.inputs.slice(1).map(() => null);
+  const gradients = node.outputs.slice(1);
+  const others = node.inputs.slice(gradients.length).map(() => null);
   if (typeof dy === "number") {
     node.attrs.gradFactor = dy;
-    return [gradient, ...others];
+    return [...gradients, ...others];
   }
-  return [scaleBy(builder, gradient, dy!), ...others];
+  return [...gradients.map((gradient) => scaleBy(builder, gradient, dy!)), ...others];
 }
 
-/** What dlfs.h's losses of class logits take after the stream; their own options and the `Scaled` ones follow. */
-export function classLossOperands(e: Emitter, { inputs, outputs: [loss, gradient] }: Node) {
-  const [logits, matches, labels, foreground] = inputs as [Value, Value, Value, Value];
-  const [n, anchors, classes] = logits.shape as [number, number, number];
-  return [
-    e.address(loss!),
-    e.optional(gradient),
-    e.address(logits),
-    e.address(matches),
-    e.address(labels),
-    e.address(foreground),
-    e.workspace,
-    n,
-    anchors,
-    classes,
-    labels.shape[1]!,
-    dtypeCode(logits.dtype),
-  ] as const;
+/** What the losses of level maps have in common: inputs are the maps, then the others; outputs the loss and the gradients. */
+export interface LevelAttrs extends Scaled {
+  readonly layout: LevelLayout;
 }
 
-/** What dlfs.h's losses of (N, A, ...) values against boxes take after the stream, as `classLossOperands`. */
-export function boxLossOperands(e: Emitter, { inputs, outputs: [loss, gradient] }: Node) {
-  const [values, anchors, matches, boxes, foreground] = inputs as [Value, Value, Value, Value, Value];
-  const [n, count] = values.shape as [number, number];
-  return [
-    e.address(loss!),
-    e.optional(gradient),
-    e.address(values),
-    e.address(anchors),
-    e.address(matches),
-    e.address(boxes),
-    e.address(foreground),
-    e.workspace,
-    n,
-    count,
-    boxes.shape[1]!,
-    dtypeCode(values.dtype),
-  ] as const;
+export const levelLoss = {
+  optionalOutputs: Array.from({ length: MAX_LEVELS }, (_, level) => level + 1),
+  gradient: lossGradient,
+  padded: ({ attrs }: Node<LevelAttrs>) => Array.from({ length: attrs.layout.levels }, (_, level) => level),
+};
+
+/** The same for the losses of foreground anchors: the other inputs are anchors, matches, boxes, foreground. */
+export const anchorLoss = {
+  ...levelLoss,
+  prepare(device: Device, { inputs, attrs: { layout } }: Node<LevelAttrs>): Preparation {
+    const [n, anchors] = inputs[layout.levels + 1]!.shape as [number, number];
+    return sumWorkspace(device, n, anchors, layout.columns);
+  },
+};
+
+/** M of a loss of foreground anchors. */
+export function maxBoxes({ inputs, attrs: { layout } }: Node<LevelAttrs>): number {
+  return inputs[layout.levels + 2]!.shape[1]!;
+}
+
+/** The inputs of a loss of level maps: the maps, and the others. */
+export function splitInputs<T>(inputs: readonly T[], { levels }: LevelLayout): [maps: T[], others: T[]] {
+  return [inputs.slice(0, levels), inputs.slice(levels)];
+}
+
+/** The arguments of dlfs.h's losses that say where the maps are and what sizes they have. */
+export function levelOperands(
+  e: Emitter,
+  node: Node<LevelAttrs>,
+): {
+  /** The loss, the gradients' and the maps' addresses. */
+  readonly at: readonly [number, BigInt64Array, BigInt64Array];
+  /** Addresses of the other inputs. */
+  readonly others: number[];
+  /** Cells, pitches, levels, images, anchors of a cell. */
+  readonly sizes: readonly [Int32Array, Int32Array, number, number, number];
+  readonly dtype: number;
+} {
+  const { layout } = node.attrs;
+  const [maps, others] = splitInputs(node.inputs, layout);
+  const [loss, ...gradients] = node.outputs as [Value, ...Value[]];
+  const { addresses, cells, pitches } = mapArrays(e, maps);
+  return {
+    at: [e.address(loss), mapArrays(e, gradients).addresses, addresses],
+    others: others.map((value) => e.address(value)),
+    sizes: [cells, pitches, layout.levels, maps[0]!.shape[0]!, layout.perCell],
+    dtype: dtypeCode(maps[0]!.dtype),
+  };
 }
 
 /** Scratch memory of the losses that only sum. */
@@ -127,25 +142,17 @@ function expectMatched(matches: Spec, foreground: Spec, n: number, anchors: numb
   );
 }
 
-/** Checks (N, A, classes) logits with what their anchors are matched to, and the labels of the boxes. */
-export function expectClassLogits(logits: Spec, matches: Spec, labels: Spec, foreground: Spec): void {
-  expectActivation(logits, "logits");
+/** Checks what the anchors of (n, anchors) class logits are matched to, and the labels of the boxes. */
+export function expectLabels([matches, labels, foreground]: Spec[], n: number, anchors: number): void {
+  expectMatched(matches!, foreground!, n, anchors);
   expectShape(
-    logits.shape.length === 3,
-    () => `logits should have shape (N, A, classes), got (${logits.shape.join(", ")})`,
-  );
-  const [n, anchors] = logits.shape as [number, number, number];
-  expectMatched(matches, foreground, n, anchors);
-  expectShape(
-    labels.dtype === "i32" && labels.shape.length === 2 && labels.shape[0] === n,
-    () => `expected i32 labels of ${n} images, got ${labels.dtype} (${labels.shape.join(", ")})`,
+    labels!.dtype === "i32" && labels!.shape.length === 2 && labels!.shape[0] === n,
+    () => `expected i32 labels of ${n} images, got ${labels!.dtype} (${labels!.shape.join(", ")})`,
   );
 }
 
-/** Checks predictions of (N, A) anchors, `what`, with the anchors, what they are matched to, and the boxes. */
-export function expectAnchorValues(values: Spec, what: string, [anchors, matches, boxes, foreground]: Spec[]): void {
-  expectActivation(values, what);
-  const [n, count] = values.shape as [number, number];
+/** Checks what the predictions of (n, count) anchors come with: the anchors, what they are matched to, and the boxes. */
+function expectTruth([anchors, matches, boxes, foreground]: Spec[], n: number, count: number): void {
   expectShape(
     anchors!.dtype === "f32" && anchors!.shape.join() === `${count},4`,
     () => `expected ${count} anchors (${count}, 4), got ${anchors!.dtype} (${anchors!.shape.join(", ")})`,
@@ -156,4 +163,17 @@ export function expectAnchorValues(values: Spec, what: string, [anchors, matches
     boxes!.dtype === "f32" && boxes!.shape.length === 3 && images === n && coordinates === 4,
     () => `expected boxes of ${n} images (${n}, M, 4), got ${boxes!.dtype} (${boxes!.shape.join(", ")})`,
   );
+}
+
+/** Infers a loss of level maps of anchors' values, `what`, with `columns` of each. */
+export function inferAnchorLoss(
+  inputs: readonly Spec[],
+  { layout }: LevelAttrs,
+  what: string,
+  columns: string,
+): Spec[] {
+  const [maps, others] = splitInputs(inputs, layout);
+  const count = expectMaps(maps, layout, what, columns);
+  expectTruth(others, maps[0]!.shape[0]!, count);
+  return [{ shape: [], dtype: "f32" }, ...maps];
 }

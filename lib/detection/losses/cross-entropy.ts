@@ -1,9 +1,9 @@
-import { applyOp, expectShape, type Op, scratchMemory, type Value } from "../../graph";
+import { applyOp, expectActivation, expectShape, type Op, scratchMemory, type Value } from "../../graph";
 import { check } from "../../native";
+import { dtypeCode } from "../../tensor";
 import type { Targets } from "../matcher";
 import {
-  classLossOperands,
-  expectClassLogits,
+  expectLabels,
   type LossNormalization,
   lossGradient,
   type Matched,
@@ -22,9 +22,14 @@ const MOST_CLASSES = 10240;
 const crossEntropy: Op<CrossEntropyAttrs> = {
   kind: "cross_entropy_loss",
   optionalOutputs: [1],
-  infer([logits, matches, labels, foreground]) {
-    expectClassLogits(logits!, matches!, labels!, foreground!);
-    const classes = logits!.shape[2]!;
+  infer([logits, ...others]) {
+    expectActivation(logits!, "logits");
+    expectShape(
+      logits!.shape.length === 3,
+      () => `logits should have shape (N, A, classes), got (${logits!.shape.join(", ")})`,
+    );
+    const [n, anchors, classes] = logits!.shape as [number, number, number];
+    expectLabels(others, n, anchors);
     expectShape(
       classes >= 2 && classes <= MOST_CLASSES,
       () => `expected logits of 2 to ${MOST_CLASSES} classes, the background first, got ${classes}`,
@@ -40,9 +45,15 @@ const crossEntropy: Op<CrossEntropyAttrs> = {
     );
   },
   emit(e, node) {
-    const operands = classLossOperands(e, node);
+    const [logits, , labels] = node.inputs as [Value, Value, Value, Value];
+    const [loss, gradient] = [e.address(node.outputs[0]!), e.optional(node.outputs[1])];
+    const inputs = node.inputs.map((value) => e.address(value)) as [number, number, number, number];
+    const [n, anchors, classes] = logits.shape as [number, number, number];
+    const sizes = [n, anchors, classes, labels.shape[1]!, dtypeCode(logits.dtype)] as const;
     const { negativeRatio, normalization, gradFactor } = node.attrs;
-    e.call(() => e.native.crossEntropyLoss(e.stream, ...operands, negativeRatio, normalization, gradFactor));
+    const rules = [negativeRatio, normalization, gradFactor] as const;
+    const { workspace } = e;
+    e.call(() => e.native.crossEntropyLoss(e.stream, loss, gradient, ...inputs, workspace, ...sizes, ...rules));
   },
 };
 

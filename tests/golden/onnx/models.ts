@@ -140,8 +140,7 @@ export class OtherPostprocessing extends Model {
     const { centerness, ...given } = { ...rows, anchors, imageSizes };
     const options = { scoreThreshold: 0.1, topK: 20, nmsThreshold: 0.4, maxDetections: 30 };
     if (this.kind === "softmax") return postprocessSoftmax(given, options);
-    const levels = [given.logits.shape[1]!];
-    return postprocessPoints({ ...given, centerness, levels }, { ...options, classAware: false });
+    return postprocessPoints({ ...given, centerness }, { ...options, classAware: false });
   }
 
   private predict(images: Value) {

@@ -4,6 +4,7 @@ import * as boxes from "../reference/boxes";
 import * as reference from "../reference/losses";
 import { boxesOf, unit, type Weights } from "./boxes";
 import type { Arrays, Input, OpCase } from "./case";
+import { LevelMaps } from "./level-maps";
 import {
   drawMatches,
   f32,
@@ -31,34 +32,32 @@ export interface BoxLossOptions extends LossOptions {
 }
 
 /** Predictions scattered around the matched boxes' deltas, so that most predicted boxes meet their own; all have extent. */
-function drawDeltas({ n, anchors, maxBoxes, coder, weights = unit }: BoxLossOptions): Input {
-  return {
-    shape: [n, anchors, 4],
-    values(random, size, { anchors: grid, matches, boxes: truth }) {
-      const values = random.normal(size, 0, 0.4);
-      if (!grid?.length || !truth?.length) return values; // a benchmark's, drawn on the device
-      for (let row = 0; row < n * anchors; ++row) {
-        const match = matches![row]!;
-        if (match < 0) continue;
-        const anchor = boxes.box(grid, row % anchors);
-        const box = boxes.box(truth, Math.floor(row / anchors) * maxBoxes + match);
-        const encoded = coder === "linear" ? boxes.encodeLinear(box, anchor) : boxes.encode(box, anchor, weights);
-        for (let i = 0; i < 4; ++i) {
-          const scattered = encoded[i]! + values[row * 4 + i]! * (coder === "linear" ? 1 : weights[i]!);
-          values[row * 4 + i] = coder === "linear" ? Math.max(0.01, scattered) : scattered;
-        }
+function drawDeltas({ n, anchors, maxBoxes, coder, weights = unit, ...options }: BoxLossOptions): Input {
+  return new LevelMaps(n, anchors, 4, options).input((random, size, { anchors: grid, matches, boxes: truth }) => {
+    const values = random.normal(size, 0, 0.4);
+    if (!grid?.length || !truth?.length) return values; // a benchmark's, drawn on the device
+    for (let row = 0; row < n * anchors; ++row) {
+      const match = matches![row]!;
+      if (match < 0) continue;
+      const anchor = boxes.box(grid, row % anchors);
+      const box = boxes.box(truth, Math.floor(row / anchors) * maxBoxes + match);
+      const encoded = coder === "linear" ? boxes.encodeLinear(box, anchor) : boxes.encode(box, anchor, weights);
+      for (let i = 0; i < 4; ++i) {
+        const scattered = encoded[i]! + values[row * 4 + i]! * (coder === "linear" ? 1 : weights[i]!);
+        values[row * 4 + i] = coder === "linear" ? Math.max(0.01, scattered) : scattered;
       }
-      return values;
-    },
-  };
+    }
+    return values;
+  });
 }
 
 export function boxLoss(name: string, options: BoxLossOptions): OpCase {
   const { n, anchors, maxBoxes, kind = "l1", coder = "centre", weights = unit, beta = 0, gradFactor = 1 } = options;
   const { lossOnly = false, normalization = "image" } = options;
   const shared = { n, maxBoxes, kind, coder, weights, beta, normalization };
+  const maps = new LevelMaps(n, anchors, 4, options);
   const compute = ({ deltas, anchors: grid, matches, boxes: truth }: Arrays) =>
-    reference.boxLoss({ deltas: deltas!, anchors: grid!, matches: matches!, boxes: truth!, ...shared });
+    reference.boxLoss({ deltas: maps.toRows(deltas!), anchors: grid!, matches: matches!, boxes: truth!, ...shared });
   const ofDeltas = kind === "l1" || kind === "smooth_l1";
   return {
     op: "box_loss",
@@ -73,11 +72,12 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
       // Sides of a pixel or more are differences of coordinates up to 100, which carry errors of 2^-24 of these.
-      ...(!lossOnly && { ddeltas: { shape: [n, anchors, 4], terms: ofDeltas ? 1 : 100 } }),
+      ...(!lossOnly && { ddeltas: { shape: maps.shape, terms: ofDeltas ? 1 : 100 } }),
     },
     prepare(c) {
       const scratch = sumWorkspace(c, n, anchors, 1);
-      const [loss, ddeltas, deltas] = ["loss", "ddeltas", "deltas"].map((operand) => c.address(operand));
+      const loss = c.address("loss");
+      const [ddeltas, { at: deltas, cells, pitches }] = [maps.arrays(c, "ddeltas"), maps.arrays(c, "deltas")];
       const [grid, matches, truth] = ["anchors", "matches", "boxes"].map((operand) => c.address(operand));
       const foreground = c.address("foreground");
       const code = coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE;
@@ -85,15 +85,18 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
         void c.native.boxLoss(
           c.stream,
           loss!,
-          ddeltas!,
-          deltas!,
+          ddeltas.at,
+          deltas,
           grid!,
           matches!,
           truth!,
           foreground,
           scratch,
+          cells,
+          pitches,
+          cells.length,
           n,
-          anchors,
+          maps.perCell,
           maxBoxes,
           c.dtype,
           kindCodes[kind],
@@ -106,7 +109,7 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
     },
     reference(inputs) {
       const { loss, ddeltas } = compute(inputs);
-      return { loss: [loss], ddeltas: ddeltas.map((value) => value * gradFactor) };
+      return { loss: [loss], ddeltas: maps.toMaps(ddeltas.map((value) => value * gradFactor)) };
     },
     // CIoU's gradient is that of alpha held fixed, which the reference knows.
     gradients:
@@ -118,9 +121,10 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
 
 export function centernessLoss(name: string, options: LossOptions): OpCase {
   const { n, anchors, maxBoxes, gradFactor = 1, lossOnly = false, normalization = "batch" } = options;
+  const maps = new LevelMaps(n, anchors, 1, options);
   const compute = ({ logits, anchors: grid, matches, boxes: truth }: Arrays) =>
     reference.centernessLoss({
-      logits: logits!,
+      logits: maps.toRows(logits!),
       anchors: grid!,
       matches: matches!,
       boxes: truth!,
@@ -132,7 +136,7 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
     op: "centerness_loss",
     name,
     inputs: {
-      logits: { shape: [n, anchors], values: (random, size) => random.normal(size, 0, 4) },
+      logits: maps.input((random, size) => random.normal(size, 0, 4)),
       anchors: { shape: [anchors, 4], ...f32, values: boxesOf() },
       matches: drawMatches(options),
       // Large, so that many centres lie inside; some do not.
@@ -142,26 +146,30 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
       // Targets are roots of differences of coordinates up to 200.
-      ...(!lossOnly && { dlogits: { shape: [n, anchors], terms: 100 } }),
+      ...(!lossOnly && { dlogits: { shape: maps.shape, terms: 100 } }),
     },
     prepare(c) {
       const scratch = sumWorkspace(c, n, anchors, 1);
-      const [loss, dlogits, logits] = ["loss", "dlogits", "logits"].map((operand) => c.address(operand));
+      const loss = c.address("loss");
+      const [dlogits, { at: logits, cells, pitches }] = [maps.arrays(c, "dlogits"), maps.arrays(c, "logits")];
       const [grid, matches, truth] = ["anchors", "matches", "boxes"].map((operand) => c.address(operand));
       const foreground = c.address("foreground");
       return () =>
         void c.native.centernessLoss(
           c.stream,
           loss!,
-          dlogits!,
-          logits!,
+          dlogits.at,
+          logits,
           grid!,
           matches!,
           truth!,
           foreground,
           scratch,
+          cells,
+          pitches,
+          cells.length,
           n,
-          anchors,
+          maps.perCell,
           maxBoxes,
           c.dtype,
           normalizationCode(normalization),
@@ -170,7 +178,7 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
-      return { loss: [loss], dlogits: dlogits.map((value) => value * gradFactor) };
+      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * gradFactor)) };
     },
     gradients: lossOnly
       ? undefined

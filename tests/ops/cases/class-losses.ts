@@ -2,6 +2,7 @@
 import { outHandle } from "../../../lib/tensor";
 import * as reference from "../reference/losses";
 import type { Arrays, OpCase } from "./case";
+import { LevelMaps } from "./level-maps";
 import {
   drawMatches,
   f32,
@@ -23,37 +24,42 @@ export function focalLoss(name: string, options: ClassLossOptions & { alpha?: nu
   const { n, anchors, maxBoxes, classes, alpha = 0.25, gamma = 2, gradFactor = 1, deviation = 3 } = options;
   const { lossOnly = false, normalization = "image" } = options;
   const shared = { n, anchors, classes, maxBoxes, alpha, gamma, normalization };
+  const maps = new LevelMaps(n, anchors, classes, options);
   const compute = ({ logits, matches, labels }: Arrays) =>
-    reference.focalLoss({ logits: logits!, matches: matches!, labels: labels!, ...shared });
+    reference.focalLoss({ logits: maps.toRows(logits!), matches: matches!, labels: labels!, ...shared });
   return {
     op: "focal_loss",
     name,
     inputs: {
-      logits: { shape: [n, anchors, classes], values: (random, size) => random.normal(size, -1, deviation) },
+      logits: maps.input((random, size) => random.normal(size, -1, deviation)),
       matches: drawMatches(options),
       labels: { shape: [n, maxBoxes], ...i32, values: (random, size) => random.integers(size, 0, classes) },
       foreground: foregroundOf(options),
     },
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
-      ...(!lossOnly && { dlogits: { shape: [n, anchors, classes] } }),
+      ...(!lossOnly && { dlogits: { shape: maps.shape } }),
     },
     prepare(c) {
       const scratch = sumWorkspace(c, n, anchors, classes);
-      const [loss, dlogits, logits] = ["loss", "dlogits", "logits"].map((operand) => c.address(operand));
+      const loss = c.address("loss");
+      const [dlogits, { at: logits, cells, pitches }] = [maps.arrays(c, "dlogits"), maps.arrays(c, "logits")];
       const [matches, labels, foreground] = ["matches", "labels", "foreground"].map((operand) => c.address(operand));
       return () =>
         void c.native.focalLoss(
           c.stream,
           loss!,
-          dlogits!,
-          logits!,
+          dlogits.at,
+          logits,
           matches!,
           labels!,
           foreground!,
           scratch,
+          cells,
+          pitches,
+          cells.length,
           n,
-          anchors,
+          maps.perCell,
           classes,
           maxBoxes,
           c.dtype,
@@ -65,7 +71,7 @@ export function focalLoss(name: string, options: ClassLossOptions & { alpha?: nu
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
-      return { loss: [loss], dlogits: dlogits.map((value) => value * gradFactor) };
+      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * gradFactor)) };
     },
     gradients: lossOnly
       ? undefined

@@ -4,11 +4,13 @@ import { outHandle } from "../../../lib/tensor";
 import type { Random } from "../../support/random";
 import type { Normalization } from "../reference/losses";
 import type { CaseContext, Input } from "./case";
+import type { MapOptions } from "./level-maps";
 
 export const f32 = { kind: "f32" } as const;
 export const i32 = { kind: "i32" } as const;
 
-export interface LossOptions {
+/** Maps are those of the predictions. */
+export interface LossOptions extends MapOptions {
   n: number;
   anchors: number;
   maxBoxes: number;

@@ -72,6 +72,18 @@ const others = loadGolden<Recorded>("detection-losses").map((golden) => {
 
 const boxes: LossOptions = { n: 3, anchors: 50, maxBoxes: 4, counts: [4, 0, 2] };
 
+/** Three levels, whose padded maps of 4 x 5 classes or 4 boxes are read 16 bytes at a time. */
+const pyramid: LossOptions = {
+  n: 2,
+  anchors: 4 * 45,
+  maxBoxes: 4,
+  counts: [4, 2],
+  cells: [32, 9, 4],
+  perCell: 4,
+  foreground: 0.1,
+  ignored: 0.1,
+};
+
 const classes: LossOptions = { n: 3, anchors: 60, maxBoxes: 4, counts: [4, 0, 2], ignored: 0.1, foreground: 0.2 };
 
 export const lossCases: OpCase[] = [
@@ -97,7 +109,36 @@ export const lossCases: OpCase[] = [
   focalLoss("loss only", { n: 2, anchors: 50, classes: 5, maxBoxes: 4, lossOnly: true }),
   focalLoss("thousands of anchors", { n: 2, anchors: 3001, classes: 7, maxBoxes: 20 }),
   focalLoss("hundreds of images, whole batch", { n: 300, anchors: 7, classes: 2, maxBoxes: 2, normalization: "batch" }),
+  focalLoss("level maps", { ...pyramid, classes: 5 }),
+  focalLoss("padded level maps", { ...pyramid, classes: 5, padding: 4 }),
+  focalLoss("padded level maps, few of other than background", {
+    ...pyramid,
+    classes: 5,
+    padding: 4,
+    foreground: 0.01,
+    ignored: 0.01,
+  }),
+  focalLoss("padded level maps, gamma 1, whole batch", {
+    ...pyramid,
+    classes: 6,
+    padding: 8,
+    gamma: 1,
+    normalization: "batch",
+  }),
+  focalLoss("padded level maps of 1 class, large logits", { ...pyramid, classes: 1, padding: 4, deviation: 40 }),
+  focalLoss("level maps with more anchors in a cell than a block", {
+    n: 2,
+    anchors: 300 * 3,
+    maxBoxes: 3,
+    classes: 2,
+    cells: [2, 1],
+    perCell: 300,
+  }),
+  focalLoss("padded level maps, loss only", { ...pyramid, classes: 5, padding: 4, lossOnly: true }),
   boxLoss("L1", boxes),
+  boxLoss("level maps", { ...pyramid, kind: "giou" }),
+  boxLoss("padded level maps", { ...pyramid, padding: 4, kind: "smooth_l1", beta: 0.5 }),
+  boxLoss("level maps with padding that is not aligned", { ...pyramid, padding: 3 }),
   boxLoss("smooth L1, beta 1/9", { n: 2, anchors: 40, maxBoxes: 5, kind: "smooth_l1", beta: 1 / 9 }),
   boxLoss("smooth L1, beta 2, weights", { ...boxes, kind: "smooth_l1", beta: 2, weights: fasterRcnn }),
   boxLoss("smooth L1, linear, whole batch", {
@@ -177,6 +218,8 @@ export const lossCases: OpCase[] = [
   centernessLoss("per image", { ...boxes, normalization: "image" }),
   centernessLoss("no boxes", { n: 2, anchors: 10, maxBoxes: 2, counts: [0] }),
   centernessLoss("gradient times 3", { ...boxes, gradFactor: 3 }),
+  centernessLoss("level maps", pyramid),
+  centernessLoss("padded level maps", { ...pyramid, padding: 4 }),
   centernessLoss("loss only", { ...boxes, lossOnly: true }),
   centernessLoss("thousands of anchors", { n: 2, anchors: 3001, maxBoxes: 20 }),
   ...retinaNet,
@@ -192,10 +235,14 @@ const size: LossOptions = {
   ignored: 0.002,
 };
 const sizeName = `${size.n}x${size.anchors}`;
+/** As its heads give them, with channels padded to multiples of 8. */
+const maps = { cells: [80, 40, 20, 10, 5].map((side) => side * side), perCell: 9 };
 
 export const lossBenches: OpCase[] = [
   focalLoss(`${sizeName}x91`, { ...size, classes: 91 }),
+  focalLoss(`${sizeName}x91, level maps`, { ...size, ...maps, classes: 91, padding: 5 }),
   boxLoss(`L1 ${sizeName}`, size),
+  boxLoss(`L1 ${sizeName}, level maps`, { ...size, ...maps, padding: 4 }),
   boxLoss(`GIoU ${sizeName}`, { ...size, kind: "giou" }),
   boxLoss(`CIoU ${sizeName}`, { ...size, kind: "ciou" }),
   crossEntropyLoss(`${sizeName}x91, hard negatives`, { ...size, classes: 91, negativeRatio: 3 }),

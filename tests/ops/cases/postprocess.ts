@@ -1,10 +1,12 @@
 /** Top-k, candidate decoding, non-maximum suppression, detections. */
 import { constants } from "../../../lib/native";
 import { outHandle } from "../../../lib/tensor";
+import { backend } from "../../support/device";
 import { loadGolden } from "../../support/golden";
 import type { Random } from "../../support/random";
 import * as reference from "../reference/postprocess";
 import { type Input, type Numbers, type OpCase, recorded } from "./case";
+import { LevelMaps, type MapOptions } from "./level-maps";
 
 const f32 = { kind: "f32" } as const;
 const i32 = { kind: "i32" } as const;
@@ -185,26 +187,107 @@ export function decodeCandidates(name: string, options: CandidateOptions): OpCas
   };
 }
 
-export function pointScores(
-  name: string,
-  n: number,
-  anchors: number,
-  classes: number,
-  values?: Input["values"],
-): OpCase {
+interface SelectOptions extends MapOptions {
+  n: number;
+  anchors: number;
+  classes: number;
+  k: number;
+  threshold: number;
+  /** FCOS's scores. */
+  points?: boolean;
+  coder?: "centre" | "linear";
+  weights?: readonly [number, number, number, number];
+  values?: NonNullable<Input["values"]>;
+}
+
+export function selectCandidates(name: string, options: SelectOptions): OpCase {
+  const { n, anchors, classes, k, threshold, points = false, coder = "centre", weights = [1, 1, 1, 1] } = options;
+  const [logits, deltas] = [new LevelMaps(n, anchors, classes, options), new LevelMaps(n, anchors, 4, options)];
+  const centerness = new LevelMaps(n, anchors, 1, options);
+  const { cells, perCell } = logits;
+  const kept = cells.map((count) => Math.min(k, count * perCell * classes));
+  const row = kept.reduce((sum, count) => sum + count, 0);
+  const sizes = Array.from({ length: n }, (_, i) => [60 + 10 * i, 90 - 5 * i]);
   return {
-    op: "point_scores",
+    op: "select_candidates",
     name,
     inputs: {
-      logits: { shape: [n, anchors, classes], values: values ?? ((random, size) => random.normal(size, -2, 3)) },
-      centerness: { shape: [n, anchors], values: values ?? ((random, size) => random.normal(size, 0, 3)) },
+      logits: logits.input(options.values ?? ((random, size) => random.distinct(size, -8, 4))),
+      ...(points && { centerness: centerness.input((random, size) => random.normal(size, 0, 3)) }),
+      deltas: deltas.input((random, size) => random.normal(size, 0, 0.7)),
+      anchors: { shape: [anchors, 4], ...f32, values: (random, size) => random.boxes(size / 4, 100) },
+      imageSizes: { shape: [n, 2], ...f32, values: () => sizes.flat() },
     },
-    outputs: { scores: { shape: [n, anchors, classes], ...f32, tolerance: { rtol: 1e-6, atol: 1e-30 } } },
+    outputs: {
+      boxes: { shape: [n, row, 4], ...f32, tolerance: { rtol: 3e-6, atol: 1e-4 } },
+      scores: { shape: [n, row], ...f32 },
+      labels: { shape: [n, row], ...i32 },
+    },
     prepare(c) {
-      const [scores, logits, centerness] = ["scores", "logits", "centerness"].map((operand) => c.address(operand));
-      return () => void c.native.pointScores(c.stream, scores!, logits!, centerness!, n, anchors, classes, c.dtype);
+      const bytes = outHandle();
+      const [scored, centre, moved] = [
+        logits.arrays(c, "logits"),
+        centerness.arrays(c, "centerness"),
+        deltas.arrays(c, "deltas"),
+      ];
+      const counts = [cells.length, n, perCell, classes, k] as const;
+      c.native.selectCandidatesWorkspace(c.device.handle, bytes.view, scored.cells, ...counts);
+      const scratch = c.workspace(bytes.value);
+      const operands = ["boxes", "scores", "labels", "anchors", "imageSizes"].map((operand) => c.address(operand));
+      const [boxes, scores, labels, grid, images] = operands as number[];
+      const code = coder === "linear" ? constants.CODER_LINEAR : constants.CODER_CENTRE;
+      return () =>
+        void c.native.selectCandidates(
+          c.stream,
+          boxes!,
+          scores!,
+          labels!,
+          scored.at,
+          centre.at,
+          moved.at,
+          grid!,
+          images!,
+          scratch,
+          scored.cells,
+          scored.pitches,
+          centre.pitches,
+          moved.pitches,
+          ...counts,
+          code,
+          c.dtype,
+          threshold,
+          ...weights,
+        );
     },
-    reference: ({ logits, centerness }) => ({ scores: reference.pointScores(logits!, centerness!, classes) }),
+    reference(inputs) {
+      const rows = logits.toRows(inputs.logits!);
+      const scored = points ? reference.pointScores(rows, centerness.toRows(inputs.centerness!), classes) : rows;
+      const moved = deltas.toRows(inputs.deltas!);
+      const grid = Float64Array.from(inputs.anchors!);
+      const [boxes, scores] = [new Float64Array(n * row * 4), new Float64Array(n * row)];
+      const labels = new Int32Array(n * row);
+      let out = 0;
+      for (let image = 0; image < n; ++image) {
+        let first = image * anchors;
+        const last = [inputs.imageSizes![2 * image]!, inputs.imageSizes![2 * image + 1]!] as const;
+        for (const [level, count] of cells.entries()) {
+          const part = scored.slice(first * classes, (first + count * perCell) * classes);
+          const best = reference.topk(part, kept[level]!, threshold, points ? "values" : "sigmoid");
+          const start = first - image * anchors;
+          const end = 4 * count * perCell;
+          const [own, boxesOfLevel] = [moved.slice(4 * first, 4 * first + end), grid.slice(4 * start, 4 * start + end)];
+          const layout = { classes, perClass: 0, coder, weights };
+          for (const [i, index] of best.index.entries()) {
+            const found = reference.candidate(i, index, own, boxesOfLevel, layout, last);
+            boxes.set(found.box, 4 * out);
+            scores[out] = best.scores[i]!;
+            labels[out++] = found.label;
+          }
+          first += count * perCell;
+        }
+      }
+      return { boxes, scores, labels };
+    },
   };
 }
 
@@ -449,6 +532,9 @@ const goldenSoftNms = loadGolden<SoftNmsParams>("detection").flatMap((golden) =>
   return [recorded(opCase, inputs, outputs)];
 });
 
+/** Three levels of 4 anchors and 5 classes. */
+const pyramid = { n: 2, anchors: 4 * 45, classes: 5, cells: [32, 9, 4], perCell: 4 } as const;
+
 export const postprocessCases: OpCase[] = [
   topk("10 of 1000", { n: 2, m: 1000, k: 10, threshold: 0.05 }),
   topk("1 of 1", { n: 1, m: 1, k: 1, threshold: 0.0001 }),
@@ -501,10 +587,34 @@ export const postprocessCases: OpCase[] = [
     values: (random, size) => random.distinct(size, -50, -2),
   }),
   topk("values: 5000 of 40000", { n: 1, m: 40000, k: 5000, threshold: 0, kind: "values" }),
-  pointScores("4 classes", 2, 35, 4),
-  pointScores("1 class", 3, 17, 1),
-  pointScores("91 classes", 1, 50, 91),
-  pointScores("scores near 0 and 1", 1, 60, 8, (random, size) => random.uniform(size, -30, 30)),
+  selectCandidates("one level", { n: 2, anchors: 40, classes: 4, k: 12, threshold: 0.05 }),
+  selectCandidates("three levels, fewer above the threshold than k", { ...pyramid, k: 30, threshold: 0.3 }),
+  selectCandidates("padded levels", { ...pyramid, k: 30, threshold: 0.05, padding: 4, weights: [10, 10, 5, 5] }),
+  selectCandidates("padded levels, k larger than a level", { ...pyramid, k: 90, threshold: 0.001, padding: 4 }),
+  selectCandidates("padding that is not aligned", { ...pyramid, k: 20, threshold: 0.05, padding: 3 }),
+  selectCandidates("none above the threshold", { ...pyramid, k: 5, threshold: 0.999 }),
+  selectCandidates("ties, lower index first", { ...pyramid, k: 40, threshold: 0.2, padding: 4, values: tied }),
+  selectCandidates("points", {
+    ...pyramid,
+    perCell: 1,
+    anchors: 45,
+    points: true,
+    k: 20,
+    threshold: 0.2,
+    coder: "linear",
+  }),
+  selectCandidates("points, padded, several anchors", { ...pyramid, padding: 4, points: true, k: 20, threshold: 0.1 }),
+  selectCandidates("5000 of 40,000 and more than are buffered", {
+    n: 2,
+    anchors: 10300,
+    classes: 4,
+    cells: [10000, 300],
+    perCell: 1,
+    padding: 4,
+    k: 5000,
+    threshold: 0.001,
+    values: (random, size) => random.distinct(size, -6, 6),
+  }),
   decodeCandidates("packed rows", { n: 2, k: 20, anchors: 15, classes: 4 }),
   decodeCandidates("strided rows", { n: 3, k: 11, anchors: 9, classes: 7, rowStride: 40, deltasStride: 52 }),
   decodeCandidates("1 class, other weights", { n: 1, k: 30, anchors: 30, classes: 1, weights: [10, 10, 5, 5] }),
@@ -614,7 +724,19 @@ export const postprocessBenches: OpCase[] = [
     threshold: 0.05,
     values: (random, size) => random.normal(size, -5, 1.5),
   }),
-  pointScores("8 x 13343 points, 80 classes (FCOS, 800x800)", 8, 13343, 80),
+  ...[-5, -3].map((mean) =>
+    selectCandidates(`1000 a level, RetinaNet's at 640x640, logits of mean ${mean}`, {
+      n: backend === "cuda" ? 32 : 2,
+      anchors: 76725,
+      classes: 91,
+      cells: [80, 40, 20, 10, 5].map((side) => side * side),
+      perCell: 9,
+      padding: 5,
+      k: 1000,
+      threshold: 0.05,
+      values: (random, size) => random.normal(size, mean, 1.5),
+    }),
+  ),
   ...[1000, 5000, 100000].map((k) =>
     nms(`${k} candidates, 80 classes`, { n: 1, k, maxOut: 1000, threshold: 0.5, classes: 80, extent: 640 }),
   ),

@@ -120,7 +120,28 @@ const goldenCases: OpCase[] = loadGolden<GoldenParams>("preprocess").map((golden
   return recorded(opCase, { image0: golden.array("image") }, { out: golden.array("out") }, { rtol: 1e-4, atol: 1e-4 });
 });
 
+export function normalizePixels(name: string, pixels: number): OpCase {
+  const { mean, std } = imagenet;
+  return {
+    op: "normalize_pixels",
+    name,
+    inputs: { image: { shape: [pixels, 3], kind: "u8", values: (random, count) => random.integers(count, 0, 256) } },
+    outputs: { out: { shape: [pixels, 3], terms: 10 } },
+    prepare(c) {
+      const [out, image] = ["out", "image"].map((operand) => c.address(operand));
+      const normalisation = Float32Array.from([...mean, ...std]);
+      return () => void c.native.normalizePixels(c.stream, out!, image!, normalisation, pixels, c.dtype);
+    },
+    reference: ({ image }) => ({
+      out: Float64Array.from(image!, (value, i) => (value / 255 - mean[i % 3]!) / std[i % 3]!),
+    }),
+  };
+}
+
 export const preprocessCases: OpCase[] = [
+  normalizePixels("one pixel", 1),
+  normalizePixels("a part of a vector more", 16 * 40 + 5),
+  normalizePixels("thousands of pixels", 9001),
   preprocess("same size", { images: [small], transforms: [whole(small, small)], size: small }),
   preprocess("enlarge", { images: [small], transforms: [whole(small, [33, 50])], size: [33, 50] }),
   preprocess("shrink without antialias", { images: [small], transforms: [whole(small, [7, 9])], size: [7, 9] }),
