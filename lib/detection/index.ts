@@ -31,6 +31,7 @@ export {
   type PointMatcherOptions,
   type Targets,
 } from "./matcher";
+export { normalizePixels } from "./pixels";
 export {
   type HeadRows,
   type PointPostprocessOptions,

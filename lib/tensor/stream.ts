@@ -51,9 +51,13 @@ export class Event extends NativeObject {
     this.device.native.eventSynchronize(this.handle);
   }
 
-  /** Resolves when the recorded point has been passed, without blocking the event loop. */
-  async done(): Promise<void> {
-    await until(() => this.query());
+  /**
+   * Resolves when the recorded point has been passed, without blocking the event loop.
+   *
+   * @param expected milliseconds that this will take, as far as is known
+   */
+  async done(expected = 0): Promise<void> {
+    await until(() => this.query(), expected);
   }
 
   /** Milliseconds from `start` to this event; both must have been passed. */
@@ -64,13 +68,22 @@ export class Event extends NativeObject {
   }
 }
 
+/** A timer may come so many milliseconds late. */
+const TIMER_DELAY = 1.5;
+/** So many milliseconds after something was expected, it is asked about by timers alone. */
+const PATIENCE = 0.5;
+
 /**
- * Polls a condition from the event loop: bun:ffi has no asynchronous calls, so waiting means asking again. The first
- * rounds only yield, for work that ends within microseconds; after that a timer keeps the CPU free.
+ * Polls a condition from the event loop: bun:ffi has no asynchronous calls, so waiting means asking again. Up to shortly before
+ * the `expected` milliseconds are over a timer keeps the CPU free; around their end every turn of the event loop asks, so that
+ * the answer is late by microseconds; after that timers ask each millisecond.
  */
-export async function until(ready: () => boolean): Promise<void> {
-  for (let round = 0; !ready(); ++round) {
-    if (round < 8) await new Promise<void>((resolve) => setImmediate(resolve));
+export async function until(ready: () => boolean, expected = 0): Promise<void> {
+  const start = performance.now();
+  while (!ready()) {
+    const left = expected - (performance.now() - start);
+    if (left > TIMER_DELAY + 1) await Bun.sleep(left - TIMER_DELAY);
+    else if (left > -PATIENCE) await new Promise<void>((resolve) => setImmediate(resolve));
     else await Bun.sleep(1);
   }
 }

@@ -1,5 +1,5 @@
 export { type AutotuneOptions, autotune, showTuning } from "./convolution-tuning";
-export { type Detection, DetectStep, type DetectStepOptions } from "./detect-step";
+export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
 export {
   type EvaluateModelOptions,
   evaluateModel,
