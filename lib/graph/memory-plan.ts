@@ -136,7 +136,7 @@ function findBlocks({ nodes, bound, workspaces, keepAll, ...request }: MemoryReq
       if (bound.has(output)) continue;
       if (!isRead.has(output) && node.op.optionalOutputs?.includes(slot)) continue;
       const last = keepAll || isResult.has(output) ? null : uses.get(output)!;
-      const taken = slot === 0 && !keepAll ? reusableInput(node, index, output, blockOf, lanes) : null;
+      const taken = keepAll ? null : reusableInput(node, index, slot, blockOf, lanes);
       if (taken) {
         taken.last = last && (taken.last as Int32Array).map((known, lane) => Math.max(known, last[lane]!));
         blockOf.set(output, taken);
@@ -153,19 +153,21 @@ function isElsewhere(root: Value, bound: ReadonlySet<Value>): boolean {
   return bound.has(root) || (root.leaf !== null && root.leaf.leaf !== "input");
 }
 
-/** The block of an input that is not used by others during or after this node and that the first output may overwrite. */
+/** The block of an input that is not used by others during or after this node and that an output may overwrite. */
 function reusableInput(
   node: Node,
   index: number,
-  output: Value,
+  output: number,
   blockOf: Map<Value, Block>,
   lanes: LanePlan,
 ): Block | null {
   const own = lanes.laneOf[index]!;
-  for (const slot of node.op.inplace ?? []) {
+  const { inplace = [] } = node.op;
+  const slots = typeof inplace === "function" ? inplace(output) : output === 0 ? inplace : [];
+  for (const slot of slots) {
     const input = node.inputs[slot];
     const block = input && blockOf.get(storageOf(input));
-    if (!block?.last || block.first < 0 || block.bytes !== align(byteSize(output))) continue;
+    if (!block?.last || block.first < 0 || block.bytes !== align(byteSize(node.outputs[output]!))) continue;
     if (block.last.every((last, lane) => (lane === own ? last === index : last <= lanes.clocks[index]![lane]!)))
       return block;
   }

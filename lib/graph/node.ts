@@ -67,8 +67,11 @@ export interface Op<A = unknown> {
   onnx?(builder: OnnxBuilder, node: Node<A>): void;
   /** The output is the first input's memory under another shape; emit records nothing. */
   readonly alias?: boolean;
-  /** Inputs whose memory the first output may reuse when nothing reads them later. */
-  readonly inplace?: readonly number[];
+  /**
+   * Inputs whose memory the first output may reuse when nothing reads them later; as a function, those whose memory a given
+   * output may reuse.
+   */
+  readonly inplace?: readonly number[] | ((output: number) => readonly number[]);
   /** Outputs that need no memory when nothing reads them; emit asks for them with optional(). */
   readonly optionalOutputs?: readonly number[];
   /**

@@ -22,6 +22,8 @@ function op(kind: string, options: Partial<Op<Attrs>> = {}): Op<Attrs> {
 const plain = op("plain");
 const view = op("view", { alias: true });
 const overwriting = op("overwriting", { inplace: [0, 1] });
+/** Its second output may take the place of its first input. */
+const overwritingLater = op("overwriting later", { inplace: (output) => (output === 1 ? [0] : []) });
 const twoOutputs = op("two outputs", { optionalOutputs: [1] });
 
 interface Case {
@@ -49,7 +51,9 @@ function randomGraph(seed: string, length: number): Case {
       kind < 2
         ? [view, [first], [[1, ...first.shape]]]
         : kind < 6
-          ? [overwriting, [first, recent()], [[...first.shape]]]
+          ? kind < 5
+            ? [overwriting, [first, recent()], [[...first.shape]]]
+            : [overwritingLater, [first, recent()], [[pick(sizes)], [...first.shape]]]
           : kind < 8
             ? [twoOutputs, [first], [[pick(sizes)], [pick(sizes)]]]
             : [plain, [first, recent(), recent()], [[pick(sizes)]]];
@@ -138,11 +142,13 @@ function simulate(
     const what = `node ${index} (${node.op.kind})`;
     if (node.op.alias) continue; // a view reads nothing: its readers do
     const scratch = workspaces.get(node);
-    const inplace = node.op.inplace?.some(
-      (slot) => made.offsetOf(node.inputs[slot]!) === made.offsetOf(node.outputs[0]!),
-    );
+    const { inplace = [] } = node.op;
+    const late = node.outputs.filter((output, slot) => {
+      const inputs = typeof inplace === "function" ? inplace(slot) : slot === 0 ? inplace : [];
+      return inputs.some((input) => made.offsetOf(node.inputs[input]!) === made.offsetOf(output));
+    });
     // Workspaces and all but in-place outputs are written before the last input has been read.
-    const early = node.outputs.filter((output, slot) => made.offsetOf(output) !== null && (!inplace || slot > 0));
+    const early = node.outputs.filter((output) => made.offsetOf(output) !== null && !late.includes(output));
     if (start) {
       for (const input of node.inputs) read(input, what);
       if (scratch) write(made.workspaceOf(node)!, scratch, scratchName(index), `${what}: workspace`);
@@ -153,7 +159,7 @@ function simulate(
     } else {
       for (const value of [...node.inputs, ...early]) read(value, `${what}, while it runs`);
       if (scratch) expectName(made.workspaceOf(node)!, scratch, scratchName(index), `${what}: its workspace`);
-      if (inplace) write(made.offsetOf(node.outputs[0]!)!, byteSize(node.outputs[0]!), node.outputs[0]!.id, what);
+      for (const output of late) write(made.offsetOf(output)!, byteSize(output), output.id, what);
     }
   }
   for (const value of results) read(value, "result");

@@ -76,6 +76,8 @@ export interface LevelAttrs extends Scaled {
 }
 
 export const levelLoss = {
+  // A gradient takes the place of its map, which backward passes of convolutions do not need.
+  inplace: (output: number) => (output === 0 ? [] : [output - 1]),
   optionalOutputs: Array.from({ length: MAX_LEVELS }, (_, level) => level + 1),
   gradient: lossGradient,
   padded: ({ attrs }: Node<LevelAttrs>) => Array.from({ length: attrs.layout.levels }, (_, level) => level),
