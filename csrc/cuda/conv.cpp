@@ -72,6 +72,8 @@ bool prefers_sm90(const ConvProblem& problem) {
 // The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
+  // By measurements on an H100 from 1.4 (weight gradient, odd width, batch 2) to 11 times as fast as cuDNN's best.
+  if (stem_supports(context, problem)) return stem_algorithm(context, problem);
   const std::vector<BareGradient> bare = bare_gradients(problem);
   const auto in_two_steps = [&](const BareGradient& one) {
     return two_step_gradient(problem, one, choose(context, one.problem));
@@ -107,6 +109,11 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
     DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s",
                problem.g.text().c_str());
     return depthwise_algorithm(context, problem);
+  }
+  if (pick == "stem") {
+    DLFS_CHECK(stem_supports(context, problem), DLFS_ERROR_ARGUMENT, "pick 'stem' does not fit %s",
+               problem.g.text().c_str());
+    return stem_algorithm(context, problem);
   }
   if (pick.compare(0, 5, "then ") == 0) {
     for (const BareGradient& bare : bare_gradients(problem)) {
@@ -234,6 +241,7 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
   // Each candidate for `one`, made into an algorithm for the problem by `as`.
   const auto consider_all = [&](const ConvProblem& one, const auto& as) {
     if (depthwise_supports(one)) consider(as(depthwise_algorithm(context, one)));
+    if (stem_supports(context, one)) consider(as(stem_algorithm(context, one)));
     for (const int width : sm90_tile_widths(context, one)) consider(as(sm90_algorithm(one, width)));
     for (const auto& candidate : cublaslt_candidates(context, one, limit, true)) {
       if (spent()) break;

@@ -1,7 +1,8 @@
 // Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of several kinds: cuDNN
-// (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our Hopper kernel (conv_sm90.cu), our depthwise kernels
-// (conv_depthwise.cu), or our direct kernels (conv_direct.cu), which take everything that cuDNN has no engine for. What follows a data gradient may be a kernel of its
-// own after any of them (conv_gradient.cpp).
+// (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our Hopper kernel (conv_sm90.cu), our kernels for depthwise
+// convolutions (conv_depthwise.cu) and for few input channels (conv_stem*.cu), or our direct kernels (conv_direct.cu),
+// which take everything that cuDNN has no engine for. What follows a data gradient may be a kernel of its own after any
+// of them (conv_gradient.cpp).
 #pragma once
 
 #include <memory>
@@ -137,6 +138,11 @@ const char* two_step_prefix(BareGradient::Rest rest);
 // True where the depthwise kernels can compute the problem.
 bool depthwise_supports(const ConvProblem& problem);
 std::shared_ptr<const ConvAlgorithm> depthwise_algorithm(Context& context, const ConvProblem& problem);
+
+// True where the kernels for few input channels can compute the problem: forward or weight gradient in 16 bits, C <= 4.
+bool stem_supports(const Context& context, const ConvProblem& problem);
+std::shared_ptr<const ConvAlgorithm> stem_algorithm(Context& context, const ConvProblem& problem);
+
 std::shared_ptr<const ConvAlgorithm> direct_algorithm(const ConvProblem& problem);
 
 // The direct kernels; any alignment, no workspace.

@@ -326,6 +326,33 @@ const shapes: [string, ConvShape][] = [
     "3x3 dilation 3, padding 4 on one row (rows of y that see no pixel)",
     convShape({ n: 1, h: 1, w: 12, c: 3, k: 27, r: 3, s: 3, padding: [4, 0], dilation: [3, 3] }),
   ],
+  // Few input channels, which have kernels of their own in 16 bits: several tiles, odd sizes, widened pixels.
+  [
+    "7x7 stride 2, 3 to 64, odd size",
+    convShape({ h: 27, w: 71, c: 3, k: 64, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
+  ],
+  [
+    "7x7 stride 2, 4 to 24",
+    convShape({ n: 1, h: 18, w: 20, c: 4, k: 24, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
+  ],
+  ["7x7 stride 2, 1 to 9", convShape({ n: 1, h: 21, w: 70, c: 1, k: 9, r: 7, s: 7, stride: [2, 2], padding: [3, 3] })],
+  ["7x7, 3 to 5", convShape({ n: 1, h: 9, w: 35, c: 3, k: 5, r: 7, s: 7, padding: [3, 3] })],
+  ["3x3 stride 2, 3 to 24", convShape({ h: 20, w: 66, c: 3, k: 24, r: 3, s: 3, stride: [2, 2], padding: [1, 1] })],
+  ["3x3, 1 to 96", convShape({ n: 1, h: 6, w: 34, c: 1, k: 96, r: 3, s: 3, padding: [1, 1] })],
+  ["3x3, 2 to 130", convShape({ n: 1, h: 5, w: 7, c: 2, k: 130, r: 3, s: 3, padding: [1, 1] })],
+  ["4x4 stride 4, 3 to 96", convShape({ n: 1, h: 36, w: 70, c: 3, k: 96, r: 4, s: 4, stride: [4, 4] })],
+  ["5x5, 4 to 20", convShape({ n: 1, h: 7, w: 8, c: 4, k: 20, r: 5, s: 5, padding: [2, 2] })],
+  [
+    "3x3 dilation 2x3, stride 1x2, 3 to 48",
+    convShape({
+      ...{ h: 12, w: 20, c: 3, k: 48, r: 3, s: 3 },
+      ...{ stride: [1, 2], padding: [3, 2], dilation: [2, 3] },
+    }),
+  ],
+  [
+    "3x3 dilation 2, 4 to 40",
+    convShape({ n: 1, h: 9, w: 40, c: 4, k: 40, r: 3, s: 3, padding: [2, 2], dilation: [2, 2] }),
+  ],
   // Linear maps: images of one pixel, with the odd sizes that vectors and tensor cores do not divide.
   ["linear, 37 rows, 16 to 24", convShape({ n: 37, h: 1, w: 1, c: 16, k: 24 })],
   ["linear, 5 rows, 819 to 7", convShape({ n: 5, h: 1, w: 1, c: 819, k: 7 })],
@@ -432,6 +459,19 @@ export const convCases: OpCase[] = [
     convShape({ n: 1, h: 15, w: 13, c: 3, k: 16, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
     { bias: true, activation: "silu" },
   ),
+  ...([64, 16, 27] as const).map((k) =>
+    convForward(
+      `stem to ${k} channels with bias, residual and relu`,
+      convShape({ n: 1, h: 19, w: 67, c: 3, k, r: 7, s: 7, stride: [2, 2], padding: [3, 3] }),
+      { bias: true, residual: true, activation: "relu" },
+    ),
+  ),
+  ...[convForward, convBackwardWeight].map((make) =>
+    make(
+      "3x3, 1 to 8, more tiles than a GPU runs blocks",
+      convShape({ n: 4, h: 160, w: 201, c: 1, k: 8, r: 3, s: 3, padding: [1, 1] }),
+    ),
+  ),
   convForward(
     "groups with bias, residual and silu, image narrower than the kernel",
     convShape({ n: 3, h: 5, w: 1, c: 32, k: 8, r: 5, s: 5, padding: [2, 2], groups: 4 }),
@@ -494,6 +534,7 @@ const bench = (c: number, k: number, size: number, kernel: number, stride = 1, g
 
 const benchShapes: [string, ConvShape][] = [
   ["stem 7x7 stride 2, 3 to 64, 8x320x320", bench(3, 64, 320, 7, 2)],
+  ["stem 3x3 stride 2, 3 to 32, 8x320x320", bench(3, 32, 320, 3, 2)],
   ["1x1, 64 to 256, 8x80x80", bench(64, 256, 80, 1)],
   ["3x3, 128 to 128, 8x40x40", bench(128, 128, 40, 3)],
   ["3x3, 256 to 256, 8x40x40", bench(256, 256, 40, 3)],
