@@ -78,6 +78,19 @@ function syntheticImages(device: Device, { batch, size, precision }: NetworkSett
   }
 }
 
+/** RGB pixels of noise. */
+function syntheticPixels(device: Device, { batch, size }: NetworkSettings): Tensor {
+  const pixels = Tensor.empty(device, [batch, ...size, 3], "u8");
+  try {
+    const random = fixedRandom();
+    pixels.writeBytes(Uint8Array.from({ length: pixels.byteLength }, () => 256 * random()));
+    return pixels;
+  } catch (error) {
+    pixels.dispose();
+    throw error;
+  }
+}
+
 /** SGD with momentum reads a weight, its gradient and its momentum in fp32, and writes the weight, its copy and the momentum. */
 function updateWork(model: DetectionModel): Record<string, NodeWork> {
   const trained = model.parameters().filter(({ grad }) => grad);
@@ -124,7 +137,7 @@ export async function benchTraining(
   };
 }
 
-/** Times inference: the network alone, and the whole call from images on the device to boxes on the host. */
+/** Times inference: the network alone, and the whole call from uint8 images on the device to boxes on the host. */
 export async function benchInference(
   device: Device,
   settings: NetworkSettings,
@@ -154,8 +167,9 @@ export async function benchInference(
   };
   const alone = network();
 
-  using step = new DetectStep(model, { batchSize: batch, height: size[0], width: size[1] });
-  const whole = await timeOnHost(() => step.run(images, batch), limits);
+  using pixels = syntheticPixels(device, settings);
+  using step = new DetectStep(model, { batchSize: batch, height: size[0], width: size[1], images: "pixels" });
+  const whole = await timeOnHost(() => step.run(pixels, batch), limits);
   const { warmUp, images: count } = alone.rows[0]!;
   const memoryBytes = held + step.program.arenaBytes;
   alone.rows.push({ bench: "infer", name: `whole call, ${name}`, ...whole, warmUp, images: count, memoryBytes });

@@ -39,7 +39,7 @@ const help = `dlfs bench: times training and inference of a detector on this mac
 Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]      default: train infer
 
   train               a training step: forward, targets, losses, backward, optimizer
-  infer               the network alone, and the whole call from images on the device to boxes on the host
+  infer               the network alone, and the whole call from uint8 images on the device to boxes on the host
   layers              single layers at the shapes of a RetinaNet at 640x640
   postprocess         everything after the last convolution, on maps with scores as a trained network's
   nms                 non-maximum suppression of up to 100,000 boxes of 80 classes
