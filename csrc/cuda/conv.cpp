@@ -72,7 +72,8 @@ bool prefers_sm90(const ConvProblem& problem) {
 // The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
-  // By measurements on an H100 from 1.4 (weight gradient, odd width, batch 2) to 11 times as fast as cuDNN's best.
+  // On an H100 and a 7x7 convolution of 32x640x640x3 with stride 2, forward takes 0.37 ms where cuDNN's best takes 1.9,
+  // and the weight gradient 0.47 where it takes 1.3; images of odd width gain least (1.4 times, two of 639x641).
   if (stem_supports(context, problem)) return stem_algorithm(context, problem);
   const std::vector<BareGradient> bare = bare_gradients(problem);
   const auto in_two_steps = [&](const BareGradient& one) {
