@@ -1,5 +1,6 @@
 // Sums per channel and batch normalization on the CPU; see norm_channels.hpp for the order of sums.
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/norm_channels.hpp"
 
@@ -20,65 +21,68 @@ struct TrainStatistics {
 };
 
 template <class T>
-void batch_norm_train(const ChannelLayout& l, T* y, const T* x, const T* residual, const float* weight,
+void batch_norm_train(const ChannelLayout& l, T* y, uint8_t* mask, const T* x, const T* residual, const float* weight,
                       const float* bias, void* workspace, const TrainStatistics& s, dlfs_activation activation) {
   const double* moments = channel_moments(l, workspace, x);
   const double n = static_cast<double>(l.rows);
-  std::vector<float> scale(static_cast<size_t>(l.c)), shift(scale);
+  std::vector<float> scale(static_cast<size_t>(l.c));
   for (int64_t j = 0; j < l.c; ++j) {
     const double mean = moments[j], squares = std::max(0.0, moments[l.c + j]), variance = squares / n;
     const double invstd = 1.0 / std::sqrt(variance + s.eps);
     s.save_mean[j] = static_cast<float>(mean);
     s.save_invstd[j] = static_cast<float>(invstd);
-    scale[static_cast<size_t>(j)] = static_cast<float>(invstd * weight[j]);
-    // What rounding took from the mean goes into the shift.
-    shift[static_cast<size_t>(j)] = static_cast<float>(bias[j] - (mean - s.save_mean[j]) * invstd * weight[j]);
+    scale[static_cast<size_t>(j)] = s.save_invstd[j] * weight[j];
     if (!s.running_mean) continue;
     const double unbiased = squares / (n - 1);
     s.running_mean[j] = static_cast<float>((1 - s.momentum) * s.running_mean[j] + s.momentum * mean);
     s.running_var[j] = static_cast<float>((1 - s.momentum) * s.running_var[j] + s.momentum * unbiased);
   }
-  normalise(l, y, x, residual, s.save_mean, scale.data(), shift.data(), activation);
+  normalise(l, y, x, residual, s.save_mean, scale.data(), bias, activation);
+  if (mask) write_mask(l, mask, y);
 }
 
-// dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy where y > 0 with
-// ReLU.
+// dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy, or, with ReLU, dy where
+// forward's result was positive. dresidual, nullable, receives g.
 template <class T, bool relu>
 void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dweight, float* dbias, const T* dy,
-                         const T* x, const T* y, const float* weight, const float* save_mean, const float* save_invstd,
-                         void* workspace) {
-  const std::vector<float> wide_mean = l.widen(save_mean);
-  const float* m = wide_mean.data();
+                         const T* x, const float* weight, const float* bias, const float* save_mean,
+                         const float* save_invstd, void* workspace) {
+  const size_t c = static_cast<size_t>(l.c);
+  std::vector<float> scale(c), offset(c), slope(c);
+  for (size_t j = 0; j < c; ++j) scale[j] = save_invstd[j] * weight[j];
+  const std::vector<float> wide_mean = l.widen(save_mean), wide_scale = l.widen(scale.data()),
+                           wide_bias = relu ? l.widen(bias) : std::vector<float>();
+  const float *m = wide_mean.data(), *a = wide_scale.data(), *w = wide_bias.data();
+  constexpr float zero = largest_zero(std::is_same_v<T, Bf16> ? DLFS_BF16 : DLFS_F32);
+  const auto gradient_at = [=](int64_t i, int64_t j) {
+    const float g = to_float(dy[i + j]);
+    if constexpr (relu) return affine(to_float(x[i + j]), m[j], a[j], w[j]) <= zero ? 0.0f : g;
+    return g;
+  };
   const double* totals = sum_channels<2>(l, workspace, [=, width = l.width](int64_t i, int64_t count, float* tile) {
     float* products = tile + width;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      float g = to_float(dy[i + j]);
-      if constexpr (relu) g = to_float(y[i + j]) <= 0.0f ? 0.0f : g;
+      const float g = gradient_at(i, j);
       tile[j] += g;
       products[j] += g * (to_float(x[i + j]) - m[j]);
     }
   });
-  const size_t c = static_cast<size_t>(l.c);
-  std::vector<float> scale(c), offset(c), slope(c);
   const double n = static_cast<double>(l.rows);
   for (size_t j = 0; j < c; ++j) {
     const double invstd = save_invstd[j];
     dbias[j] = static_cast<float>(totals[j]);
     dweight[j] = static_cast<float>(totals[c + j] * invstd);
-    scale[j] = static_cast<float>(weight[j] * invstd);
     offset[j] = static_cast<float>(totals[j] / n);
     slope[j] = static_cast<float>(totals[c + j] * invstd * invstd / n);
   }
-  const std::vector<float> wide_scale = l.widen(scale.data()), wide_offset = l.widen(offset.data()),
-                           wide_slope = l.widen(slope.data());
-  const float *a = wide_scale.data(), *b = wide_offset.data(), *k = wide_slope.data();
+  const std::vector<float> wide_offset = l.widen(offset.data()), wide_slope = l.widen(slope.data());
+  const float *b = wide_offset.data(), *k = wide_slope.data();
   const auto pass = [=, &l](auto with_residual) {
     map_wide_rows(l, [=](int64_t i, int64_t count) {
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) {
-        float g = to_float(dy[i + j]);
-        if constexpr (relu) g = to_float(y[i + j]) <= 0.0f ? 0.0f : g;
+        const float g = gradient_at(i, j);
         const float gradient = a[j] * (g - b[j] - (to_float(x[i + j]) - m[j]) * k[j]);
         if constexpr (decltype(with_residual)::value) dresidual[i + j] = from_float<T>(g);
         dx[i + j] = from_float<T>(gradient);
@@ -169,8 +173,8 @@ extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out,
   });
 }
 
-extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd,
-                                             float* running_mean, float* running_var, const void* x,
+extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, float* save_mean,
+                                             float* save_invstd, float* running_mean, float* running_var, const void* x,
                                              const void* residual, const float* weight, const float* bias,
                                              void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
                                              double momentum, dlfs_activation activation) {
@@ -186,6 +190,7 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float*
     check_pointer(save_invstd, "save_invstd");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
+    check_mask(mask, activation);
     check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
     DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
                "running_mean and running_var: expected both or neither");
@@ -193,7 +198,7 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float*
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       s.enqueue([=] {
-        batch_norm_train(ChannelLayout(rows, c), static_cast<T*>(y), static_cast<const T*>(x),
+        batch_norm_train(ChannelLayout(rows, c), static_cast<T*>(y), mask, static_cast<const T*>(x),
                          static_cast<const T*>(residual), weight, bias, workspace, statistics, activation);
       });
     });
@@ -229,10 +234,10 @@ extern "C" dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const 
 }
 
 extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidual, float* dweight,
-                                                float* dbias, const void* dy, const void* x, const void* y,
-                                                const float* weight, const float* save_mean, const float* save_invstd,
-                                                void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
-                                                dlfs_activation activation) {
+                                                float* dbias, const void* dy, const void* x, const uint8_t* mask,
+                                                const float* weight, const float* bias, const float* save_mean,
+                                                const float* save_invstd, void* workspace, int64_t rows, int32_t c,
+                                                dlfs_dtype dtype, dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_backward", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_rows(rows, c, 2);
@@ -246,15 +251,26 @@ extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, vo
     check_pointer(save_mean, "save_mean");
     check_pointer(save_invstd, "save_invstd");
     check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
-    if (activation == DLFS_ACT_RELU) check_pointer(y, "y (read by the gradient of relu)");
+    const bool relu = activation == DLFS_ACT_RELU;
+    if (relu && !mask) check_pointer(bias, "bias (read by the gradient of relu without a mask)");
     DLFS_CHECK(dx != dresidual, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same memory");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       s.enqueue([=] {
         const ChannelLayout layout(rows, c);
-        const auto run = activation == DLFS_ACT_RELU ? batch_norm_backward<T, true> : batch_norm_backward<T, false>;
-        run(layout, static_cast<T*>(dx), static_cast<T*>(dresidual), dweight, dbias, static_cast<const T*>(dy),
-            static_cast<const T*>(x), static_cast<const T*>(y), weight, save_mean, save_invstd, workspace);
+        T* const out = static_cast<T*>(dx);
+        T* residual = static_cast<T*>(dresidual);
+        const T* upstream = static_cast<const T*>(dy);
+        if (relu && mask) {
+          // The masked dy takes the residual's memory, or dx's, which is written element by element after it was read.
+          T* const masked = residual ? residual : out;
+          apply_mask(layout, masked, upstream, mask);
+          upstream = masked;
+          residual = nullptr;
+        }
+        const auto run = relu && !mask ? batch_norm_backward<T, true> : batch_norm_backward<T, false>;
+        run(layout, out, residual, dweight, dbias, upstream, static_cast<const T*>(x), weight, bias, save_mean,
+            save_invstd, workspace);
       });
     });
   });

@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "common/relu_mask.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 
@@ -205,6 +206,9 @@ double* channel_moments(const ChannelLayout& l, void* workspace, const T* x) {
   return totals;
 }
 
+// (x - mean) * scale + shift, written once so that the backward pass finds ReLU's zeros where forward had them.
+inline float affine(float x, float mean, float scale, float shift) { return (x - mean) * scale + shift; }
+
 // y = activation((x - mean) * scale + shift + residual); mean, scale, shift (C). y may be x or residual.
 template <class T, bool relu, bool residual>
 void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const float* mean, const float* scale,
@@ -216,7 +220,7 @@ void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const f
     T* out = y + i;
 #pragma omp simd
     for (int64_t j = 0; j < count; ++j) {
-      float value = (to_float(in[j]) - m[j]) * a[j] + b[j];
+      float value = affine(to_float(in[j]), m[j], a[j], b[j]);
       if constexpr (residual) value += to_float(added[i + j]);
       if constexpr (relu) value = value < 0.0f ? 0.0f : value;
       out[j] = from_float<T>(value);
@@ -232,6 +236,37 @@ void normalise(const ChannelLayout& l, T* y, const T* x, const T* added, const f
   if (relu) return normalise<T, true, false>(l, y, x, added, mean, scale, shift);
   if (added) return normalise<T, false, true>(l, y, x, added, mean, scale, shift);
   return normalise<T, false, false>(l, y, x, added, mean, scale, shift);
+}
+
+// Calls body(row, channel, count) for runs of at most 8 channels, those of one byte of a mask, in parallel.
+template <class Body>
+void map_mask_bytes(const ChannelLayout& l, const Body& body) {
+  parallel_for(l.rows, std::max<int64_t>(1, 16384 / l.c), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t channel = 0; channel < l.c; channel += 8) body(row, channel, std::min<int64_t>(8, l.c - channel));
+    }
+  });
+}
+
+// mask (rows, ceil(C / 8)): where y (rows, C) is not <= 0.
+template <class T>
+void write_mask(const ChannelLayout& l, uint8_t* mask, const T* y) {
+  map_mask_bytes(l, [=, c = l.c](int64_t row, int64_t channel, int64_t count) {
+    uint32_t bits = 0;
+    for (int64_t j = 0; j < count; ++j) bits |= to_float(y[row * c + channel + j]) <= 0.0f ? 0u : 1u << j;
+    mask[row * mask_pitch(c) + channel / 8] = static_cast<uint8_t>(bits);
+  });
+}
+
+// masked = dy where the mask's bit is set, else 0; masked may be dy.
+template <class T>
+void apply_mask(const ChannelLayout& l, T* masked, const T* dy, const uint8_t* mask) {
+  map_mask_bytes(l, [=, c = l.c](int64_t row, int64_t channel, int64_t count) {
+    const uint32_t bits = mask[row * mask_pitch(c) + channel / 8];
+    const T* in = dy + row * c + channel;
+    T* out = masked + row * c + channel;
+    for (int64_t j = 0; j < count; ++j) out[j] = (bits >> j & 1) != 0 ? in[j] : from_float<T>(0.0f);
+  });
 }
 
 }  // namespace dlfs::cpu

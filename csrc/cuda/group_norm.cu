@@ -110,20 +110,33 @@ struct GroupGradientSums {
   const T* x;
   const T* y;  // read with ReLU
   const float* mean;
-  int32_t groups, per_group;
+  int32_t groups, per_group, c;
   float centre[V];
+
+  struct Fetched {
+    Pack<T, V> dy, x, y;
+  };
 
   __device__ __forceinline__ void begin(int64_t image, int32_t channel) {
 #pragma unroll
     for (int j = 0; j < V; ++j) centre[j] = mean[image * groups + (channel + j) / per_group];
   }
-  __device__ __forceinline__ void add(float (&sums)[2][V], int64_t at) const {
-    float gradient[V], value[V];
-    load(gradient, dy + at);
-    load(value, x + at);
-    if constexpr (relu) mask_relu(gradient, y + at);
+  __device__ __forceinline__ Fetched fetch(int64_t row, int32_t channel) const {
+    const int64_t at = row * c + channel;
+    Fetched fetched;
+    fetched.dy = load_pack<V>(dy + at);
+    fetched.x = load_pack<V>(x + at);
+    if constexpr (relu) fetched.y = load_pack<V>(y + at);
+    return fetched;
+  }
+  __device__ __forceinline__ void add(float (&sums)[2][V], int64_t, int32_t, const Fetched& fetched) const {
+    float gradient[V], value[V], out[V];
+    unpack(gradient, fetched.dy);
+    unpack(value, fetched.x);
+    if constexpr (relu) unpack(out, fetched.y);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
+      if constexpr (relu) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
       sums[0][j] += gradient[j];
       sums[1][j] += gradient[j] * (value[j] - centre[j]);
     }
@@ -243,7 +256,8 @@ dlfs_status dlfs_group_norm_forward(dlfs_stream stream, void* y, float* save_mea
       constexpr int V = decltype(width)::value;
       const ChannelGrid r = reduce_grid(*s.context, rows, c / V, n);
       const ChannelGrid a = apply_grid(*s.context, rows, c / V, n);
-      launch(s, r.grid(), r.block(), 0, statistics_kernel<T, V>, partial, static_cast<const T*>(x), rows, c, n);
+      launch(s, r.grid(), r.block(), 0, statistics_kernel<T, V>, partial, static_cast<float*>(nullptr),
+             static_cast<const T*>(x), rows, c, n);
       launch(s, groups_grid(g), dim3(group_threads), 0, finish_statistics_kernel, save_mean, save_invstd, partial, g,
              static_cast<int64_t>(r.splits), r.ty, eps);
       const auto run = [&](auto kernel) {
@@ -282,6 +296,7 @@ dlfs_status dlfs_group_norm_backward(dlfs_stream stream, void* dx, float* dweigh
         sums.mean = save_mean;
         sums.groups = groups;
         sums.per_group = g.per_group();
+        sums.c = c;
         launch(s, r.grid(), r.block(), 0, channel_sums_kernel<2, V, Sums>, partial, rows, c, n, sums);
         launch(s, finish_grid(c), finish_block, 0, finish_parameters_kernel, dweight, dbias, partial, save_invstd, g,
                splits);

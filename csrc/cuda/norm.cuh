@@ -46,6 +46,15 @@ inline ChannelGrid apply_grid(const Context& context, int64_t rows, int64_t vect
   return channel_grid(context, rows, vectors, 8, 2, images);
 }
 
+// A grid that is on the device as a whole, of at most as many blocks as reduce_grid's: all of them sweep the rows from one
+// end to the other side by side, so that what they touched last is still in the L2 cache when they have finished.
+template <class... Parameters>
+ChannelGrid sweep_grid(const Context& context, int64_t rows, int64_t vectors, void (*kernel)(Parameters...)) {
+  int resident = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, channel_threads, 0));
+  return channel_grid(context, rows, vectors, std::clamp(resident, 1, 4), 4);
+}
+
 // Bytes of workspace for `sums` partial results per channel and image, whatever vector width the addresses allow.
 inline int64_t partial_bytes(const Context& context, int64_t rows, int64_t c, int sums, int64_t images = 1) {
   int64_t most = 0;
@@ -72,6 +81,34 @@ __device__ __forceinline__ void for_my_rows(int64_t rows, Body&& body) {
   for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += stride) body(row);
 }
 
+// The same, row_batch rows at a time: use(row, fetch(row)) for each row after the batch's fetches have been issued. From the
+// last row to the first where `reversed`.
+constexpr int row_batch = 4;
+
+template <bool reversed = false, class Fetch, class Use>
+__device__ __forceinline__ void for_row_batches(int64_t rows, Fetch&& fetch, Use&& use) {
+  const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  const auto at = [&](int64_t i) { return reversed ? rows - 1 - i : i; };
+  int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
+  for (; i + (row_batch - 1) * stride < rows; i += row_batch * stride) {
+    decltype(fetch(i)) loaded[row_batch];
+#pragma unroll
+    for (int k = 0; k < row_batch; ++k) loaded[k] = fetch(at(i + k * stride));
+#pragma unroll
+    for (int k = 0; k < row_batch; ++k) use(at(i + k * stride), loaded[k]);
+  }
+  if (i >= rows) return;
+  decltype(fetch(i)) loaded[row_batch - 1];
+#pragma unroll
+  for (int k = 0; k < row_batch - 1; ++k) {
+    if (i + k * stride < rows) loaded[k] = fetch(at(i + k * stride));
+  }
+#pragma unroll
+  for (int k = 0; k < row_batch - 1; ++k) {
+    if (i + k * stride < rows) use(at(i + k * stride), loaded[k]);
+  }
+}
+
 // The images of the calling thread: body(image) for each; all threads of a block have the same ones.
 template <class Body>
 __device__ __forceinline__ void for_my_images(int32_t images, Body&& body) {
@@ -87,9 +124,11 @@ __device__ __forceinline__ void mask_relu(float (&gradient)[V], const T* y) {
   for (int j = 0; j < V; ++j) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
 }
 
-// Sums per channel: partial (images, S, splits, C) = sums over the split's rows of S values.
-//   op.begin(image, channel): loads the coefficients of V channels; op.add(sums, at): adds the values of elements
-//   at ... at + V.
+// Sums per channel: partial (images, S, splits, C) = sums over the split's rows of S values. Rows are counted through all
+// images.
+//   op.begin(image, channel): loads the coefficients of V channels
+//   op.fetch(row, channel): loads what the row has for those channels
+//   op.add(sums, row, channel, fetched): adds its values
 template <int S, int V, class Op>
 __global__ void __launch_bounds__(channel_threads)
     channel_sums_kernel(float* partial, int64_t rows, int32_t c, int32_t images, Op op) {
@@ -101,7 +140,10 @@ __global__ void __launch_bounds__(channel_threads)
     float sums[S][V] = {};
     if (active) {
       op.begin(image, channel);
-      for_my_rows(rows, [&](int64_t row) { op.add(sums, (image * rows + row) * c + channel); });
+      const int64_t first = image * rows;
+      for_row_batches(
+          rows, [&](int64_t row) { return op.fetch(first + row, channel); },
+          [&](int64_t row, const auto& fetched) { op.add(sums, first + row, channel, fetched); });
     }
     for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
       if (threadIdx.y >= half && threadIdx.y < 2 * half) {
@@ -150,10 +192,11 @@ __device__ __forceinline__ void merge(Moments& a, const Moments& b) {
 }
 
 // partial (images, 2, splits, C): the mean, then the sum of squared distances from it, of each split's rows. A thread
-// sums distances from its own first value, which avoids cancellation, and threads are merged by their moments.
+// sums distances from its own first value, which avoids cancellation, and threads are merged by their moments. counts
+// (splits), nullable: how many rows each split has.
 template <class T, int V>
 __global__ void __launch_bounds__(channel_threads)
-    statistics_kernel(float* partial, const T* x, int64_t rows, int32_t c, int32_t images) {
+    statistics_kernel(float* partial, float* counts, const T* x, int64_t rows, int32_t c, int32_t images) {
   __shared__ float shared_mean[V][channel_threads];
   __shared__ float shared_m2[V][channel_threads];
   __shared__ float shared_n[channel_threads];
@@ -161,25 +204,29 @@ __global__ void __launch_bounds__(channel_threads)
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
   const bool active = channel < c;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
-  const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
+  if (counts && blockIdx.x == 0 && blockIdx.z == 0 && thread == 0) {
+    counts[blockIdx.y] = static_cast<float>(split_rows(rows, blockIdx.y, gridDim.y, blockDim.y));
+  }
   for_my_images(images, [&](int64_t image) {
     float n = 0.0f;
     float mean[V] = {}, m2[V] = {};
     if (active && first < rows) {
+      const T* const in = x + image * rows * c + channel;
       float shift[V], sum[V] = {}, squares[V] = {};
-      load(shift, x + (image * rows + first) * c + channel);
-      n = static_cast<float>((rows - first - 1) / stride + 1);
-#pragma unroll 4
-      for (int64_t row = first; row < rows; row += stride) {
-        float value[V];
-        load(value, x + (image * rows + row) * c + channel);
+      load(shift, in + first * c);
+      for_row_batches(
+          rows, [&](int64_t row) { return load_pack<V>(in + row * c); },
+          [&](int64_t, const Pack<T, V>& pack) {
+            float value[V];
+            unpack(value, pack);
+            n += 1.0f;
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const float distance = value[j] - shift[j];
-          sum[j] += distance;
-          squares[j] += distance * distance;
-        }
-      }
+            for (int j = 0; j < V; ++j) {
+              const float distance = value[j] - shift[j];
+              sum[j] += distance;
+              squares[j] += distance * distance;
+            }
+          });
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const float offset = sum[j] / n;
@@ -242,6 +289,61 @@ __device__ __forceinline__ double sum_splits(int64_t splits, bool active, Term&&
   const double total = shared[0][threadIdx.x];
   __syncthreads();
   return total;
+}
+
+// The parts of each channel combined in one pass: blocks of 8 channels by 128 lanes, which share the parts.
+constexpr int parts_channels = 8, parts_lanes = 128;
+inline dim3 parts_grid(int32_t c) { return dim3(static_cast<unsigned>(ceil_div<int64_t>(c, parts_channels))); }
+inline dim3 parts_block() { return dim3(parts_channels * parts_lanes); }
+
+__device__ __forceinline__ int32_t parts_channel() {
+  return static_cast<int32_t>(blockIdx.x * parts_channels + threadIdx.x % parts_channels);
+}
+
+// S sums over the parts of the thread's channel: term(sums, part) adds a part's. All threads of the block must call it;
+// true in the one thread of each channel that has the totals, added in a fixed order.
+template <int S, class Term>
+__device__ __forceinline__ bool sum_parts(double (&sums)[S], int64_t parts, bool active, Term&& term) {
+  constexpr int warps = parts_channels * parts_lanes / 32;
+  __shared__ double shared[S][warps][parts_channels];
+  const int warp = static_cast<int>(threadIdx.x / 32), place = static_cast<int>(threadIdx.x % parts_channels);
+  const auto add_lanes = [&] {
+#pragma unroll
+    for (int i = 0; i < S; ++i) {
+      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 8);
+      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 16);
+    }
+  };
+#pragma unroll
+  for (int i = 0; i < S; ++i) sums[i] = 0;
+  if (active) {
+#pragma unroll 4
+    for (int64_t part = threadIdx.x / parts_channels; part < parts; part += parts_lanes) term(sums, part);
+  }
+  // 128 lanes to 32 to 8 to 1.
+  for (int left = warps; left > 4; left /= 4) {
+    add_lanes();
+    if (warp < left && threadIdx.x % 32 < parts_channels) {
+#pragma unroll
+      for (int i = 0; i < S; ++i) shared[i][warp][place] = sums[i];
+    }
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x / parts_channels) < left) {
+#pragma unroll
+      for (int i = 0; i < S; ++i) sums[i] = shared[i][threadIdx.x / parts_channels][place];
+    }
+    __syncthreads();
+  }
+  add_lanes();
+  if (warp < 2 && threadIdx.x % 32 < parts_channels) {
+#pragma unroll
+    for (int i = 0; i < S; ++i) shared[i][warp][place] = sums[i];
+  }
+  __syncthreads();
+  if (threadIdx.x >= parts_channels) return false;
+#pragma unroll
+  for (int i = 0; i < S; ++i) sums[i] = shared[i][0][place] + shared[i][1][place];
+  return active;
 }
 
 constexpr dim3 finish_block(32, 32);

@@ -1,85 +1,136 @@
 // Batch normalization forward over (rows, C): the batch's statistics in one pass over x, then one pass that normalises,
 // adds the residual and applies ReLU; inference with given statistics.
 #include "common/arguments.hpp"
-#include "cuda/norm.cuh"
+#include "cuda/batch_norm.cuh"
 
 namespace dlfs {
 namespace {
 
 // ---- statistics ---------------------------------------------------------------------------------------------------
 
+// partial: means (parts, C), sums of squared distances from them (parts, C), then how many rows each part has (parts).
 __global__ void __launch_bounds__(1024)
     finish_statistics_kernel(float* save_mean, float* save_invstd, float* running_mean, float* running_var,
-                             const float* partial, int64_t splits, int64_t rows, int32_t ty, int32_t c, double eps,
+                             const float* partial, int64_t parts, int64_t rows, int32_t c, double eps,
                              double momentum) {
-  const int32_t channel = static_cast<int32_t>(blockIdx.x * 32 + threadIdx.x);
+  const int32_t channel = parts_channel();
   const bool active = channel < c;
-  const auto mean_of = [&](int64_t split) { return static_cast<double>(partial[split * c + channel]); };
-  const auto rows_of = [&](int64_t split) { return static_cast<double>(split_rows(rows, split, splits, ty)); };
-  const double mean = sum_splits(splits, active, [&](int64_t split) { return mean_of(split) * rows_of(split); }) /
-                      static_cast<double>(rows);
-  const double m2 = sum_splits(splits, active, [&](int64_t split) {
-    const double delta = mean_of(split) - mean;
-    return static_cast<double>(partial[(splits + split) * c + channel]) + delta * delta * rows_of(split);
+  const float* const counts = partial + 2 * parts * c;
+  // The parts' moments are joined around the first one's mean, so that nothing cancels.
+  const double centre = active ? static_cast<double>(partial[channel]) : 0.0;
+  double sums[2];
+  const bool mine = sum_parts(sums, parts, active, [&](double (&sums)[2], int64_t part) {
+    const double n = counts[part];
+    const double distance = static_cast<double>(partial[part * c + channel]) - centre;
+    sums[0] += n * distance;
+    sums[1] += static_cast<double>(partial[(parts + part) * c + channel]) + n * distance * distance;
   });
-  if (!active || threadIdx.y != 0) return;
+  if (!mine) return;
+  const double offset = sums[0] / static_cast<double>(rows);
+  const double mean = centre + offset, m2 = fmax(sums[1] - sums[0] * offset, 0.0);
+  const double squares = isnan(sums[1]) ? sums[1] : m2;  // fmax would hide it
   save_mean[channel] = static_cast<float>(mean);
-  save_invstd[channel] = static_cast<float>(1.0 / sqrt(m2 / static_cast<double>(rows) + eps));
+  save_invstd[channel] = static_cast<float>(1.0 / sqrt(squares / static_cast<double>(rows) + eps));
   if (running_mean) {
-    const double unbiased = m2 / static_cast<double>(rows - 1);
+    const double unbiased = squares / static_cast<double>(rows - 1);
     running_mean[channel] = static_cast<float>((1.0 - momentum) * running_mean[channel] + momentum * mean);
     running_var[channel] = static_cast<float>((1.0 - momentum) * running_var[channel] + momentum * unbiased);
   }
 }
 
-// ---- normalisation ------------------------------------------------------------------------------------------------
-
-// y = activation((x - mean) * invstd * weight + bias + residual). spread: the variance where spread_is_variance, else
-// the inverse standard deviation.
-template <class T, int V, bool relu, bool has_residual>
-__global__ void __launch_bounds__(channel_threads)
-    normalize_kernel(T* y, const T* x, const T* residual, const float* weight, const float* bias, const float* mean,
-                     const float* spread, int64_t rows, int32_t c, float eps, bool spread_is_variance) {
-  const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
-  if (channel >= c) return;
-  float centre[V], factor[V], shift[V], gain[V];
-  load_channels(centre, mean + channel);
-  load_channels(factor, spread + channel);
-  load_channels(gain, weight + channel);
-  load_channels(shift, bias + channel);
-#pragma unroll
-  for (int j = 0; j < V; ++j) factor[j] = (spread_is_variance ? 1.0f / sqrtf(factor[j] + eps) : factor[j]) * gain[j];
-  for_my_rows(rows, [&](int64_t row) {
-    const int64_t at = row * c + channel;
-    float value[V];
-    load(value, x + at);
-#pragma unroll
-    for (int j = 0; j < V; ++j) value[j] = (value[j] - centre[j]) * factor[j] + shift[j];
-    if constexpr (has_residual) {
-      float other[V];
-      load(other, residual + at);
-#pragma unroll
-      for (int j = 0; j < V; ++j) value[j] += other[j];
-    }
-    if constexpr (relu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) value[j] = activate<DLFS_ACT_RELU>(value[j]);
-    }
-    store(y + at, value);
-  });
+int64_t statistics_bytes(const Context& context, int64_t rows, int32_t c) {
+  return partial_bytes(context, rows, c, 2) + partial_bytes(context, rows, c, 1) / c;
 }
 
-void normalize(const Stream& s, void* y, const void* x, const void* residual, const float* weight, const float* bias,
-               const float* mean, const float* spread, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
-               bool spread_is_variance, dlfs_activation activation) {
+// ---- normalisation ------------------------------------------------------------------------------------------------
+
+template <class T>
+struct Normalization {
+  T* y;
+  uint8_t* mask;  // nullable
+  const T* x;
+  const T* residual;
+  const float *weight, *bias, *mean;
+  const float* spread;  // the variance where spread_is_variance, else the inverse standard deviation
+  int64_t rows;
+  int32_t c;
+  float eps;
+  bool spread_is_variance;
+};
+
+// y = activation((x - mean) * invstd * weight + bias + residual). Rows are taken in the opposite order of
+// statistics_kernel: what that read last is still in the L2 cache.
+template <class T, int V, bool relu, bool has_residual>
+__global__ void __launch_bounds__(channel_threads) normalize_kernel(Normalization<T> o) {
+  const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
+  if (channel >= o.c) return;
+  float centre[V], factor[V], shift[V], gain[V];
+  load_channels(centre, o.mean + channel);
+  load_channels(factor, o.spread + channel);
+  load_channels(gain, o.weight + channel);
+  load_channels(shift, o.bias + channel);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    factor[j] = (o.spread_is_variance ? 1.0f / sqrtf(factor[j] + o.eps) : factor[j]) * gain[j];
+  }
+  struct Fetched {
+    Pack<T, V> x, residual;
+  };
+  for_row_batches<true>(
+      o.rows,
+      [&](int64_t row) {
+        const int64_t at = row * o.c + channel;
+        Fetched fetched;
+        fetched.x = load_pack_once<V>(o.x + at);
+        if constexpr (has_residual) fetched.residual = load_pack_once<V>(o.residual + at);
+        return fetched;
+      },
+      [&](int64_t row, const Fetched& fetched) {
+        float value[V];
+        unpack(value, fetched.x);
+#pragma unroll
+        for (int j = 0; j < V; ++j) value[j] = normalized(value[j], centre[j], factor[j], shift[j]);
+        if constexpr (has_residual) {
+          float other[V];
+          unpack(other, fetched.residual);
+#pragma unroll
+          for (int j = 0; j < V; ++j) value[j] += other[j];
+        }
+        if constexpr (relu) {
+          if (o.mask) {
+            uint32_t bits = 0;
+#pragma unroll
+            for (int j = 0; j < V; ++j) bits |= relu_zero<T>(value[j]) ? 0u : 1u << j;
+            store_bits<V>(o.mask, row, channel, o.c, bits);
+          }
+#pragma unroll
+          for (int j = 0; j < V; ++j) value[j] = activate<DLFS_ACT_RELU>(value[j]);
+        }
+        store(o.y + row * o.c + channel, value);
+      });
+}
+
+void normalize(const Stream& s, void* y, uint8_t* mask, const void* x, const void* residual, const float* weight,
+               const float* bias, const float* mean, const float* spread, int64_t rows, int32_t c, dlfs_dtype dtype,
+               double eps, bool spread_is_variance, dlfs_activation activation) {
   dispatch_channels(dtype, c, aligned16({y, x, residual}), [&](auto tag, auto width) {
     using T = typename decltype(tag)::type;
     constexpr int V = decltype(width)::value;
-    const ChannelGrid g = apply_grid(*s.context, rows, c / V);
+    const Normalization<T> operands{static_cast<T*>(y),
+                                    mask,
+                                    static_cast<const T*>(x),
+                                    static_cast<const T*>(residual),
+                                    weight,
+                                    bias,
+                                    mean,
+                                    spread,
+                                    rows,
+                                    c,
+                                    static_cast<float>(eps),
+                                    spread_is_variance};
     const auto run = [&](auto kernel) {
-      launch(s, g.grid(), g.block(), 0, kernel, static_cast<T*>(y), static_cast<const T*>(x),
-             static_cast<const T*>(residual), weight, bias, mean, spread, rows, c, static_cast<float>(eps),
-             spread_is_variance);
+      const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
+      launch(s, g.grid(), g.block(), 0, kernel, operands);
     };
     const bool relu = activation == DLFS_ACT_RELU;
     if (residual) {
@@ -103,11 +154,11 @@ dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t ro
     check_size(rows, "rows");
     check_size(c, "c");
     check_float_dtype(dtype);
-    *out = partial_bytes(context, rows, c, 2);
+    *out = statistics_bytes(context, rows, c);
   });
 }
 
-dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean, float* save_invstd,
+dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, float* save_mean, float* save_invstd,
                                   float* running_mean, float* running_var, const void* x, const void* residual,
                                   const float* weight, const float* bias, void* workspace, int64_t rows, int32_t c,
                                   dlfs_dtype dtype, double eps, double momentum, dlfs_activation activation) {
@@ -129,17 +180,20 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, float* save_mean,
     check_pointer(x, "x");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
-    check_workspace(workspace, partial_bytes(*s.context, rows, c, 2));
+    check_mask(mask, activation);
+    check_workspace(workspace, statistics_bytes(*s.context, rows, c));
     float* const partial = static_cast<float*>(workspace);
     dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
       using T = typename decltype(tag)::type;
       constexpr int V = decltype(width)::value;
-      const ChannelGrid g = reduce_grid(*s.context, rows, c / V);
-      launch(s, g.grid(), g.block(), 0, statistics_kernel<T, V>, partial, static_cast<const T*>(x), rows, c, 1);
-      launch(s, finish_grid(c), finish_block, 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
-             running_var, partial, static_cast<int64_t>(g.splits), rows, g.ty, c, eps, momentum);
+      const auto kernel = statistics_kernel<T, V>;
+      const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
+      float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
+      launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
+      launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
+             running_var, partial, static_cast<int64_t>(g.splits), rows, c, eps, momentum);
     });
-    normalize(s, y, x, residual, weight, bias, save_mean, save_invstd, rows, c, dtype, 0.0, false, activation);
+    normalize(s, y, mask, x, residual, weight, bias, save_mean, save_invstd, rows, c, dtype, 0.0, false, activation);
   });
 }
 
@@ -159,7 +213,7 @@ dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void* y, const void* x, co
     check_pointer(bias, "bias");
     check_pointer(mean, "mean");
     check_pointer(var, "var");
-    normalize(s, y, x, residual, weight, bias, mean, var, rows, c, dtype, eps, true, activation);
+    normalize(s, y, nullptr, x, residual, weight, bias, mean, var, rows, c, dtype, eps, true, activation);
   });
 }
 

@@ -52,6 +52,29 @@ inline constexpr int vector_width = 16 / static_cast<int>(sizeof(T));
 template <class T, int N>
 inline constexpr int access_width = N < vector_width<T> ? N : vector_width<T>;
 
+// N values as they are in memory, in one access.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+
+// The same for values that are not read again soon: their lines leave the L2 cache first.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack_once(const T* p) {
+  if constexpr (sizeof(T) * N == 16) {
+    const uint4 bits = __ldcs(reinterpret_cast<const uint4*>(p));
+    return *reinterpret_cast<const Pack<T, N>*>(&bits);
+  } else {
+    return load_pack<N>(p);
+  }
+}
+
+template <int N, class T>
+__device__ __forceinline__ void unpack(float (&out)[N], const Pack<T, N>& pack) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) out[i] = to_float(pack.value[i]);
+}
+
 // out[0..N) = p[0..N) as fp32; p is a multiple of the size of N values, or of 16 bytes where they are longer.
 template <int N, class T>
 __device__ __forceinline__ void load(float (&out)[N], const T* p) {

@@ -363,11 +363,13 @@ DLFS_API dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, DLFS_HOST int64
  *   y = activation((x - mean) * invstd * weight + bias + residual), activation NONE or RELU,
  * x, y, residual (rows, C) with rows = N H W; invstd = 1 / sqrt(biased variance + eps). save_mean and save_invstd (C)
  * are for the backward pass. running = (1 - momentum) running + momentum * batch, with the unbiased variance; running
- * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32. */
-DLFS_API dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void *y, float *save_mean, float *save_invstd,
-                                           float *running_mean, float *running_var, const void *x, const void *residual,
-                                           const float *weight, const float *bias, void *workspace, int64_t rows,
-                                           int32_t c, dlfs_dtype dtype, double eps, double momentum,
+ * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
+ * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
+ * that the backward pass with a residual reads a bit for each element and not y. */
+DLFS_API dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void *y, uint8_t *mask, float *save_mean,
+                                           float *save_invstd, float *running_mean, float *running_var, const void *x,
+                                           const void *residual, const float *weight, const float *bias, void *workspace,
+                                           int64_t rows, int32_t c, dlfs_dtype dtype, double eps, double momentum,
                                            dlfs_activation activation);
 
 /* The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
@@ -376,13 +378,14 @@ DLFS_API dlfs_status dlfs_batch_norm_infer(dlfs_stream stream, void *y, const vo
                                            int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
                                            dlfs_activation activation);
 
-/* Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0 (y is read then, else nullable). dresidual,
- * nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy. */
+/* Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0: by forward's mask, or, where mask is NULL, by y
+ * computed again from x, weight and bias, which is right where forward had no residual (bias is nullable otherwise).
+ * dresidual, nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy. */
 DLFS_API dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void *dx, void *dresidual, float *dweight,
-                                              float *dbias, const void *dy, const void *x, const void *y,
-                                              const float *weight, const float *save_mean, const float *save_invstd,
-                                              void *workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
-                                              dlfs_activation activation);
+                                              float *dbias, const void *dy, const void *x, const uint8_t *mask,
+                                              const float *weight, const float *bias, const float *save_mean,
+                                              const float *save_invstd, void *workspace, int64_t rows, int32_t c,
+                                              dlfs_dtype dtype, dlfs_activation activation);
 
 /* Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
  * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable. */

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "f828d2f4abb85ad1";
+export const headerHash = "3cfbb035247dc1bf";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -138,9 +138,9 @@ export const symbols = {
   dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add_bias: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
-  dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
-  dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
   dlfs_batch_norm_fold_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "f64"], returns: "i32" },
   dlfs_group_norm_workspace: { args: ["i64", "buffer", "i32", "i64", "i32", "i32", "i32"], returns: "i32" },
@@ -268,9 +268,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
   dlfs_add_bias: ["stream", "y", "x", "bias", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_workspace: ["ctx", "out", "rows", "c", "dtype"],
-  dlfs_batch_norm_train: ["stream", "y", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "workspace", "rows", "c", "dtype", "eps", "momentum", "activation"],
+  dlfs_batch_norm_train: ["stream", "y", "mask", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "workspace", "rows", "c", "dtype", "eps", "momentum", "activation"],
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
-  dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "y", "weight", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
   dlfs_batch_norm_fold_backward: ["stream", "dw", "dfolded", "weight", "variance", "k", "perChannel", "eps"],
   dlfs_group_norm_workspace: ["ctx", "out", "n", "rows", "c", "groups", "dtype"],
@@ -542,15 +542,18 @@ export interface NativeFunctions {
    * x, y, residual (rows, C) with rows = N H W; invstd = 1 / sqrt(biased variance + eps). save_mean and save_invstd (C)
    * are for the backward pass. running = (1 - momentum) running + momentum * batch, with the unbiased variance; running
    * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
+   * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
+   * that the backward pass with a residual reads a bit for each element and not y.
    */
-  batchNormTrain(stream: number, y: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, eps: number, momentum: number, activation: number): number;
+  batchNormTrain(stream: number, y: Address | null, mask: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, eps: number, momentum: number, activation: number): number;
   /** The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
   batchNormInfer(stream: number, y: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, rows: number, c: number, dtype: number, eps: number, activation: number): number;
   /**
-   * Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0 (y is read then, else nullable). dresidual,
-   * nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy.
+   * Gradients of dlfs_batch_norm_train. With RELU, dy is masked where y <= 0: by forward's mask, or, where mask is NULL, by y
+   * computed again from x, weight and bias, which is right where forward had no residual (bias is nullable otherwise).
+   * dresidual, nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy.
    */
-  batchNormBackward(stream: number, dx: Address | null, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, y: Address | null, weight: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  batchNormBackward(stream: number, dx: Address | null, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, mask: Address | null, weight: Address | null, bias: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
   /**
    * Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
    * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable.

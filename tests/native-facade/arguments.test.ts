@@ -315,6 +315,7 @@ describe("native code checks values", () => {
         native.batchNormTrain(
           stream,
           x.address,
+          null,
           x.address,
           x.address,
           null,
@@ -340,6 +341,7 @@ describe("native code checks values", () => {
         native.batchNormTrain(
           stream,
           x.address,
+          null,
           x.address,
           x.address,
           x.address,
@@ -358,6 +360,32 @@ describe("native code checks values", () => {
         ),
       [ErrorCode.argument],
       /dlfs_batch_norm_train: .*running/,
+    ],
+    [
+      "the mask of an activation other than relu",
+      () =>
+        native.batchNormTrain(
+          stream,
+          x.address,
+          x.address,
+          x.address,
+          x.address,
+          null,
+          null,
+          x.address,
+          null,
+          x.address,
+          x.address,
+          x.address,
+          4,
+          4,
+          f32,
+          1e-5,
+          0.1,
+          0,
+        ),
+      [ErrorCode.argument],
+      /dlfs_batch_norm_train: .*mask.*none/,
     ],
     [
       "an event that was never recorded",

@@ -101,11 +101,11 @@ const withWorkspace: [string, (workspace: number | null) => unknown][] = [
   ["channel_sum", (w) => native.channelSum(stream, at, at, w, 4, 8, F32)],
   [
     "batch_norm_train",
-    (w) => native.batchNormTrain(stream, at, at, at, null, null, at, null, at, at, w, 4, 8, F32, 0, 0, 0),
+    (w) => native.batchNormTrain(stream, at, null, at, at, null, null, at, null, at, at, w, 4, 8, F32, 0, 0, 0),
   ],
   [
     "batch_norm_backward",
-    (w) => native.batchNormBackward(stream, at, null, at, at, at, at, at, at, at, at, w, 4, 8, F32, 0),
+    (w) => native.batchNormBackward(stream, at, null, at, at, at, at, null, at, at, at, at, w, 4, 8, F32, 0),
   ],
   ["group_norm_forward", (w) => native.groupNormForward(stream, at, at, at, at, at, at, w, 1, 4, 8, 2, F32, 0, 0)],
   [

@@ -58,12 +58,14 @@ function workspace(device: Device, { inputs: [x] }: Node): Preparation {
 /** batchNormTrain that leaves the running statistics as they are: what its outputs are computed again with. */
 const batchNormRepeat: Op<BatchNormAttrs> = {
   kind: "batch_norm",
+  optionalOutputs: [3],
   infer(inputs, attrs) {
     const x = checkOperands(inputs, attrs);
     const [rows, channels] = rowsAndChannels(x.shape);
     expectShape(rows > 1, () => `expected more than one value per channel when training, got (${x.shape.join(", ")})`);
     const statistics: Spec = { shape: [channels], dtype: "f32" };
-    return [x, statistics, statistics];
+    const mask: Spec = { shape: [rows, Math.ceil(channels / 8)], dtype: "u8" };
+    return [x, statistics, statistics, ...(attrs.residual && attrs.activation === "relu" ? [mask] : [])];
   },
   prepare: workspace,
   emit: (e, node) => emitTrain(e, node, null, null),
@@ -71,19 +73,22 @@ const batchNormRepeat: Op<BatchNormAttrs> = {
 
 /**
  * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
- * `residual`, a tensor added before the activation. Outputs y, and mean and 1 / std for the backward pass.
+ * `residual`, a tensor added before the activation. Outputs y, and for the backward pass mean and 1 / std and, of ReLU with a
+ * residual, a bit for each element, by which the gradient is masked; without a residual ReLU's zeros follow from x.
  */
 export const batchNormTrain: Op<BatchNormAttrs> = {
   ...batchNormRepeat,
   effect: true,
   gradient(builder, node, [dy]) {
-    const [x, weight] = node.inputs;
-    const [y, mean, invstd] = node.outputs;
-    const { residual, activation } = node.attrs;
-    const inputs = [builder.value(dy!, y!), x!, weight!, mean!, invstd!];
-    if (activation === "relu") inputs.push(y!);
-    const [dx, dweight, dbias, dresidual] = builder.apply(batchNormBackward, inputs, { residual, activation });
-    return [dx!, dweight!, dbias!, null, null, ...(residual ? [dresidual!] : [])];
+    const [x, weight, bias] = node.inputs;
+    const [y, mean, invstd, mask] = node.outputs;
+    const { activation } = node.attrs;
+    const upstream = builder.value(dy!, y!);
+    const inputs = [upstream, x!, weight!, mean!, invstd!, bias!, ...(mask ? [mask] : [])];
+    const attrs = { residual: mask !== undefined, activation };
+    const [dx, dweight, dbias, dresidual] = builder.apply(batchNormBackward, inputs, attrs);
+    // Without ReLU the residual's gradient is dy itself.
+    return [dx!, dweight!, dbias!, null, null, ...(node.attrs.residual ? [dresidual ?? upstream] : [])];
   },
   withoutEffect: batchNormRepeat,
   emit(e, node) {
@@ -99,14 +104,15 @@ function emitTrain(
   runningVar: number | null,
 ): void {
   const [x, weight, bias] = firstFive(e, inputs);
-  const [y, mean, invstd] = outputs.map((value) => e.address(value)) as [number, number, number];
-  const [residual, scratch] = [e.optional(inputs[5]), e.workspace];
+  const [y, mean, invstd] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
+  const [residual, mask, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
   const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
   const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
   e.call(() =>
     e.native.batchNormTrain(
       e.stream,
       y,
+      mask,
       mean,
       invstd,
       runningMean,
@@ -126,6 +132,10 @@ function emitTrain(
   );
 }
 
+/**
+ * Inputs dy, x, weight, mean, 1 / std, bias and, of ReLU with a residual, forward's mask. Outputs the gradients of x, weight and
+ * bias and, with `residual`, the masked dy.
+ */
 const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   kind: "batch_norm_backward",
   inplace: [0],
@@ -138,7 +148,8 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
   emit(e, { inputs, outputs, attrs }) {
     const [dy, x, weight, mean, invstd] = firstFive(e, inputs);
     const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
-    const [y, dresidual, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
+    const [bias, mask] = [e.address(inputs[5]!), e.optional(inputs[6])];
+    const [dresidual, scratch] = [e.optional(outputs[3]), e.workspace];
     const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
     const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
     e.call(() =>
@@ -150,8 +161,9 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
         dbias,
         dy,
         x,
-        y,
+        mask,
         weight,
+        bias,
         mean,
         invstd,
         scratch,
@@ -189,7 +201,7 @@ export const batchNormInfer: Op<BatchNormAttrs> = {
       // Of values already normalised, the training rule with mean 0 and deviation 1 gives the sums of dy x and of dy.
       const one = builder.value(1, weight);
       const normalised = builder.apply(batchNormInfer, [x, one, zero, mean, variance], plain)[0]!;
-      const sums = builder.apply(batchNormBackward, [upstream, normalised, weight, zero, one], {
+      const sums = builder.apply(batchNormBackward, [upstream, normalised, weight, zero, one, bias], {
         residual: false,
         activation: "none",
       });

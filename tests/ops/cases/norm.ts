@@ -4,7 +4,16 @@ import { elementCount, outHandle } from "../../../lib/tensor";
 import { loadGolden } from "../../support/golden";
 import { dot } from "../reference/elementwise";
 import { normalize, normalizeBackward, statistics } from "../reference/norm";
-import { type Arrays, type CaseContext, type Input, type OpCase, type Output, recorded } from "./case";
+import {
+  type Arrays,
+  type CaseContext,
+  type Input,
+  type Numbers,
+  type OpCase,
+  type Operand,
+  type Output,
+  recorded,
+} from "./case";
 
 interface NormOptions {
   shape: readonly number[];
@@ -18,6 +27,8 @@ interface NormOptions {
   mean?: number;
   /** Gradients take the memory of dy. */
   inPlace?: boolean;
+  /** The weight of all channels, with a bias of 0: as small as the numbers that are stored as 0. */
+  tiny?: number;
 }
 
 const activationOf = ({ relu }: NormOptions) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
@@ -29,13 +40,33 @@ function workspace(c: CaseContext, options: NormOptions): number | null {
   return c.workspace(bytes.value);
 }
 
-function operands({ shape, residual, mean = 0.5 }: NormOptions): Record<string, Input> {
+/** ReLU's result has a mask where a residual was added: a row of ceil(C / 8) bytes for each row of y. */
+const maskOf = (options: NormOptions): Operand | null =>
+  options.relu && options.residual
+    ? { shape: [sizesOf(options)[0], Math.ceil(sizesOf(options)[1] / 8)], kind: "u8" }
+    : null;
+
+/** Bit j % 8 of byte j / 8 of a row is set where y > 0. */
+function maskBits(y: Numbers, channels: number): Uint8Array {
+  const pitch = Math.ceil(channels / 8);
+  const bytes = new Uint8Array((y.length / channels) * pitch);
+  for (let i = 0; i < y.length; ++i) {
+    const [row, channel] = [Math.floor(i / channels), i % channels];
+    if (y[i]! > 0) bytes[row * pitch + (channel >> 3)]! |= 1 << (channel & 7);
+  }
+  return bytes;
+}
+
+function operands({ shape, residual, mean = 0.5, tiny }: NormOptions): Record<string, Input> {
   const channels: Input = { shape: [shape.at(-1)!], kind: "f32" };
   return {
     x: { shape, values: (random, size) => random.normal(size, mean, 1.5) },
     ...(residual && { residual: { shape } }),
-    weight: { ...channels, values: (random, size) => random.uniform(size, 0.5, 1.5) },
-    bias: channels,
+    weight: {
+      ...channels,
+      values: (random, size) => (tiny ? new Float64Array(size).fill(tiny) : random.uniform(size, 0.5, 1.5)),
+    },
+    bias: tiny ? { ...channels, values: (_random, size) => new Float64Array(size) } : channels,
   };
 }
 
@@ -54,12 +85,14 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
   const [rows, channels] = sizesOf(options);
   const { shape, relu = false, stateless = false, eps = 1e-5, momentum = 0.1 } = options;
   const perChannel: Output = { shape: [channels], kind: "f32", tolerance: statisticTolerance(options) };
+  const bits = maskOf(options);
   return {
     op: "batch_norm_train",
     name,
     inputs: { ...operands(options), ...(!stateless && running(options)) },
     outputs: {
       y: { shape, terms: 16 + Math.abs(options.mean ?? 0) },
+      ...(bits && { mask: bits }),
       mean: perChannel,
       invstd: perChannel,
       ...(!stateless && {
@@ -69,7 +102,7 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
     },
     prepare(c) {
       const scratch = workspace(c, options);
-      const [y, mean, invstd] = ["y", "mean", "invstd"].map((operand) => c.address(operand));
+      const [y, mask, mean, invstd] = ["y", "mask", "mean", "invstd"].map((operand) => c.address(operand));
       const [rm, rv, x, z, w, b] = ["runningMean", "runningVar", "x", "residual", "weight", "bias"].map((operand) =>
         c.address(operand),
       );
@@ -78,6 +111,7 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
         void c.native.batchNormTrain(
           c.stream,
           y!,
+          mask!,
           mean!,
           invstd!,
           rm!,
@@ -99,8 +133,10 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
       const { mean, invstd, unbiased } = statistics(x!, channels, eps);
       const mix = (old: ArrayLike<number> | undefined, batch: Float64Array) =>
         batch.map((value, i) => (1 - momentum) * (old?.[i] ?? 0) + momentum * value);
+      const y = normalize(x!, mean, invstd, weight!, bias!, residual, relu);
       return {
-        y: normalize(x!, mean, invstd, weight!, bias!, residual, relu),
+        y,
+        mask: maskBits(y, channels),
         mean,
         invstd,
         newMean: mix(runningMean, mean),
@@ -156,8 +192,9 @@ export function batchNormInfer(name: string, options: NormOptions): OpCase {
 
 export function batchNormBackward(name: string, options: NormOptions): OpCase {
   const [rows, channels] = sizesOf(options);
-  const { shape, relu = false, residual = false, eps = 1e-5, inPlace = false } = options;
+  const { shape, relu = false, residual = false, eps = 1e-5, inPlace = false, tiny = 0 } = options;
   const perChannel: Output = { shape: [channels], kind: "f32", terms: rows };
+  const bits = maskOf(options);
   const saved = (key: "mean" | "invstd"): Input => ({
     shape: [channels],
     kind: "f32",
@@ -171,7 +208,9 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
     ...operands(options),
     mean: saved("mean"),
     invstd: saved("invstd"),
-    ...(relu && { y: { shape, values: (_random, _size, earlier) => forward(earlier) } satisfies Input }),
+    ...(bits && {
+      mask: { ...bits, values: (_random, _size, earlier) => maskBits(forward(earlier), channels) } satisfies Input,
+    }),
     dy: { shape },
   };
   const loss = (values: Arrays) => dot(values.dy!, forward(values));
@@ -188,7 +227,7 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
     prepare(c) {
       const scratch = workspace(c, options);
       const [dx, dz, dw, db] = ["dx", "dresidual", "dweight", "dbias"].map((operand) => c.address(operand));
-      const [dy, x, y, w, mean, invstd] = ["dy", "x", "y", "weight", "mean", "invstd"].map((operand) =>
+      const [dy, x, mask, w, b, mean, invstd] = ["dy", "x", "mask", "weight", "bias", "mean", "invstd"].map((operand) =>
         c.address(operand),
       );
       const activation = activationOf(options);
@@ -201,8 +240,9 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
           db!,
           dy!,
           x!,
-          y!,
+          mask!,
           w!,
+          b!,
           mean!,
           invstd!,
           scratch,
@@ -212,7 +252,11 @@ export function batchNormBackward(name: string, options: NormOptions): OpCase {
           activation,
         );
     },
-    reference: ({ dy, x, y, weight, mean, invstd }) => normalizeBackward(dy!, x!, weight!, mean!, invstd!, y),
+    reference(values) {
+      const { dy, x, weight, mean, invstd } = values;
+      const y = relu ? forward(values).map((value) => (value <= tiny ? 0 : value)) : undefined;
+      return normalizeBackward(dy!, x!, weight!, mean!, invstd!, y);
+    },
     gradients: [
       // Of 2 rows one is the mirror image of the other whatever x is: dx is what is left of terms that cancel.
       ...(rows > 2 ? [{ output: "dx", of: "x", loss }] : []),
@@ -303,6 +347,7 @@ const shapes: [string, readonly number[]][] = [
   ["3 channels", [2, 5, 7, 3]],
   ["1 channel", [2, 6, 5, 1]],
   ["27 channels", [1, 4, 9, 27]],
+  ["36 channels", [1, 7, 9, 36]],
   ["64 channels", [2, 5, 5, 64]],
   ["2 rows", [2, 1, 1, 10]],
   ["many rows", [1, 60, 50, 8]],
@@ -350,6 +395,9 @@ export const normCases: OpCase[] = [
   batchNormInfer("in place", { shape: [2, 4, 4, 6], inPlace: true, relu: true }),
   batchNormBackward("dx in dy's memory", { shape: [2, 4, 4, 6], inPlace: true, relu: true }),
   batchNormBackward("dresidual in dy's memory", { shape: [2, 4, 4, 6], inPlace: true, relu: true, residual: true }),
+  // Results up to half of the dtype's smallest number are stored as 0, where ReLU's gradient is 0.
+  roundedToZero("f16", 2 ** -25),
+  roundedToZero("bf16", 2 ** -134),
   batchNormFold("with a bias", 16, 27, true),
   batchNormFold("without a bias", 5, 8, false),
   batchNormFold("1x1 of 1 channel", 3, 1, true),
@@ -360,6 +408,12 @@ export const normCases: OpCase[] = [
   constantInput(batchNormTrain("constant input", { shape: [2, 3, 3, 4] })),
   ...goldenCases,
 ];
+
+/** Results of the size of the largest number that is stored as 0. */
+function roundedToZero(dtype: "bf16" | "f16", tiny: number): OpCase {
+  const opCase = batchNormBackward(`${dtype} results around 0`, { shape: [2, 8, 8, 16], relu: true, tiny });
+  return { ...opCase, dtypes: [dtype], gradients: undefined };
+}
 
 /** Every channel has one value: the variance is 0, and 1 / sqrt(eps) must not be infinite nor y anything but the bias. */
 function constantInput(opCase: OpCase): OpCase {
@@ -380,4 +434,5 @@ export const normBenches: OpCase[] = [
   batchNormTrain("residual and relu, 8x80x80x256", { ...large, relu: true, residual: true }),
   batchNormInfer("relu, 8x80x80x256", { ...large, relu: true }),
   batchNormBackward("relu, 8x80x80x256", { ...large, relu: true }),
+  batchNormBackward("residual and relu, 8x80x80x256", { ...large, relu: true, residual: true }),
 ];

@@ -1,0 +1,23 @@
+// Where batch normalization's ReLU passed a value on: what its backward pass needs of forward's result.
+#pragma once
+
+#include "common/arguments.hpp"
+
+namespace dlfs {
+
+// The largest fp32 that is stored as 0 in a dtype, so that y <= 0 exactly where the value before the rounding is <= this:
+// half of the smallest number, which rounds to even.
+constexpr float largest_zero(dlfs_dtype dtype) {
+  return dtype == DLFS_BF16 ? 0x1p-134f : (dtype == DLFS_F16 ? 0x1p-25f : 0.0f);
+}
+
+// Bytes of a row of c bits; rows start at whole bytes.
+DLFS_HD constexpr int64_t mask_pitch(int64_t c) { return (c + 7) / 8; }
+
+// A mask is written for ReLU alone.
+inline void check_mask(const void* mask, dlfs_activation activation) {
+  DLFS_CHECK(!mask || activation == DLFS_ACT_RELU, DLFS_ERROR_ARGUMENT, "expected no mask with activation %s",
+             activation_name(activation));
+}
+
+}  // namespace dlfs
