@@ -32,38 +32,82 @@ __device__ __forceinline__ Span covering_windows(int32_t at, int32_t window, int
 
 // ---- maximum ------------------------------------------------------------------------------------------------------
 
+// The largest value so far and where in the window it is, of V channels.
+template <int V>
+struct Winner {
+  float best[V];
+  int32_t position[V];
+
+  __device__ __forceinline__ void meet(const float (&value)[V], int32_t at, bool first) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (first || value[j] > best[j] || (isnan(value[j]) && !isnan(best[j]))) {
+        best[j] = value[j];
+        position[j] = at;
+      }
+    }
+  }
+
+  template <class T>
+  __device__ __forceinline__ void write(T* y, uint8_t* index) const {
+    store(y, best);
+    if (!index) return;
+    Pack<uint8_t, V> pack;
+#pragma unroll
+    for (int j = 0; j < V; ++j) pack.value[j] = static_cast<uint8_t>(position[j]);
+    *reinterpret_cast<Pack<uint8_t, V>*>(index) = pack;
+  }
+};
+
 template <class T, int V, class Index>
 __global__ void __launch_bounds__(256, 4) max_pool_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
     const Pixel out = pixel_of(row, g.p, g.q);
     const Span rows = window_span(out.row, g.r, g.stride_h, g.pad_h, g.h);
     const Span columns = window_span(out.column, g.s, g.stride_w, g.pad_w, g.w);
-    float best[V];
-    int32_t winner[V];
-    bool empty = true;
+    Winner<V> winner;
+    bool first = true;
     for (int32_t h = rows.first; h < rows.last; ++h) {
       for (int32_t w = columns.first; w < columns.last; ++w) {
-        const int32_t position = (h - rows.start) * g.s + (w - columns.start);
         float value[V];
         load(value, x + pixel_offset(out.n, h, w, g.h, g.w, g.c) + vector * V);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          if (empty || value[j] > best[j] || (isnan(value[j]) && !isnan(best[j]))) {
-            best[j] = value[j];
-            winner[j] = position;
-          }
-        }
-        empty = false;
+        winner.meet(value, (h - rows.start) * g.s + (w - columns.start), first);
+        first = false;
       }
     }
     const int64_t at = static_cast<int64_t>(row) * g.c + vector * V;
-    store(y + at, best);
-    if (index) {
-      Pack<uint8_t, V> pack;
+    winner.write(y + at, index ? index + at : nullptr);
+  });
+}
+
+// 3x3 windows of stride 2: all nine values are on their way before the first is compared.
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256) max_pool_3x3_stride2_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
+  for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
+    const Pixel out = pixel_of(row, g.p, g.q);
+    const int32_t top = out.row * 2 - g.pad_h, left = out.column * 2 - g.pad_w;
+    const auto inside = [&](int i) {
+      return static_cast<uint32_t>(top + i / 3) < static_cast<uint32_t>(g.h) &&
+             static_cast<uint32_t>(left + i % 3) < static_cast<uint32_t>(g.w);
+    };
+    Pack<T, V> packs[9];
 #pragma unroll
-      for (int j = 0; j < V; ++j) pack.value[j] = static_cast<uint8_t>(winner[j]);
-      *reinterpret_cast<Pack<uint8_t, V>*>(index + at) = pack;
+    for (int i = 0; i < 9; ++i) {
+      if (!inside(i)) continue;
+      packs[i] = load_pack<V>(x + pixel_offset(out.n, top + i / 3, left + i % 3, g.h, g.w, g.c) + vector * V);
     }
+    Winner<V> winner;
+    bool first = true;
+#pragma unroll
+    for (int i = 0; i < 9; ++i) {
+      if (!inside(i)) continue;
+      float value[V];
+      unpack(value, packs[i]);
+      winner.meet(value, i, first);
+      first = false;
+    }
+    const int64_t at = static_cast<int64_t>(row) * g.c + vector * V;
+    winner.write(y + at, index ? index + at : nullptr);
   });
 }
 
@@ -89,6 +133,55 @@ __global__ void __launch_bounds__(256, 4)
     store(dx + static_cast<int64_t>(row) * g.c + vector * V, sum);
   });
 }
+
+// How many squares of 2x2 padded pixels a row or column of an image has.
+DLFS_HD int32_t squares(int32_t size, int32_t pad) { return (size - 1 + pad) / 2 + 1; }
+
+// 3x3 windows of stride 2: a thread has the pixels 2 a and 2 a + 1, counted from the padding's edge, in both directions,
+// which the windows a - 1 and a cover; it reads those four once and writes up to four gradients.
+template <class T, int V, class Index>
+__global__ void __launch_bounds__(256)
+    max_pool_3x3_stride2_backward_kernel(T* dx, const T* dy, const uint8_t* index, PoolGeometry g) {
+  const int32_t across = squares(g.w, g.pad_w), down = squares(g.h, g.pad_h);
+  for_rows(static_cast<Index>(int64_t{g.n} * down * across), g.c / V, [&](Index square, int32_t vector) {
+    const Pixel at = pixel_of(square, down, across);
+    Pack<T, V> gradients[4];
+    Pack<uint8_t, V> winners[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int32_t p = at.row - 1 + i / 2, q = at.column - 1 + i % 2;
+      const bool inside =
+          static_cast<uint32_t>(p) < static_cast<uint32_t>(g.p) && static_cast<uint32_t>(q) < static_cast<uint32_t>(g.q);
+      if (inside) {
+        const int64_t from = pixel_offset(at.n, p, q, g.p, g.q, g.c) + vector * V;
+        gradients[i] = load_pack<V>(dy + from);
+        winners[i] = load_pack<V>(index + from);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) winners[i].value[j] = 255;  // no position
+      }
+    }
+#pragma unroll
+    for (int pixel = 0; pixel < 4; ++pixel) {
+      const int32_t h = 2 * at.row + pixel / 2 - g.pad_h, w = 2 * at.column + pixel % 2 - g.pad_w;
+      if (static_cast<uint32_t>(h) >= static_cast<uint32_t>(g.h)) continue;
+      if (static_cast<uint32_t>(w) >= static_cast<uint32_t>(g.w)) continue;
+      float sum[V] = {};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = pixel / 2 + 2 - 2 * (i / 2), s = pixel % 2 + 2 - 2 * (i % 2);
+        if (r > 2 || s > 2) continue;
+        float gradient[V];
+        unpack(gradient, gradients[i]);
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum[j] += winners[i].value[j] == r * 3 + s ? gradient[j] : 0.0f;
+      }
+      store(dx + pixel_offset(at.n, h, w, g.h, g.w, g.c) + vector * V, sum);
+    }
+  });
+}
+
+bool is_3x3_stride2(const PoolGeometry& g) { return g.r == 3 && g.s == 3 && g.stride_h == 2 && g.stride_w == 2; }
 
 // ---- average ------------------------------------------------------------------------------------------------------
 
@@ -251,8 +344,13 @@ dlfs_status dlfs_max_pool_forward(dlfs_stream stream, void* y, void* index, cons
     check_pointer(y, "y");
     check_pointer(x, "x");
     const int64_t rows = int64_t{g.n} * g.p * g.q;
-    LAUNCH_POOL(max_pool_kernel, rows, aligned16({y, x, index}), static_cast<T*>(y), static_cast<uint8_t*>(index),
-                static_cast<const T*>(x), g);
+    if (is_3x3_stride2(g)) {
+      LAUNCH_POOL(max_pool_3x3_stride2_kernel, rows, aligned16({y, x, index}), static_cast<T*>(y),
+                  static_cast<uint8_t*>(index), static_cast<const T*>(x), g);
+    } else {
+      LAUNCH_POOL(max_pool_kernel, rows, aligned16({y, x, index}), static_cast<T*>(y), static_cast<uint8_t*>(index),
+                  static_cast<const T*>(x), g);
+    }
   });
 }
 
@@ -265,9 +363,15 @@ dlfs_status dlfs_max_pool_backward(dlfs_stream stream, void* dx, const void* dy,
     check_pointer(dx, "dx");
     check_pointer(dy, "dy");
     check_pointer(index, "index");
-    const int64_t rows = int64_t{g.n} * g.h * g.w;
-    LAUNCH_POOL(max_pool_backward_kernel, rows, aligned16({dx, dy, index}), static_cast<T*>(dx),
-                static_cast<const T*>(dy), static_cast<const uint8_t*>(index), g);
+    if (is_3x3_stride2(g)) {
+      const int64_t count = int64_t{g.n} * squares(g.h, g.pad_h) * squares(g.w, g.pad_w);
+      LAUNCH_POOL(max_pool_3x3_stride2_backward_kernel, count, aligned16({dx, dy, index}), static_cast<T*>(dx),
+                  static_cast<const T*>(dy), static_cast<const uint8_t*>(index), g);
+    } else {
+      const int64_t rows = int64_t{g.n} * g.h * g.w;
+      LAUNCH_POOL(max_pool_backward_kernel, rows, aligned16({dx, dy, index}), static_cast<T*>(dx),
+                  static_cast<const T*>(dy), static_cast<const uint8_t*>(index), g);
+    }
   });
 }
 
