@@ -160,6 +160,8 @@ const pool = (
 const shapes: [string, PoolShape][] = [
   ["3x3 stride 2 padding 1, odd size", pool(7, 9, 5, [3, 3], [2, 2], [1, 1])],
   ["3x3 stride 2 padding 1, even size", pool(8, 6, 16, [3, 3], [2, 2], [1, 1])],
+  ["3x3 stride 2 padding 1x0", pool(8, 7, 12, [3, 3], [2, 2], [1, 0])],
+  ["3x3 stride 2 (last row and column unread)", pool(8, 6, 8, [3, 3], [2, 2], [0, 0])],
   ["2x2", pool(6, 4, 3, [2, 2], [2, 2], [0, 0])],
   ["2x2 of an odd size (last row unread)", pool(5, 7, 8, [2, 2], [2, 2], [0, 0])],
   ["3x3 stride 1 (windows overlap)", pool(5, 5, 4, [3, 3], [1, 1], [1, 1])],
