@@ -20,10 +20,34 @@ struct TrainStatistics {
   double eps, momentum;
 };
 
+// Statistics of x by groups of rows: means (parts, C), sums of squared distances from them (parts, C), rows (parts).
+struct GivenMoments {
+  const float* values;  // nullable
+  int64_t parts;
+
+  // The moments of all rows, (2, C), in the workspace.
+  double* join(const ChannelLayout& l, void* workspace) const {
+    double* totals = static_cast<double*>(workspace);
+    std::fill_n(totals, 2 * l.c, 0.0);
+    std::vector<double> part(static_cast<size_t>(2 * l.c));
+    int64_t count = 0;
+    for (int64_t i = 0; i < parts; ++i) {
+      const float *mean = values + i * l.c, *squares = mean + parts * l.c;
+      std::copy_n(mean, l.c, part.begin());
+      std::copy_n(squares, l.c, part.begin() + l.c);
+      const int64_t n = static_cast<int64_t>(values[2 * parts * l.c + i]);
+      join_moments(l.c, totals, totals + l.c, count, part.data(), part.data() + l.c, n);
+      count += n;
+    }
+    return totals;
+  }
+};
+
 template <class T>
 void batch_norm_train(const ChannelLayout& l, T* y, uint8_t* mask, const T* x, const T* residual, const float* weight,
-                      const float* bias, void* workspace, const TrainStatistics& s, dlfs_activation activation) {
-  const double* moments = channel_moments(l, workspace, x);
+                      const float* bias, const GivenMoments& given, void* workspace, const TrainStatistics& s,
+                      dlfs_activation activation) {
+  const double* moments = given.values ? given.join(l, workspace) : channel_moments(l, workspace, x);
   const double n = static_cast<double>(l.rows);
   std::vector<float> scale(static_cast<size_t>(l.c));
   for (int64_t j = 0; j < l.c; ++j) {
@@ -176,8 +200,9 @@ extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out,
 extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, float* save_mean,
                                              float* save_invstd, float* running_mean, float* running_var, const void* x,
                                              const void* residual, const float* weight, const float* bias,
-                                             void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype, double eps,
-                                             double momentum, dlfs_activation activation) {
+                                             const float* moments, void* workspace, int64_t rows, int32_t c,
+                                             int64_t parts, dlfs_dtype dtype, double eps, double momentum,
+                                             dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_train", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_rows(rows, c, 2);
@@ -191,6 +216,7 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
     check_mask(mask, activation);
+    check_moments(moments, parts, rows);
     check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
     DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
                "running_mean and running_var: expected both or neither");
@@ -199,7 +225,8 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_
       using T = typename decltype(type)::type;
       s.enqueue([=] {
         batch_norm_train(ChannelLayout(rows, c), static_cast<T*>(y), mask, static_cast<const T*>(x),
-                         static_cast<const T*>(residual), weight, bias, workspace, statistics, activation);
+                         static_cast<const T*>(residual), weight, bias, GivenMoments{moments, parts}, workspace, statistics,
+                         activation);
       });
     });
   });

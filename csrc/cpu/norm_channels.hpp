@@ -11,7 +11,7 @@
 
 #include <vector>
 
-#include "common/relu_mask.hpp"
+#include "common/batch_norm.hpp"
 #include "cpu/numeric.hpp"
 #include "cpu/runtime.hpp"
 

@@ -1,7 +1,7 @@
 // Batch normalization's affine map and the bits of its ReLU, which forward and backward must compute alike.
 #pragma once
 
-#include "common/relu_mask.hpp"
+#include "common/batch_norm.hpp"
 #include "cuda/norm.cuh"
 
 namespace dlfs {

@@ -160,8 +160,9 @@ dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out, int64_t ro
 
 dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, float* save_mean, float* save_invstd,
                                   float* running_mean, float* running_var, const void* x, const void* residual,
-                                  const float* weight, const float* bias, void* workspace, int64_t rows, int32_t c,
-                                  dlfs_dtype dtype, double eps, double momentum, dlfs_activation activation) {
+                                  const float* weight, const float* bias, const float* moments, void* workspace,
+                                  int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype, double eps,
+                                  double momentum, dlfs_activation activation) {
   return stream_call("dlfs_batch_norm_train", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
@@ -181,18 +182,26 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, fl
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
     check_mask(mask, activation);
+    check_moments(moments, parts, rows);
     check_workspace(workspace, statistics_bytes(*s.context, rows, c));
-    float* const partial = static_cast<float*>(workspace);
-    dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
-      using T = typename decltype(tag)::type;
-      constexpr int V = decltype(width)::value;
-      const auto kernel = statistics_kernel<T, V>;
-      const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
-      float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
-      launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
+    const auto finish = [&](const float* from, int64_t count) {
       launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
-             running_var, partial, static_cast<int64_t>(g.splits), rows, c, eps, momentum);
-    });
+             running_var, from, count, rows, c, eps, momentum);
+    };
+    if (moments) {
+      finish(moments, parts);
+    } else {
+      float* const partial = static_cast<float*>(workspace);
+      dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
+        using T = typename decltype(tag)::type;
+        constexpr int V = decltype(width)::value;
+        const auto kernel = statistics_kernel<T, V>;
+        const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
+        float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
+        launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
+        finish(partial, g.splits);
+      });
+    }
     normalize(s, y, mask, x, residual, weight, bias, save_mean, save_invstd, rows, c, dtype, 0.0, false, activation);
   });
 }

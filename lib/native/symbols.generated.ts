@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "3cfbb035247dc1bf";
+export const headerHash = "5eb9e718aca5eba6";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -138,7 +138,7 @@ export const symbols = {
   dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add_bias: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
-  dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
+  dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
@@ -268,7 +268,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
   dlfs_add_bias: ["stream", "y", "x", "bias", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_workspace: ["ctx", "out", "rows", "c", "dtype"],
-  dlfs_batch_norm_train: ["stream", "y", "mask", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "workspace", "rows", "c", "dtype", "eps", "momentum", "activation"],
+  dlfs_batch_norm_train: ["stream", "y", "mask", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "moments", "workspace", "rows", "c", "parts", "dtype", "eps", "momentum", "activation"],
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
   dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
@@ -544,8 +544,11 @@ export interface NativeFunctions {
    * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
    * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
    * that the backward pass with a residual reads a bit for each element and not y.
+   * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means
+   * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all. x
+   * is not read for statistics then.
    */
-  batchNormTrain(stream: number, y: Address | null, mask: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, eps: number, momentum: number, activation: number): number;
+  batchNormTrain(stream: number, y: Address | null, mask: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number, eps: number, momentum: number, activation: number): number;
   /** The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
   batchNormInfer(stream: number, y: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, mean: Address | null, variance: Address | null, rows: number, c: number, dtype: number, eps: number, activation: number): number;
   /**

@@ -101,7 +101,8 @@ const withWorkspace: [string, (workspace: number | null) => unknown][] = [
   ["channel_sum", (w) => native.channelSum(stream, at, at, w, 4, 8, F32)],
   [
     "batch_norm_train",
-    (w) => native.batchNormTrain(stream, at, null, at, at, null, null, at, null, at, at, w, 4, 8, F32, 0, 0, 0),
+    (w) =>
+      native.batchNormTrain(stream, at, null, at, at, null, null, at, null, at, at, null, w, 4, 8, 0, F32, 0, 0, 0),
   ],
   [
     "batch_norm_backward",

@@ -29,6 +29,8 @@ interface NormOptions {
   inPlace?: boolean;
   /** The weight of all channels, with a bias of 0: as small as the numbers that are stored as 0. */
   tiny?: number;
+  /** Statistics come from this many groups of rows, of different sizes. */
+  parts?: number;
 }
 
 const activationOf = ({ relu }: NormOptions) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
@@ -55,6 +57,23 @@ function maskBits(y: Numbers, channels: number): Uint8Array {
     if (y[i]! > 0) bytes[row * pitch + (channel >> 3)]! |= 1 << (channel & 7);
   }
   return bytes;
+}
+
+/** Means, sums of squared distances from them, and numbers of rows of groups of x's rows, the later ones larger. */
+function moments(x: Numbers, channels: number, parts: number): Float64Array {
+  const rows = x.length / channels;
+  const start = (part: number) => Math.floor((rows * part * (part + 1)) / (parts * (parts + 1)));
+  const values = Array.from({ length: parts }, (_, part) => {
+    const group = Array.prototype.slice.call(x, start(part) * channels, start(part + 1) * channels);
+    const { mean, unbiased } = statistics(group, channels, 0);
+    const count = group.length / channels;
+    return { mean, squares: unbiased.map((variance) => (count > 1 ? variance * (count - 1) : 0)), count };
+  });
+  return Float64Array.from([
+    ...values.flatMap(({ mean }) => [...mean]),
+    ...values.flatMap(({ squares }) => [...squares]),
+    ...values.map(({ count }) => count),
+  ]);
 }
 
 function operands({ shape, residual, mean = 0.5, tiny }: NormOptions): Record<string, Input> {
@@ -86,10 +105,16 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
   const { shape, relu = false, stateless = false, eps = 1e-5, momentum = 0.1 } = options;
   const perChannel: Output = { shape: [channels], kind: "f32", tolerance: statisticTolerance(options) };
   const bits = maskOf(options);
+  const { parts = 0 } = options;
+  const given: Input = {
+    shape: [parts * (2 * channels + 1)],
+    kind: "f32",
+    values: (_random, _size, { x }) => moments(x!, channels, parts),
+  };
   return {
     op: "batch_norm_train",
     name,
-    inputs: { ...operands(options), ...(!stateless && running(options)) },
+    inputs: { ...operands(options), ...(!stateless && running(options)), ...(parts > 0 && { moments: given }) },
     outputs: {
       y: { shape, terms: 16 + Math.abs(options.mean ?? 0) },
       ...(bits && { mask: bits }),
@@ -103,9 +128,15 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
     prepare(c) {
       const scratch = workspace(c, options);
       const [y, mask, mean, invstd] = ["y", "mask", "mean", "invstd"].map((operand) => c.address(operand));
-      const [rm, rv, x, z, w, b] = ["runningMean", "runningVar", "x", "residual", "weight", "bias"].map((operand) =>
-        c.address(operand),
-      );
+      const [rm, rv, x, z, w, b, from] = [
+        "runningMean",
+        "runningVar",
+        "x",
+        "residual",
+        "weight",
+        "bias",
+        "moments",
+      ].map((operand) => c.address(operand));
       const activation = activationOf(options);
       return () =>
         void c.native.batchNormTrain(
@@ -120,9 +151,11 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
           z!,
           w!,
           b!,
+          from!,
           scratch,
           rows,
           channels,
+          parts,
           c.dtype,
           eps,
           momentum,
@@ -389,6 +422,14 @@ export const normCases: OpCase[] = [
     ]),
   ),
   batchNormTrain("without running statistics", { shape: [2, 4, 4, 6], stateless: true }),
+  batchNormTrain("statistics of one group of rows", { shape: [2, 5, 5, 16], parts: 1 }),
+  batchNormTrain("statistics of 7 groups of rows", { shape: [2, 9, 9, 27], parts: 7, relu: true }),
+  batchNormTrain("statistics of 300 groups of rows", {
+    shape: [2, 160, 150, 8],
+    parts: 300,
+    relu: true,
+    residual: true,
+  }),
   batchNormTrain("another eps and momentum", { shape: [2, 4, 4, 6], eps: 0.1, momentum: 0.9 }),
   // One pass over sums of squares would be off by 100 % here.
   { ...batchNormTrain("mean 300 times the deviation", { shape: [2, 16, 16, 4], mean: 500 }), dtypes: ["f32"] },

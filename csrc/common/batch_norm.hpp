@@ -1,4 +1,4 @@
-// Where batch normalization's ReLU passed a value on: what its backward pass needs of forward's result.
+// What both backends know of batch normalization: where its ReLU passed a value on, and which operands fit together.
 #pragma once
 
 #include "common/arguments.hpp"
@@ -18,6 +18,16 @@ DLFS_HD constexpr int64_t mask_pitch(int64_t c) { return (c + 7) / 8; }
 inline void check_mask(const void* mask, dlfs_activation activation) {
   DLFS_CHECK(!mask || activation == DLFS_ACT_RELU, DLFS_ERROR_ARGUMENT, "expected no mask with activation %s",
              activation_name(activation));
+}
+
+// Moments have at least one part with one row, and no part is without.
+inline void check_moments(const void* moments, int64_t parts, int64_t rows) {
+  if (moments) {
+    check_range(parts, 1, rows, "parts");
+  } else {
+    DLFS_CHECK(parts == 0, DLFS_ERROR_ARGUMENT, "moments is NULL, expected 0 parts, got %lld",
+               static_cast<long long>(parts));
+  }
 }
 
 }  // namespace dlfs
