@@ -34,7 +34,6 @@ const PASSENGERS = new Set([
 /** The operand that is needed for the sign of its elements alone, of the kinds that have one. */
 const MASKS: Readonly<Record<string, (node: Node) => number>> = {
   activation_backward: () => 1,
-  batch_norm_backward: () => 5,
   conv2d_backward_data: ({ inputs, attrs }) => ((attrs as { mask?: boolean }).mask ? inputs.length - 1 : -1),
 };
 

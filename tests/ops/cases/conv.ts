@@ -510,6 +510,7 @@ export const convCases: OpCase[] = [
   channelSum("one channel", 1000, 1),
   channelSum("3 channels", 777, 3),
   channelSum("27 channels", 129, 27),
+  channelSum("36 channels", 515, 36),
   channelSum("64 channels", 300, 64),
   channelSum("819 channels", 37, 819),
   channelSum("long columns", 20000, 4),
