@@ -42,6 +42,7 @@ import {
   Normalize,
   namedModel,
   type PreprocessJson,
+  parseRecompute,
   type RecomputeOption,
   Reporter,
   Resize,
@@ -194,11 +195,10 @@ function parseClipNorm(text: string): number | null {
   return value === 0 ? null : value;
 }
 
-function parseRecompute(text: string): RecomputeOption {
-  if (text === "all" || text === "none") return text === "all";
-  const match = /^(\d+(?:\.\d+)?)([MG])iB$/.exec(text);
-  if (!match) usage(`--recompute: expected all, none or a size such as 10GiB or 800MiB, got "${text}"`);
-  return Math.floor(Number(match[1]) * (match[2] === "G" ? 2 ** 30 : 2 ** 20));
+function recomputeOf(text: string): RecomputeOption {
+  const option = parseRecompute(text);
+  if (option === null) usage(`--recompute: expected all, none or a size such as 10GiB or 800MiB, got "${text}"`);
+  return option;
 }
 
 function parseSize(text: string): [number, number] {
@@ -266,7 +266,7 @@ async function main(): Promise<number> {
     clipNorm: args["clip-norm"] === undefined ? undefined : parseClipNorm(args["clip-norm"]),
     tuneMs: args["tune-ms"] === undefined ? undefined : integer("tune-ms", args["tune-ms"], 0),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
-    recompute: args.recompute === undefined ? undefined : parseRecompute(args.recompute),
+    recompute: args.recompute === undefined ? undefined : recomputeOf(args.recompute),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;

@@ -1,5 +1,5 @@
 /** Whole networks: a training step, the network alone, and a whole call from images to boxes, on a synthetic batch. */
-import { Program } from "../graph";
+import { Program, type RecomputeOption } from "../graph";
 import { type DetectionModel, type ModelConfig, modelFromConfig, namedModel } from "../models";
 import { type Device, Tensor } from "../tensor";
 import { autotune, constantRate, DetectStep, type HostTargets, SGD, TrainStep } from "../train";
@@ -23,6 +23,10 @@ export interface NetworkSettings {
   repetitions: number;
   /** Runs in a row when a call is timed alone. */
   profileRuns?: number;
+  /** Streams that captured programs are spread over; see ProgramOptions. */
+  lanes?: number;
+  /** What a training step computes again in its backward pass; see ProgramOptions. */
+  recompute?: RecomputeOption;
 }
 
 export interface NetworkBench {
@@ -105,11 +109,19 @@ function row(bench: string, name: string, timing: Timing, profile: CallTiming[],
 }
 
 /** "retinanet_resnet50_fpn 32x640x640 bf16, norm batch, 5 stages". */
-export function networkName({ model, batch, size, precision, norm, trainableLayers }: NetworkSettings): string {
+export function networkName({ model, batch, size, precision, norm, trainableLayers, lanes }: NetworkSettings): string {
   const parts = [`${model} ${batch}x${size.join("x")} ${precision}`];
   if (norm) parts.push(`norm ${norm}`);
   if (trainableLayers !== undefined) parts.push(`${trainableLayers} stages`);
+  if (lanes !== undefined) parts.push(`${lanes} lanes`);
   return parts.join(", ");
+}
+
+/** The network's name with what is computed again. */
+function trainingName(settings: NetworkSettings): string {
+  const { recompute } = settings;
+  if (recompute === undefined || recompute === false) return networkName(settings);
+  return `${networkName(settings)}, recompute ${recompute === true ? "all" : `to ${recompute} bytes`}`;
 }
 
 /** Times a training step: schedule, forward, target assignment, losses, backward, SGD with momentum; one launch. */
@@ -118,12 +130,13 @@ export async function benchTraining(
   settings: NetworkSettings,
   ceilings: Ceilings,
 ): Promise<NetworkBench> {
-  const { batch, size, repetitions, profileRuns } = settings;
+  const { batch, size, repetitions, profileRuns, lanes, recompute } = settings;
   const before = device.memory().allocated;
   autotune(device);
   using model = makeModel(settings, device);
   using optimizer = new SGD(model, { schedule: constantRate(1e-4), iterations: 1_000_000 });
-  using step = new TrainStep(model, optimizer, { batchSize: batch, height: size[0], width: size[1], maxBoxes: BOXES });
+  const shape = { batchSize: batch, height: size[0], width: size[1], maxBoxes: BOXES };
+  using step = new TrainStep(model, optimizer, { ...shape, lanes, recompute });
   using images = syntheticImages(device, settings);
   const memoryBytes = device.memory().allocated - before;
   await step.submit(images, syntheticTargets(settings));
@@ -132,7 +145,7 @@ export async function benchTraining(
   const timing = timeEach(device, program.stream, () => program.run(), { repetitions, warmUp: WARM_UP });
   const profile = profileCalls(program, ceilings, { runs: profileRuns, extra: updateWork(model) });
   return {
-    rows: [{ ...row("train", `step, ${networkName(settings)}`, timing, profile, settings), memoryBytes }],
+    rows: [{ ...row("train", `step, ${trainingName(settings)}`, timing, profile, settings), memoryBytes }],
     profile,
   };
 }
@@ -143,7 +156,7 @@ export async function benchInference(
   settings: NetworkSettings,
   ceilings: Ceilings,
 ): Promise<NetworkBench> {
-  const { batch, size, precision, repetitions, profileRuns } = settings;
+  const { batch, size, precision, repetitions, profileRuns, lanes } = settings;
   const name = networkName({ ...settings, trainableLayers: undefined });
   autotune(device);
   const before = device.memory().allocated;
@@ -158,6 +171,7 @@ export async function benchInference(
       device,
       { images: { shape: [batch, ...size, 3], dtype: precision } },
       ({ images: values }) => ({ ...model.forward(values!) }),
+      { lanes },
     );
     program.inputs.images!.copyFrom(images, program.stream);
     const timing = timeEach(device, program.stream, () => program.run(), limits);
@@ -168,7 +182,8 @@ export async function benchInference(
   const alone = network();
 
   using pixels = syntheticPixels(device, settings);
-  using step = new DetectStep(model, { batchSize: batch, height: size[0], width: size[1], images: "pixels" });
+  const shape = { batchSize: batch, height: size[0], width: size[1] };
+  using step = new DetectStep(model, { ...shape, images: "pixels", lanes });
   const whole = await timeOnHost(() => step.run(pixels, batch), limits);
   const { warmUp, images: count } = alone.rows[0]!;
   const memoryBytes = held + step.program.arenaBytes;

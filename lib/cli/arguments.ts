@@ -1,5 +1,7 @@
 /** Values of options, checked; what is wrong is a UsageError, which ends the command with 2. */
 
+import { parseRecompute, type RecomputeOption } from "../graph";
+
 /** The command was called wrongly. */
 export class UsageError extends Error {}
 
@@ -26,4 +28,11 @@ export function oneOf<T extends string>(name: string, text: string, allowed: rea
   const found = allowed.find((value) => value === text);
   if (found !== undefined) return found;
   throw new UsageError(`--${name}: expected one of ${allowed.join(", ")}, got "${text}"`);
+}
+
+/** "all", "none" or a size, "10GiB": what a training step computes again instead of keeping it. */
+export function recomputeOf(name: string, text: string): RecomputeOption {
+  const option = parseRecompute(text);
+  if (option !== null) return option;
+  throw new UsageError(`--${name}: expected all, none or a size such as 10GiB or 800MiB, got "${text}"`);
 }

@@ -28,7 +28,7 @@ import {
 } from "../bench";
 import { Device } from "../tensor";
 import { autotune } from "../train";
-import { milliseconds, oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
 const BENCHES = ["train", "infer", "layers", "postprocess", "nms"] as const;
@@ -52,6 +52,8 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]  
   --norm KIND         of the backbone: batch (statistics of the batch) or frozen; default batch
   --trainable-layers N
                       stages of the backbone that train, from the deepest; default 3 with --norm frozen, else all
+  --lanes N           streams that a program's graph is spread over, 1 to 8; default what is fastest on the device
+  --recompute WHAT    of train: "all" that is cheap, or what it takes for activations of a size such as 10GiB; default none
   --repetitions N     default 15; the medians of fewer are not worth comparing
   --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
@@ -71,6 +73,8 @@ const options = {
   precision: { type: "string" },
   norm: { type: "string" },
   "trainable-layers": { type: "string" },
+  lanes: { type: "string" },
+  recompute: { type: "string" },
   repetitions: { type: "string" },
   "tune-ms": { type: "string" },
   backend: { type: "string" },
@@ -128,10 +132,12 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
     ...backboneOf(args, model),
     repetitions: args.repetitions === undefined ? 15 : positiveInteger("repetitions", args.repetitions),
     profileRuns: cuda ? 5 : 1,
+    lanes: args.lanes === undefined ? undefined : positiveInteger("lanes", args.lanes),
   };
+  const recompute = args.recompute === undefined ? undefined : recomputeOf("recompute", args.recompute);
   const fast = (dtype: "bf16" | "f16") => (cuda && device.supports(`conv.${dtype}`) ? dtype : "f32");
   return {
-    train: { ...common, precision: given ?? fast("bf16") },
+    train: { ...common, recompute, precision: given ?? fast("bf16") },
     infer: { ...common, precision: given ?? fast("f16") },
   };
 }

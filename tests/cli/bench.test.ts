@@ -57,6 +57,13 @@ describe("dlfs bench", () => {
     expect(second.stdout).toMatch(/infer {2}network only, compact 2x64x96 f32 +[\d.]+ +[\d.]+ +[+-]?[\d.]+ %/);
     expect(second.stdout).toContain("only before: train: step");
     expect(second.status).toBe(0);
+
+    const less = ["train", "--precision", "f32", ...small, "--lanes", "2", "--recompute", "all"];
+    const third = await dlfsBench(...less, "--out", again);
+    expect(third.stderr).toBe("");
+    const [step] = readBenchResult(again).rows;
+    expect(step!.name).toBe("step, compact 2x64x96 f32, 2 lanes, recompute all");
+    expect(step!.memoryBytes).toBeLessThan(train!.memoryBytes!);
   }, 60_000);
 
   test("refuses what it does not know, before anything is measured", async () => {
@@ -66,6 +73,10 @@ describe("dlfs bench", () => {
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
       [["train", "--model", "compact", "--norm", "batch"], "--norm: compact has no such choice"],
       [["train", "--trainable-layers", "6"], '--trainable-layers: expected an integer from 0 to 5, got "6"'],
+      [
+        ["train", "--recompute", "some"],
+        '--recompute: expected all, none or a size such as 10GiB or 800MiB, got "some"',
+      ],
       [["train", "--tune-ms=-1"], '--tune-ms: expected milliseconds from 0, got "-1"'],
     ];
     const runs = await Promise.all(cases.map(([args]) => dlfsBench(...args)));

@@ -23,7 +23,7 @@ import { expectSameBytes } from "../support/compare";
 import { missing, testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 import { Random } from "../support/random";
-import { parameter, program } from "./support";
+import { numbers, parameter, program } from "./support";
 
 const exact = testDevice({ deterministic: true });
 
@@ -176,6 +176,34 @@ describe("a program spread over lanes", () => {
       made.run();
     });
     expectSame(found, expected, `${lanes} lanes`);
+  });
+
+  (reason ? test.skip : test)("can be captured after a capture that failed while lanes were apart", () => {
+    let broken = true;
+    const moody: Op<object> = {
+      ...step,
+      kind: "moody",
+      emit(e, { inputs: [v], outputs: [y] }) {
+        const [dst, src] = [e.address(y!), e.address(v!)];
+        e.call(() => e.native.add(e.stream, dst, src, src, broken ? -1 : 4, 0, 0));
+      },
+    };
+    const twice = (v: Value) => applyOp(moody, [v], {})[0]!;
+    using made = program(
+      exact,
+      { a: { shape: [4], values: [1, 2, 3, 4] }, b: { shape: [4], values: [5, 6, 7, 8] } },
+      ({ a, b }) => ({ a: add(a!, a!), b: twice(add(b!, b!)) }),
+      { lanes: 2 },
+    );
+    expect(made.calls.map(({ lane }) => lane)).toContain(1);
+    expect(errorOf(() => made.capture()).message).toContain("dlfs_add");
+    broken = false;
+    made.capture();
+    made.run();
+    expect([made.results.a, made.results.b].map(numbers)).toEqual([
+      [2, 4, 6, 8],
+      [20, 24, 28, 32],
+    ]);
   });
 
   test("needs from 1 to 8 lanes", () => {
