@@ -126,8 +126,9 @@ DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char 
 
 /* Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
  * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
- * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "jpeg.decode",
- * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0. */
+ * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
+ * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
+ * unknown name writes 0. */
 DLFS_API dlfs_status dlfs_supports(dlfs_context ctx, DLFS_HOST int32_t *out, DLFS_HOST const char *feature);
 
 /* ---- memory -------------------------------------------------------------------------------------------------- */

@@ -202,13 +202,15 @@ export abstract class Model extends Layer {
       const results = out instanceof Value ? [out] : Object.values(out as Record<string, Value>);
       return Object.fromEntries(results.map((value, i) => [`${i}`, value]));
     };
-    if (!this.training) return new Program(this.device, specs, forward);
+    const lanes = 1; // the calls are never captured
+    if (!this.training) return new Program(this.device, specs, forward, { lanes });
     const floating = inputs.flatMap((x, i) => (["f32", "bf16", "f16"].includes(x.dtype) ? [`${i}`] : []));
     return new Program(this.device, specs, forward, {
       training: true,
       accumulate: true,
       inputGradients: floating,
       seeds: "inputs",
+      lanes,
     });
   }
 

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "5eb9e718aca5eba6";
+export const headerHash = "8bd282fe14a995be";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -357,8 +357,9 @@ export interface NativeFunctions {
   /**
    * Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
    * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
-   * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "jpeg.decode",
-   * "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0.
+   * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
+   * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
+   * unknown name writes 0.
    */
   supports(ctx: number, out: HostView, feature: HostView): number;
   /** Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */

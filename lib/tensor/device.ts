@@ -38,6 +38,7 @@ export type Feature =
   | "conv.epilogue"
   | "conv.pad8"
   | "graph"
+  | "graph.lanes"
   | "jpeg.decode"
   | "jpeg.encode"
   | "jpeg.cmyk"
