@@ -1,6 +1,6 @@
 /** Values of options, checked; what is wrong is a UsageError, which ends the command with 2. */
 
-import { parseRecompute, type RecomputeOption } from "../graph";
+import { parseRecompute, type TrainStepOptions } from "../train";
 
 /** The command was called wrongly. */
 export class UsageError extends Error {}
@@ -31,7 +31,7 @@ export function oneOf<T extends string>(name: string, text: string, allowed: rea
 }
 
 /** "all", "none" or a size, "10GiB": what a training step computes again instead of keeping it. */
-export function recomputeOf(name: string, text: string): RecomputeOption {
+export function recomputeOf(name: string, text: string): NonNullable<TrainStepOptions["recompute"]> {
   const option = parseRecompute(text);
   if (option !== null) return option;
   throw new UsageError(`--${name}: expected all, none or a size such as 10GiB or 800MiB, got "${text}"`);

@@ -7,13 +7,6 @@ import type { Value } from "./value";
 /** False, true for all that is cheap, or the bytes that the arena may take. */
 export type RecomputeOption = boolean | number;
 
-/** The option from "all", "none" or a size such as "10GiB" or "800MiB"; null from anything else. */
-export function parseRecompute(text: string): RecomputeOption | null {
-  if (text === "all" || text === "none") return text === "all";
-  const match = /^(\d+(?:\.\d+)?)([MG])iB$/.exec(text);
-  return match && Math.floor(Number(match[1]) * (match[2] === "G" ? 2 ** 30 : 2 ** 20));
-}
-
 /** A cheap operation takes at most as long as moving its result so many times: normalisations and 1x1 convolutions do. */
 const CHEAP_PASSES = 3.1;
 

@@ -19,6 +19,6 @@ export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export { type SaveWeightsOptions, saveTorchWeights } from "./save-weights";
 export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
-export { type HostTargets, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
+export { type HostTargets, parseRecompute, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
 export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";

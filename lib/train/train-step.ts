@@ -30,6 +30,13 @@ export interface TrainStepOptions {
   recompute?: RecomputeOption;
 }
 
+/** TrainStepOptions' `recompute` from "all", "none" or a size such as "10GiB" or "800MiB"; null from anything else. */
+export function parseRecompute(text: string): RecomputeOption | null {
+  if (text === "all" || text === "none") return text === "all";
+  const match = /^(\d+(?:\.\d+)?)([MG])iB$/.exec(text);
+  return match && Math.floor(Number(match[1]) * (match[2] === "G" ? 2 ** 30 : 2 ** 20));
+}
+
 /** Ground truth of a batch on the host, padded to maxBoxes. */
 export interface HostTargets {
   /** (N, M, 4), x1, y1, x2, y2 in pixels of the network's input. */

@@ -1,17 +1,6 @@
 /** Recomputation: less memory, the same bytes. */
 import { describe, expect, test } from "bun:test";
-import {
-  add,
-  batchNorm,
-  conv2d,
-  dropout,
-  Program,
-  parseRecompute,
-  relu,
-  upsample,
-  useParameter,
-  type Value,
-} from "../../lib/graph";
+import { add, batchNorm, conv2d, dropout, Program, relu, upsample, useParameter, type Value } from "../../lib/graph";
 import type { Device, Tensor } from "../../lib/tensor";
 import { expectSameBytes } from "../support/compare";
 import { testDevice } from "../support/device";
@@ -110,9 +99,4 @@ describe("recomputation", () => {
     using plain = new Program(exact, { x: { ...x, dtype: "f32" } }, net.forward);
     expect(kinds(made)).toEqual(kinds(plain));
   });
-});
-
-test("the option is read from words and sizes", () => {
-  expect(["all", "none", "10GiB", "1.5MiB"].map(parseRecompute)).toEqual([true, false, 10 * 2 ** 30, 1.5 * 2 ** 20]);
-  for (const text of ["", "10", "10GB", "-1GiB", "GiB", "every"]) expect(parseRecompute(text)).toBeNull();
 });

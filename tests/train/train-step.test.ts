@@ -3,7 +3,7 @@ import { Parameter, Program, scale, useParameter, type Value } from "../../lib/g
 import { FrozenBatchNorm2d, Model } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { Device, Tensor } from "../../lib/tensor";
-import { constantRate, SGD, type SGDOptions, type StepResult, TrainStep } from "../../lib/train";
+import { constantRate, parseRecompute, SGD, type SGDOptions, type StepResult, TrainStep } from "../../lib/train";
 import { expectClose } from "../support/compare";
 import { backend, testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
@@ -156,4 +156,9 @@ test("iterations or rates that no schedule can have are refused before anything 
   }
   const falling = () => new SGD(model, { schedule: (iteration) => 1 - iteration, iterations: 3 });
   expect(errorOf(falling).message).toBe("schedule: expected a rate >= 0 for iteration 2, got -1");
+});
+
+test("what to recompute is read from words and sizes", () => {
+  expect(["all", "none", "10GiB", "1.5MiB"].map(parseRecompute)).toEqual([true, false, 10 * 2 ** 30, 1.5 * 2 ** 20]);
+  for (const text of ["", "10", "10GB", "-1GiB", "GiB", "every"]) expect(parseRecompute(text)).toBeNull();
 });
