@@ -67,7 +67,7 @@ export function oneLane(nodes: readonly Node[]): LanePlan {
 }
 
 /** A call that takes longer has work for the whole device. */
-const LARGE_US = 150;
+const LARGE_US = 400;
 /** What a dependency between lanes costs more than one within a lane. */
 const HANDOVER_US = 3;
 
@@ -78,8 +78,9 @@ const HANDOVER_US = 3;
  * small gradients beside convolutions.
  *
  * @param lanes at least 1
+ * @param late nodes whose inputs are ready long before their results are needed: in lane 0 they do not run, and take memory, sooner
  */
-export function assignLanes(nodes: readonly Node[], lanes: number): LanePlan {
+export function assignLanes(nodes: readonly Node[], lanes: number, late: ReadonlySet<Node> = new Set()): LanePlan {
   const before = dependencies(nodes);
   const laneOf = new Array<number>(nodes.length).fill(0);
   const finish = new Float64Array(nodes.length);
@@ -95,7 +96,7 @@ export function assignLanes(nodes: readonly Node[], lanes: number): LanePlan {
       );
     let lane = 0;
     const goesOn = lastInLane0 === null || before[index]!.includes(lastInLane0);
-    if (cost <= LARGE_US && !goesOn && lanes > 1) {
+    if (cost <= LARGE_US && !goesOn && !late.has(node) && lanes > 1) {
       lane = 1;
       for (let other = 2; other < lanes; ++other) if (startIn(other) < startIn(lane)) lane = other;
     }

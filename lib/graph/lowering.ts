@@ -107,8 +107,9 @@ export function lower(
     keepAll,
   });
   const count = keepAll ? 1 : laneCount(device, options);
+  const repeats = new Set<Node>();
   const plan = () => {
-    const lanes = count > 1 ? assignLanes(nodes, count) : oneLane(nodes);
+    const lanes = count > 1 ? assignLanes(nodes, count, repeats) : oneLane(nodes);
     return { lanes, memory: planMemory(request(lanes)) };
   };
   let { lanes, memory } = plan();
@@ -121,6 +122,7 @@ export function lower(
       results: request().results,
       measure: (tried) => neededBytes({ ...request(), nodes: tried }),
       onRepeat: (node, repeat) => {
+        repeats.add(repeat);
         const preparation = prepared.get(node);
         if (preparation) prepared.set(repeat, preparation);
       },
