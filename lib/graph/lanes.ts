@@ -68,6 +68,10 @@ export function oneLane(nodes: readonly Node[]): LanePlan {
 
 /** A call that takes longer has work for the whole device. */
 const LARGE_US = 400;
+/** A call of lane 0 that takes longer may wait for others, to use their memory. */
+const NOTABLE_US = 50;
+/** By how much estimates may be wrong about when such others are done. */
+const LONG_AGO_US = 2000;
 /** What a dependency between lanes costs more than one within a lane. */
 const HANDOVER_US = 3;
 
@@ -78,13 +82,15 @@ const HANDOVER_US = 3;
  * small gradients beside convolutions.
  *
  * @param lanes at least 1
- * @param late nodes whose inputs are ready long before their results are needed: in lane 0 they do not run, and take memory, sooner
+ * @param late nodes that are to run no sooner than needed, though their inputs are ready long before, to save memory: they stay
+ *   in lane 0, which then also waits for what by the estimates has finished long ago, so that its memory is used again
  */
 export function assignLanes(nodes: readonly Node[], lanes: number, late: ReadonlySet<Node> = new Set()): LanePlan {
   const before = dependencies(nodes);
   const laneOf = new Array<number>(nodes.length).fill(0);
   const finish = new Float64Array(nodes.length);
   const free = new Float64Array(lanes);
+  const unawaited: number[][] = Array.from({ length: lanes }, () => []);
   let lastInLane0: number | null = null;
   for (const [index, node] of nodes.entries()) {
     if (node.op.alias) continue;
@@ -99,6 +105,15 @@ export function assignLanes(nodes: readonly Node[], lanes: number, late: Readonl
     if (cost <= LARGE_US && !goesOn && !late.has(node) && lanes > 1) {
       lane = 1;
       for (let other = 2; other < lanes; ++other) if (startIn(other) < startIn(lane)) lane = other;
+    }
+    if (lane > 0) unawaited[lane]!.push(index);
+    else if (late.size > 0 && cost > NOTABLE_US) {
+      const start = startIn(0);
+      for (const queue of unawaited) {
+        const running = queue.findIndex((other) => finish[other]! > start - LONG_AGO_US);
+        const done = queue.splice(0, running < 0 ? queue.length : running);
+        if (done.length > 0) before[index]!.push(done.at(-1)!);
+      }
     }
     laneOf[index] = lane;
     finish[index] = startIn(lane) + cost;

@@ -7,7 +7,6 @@ import {
   concat,
   conv2d,
   Graph,
-  type Node,
   type Op,
   Parameter,
   type PlacedCall,
@@ -226,21 +225,34 @@ describe("a program spread over lanes", () => {
   });
 });
 
-test("small nodes run beside large ones, which stay in lane 0", () => {
-  const graph = new Graph();
-  const large = graph.input("large", { shape: [64, 1024, 1024], dtype: "f32" });
-  const small = graph.input("small", { shape: [64], dtype: "f32" });
-  const chain = (from: Value, length: number): Node[] => {
-    let value = from;
-    return Array.from({ length }, () => {
-      value = graph.append(step, [value], {}, "")[0]!;
-      return value.node!;
-    });
+describe("lanes are chosen so that", () => {
+  /** A graph whose nodes are appended in order, of values of a gibibyte or of a few bytes. */
+  const build = () => {
+    const graph = new Graph();
+    const [large, small] = [[256, 1024, 1024], [64]].map((shape, i) => graph.input(`${i}`, { shape, dtype: "f32" }));
+    const chain = (from: Value, length: number): Value =>
+      Array.from({ length }).reduce((value: Value) => graph.append(step, [value], {}, "")[0]!, from);
+    return { graph, large: large!, small: small!, chain };
   };
-  const [big, little, other] = [chain(large, 3), chain(small, 3), chain(small, 3)];
-  const { laneOf } = assignLanes(graph.nodes, 3);
-  const lanesOf = (nodes: Node[]) => nodes.map((node) => laneOf[graph.nodes.indexOf(node)]!);
-  expect(lanesOf(big)).toEqual([0, 0, 0]);
-  expect(lanesOf(little)).toEqual([1, 1, 1]);
-  expect(lanesOf(other)).toEqual([2, 2, 2]);
+
+  test("small nodes run beside large ones, which stay in lane 0", () => {
+    const { graph, large, small, chain } = build();
+    for (const from of [large, small, small]) chain(from, 3);
+    expect(assignLanes(graph.nodes, 3).laneOf).toEqual([0, 0, 0, 1, 1, 1, 2, 2, 2]);
+    expect(assignLanes(graph.nodes, 1).laneOf).toEqual(Array(9).fill(0));
+  });
+
+  test("late nodes stay in lane 0, which waits for others once they must have finished long ago", () => {
+    const { graph, large, small, chain } = build();
+    const begun = chain(large, 1);
+    chain(small, 2);
+    const next = chain(begun, 4);
+    chain(small, 1);
+    const spread = assignLanes(graph.nodes, 2);
+    expect(spread.laneOf).toEqual([0, 1, 1, 0, 0, 0, 0, 1]);
+    expect(spread.waits.flat()).toEqual([]);
+    const { laneOf, waits } = assignLanes(graph.nodes, 2, new Set([next.node!, graph.nodes.at(-1)!]));
+    expect(laneOf).toEqual([0, 1, 1, 0, 0, 0, 0, 0]);
+    expect(waits).toEqual([[], [], [], [], [], [2], [], []]);
+  });
 });
