@@ -12,7 +12,7 @@ const x = { shape: [2, 16, 16, 8] };
 
 /** Residual blocks with batch normalization, a dropout and an upsampling. */
 function residual(on: Device) {
-  const blocks = 3;
+  const blocks = 8;
   const shapes: Record<string, number[]> = {
     w: [8, 3, 3, 8],
     gain: [8],
