@@ -91,6 +91,9 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     const out = outHandle();
     device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
     super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
+    // What is made is released again where a later part fails.
+    using made = new DisposableStack();
+    made.defer(() => super.dispose());
     this.device = device;
     this.slots = slots;
     this.batchSize = batchSize;
@@ -99,9 +102,11 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.#dtype = dtypeCode(dtype);
     this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
     this.#normalization = normalizationOf(preprocessing);
-    this.#ring = Array.from({ length: slots }, () => Tensor.zeros(device, [batchSize, height, width, 3], dtype));
+    const shape = [batchSize, height, width, 3];
+    this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));
     this.#staging = Array.from({ length: slots }, () => null);
     device.stream.synchronize(); // the decoder writes from streams of its own
+    made.move();
   }
 
   /** The images of a slot: (batchSize, height, width, 3), normalised. */

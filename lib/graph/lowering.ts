@@ -63,6 +63,8 @@ export interface Lowering {
   readonly nodes: readonly Node[];
   isForward(node: Node): boolean;
   readonly prepared: ReadonlyMap<Node, Preparation>;
+  /** Bytes of scratch memory of the nodes, before any of them were repeated. */
+  readonly workspaces: readonly number[];
   /** Gradients computed right where the parameter keeps them. */
   readonly bound: ReadonlyMap<Value, Address>;
   readonly exports: readonly GradientExport[];
@@ -70,12 +72,17 @@ export interface Lowering {
   readonly memory: MemoryPlan;
 }
 
-/** Traces `forward`, fuses, differentiates, spreads the nodes over lanes and plans memory. Allocates none. */
+/**
+ * Traces `forward`, fuses, differentiates, spreads the nodes over lanes and plans memory. Allocates none.
+ *
+ * @param assumedWorkspaces as `Lowering.workspaces`: used instead of preparing the nodes, for an estimate
+ */
 export function lower(
   device: Device,
   specs: Record<string, Spec>,
   forward: (inputs: Record<string, Value>) => Record<string, Value>,
   options: LoweringOptions = {},
+  assumedWorkspaces?: readonly number[],
 ): Lowering {
   const keepAll = options.keepAll ?? process.env.DLFS_DEBUG === "1";
   const { graph, result } = trace(specs, forward);
@@ -95,7 +102,11 @@ export function lower(
   const isHoisted = hoistable(needed, options.training ?? false);
 
   const prepared = new Map<Node, Preparation>();
-  for (const node of needed) if (node.op.prepare) prepared.set(node, node.op.prepare(device, node));
+  for (const [i, node] of needed.entries()) {
+    if (assumedWorkspaces) prepared.set(node, { workspace: assumedWorkspaces[i] ?? 0 });
+    else if (node.op.prepare) prepared.set(node, node.op.prepare(device, node));
+  }
+  const workspaces = needed.map((node) => prepared.get(node)?.workspace ?? 0);
   let nodes = needed.filter((node) => !isHoisted.has(node));
   const request = (lanes?: LanePlan): MemoryRequest => ({
     nodes,
@@ -150,6 +161,7 @@ export function lower(
     nodes,
     isForward,
     prepared,
+    workspaces,
     bound,
     exports,
     lanes,

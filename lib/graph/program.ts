@@ -14,6 +14,7 @@ import { unwatchLeak, watchLeak } from "../tensor/leaks";
 import { type GradientExport, type Lowering, type LoweringOptions, lower } from "./lowering";
 import { type MemoryPlan, storageOf } from "./memory-plan";
 import type { Emitter, Node } from "./node";
+import { outOfMemory } from "./out-of-memory";
 import type { Spec, Value } from "./value";
 
 /** One native call of a program. */
@@ -100,7 +101,11 @@ export class Program implements Disposable {
     this.#bound = lowering.bound;
     this.memory = lowering.memory;
     this.lanes = lowering.lanes.lanes;
-    this.#arena = new Arena(device, this.memory.bytes);
+    try {
+      this.#arena = new Arena(device, this.memory.bytes);
+    } catch (error) {
+      throw outOfMemory(error, { device, specs, forward, options, lowering });
+    }
     watchLeak(this, "Program");
 
     try {

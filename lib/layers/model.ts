@@ -47,16 +47,17 @@ export abstract class Model extends Layer {
       );
     }
     this.assignNames();
-    this.#device = device;
-    this.#precision = precision;
     const state = [...this.namedState().values()];
     const bytes = (dtype: DType) => (sum: number, p: Parameter) => sum + align(p.size * dtypeSize(dtype));
     const trained = state.filter((p) => !p.isBuffer);
-    this.#memory = {
-      parameters: new Arena(device, state.reduce(bytes("f32"), 0)),
-      gradients: new Arena(device, trained.reduce(bytes("f32"), 0)),
-      copies: precision === "f32" ? null : new Arena(device, trained.reduce(bytes(precision), 0)),
+    const sizes = {
+      parameters: state.reduce(bytes("f32"), 0),
+      gradients: trained.reduce(bytes("f32"), 0),
+      copies: precision === "f32" ? null : trained.reduce(bytes(precision), 0),
     };
+    this.#memory = this.#allocate(device, sizes);
+    this.#device = device;
+    this.#precision = precision;
     for (const [index, parameter] of state.entries()) {
       const view = (arena: Arena, dtype: DType) =>
         Tensor.at(device, arena.take(parameter.size * dtypeSize(dtype)), parameter.shape, dtype);
@@ -69,6 +70,34 @@ export abstract class Model extends Layer {
     this.zeroGrad();
     this.refresh();
     return this;
+  }
+
+  /** Memory of these sizes in bytes; all of it or an error that says what it was for. */
+  #allocate(device: Device, sizes: { parameters: number; gradients: number; copies: number | null }) {
+    using made = new DisposableStack();
+    try {
+      const memory = {
+        parameters: made.use(new Arena(device, sizes.parameters)),
+        gradients: made.use(new Arena(device, sizes.gradients)),
+        copies: sizes.copies === null ? null : made.use(new Arena(device, sizes.copies)),
+      };
+      made.move();
+      return memory;
+    } catch (error) {
+      if (!(error instanceof DlfsError) || error.code !== ErrorCode.memory) throw error;
+      made.dispose();
+      const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+      const asked = Object.entries(sizes).flatMap(([name, size]) =>
+        size === null ? [] : [`${mib(size)} for ${name}`],
+      );
+      const { free, total } = device.memory();
+      throw new DlfsError(
+        ErrorCode.memory,
+        this.constructor.name,
+        `out of memory: asked for ${asked.join(", ")}; ${mib(free)} of ${mib(total)} are free on ${device.info.name}`,
+        { cause: error },
+      );
+    }
   }
 
   /** Weights have been changed from outside: brings the low-precision copies and what programs hold of them up to date. */

@@ -1,6 +1,7 @@
 import {
   type Address,
   type BackendName,
+  check,
   chooseBackend,
   cString,
   type DeviceInfo,
@@ -24,6 +25,8 @@ export interface DeviceOptions {
   tf32?: boolean;
   /** Compute threads of the CPU backend; 0 uses all cores. */
   threads?: number;
+  /** The most bytes of device memory that malloc() gives out at one time. Default: what the device has. */
+  memoryLimit?: number;
   /** Whether graphs pad the channels of convolutions (the feature "conv.pad8"). Default: where the device gains by it. */
   padChannels?: boolean;
 }
@@ -44,7 +47,7 @@ export type Feature =
   | "jpeg.cmyk"
   | "jpeg.hardware";
 
-/** Bytes of device memory. */
+/** Bytes of device memory; `free` and `total` are within the device's `memoryLimit`. */
 export interface MemoryInfo {
   free: number;
   total: number;
@@ -65,6 +68,7 @@ export class Device extends NativeObject {
   readonly reason: string;
   /** The stream that work goes to unless another is given. */
   readonly stream: Stream;
+  readonly #memoryLimit: number;
   readonly #dependents: (() => void)[] = [];
   readonly #lanes: Stream[] = [];
 
@@ -90,12 +94,19 @@ export class Device extends NativeObject {
     this.native = library.functions;
     this.reason = reason;
     this.deterministic = options.deterministic ?? false;
-    this.setOption("deterministic", this.deterministic ? 1 : 0);
     this.tf32 = options.tf32 ?? false;
-    this.setOption("tf32", this.tf32 ? 1 : 0);
-    if (options.threads !== undefined) this.setOption("threads", options.threads);
-    if (options.padChannels !== undefined) this.setOption("conv.pad8", options.padChannels ? 1 : 0);
-    this.stream = new Stream(this);
+    this.#memoryLimit = options.memoryLimit ?? Number.POSITIVE_INFINITY;
+    try {
+      check(this.#memoryLimit >= 0, "memoryLimit", () => `expected bytes from 0, got ${options.memoryLimit}`);
+      this.setOption("deterministic", this.deterministic ? 1 : 0);
+      this.setOption("tf32", this.tf32 ? 1 : 0);
+      if (options.threads !== undefined) this.setOption("threads", options.threads);
+      if (options.padChannels !== undefined) this.setOption("conv.pad8", options.padChannels ? 1 : 0);
+      this.stream = new Stream(this);
+    } catch (error) {
+      super.dispose();
+      throw error;
+    }
     if (log && !announced) {
       announced = true;
       log(`backend: ${name} (${reason}), ${info.name}`);
@@ -117,11 +128,21 @@ export class Device extends NativeObject {
     const values = new BigInt64Array(4);
     this.native.memoryInfo(this.handle, values);
     const [free, total, allocated, peak] = Array.from(values, Number) as [number, number, number, number];
-    return { free, total, allocated, peak };
+    const limit = this.#memoryLimit;
+    return { free: Math.max(0, Math.min(free, limit - allocated)), total: Math.min(total, limit), allocated, peak };
   }
 
   /** Allocates device memory, 256-byte aligned; what holds it must call free(). Tensor and Arena are the usual owners. */
   malloc(bytes: number): Address {
+    if (this.#memoryLimit !== Number.POSITIVE_INFINITY) {
+      const { allocated } = this.memory();
+      check(
+        allocated + bytes <= this.#memoryLimit,
+        "Device.malloc",
+        () => `asked for ${bytes} bytes, ${allocated} are in use and the memory limit is ${this.#memoryLimit}`,
+        ErrorCode.memory,
+      );
+    }
     const out = outHandle();
     this.native.malloc(this.handle, out.view, bytes);
     return out.value;

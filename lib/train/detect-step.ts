@@ -98,16 +98,19 @@ export class DetectStep implements Disposable {
       () => `expected buckets of positive sizes up to batchSize, ${batchSize}, got ${buckets.join(", ")}`,
     );
     autotune(device);
-    const { program } = this.#bucket(batchSize);
+    // What is made is released again where a later part fails.
+    using made = new DisposableStack();
+    const program = made.use(this.#bucket(batchSize).program);
     this.#maxDetections = program.results.detections!.shape[1] as number;
     for (let i = 0; i < IN_FLIGHT; ++i) {
       this.#places.push({
-        sizes: new PinnedBuffer(device, batchSize * 8),
-        found: new PinnedBuffer(device, this.#countsAt(batchSize) + batchSize * 4),
-        event: new Event(device),
+        sizes: made.use(new PinnedBuffer(device, batchSize * 8)),
+        found: made.use(new PinnedBuffer(device, this.#countsAt(batchSize) + batchSize * 4)),
+        event: made.use(new Event(device)),
         busy: null,
       });
     }
+    made.move();
   }
 
   /** The program of the largest batch. */
@@ -175,20 +178,24 @@ export class DetectStep implements Disposable {
     const { height, width, images: given = "normalised", keepAll, lanes } = this.options;
     const wasTraining = model.training;
     model.eval();
-    const program = new Program(
-      this.#device,
-      {
-        images: { shape: [size, height, width, 3], dtype: given === "pixels" ? "u8" : model.precision },
-        imageSizes: { shape: [size, 2], dtype: "f32" },
-      },
-      ({ images, imageSizes }) => {
-        const input = given === "pixels" ? normalizePixels(images!, model.normalization, model.precision) : images!;
-        const { detections, counts } = model.detect(input, imageSizes!);
-        return { detections, counts };
-      },
-      { keepAll, lanes },
-    );
-    model.train(wasTraining);
+    let program: Program;
+    try {
+      program = new Program(
+        this.#device,
+        {
+          images: { shape: [size, height, width, 3], dtype: given === "pixels" ? "u8" : model.precision },
+          imageSizes: { shape: [size, 2], dtype: "f32" },
+        },
+        ({ images, imageSizes }) => {
+          const input = given === "pixels" ? normalizePixels(images!, model.normalization, model.precision) : images!;
+          const { detections, counts } = model.detect(input, imageSizes!);
+          return { detections, counts };
+        },
+        { keepAll, lanes },
+      );
+    } finally {
+      model.train(wasTraining);
+    }
     const bucket = { size, program, runs: 0, milliseconds: 0 };
     // Images that a batch does not fill are computed with like the others.
     const { address, byteLength } = program.inputs.images!;

@@ -67,9 +67,13 @@ export class SGD extends NativeObject {
     const table = scheduleTable(schedule, iterations);
     const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
     check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
-    const memory = new Arena(
-      device,
-      parameters.reduce((sum, [, { size }]) => sum + align(size * 4), 0),
+    // What is made is released again where a later part fails.
+    using made = new DisposableStack();
+    const memory = made.use(
+      new Arena(
+        device,
+        parameters.reduce((sum, [, { size }]) => sum + align(size * 4), 0),
+      ),
     );
     device.native.memset(device.stream.handle, memory.address, align(memory.byteLength), 0);
     const momenta = new Map(
@@ -78,21 +82,23 @@ export class SGD extends NativeObject {
     super(createLists(device, parameters, momenta, weightDecay, dtypeCode(model.precision)), "SGD", (handle) =>
       device.native.sgdDestroy(handle),
     );
+    made.defer(() => super.dispose());
     this.device = device;
     this.momenta = momenta;
     this.#memory = memory;
     this.#momentum = momentum;
     this.#nesterov = nesterov;
-    this.step = Tensor.zeros(device, [1], "i32");
-    this.rate = Tensor.zeros(device, [1]);
-    this.failed = Tensor.zeros(device, [1], "i32");
-    this.#table = Tensor.from(device, table, [table.length]);
+    this.step = made.use(Tensor.zeros(device, [1], "i32"));
+    this.rate = made.use(Tensor.zeros(device, [1]));
+    this.failed = made.use(Tensor.zeros(device, [1], "i32"));
+    this.#table = made.use(Tensor.from(device, table, [table.length]));
     this.#clipNorm = clipNorm ?? 0;
     const scratch = outHandle();
     device.native.sgdGradNormWorkspace(this.handle, scratch.view);
     const clips = clipNorm !== undefined;
-    this.gradNorm = clips ? Tensor.zeros(device, [1]) : null;
-    this.#normScratch = clips ? Tensor.empty(device, [scratch.value], "u8") : null;
+    this.gradNorm = clips ? made.use(Tensor.zeros(device, [1])) : null;
+    this.#normScratch = clips ? made.use(Tensor.empty(device, [scratch.value], "u8")) : null;
+    made.move();
   }
 
   /** The call that sets the rate and counts the step: before a program's own. */

@@ -98,26 +98,30 @@ export class TrainStep implements Disposable {
     model.train();
     let names: string[] = [];
     const losses = (inputs: Record<string, Value>) => {
-      const made = lossesOf(model, inputs);
-      names = Object.keys(made);
-      return made;
+      const values = lossesOf(model, inputs);
+      names = Object.keys(values);
+      return values;
     };
+    // What is made is released again where a later part fails.
+    using made = new DisposableStack();
     this.program = new Program(device, inputSpecs(model, options), losses, {
       ...loweringOptions(options),
       before: (program) => optimizer.scheduleCalls(program),
       after: (program) => optimizer.stepCalls(program, names),
     });
+    made.use(this.program);
     this.lossNames = names;
     const labels = align(n * m * 16);
     this.#offsets = { boxes: 0, labels, counts: labels + align(n * m * 4) };
     const bytes = this.#offsets.counts + align(n * 4);
     this.#ring = Array.from({ length: options.inFlight ?? 2 }, () => ({
-      targets: new PinnedBuffer(device, bytes),
-      report: new PinnedBuffer(device, 4 * (names.length + 3)),
-      event: new Event(device),
+      targets: made.use(new PinnedBuffer(device, bytes)),
+      report: made.use(new PinnedBuffer(device, 4 * (names.length + 3))),
+      event: made.use(new Event(device)),
       iteration: null,
       release: () => {},
     }));
+    made.move();
   }
 
   /** The memory that a step would take besides parameters, gradients and momentum; allocates none of it. */
