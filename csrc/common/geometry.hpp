@@ -43,13 +43,22 @@ struct ConvGeometry {
 // Checks that a direction takes these flags and this activation.
 inline void check_conv_epilogue(int32_t direction, int32_t flags, dlfs_activation activation) {
   static const char* const names[] = {"forward", "backward-data", "backward-weight"};
-  static const int32_t allowed[] = {DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL, DLFS_CONV_RESIDUAL | DLFS_CONV_RELU_MASK, 0};
+  static const int32_t allowed[] = {DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL | DLFS_CONV_MOMENTS,
+                                    DLFS_CONV_RESIDUAL | DLFS_CONV_RELU_MASK, 0};
   check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
   check_activation(activation);
   DLFS_CHECK((flags & ~allowed[direction]) == 0, DLFS_ERROR_ARGUMENT, "the %s direction does not take flags %d",
              names[direction], flags & ~allowed[direction]);
+  DLFS_CHECK(!(flags & DLFS_CONV_MOMENTS) || (flags == DLFS_CONV_MOMENTS && activation == DLFS_ACT_NONE),
+             DLFS_ERROR_ARGUMENT, "DLFS_CONV_MOMENTS goes with no other flag and no activation");
   DLFS_CHECK(direction == DLFS_CONV_FORWARD || activation == DLFS_ACT_NONE, DLFS_ERROR_ARGUMENT,
              "the %s direction does not take an activation, got %s", names[direction], activation_name(activation));
+}
+
+// Checks that a convolution may give its result's moments.
+inline void check_conv_moments(const ConvGeometry& g) {
+  DLFS_CHECK(g.r == 1 && g.s == 1 && g.groups == 1 && g.c % 8 == 0 && g.k % 8 == 0, DLFS_ERROR_UNSUPPORTED,
+             "moments are of 1x1 convolutions without groups with multiples of 8 channels, got %s", g.text().c_str());
 }
 
 // Checks the sizes and computes P and Q. Any window may overhang the image as far as the padding lets it.

@@ -14,6 +14,7 @@ namespace {
 struct ConvPlan {
   std::shared_ptr<Context> context;
   ConvProblem problem;
+  bool moments = false;  // y's are computed after it
   std::mutex mutex;
   std::shared_ptr<const ConvAlgorithm> algorithm;  // guarded by the mutex: tuning replaces it
 };
@@ -119,8 +120,35 @@ std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
   return plan.algorithm;
 }
 
-// Checks what the three executions have in common, and enqueues.
-void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuffers& buffers) {
+// The moments of y (rows, k) in parts of neighbouring rows, as dlfs_conv_forward_moments stores them.
+template <class T>
+void write_moments(float* moments, const T* y, int64_t rows, int32_t k, int64_t parts) {
+  float* const squares = moments + parts * k;
+  parallel_for(parts, 1, [=](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = rows * part / parts, count = rows * (part + 1) / parts - first;
+      float* const mean = moments + part * k;
+      float* const m2 = squares + part * k;
+      std::fill(mean, mean + k, 0.0f);
+      std::fill(m2, m2 + k, 0.0f);
+      moments[2 * parts * k + part] = static_cast<float>(count);
+      for (int64_t row = first; row < first + count; ++row) {
+        for (int32_t c = 0; c < k; ++c) mean[c] += to_float(y[row * k + c]);
+      }
+      for (int32_t c = 0; c < k && count > 0; ++c) mean[c] /= static_cast<float>(count);
+      for (int64_t row = first; row < first + count; ++row) {
+        for (int32_t c = 0; c < k; ++c) {
+          const float distance = to_float(y[row * k + c]) - mean[c];
+          m2[c] += distance * distance;
+        }
+      }
+    }
+  });
+}
+
+// Checks what the executions have in common, and enqueues. moments: of a plan that gives them.
+void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuffers& buffers,
+             float* moments = nullptr) {
   const std::shared_ptr<ConvPlan> plan = plans().find(handle);
   const ConvProblem& problem = plan->problem;
   DLFS_CHECK(plan->context == stream.context, DLFS_ERROR_ARGUMENT,
@@ -130,6 +158,8 @@ void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuff
   check_pointer(buffers.x, direction == DLFS_CONV_BACKWARD_DATA ? "dx" : "x");
   check_pointer(buffers.y, direction == DLFS_CONV_FORWARD ? "y" : "dy");
   check_pointer(buffers.w, direction == DLFS_CONV_BACKWARD_WEIGHT ? "dw" : "w");
+  DLFS_CHECK(plan->moments == (moments != nullptr), DLFS_ERROR_ARGUMENT,
+             plan->moments ? "this plan is for dlfs_conv_forward_moments" : "this plan lacks DLFS_CONV_MOMENTS");
   DLFS_CHECK(problem.bias() == (buffers.bias != nullptr), DLFS_ERROR_ARGUMENT,
              problem.bias() ? "bias is NULL, but the plan adds one" : "a bias was given, but the plan adds none");
   DLFS_CHECK(
@@ -139,7 +169,15 @@ void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuff
              problem.relu_mask() ? "x is NULL, but the plan masks by it" : "x was given, but the plan does not mask");
   const std::shared_ptr<const ConvAlgorithm> algorithm = current_algorithm(*plan);
   check_workspace(buffers.workspace, algorithm->workspace());
-  stream.enqueue([algorithm, buffers] { algorithm->run(buffers); }, Lane::compute, problem.threads);
+  const auto run = [algorithm, buffers, moments, g = problem.g, dtype = problem.dtype] {
+    algorithm->run(buffers);
+    if (!moments) return;
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      write_moments(moments, static_cast<const T*>(buffers.y), int64_t{g.n} * g.p * g.q, g.k, available_cores());
+    });
+  };
+  stream.enqueue(run, Lane::compute, problem.threads);
 }
 
 // Memory for measuring, released with the scope.
@@ -223,9 +261,11 @@ extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const 
         conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
         direction,
         dtype,
-        flags,
+        flags & ~DLFS_CONV_MOMENTS,
         activation,
         plan->context->threads()};
+    plan->moments = (flags & DLFS_CONV_MOMENTS) != 0;
+    if (plan->moments) check_conv_moments(plan->problem.g);
     DLFS_CHECK(dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
     DLFS_CHECK(dtype != DLFS_BF16 || has_bf16(), DLFS_ERROR_UNSUPPORTED,
                "bf16 is not supported by this processor (AVX512_BF16 or AMX)");
@@ -284,6 +324,15 @@ extern "C" dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, voi
                                          const float* bias, const void* residual, void* workspace) {
   return on_stream("dlfs_conv_forward", stream, [&](Stream& s) {
     execute(s, conv, DLFS_CONV_FORWARD, {const_cast<void*>(x), y, const_cast<void*>(w), bias, residual, nullptr, workspace});
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_forward_moments(dlfs_stream stream, dlfs_conv conv, void* y, float* moments,
+                                                 const void* x, const void* w, void* workspace) {
+  return on_stream("dlfs_conv_forward_moments", stream, [&](Stream& s) {
+    check_pointer(moments, "moments");
+    execute(s, conv, DLFS_CONV_FORWARD,
+            {const_cast<void*>(x), y, const_cast<void*>(w), nullptr, nullptr, nullptr, workspace}, moments);
   });
 }
 

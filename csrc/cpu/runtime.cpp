@@ -190,12 +190,12 @@ extern "C" dlfs_status dlfs_supports(dlfs_context ctx, int32_t* out, const char*
     check_pointer(out, "out");
     check_pointer(feature, "feature");
     const std::string name = feature;
-    if (name == "bf16" || name == "conv.bf16") {
+    if (name == "bf16" || name == "conv.bf16" || name == "conv.moments.bf16") {
       *out = has_bf16();
     } else if (name == "conv.pad8") {
       *out = context->pad_channels;
     } else {
-      *out = name == "conv.epilogue" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
+      *out = name == "conv.epilogue" || name == "conv.moments.f32" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
              name == "jpeg.cmyk";
     }
   });

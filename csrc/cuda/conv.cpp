@@ -71,6 +71,12 @@ bool prefers_sm90(const ConvProblem& problem) {
 
 // The first algorithm of the most promising recipe that can be built; our own kernels where the libraries have none.
 std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem& problem) {
+  if (problem.moments) {  // which the Hopper kernel alone gives
+    const std::vector<int> widths = sm90_tile_widths(context, problem);
+    DLFS_CHECK(!widths.empty(), DLFS_ERROR_UNSUPPORTED, "this device gives no moments with %s",
+               problem.g.text().c_str());
+    return sm90_algorithm(problem, widths.front());
+  }
   if (depthwise_supports(problem)) return depthwise_algorithm(context, problem);
   // On an H100 and a 7x7 convolution of 32x640x640x3 with stride 2, forward takes 0.37 ms where cuDNN's best takes 1.9,
   // and the weight gradient 0.47 where it takes 1.3; images of odd width gain least (1.4 times, two of 639x641).
@@ -105,7 +111,7 @@ std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem&
 
 std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProblem& problem, const std::string& pick) {
   if (pick.empty()) return choose(context, problem);
-  if (pick == "direct") return direct_algorithm(problem);
+  if (pick == "direct" && !problem.moments) return direct_algorithm(problem);
   if (pick == "depthwise") {
     DLFS_CHECK(depthwise_supports(problem), DLFS_ERROR_ARGUMENT, "pick 'depthwise' does not fit %s",
                problem.g.text().c_str());
@@ -130,6 +136,7 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
                "pick '%.200s' does not fit %s", pick.c_str(), problem.g.text().c_str());
     return sm90_algorithm(problem, tile_width);
   }
+  DLFS_CHECK(!problem.moments, DLFS_ERROR_ARGUMENT, "pick '%.200s' gives no moments", pick.c_str());
   if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
   return cudnn_from_pick(context, problem, pick);
 }
@@ -150,6 +157,8 @@ class Scratch {
     const bool gradient = problem.gradient_epilogue();
     tensors_.residual = !problem.residual ? nullptr : gradient ? tensors_.x : noise(s, g.y_elements(), problem.dtype);
     tensors_.mask = problem.relu_mask ? noise(s, g.x_elements(), problem.dtype) : nullptr;
+    const int64_t moments = (2 * int64_t{g.k} + 1) * s.context->sm_count;
+    tensors_.moments = problem.moments ? static_cast<float*>(noise(s, moments, DLFS_F32)) : nullptr;
   }
 
   const ConvTensors& tensors() const { return tensors_; }
@@ -244,6 +253,7 @@ std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double bu
     if (depthwise_supports(one)) consider(as(depthwise_algorithm(context, one)));
     if (stem_supports(context, one)) consider(as(stem_algorithm(context, one)));
     for (const int width : sm90_tile_widths(context, one)) consider(as(sm90_algorithm(one, width)));
+    if (one.moments) return;
     for (const auto& candidate : cublaslt_candidates(context, one, limit, true)) {
       if (spent()) break;
       consider(as(candidate));
@@ -314,9 +324,11 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
         (flags & DLFS_CONV_BIAS) != 0,
         (flags & DLFS_CONV_RESIDUAL) != 0,
         (flags & DLFS_CONV_RELU_MASK) != 0,
+        (flags & DLFS_CONV_MOMENTS) != 0,
         activation,
         context.deterministic,
         context.tf32};
+    if (conv->problem.moments) check_conv_moments(conv->problem.g);
     conv->use(from_pick(context, conv->problem, pick ? pick : ""));
     *out = adopt(convs(), context, std::move(conv));
   });
@@ -369,11 +381,26 @@ dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const
     check_pointer(y, "y");
     check_pointer(x, "x");
     check_pointer(w, "w");
+    DLFS_CHECK(!object->problem.moments, DLFS_ERROR_ARGUMENT, "this plan is for dlfs_conv_forward_moments");
     DLFS_CHECK((bias != nullptr) == object->problem.bias, DLFS_ERROR_ARGUMENT,
                "bias must be given exactly with DLFS_CONV_BIAS");
     DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
                "residual must be given exactly with DLFS_CONV_RESIDUAL");
     run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual, nullptr}, workspace);
+  });
+}
+
+dlfs_status dlfs_conv_forward_moments(dlfs_stream stream, dlfs_conv conv, void* y, float* moments, const void* x,
+                                      const void* w, void* workspace) {
+  return stream_call("dlfs_conv_forward_moments", stream, [&](Stream& s) {
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    check_direction(*object, DLFS_CONV_FORWARD);
+    DLFS_CHECK(object->problem.moments, DLFS_ERROR_ARGUMENT, "this plan lacks DLFS_CONV_MOMENTS");
+    check_pointer(y, "y");
+    check_pointer(moments, "moments");
+    check_pointer(x, "x");
+    check_pointer(w, "w");
+    run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, nullptr, nullptr, nullptr, moments}, workspace);
   });
 }
 

@@ -22,6 +22,7 @@ struct ConvProblem {
   bool bias;
   bool residual;
   bool relu_mask;  // of a data gradient
+  bool moments;    // of y
   dlfs_activation activation;
   bool deterministic;
   bool tf32;
@@ -43,7 +44,8 @@ struct ConvTensors {
   void* y;
   const float* bias;
   const void* residual;
-  const void* mask;  // what x was, of a masked data gradient
+  const void* mask;          // what x was, of a masked data gradient
+  float* moments = nullptr;  // of y
 };
 
 // One way to compute a problem. Immutable; run may be called from several threads for different streams.

@@ -1,5 +1,5 @@
 // Convolution on Hopper (sm_90a): an implicit matrix product y (pixels, K) = x (pixels, R S C) w (K, R S C)^T in bf16 or
-// f16, with bias, residual, ReLU and the statistics of batch normalization in its epilogue.
+// f16, with bias, residual, ReLU and the moments that batch normalization needs in its epilogue.
 //
 // A block of three warpgroups takes tiles of 128 pixels by `width` output channels, one after the other. Of the first
 // warpgroup one thread copies slices of 64 channels of one filter tap into a ring of stages, by TMA, which gathers the
@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "cuda/conv_sm90.hpp"
-#include "cuda/runtime.cuh"
+#include "cuda/norm.cuh"
 #include "cuda/sm90.cuh"
 
 namespace dlfs {
@@ -50,6 +50,7 @@ struct Sizes {
   int32_t c_slices;     // ceil(C / 64)
   int32_t r, s;
   int32_t p, q;
+  int32_t parts;        // of the moments
   int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   bool rows_are_pixels;  // a matrix product: x is loaded as a matrix
   bool relu;
@@ -182,12 +183,16 @@ __device__ __forceinline__ void add_statistics(PairStatistics& mine, const char*
   mine.n += static_cast<float>(count);
 }
 
-// Joins the statistics of the block's threads (Chan, Golub and LeVeque 1979) and writes mean and sum of squared distances.
+// Joins the statistics of the block's threads and writes them as part `part` of `used`; those from `used` on to z.parts get
+// zeros. Each block has a part of the rows and a tile of the channels.
 template <int width>
-__device__ __forceinline__ void write_statistics(float* partial, const PairStatistics& mine, char* scratch, int thread,
-                                                 int32_t k, int column_tile, int64_t split, int64_t splits) {
-  constexpr int pairs = width / 2, parts = 256 / pairs;
-  float* const shared = reinterpret_cast<float*>(scratch);  // (parts, pairs, 5): n, mean, m2, mean, m2
+__device__ __forceinline__ void write_moments(float* out_moments, const PairStatistics& mine, char* scratch, int thread,
+                                              const Sizes& z) {
+  constexpr int pairs = width / 2, groups = 256 / pairs;
+  const int column_tile = static_cast<int>(blockIdx.x) % z.column_tiles;
+  const int first = static_cast<int>(blockIdx.x) / z.column_tiles, used = static_cast<int>(gridDim.x) / z.column_tiles;
+  const int64_t plane = int64_t{z.parts} * z.k;
+  float* const shared = reinterpret_cast<float*>(scratch);  // (groups, pairs, 5): n, mean, m2, mean, m2
   float* const out = shared + thread * 5;
   out[0] = mine.n;
   for (int i = 0; i < 2; ++i) {
@@ -197,28 +202,31 @@ __device__ __forceinline__ void write_statistics(float* partial, const PairStati
     out[2 + 2 * i] = mine.n > 0.0f ? (m2 < 0.0f ? 0.0f : m2) : 0.0f;  // NaN stays
   }
   named_barrier(1, 256);
+  if (thread == 0 && column_tile == 0) {
+    for (int part = first; part < z.parts; part += used) {
+      const int64_t rows = part == first ? split_rows(z.rows, first, used, tile_rows) : 0;
+      out_moments[2 * plane + part] = static_cast<float>(rows);
+    }
+  }
   if (thread >= pairs) return;
   for (int i = 0; i < 2; ++i) {
-    float n = 0, mean = 0, m2 = 0;
-    for (int part = 0; part < parts; ++part) {
-      const float* const other = shared + (part * pairs + thread) * 5;
-      if (other[0] == 0.0f) continue;
-      const float total = n + other[0], delta = other[1 + 2 * i] - mean, share = other[0] / total;
-      mean += delta * share;
-      m2 += other[2 + 2 * i] + delta * delta * n * share;
-      n = total;
-    }
     const int channel = column_tile * width + 2 * thread + i;
-    if (channel < k) {
-      partial[split * k + channel] = mean;
-      partial[(splits + split) * k + channel] = m2;
+    if (channel >= z.k) return;
+    Moments sum{0, 0, 0};
+    for (int group = 0; group < groups; ++group) {
+      const float* const other = shared + (group * pairs + thread) * 5;
+      merge(sum, {other[0], other[1 + 2 * i], other[2 + 2 * i]});
+    }
+    for (int part = first; part < z.parts; part += used) {
+      out_moments[int64_t{part} * z.k + channel] = part == first ? sum.mean : 0.0f;
+      out_moments[plane + int64_t{part} * z.k + channel] = part == first ? sum.m2 : 0.0f;
     }
   }
 }
 
 template <class T, int width>
 __device__ void compute(const Block<T, width>& block, const CUtensorMap* y_map, const float* bias, bool has_residual,
-                        float* statistics, const Sizes& z) {
+                        float* moments, const Sizes& z) {
   constexpr int columns = box_columns(width), stages = Block<T, width>::stages, stagings = Block<T, width>::stagings;
   const int thread = static_cast<int>(threadIdx.x) - 128, group = thread / 128, lane = thread % 32;
   // The rows of matrices that this thread addresses in the staging buffer, and the columns that it holds sums of.
@@ -306,7 +314,7 @@ __device__ void compute(const Block<T, width>& block, const CUtensorMap* y_map, 
       }
     }
     if constexpr (columns == 64) {
-      if (statistics) {
+      if (moments) {
         add_statistics<T, width>(pair, staging, thread, static_cast<int>(min(int64_t{tile_rows}, z.rows - row)));
       }
     }
@@ -317,10 +325,9 @@ __device__ void compute(const Block<T, width>& block, const CUtensorMap* y_map, 
     }
   }
   if constexpr (columns == 64) {
-    if (statistics) {
+    if (moments) {
       // The stages are free: every copy that was started has been multiplied.
-      write_statistics<width>(statistics, pair, block.tiles, thread, z.k, static_cast<int>(blockIdx.x % z.column_tiles),
-                              blockIdx.x / z.column_tiles, gridDim.x / z.column_tiles);
+      write_moments<width>(moments, pair, block.tiles, thread, z);
     }
   }
   // Shared memory must not go before the stores have read it.
@@ -333,7 +340,7 @@ template <class T, int width>
 __global__ void __launch_bounds__(threads, 1)
     conv_sm90_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
                      const __grid_constant__ CUtensorMap y_map, const __grid_constant__ CUtensorMap residual_map,
-                     const float* bias, bool has_residual, float* statistics, const __grid_constant__ Sizes z) {
+                     const float* bias, bool has_residual, float* moments, const __grid_constant__ Sizes z) {
 #ifdef DLFS_SM90
   extern __shared__ char shared[];
   Block<T, width> block;
@@ -361,7 +368,7 @@ __global__ void __launch_bounds__(threads, 1)
     if (threadIdx.x == 32 && has_residual) copy_residual<T, width>(block, &residual_map, z);
   } else {
     take_registers<232>();
-    compute<T, width>(block, &y_map, bias, has_residual, statistics, z);
+    compute<T, width>(block, &y_map, bias, has_residual, moments, z);
   }
 #endif
 }
@@ -429,10 +436,10 @@ CUtensorMap pixel_map(const void* x, dlfs_dtype dtype, const ConvGeometry& g) {
 
 int64_t rows_of(const ConvGeometry& g) { return int64_t{g.n} * g.p * g.q; }
 
-// Blocks of a launch; with statistics every block keeps to one tile of channels.
-unsigned grid_blocks(const Context& context, int64_t row_tiles, int64_t column_tiles, bool statistics) {
+// Blocks of a launch; with moments every block keeps to one tile of channels.
+unsigned grid_blocks(const Context& context, int64_t row_tiles, int64_t column_tiles, bool moments) {
   const int64_t most = std::min<int64_t>(context.sm_count, row_tiles * column_tiles);
-  if (!statistics) return static_cast<unsigned>(most);
+  if (!moments) return static_cast<unsigned>(most);
   return static_cast<unsigned>(std::max<int64_t>(1, most / column_tiles) * column_tiles);
 }
 
@@ -449,6 +456,7 @@ void launch_tiles(Stream& s, const ConvGeometry& g, dlfs_dtype dtype, bool relu,
   z.s = g.s;
   z.p = g.p;
   z.q = g.q;
+  z.parts = s.context->sm_count;
   z.stride_h = g.stride_h;
   z.stride_w = g.stride_w;
   z.pad_h = g.pad_h;
@@ -469,9 +477,9 @@ void launch_tiles(Stream& s, const ConvGeometry& g, dlfs_dtype dtype, bool relu,
       t.residual ? box_map<2>(t.residual, dtype, {g.k, rows}, {columns, tile_rows}, swizzle) : y;
   const auto kernel = conv_sm90_kernel<T, width>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(width)));
-  launch(s, dim3(grid_blocks(*s.context, z.row_tiles, z.column_tiles, t.statistics != nullptr)), dim3(threads),
+  launch(s, dim3(grid_blocks(*s.context, z.row_tiles, z.column_tiles, t.moments != nullptr)), dim3(threads),
          static_cast<size_t>(shared_bytes(width)), kernel, x, w, y, residual, t.bias, t.residual != nullptr,
-         t.statistics, z);
+         t.moments, z);
 }
 
 class Sm90Conv final : public ConvAlgorithm {
@@ -482,9 +490,11 @@ class Sm90Conv final : public ConvAlgorithm {
   std::string pick() const override { return format("sm90 %d", tile_width_); }
 
   void run(Stream& s, const ConvTensors& t, void*) const override {
-    if (!aligned16({t.x, t.w, t.y, t.bias, t.residual})) return run_direct(s, problem_, t);
+    const bool aligned = aligned16({t.x, t.w, t.y, t.bias, t.residual});
+    DLFS_CHECK(aligned || !problem_.moments, DLFS_ERROR_ARGUMENT, "with moments, x, w and y must be 16-byte aligned");
+    if (!aligned) return run_direct(s, problem_, t);
     run_sm90(s, problem_.g, problem_.dtype, problem_.activation == DLFS_ACT_RELU, tile_width_,
-             {t.x, t.w, t.y, t.bias, t.residual, nullptr});
+             {t.x, t.w, t.y, t.bias, t.residual, t.moments});
   }
 
  private:
@@ -514,13 +524,8 @@ std::vector<int> sm90_tile_widths(const Context& context, const ConvProblem& pro
   widths.push_back(64);
   // 208 where it wastes no more than multiples of 64 would.
   const auto wasted = [&](int width) { return ceil_div(g.k, width) * width - g.k; };
-  if (g.k > 128 && wasted(208) <= wasted(64)) widths.insert(widths.begin(), 208);
+  if (g.k > 128 && !problem.moments && wasted(208) <= wasted(64)) widths.insert(widths.begin(), 208);
   return widths;
-}
-
-int64_t sm90_splits(const Context& context, const ConvGeometry& g, int tile_width) {
-  const int64_t column_tiles = ceil_div(g.k, tile_width);
-  return grid_blocks(context, ceil_div<int64_t>(rows_of(g), tile_rows), column_tiles, true) / column_tiles;
 }
 
 void run_sm90(Stream& stream, const ConvGeometry& g, dlfs_dtype dtype, bool relu, int tile_width,

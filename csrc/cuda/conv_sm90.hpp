@@ -12,14 +12,11 @@ struct Sm90Tensors {
   void* y;
   const float* bias;      // nullable
   const void* residual;   // nullable, y's shape
-  float* statistics;      // nullable: (2, splits, K), see norm.cuh's statistics_kernel, of rows in groups of 128
+  float* moments;         // nullable: dlfs_conv_forward_moments's, of as many parts as there are multiprocessors
 };
 
 // The tile widths (output channels) that serve a problem, most promising first; none where the kernel cannot compute it.
 std::vector<int> sm90_tile_widths(const Context& context, const ConvProblem& problem);
-
-// How many splits the statistics have.
-int64_t sm90_splits(const Context& context, const ConvGeometry& g, int tile_width);
 
 void run_sm90(Stream& stream, const ConvGeometry& g, dlfs_dtype dtype, bool relu, int tile_width,
               const Sm90Tensors& tensors);

@@ -125,7 +125,8 @@ DLFS_API dlfs_status dlfs_context_destroy(dlfs_context ctx);
 DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char *name, int64_t value);
 
 /* Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
- * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
+ * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.moments.f32", "conv.moments.bf16" and
+ * "conv.moments.f16" (convolutions that give their result's moments), "conv.pad8" (a convolution whose result's channels
  * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
  * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
  * unknown name writes 0. */
@@ -296,6 +297,7 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
 #define DLFS_CONV_BIAS 1     /* flag: adds a bias (K), fp32 */
 #define DLFS_CONV_RESIDUAL 2 /* flag: adds a tensor of the result's shape and dtype, before the activation or the mask */
 #define DLFS_CONV_RELU_MASK 4 /* flag of data gradients: x is a ReLU's result, and dx is 0 where x <= 0 */
+#define DLFS_CONV_MOMENTS 64  /* flag of the forward direction, alone: the moments of y too, by dlfs_conv_forward_moments */
 
 /* Plans one direction of y = activation(conv(x, w) + bias + residual), or of its gradients; the data gradient is
  * dx = mask(conv^T(dy, w) + residual) by its own flags, so that the gradients of x from elsewhere and the backward pass of
@@ -305,7 +307,7 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
  * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
  * `dtype` before bias, residual and activation where the device has no fused form of them.
  * DLFS_CONV_FORWARD takes BIAS, RESIDUAL and an activation, DLFS_CONV_BACKWARD_DATA RESIDUAL and RELU_MASK,
- * DLFS_CONV_BACKWARD_WEIGHT nothing; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
+ * DLFS_CONV_BACKWARD_WEIGHT nothing; DLFS_CONV_FORWARD takes MOMENTS and nothing else; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
  * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
  * option, repeated runs give the same bytes.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
@@ -331,6 +333,14 @@ DLFS_API dlfs_status dlfs_conv_pick(dlfs_conv conv, DLFS_HOST char *out, int64_t
 /* Runs a DLFS_CONV_FORWARD plan. bias and residual are NULL exactly where the plan lacks the flag. */
 DLFS_API dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void *y, const void *x, const void *w,
                                        const float *bias, const void *residual, void *workspace);
+
+/* Runs a DLFS_CONV_FORWARD plan with DLFS_CONV_MOMENTS: y, and its moments as dlfs_batch_norm_train takes them, means (parts,
+ * K), sums of squared distances from them (parts, K) and rows of each part (parts), fp32; parts is the number of the device's
+ * multiprocessors or threads (dlfs_device_info), and those without rows have zeros. Where the device has "conv.moments.bf16",
+ * "conv.moments.f16" or "conv.moments.f32", for plans of that dtype of 1x1 kernels without groups whose C and K are
+ * multiples of 8. */
+DLFS_API dlfs_status dlfs_conv_forward_moments(dlfs_stream stream, dlfs_conv conv, void *y, float *moments,
+                                               const void *x, const void *w, void *workspace);
 
 /* Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
  * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual. */

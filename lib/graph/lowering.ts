@@ -6,6 +6,7 @@ import { fuseGradients } from "./gradient-fusion";
 import { differentiate, type LeafGradients } from "./gradients";
 import { assignLanes, type LanePlan, oneLane } from "./lanes";
 import { byteSize, type MemoryPlan, type MemoryRequest, neededBytes, planMemory, storageOf } from "./memory-plan";
+import { fuseMoments } from "./moments";
 import type { Gradient, Node, Preparation } from "./node";
 import type { Parameter } from "./parameter";
 import { Recomputation, type RecomputeOption } from "./recompute";
@@ -91,6 +92,7 @@ export function lower(
   if (options.fuse ?? true) {
     fuse(graph, device, values, options.training ?? false);
     padChannels(graph, device, values, options.training ?? false);
+    fuseMoments(graph, device);
   }
   const results = Object.fromEntries(names.map((name, i) => [name, values[i] as Value]));
 

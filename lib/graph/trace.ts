@@ -51,6 +51,13 @@ export class Graph {
     return node.outputs;
   }
 
+  /** Gives a node one more output. */
+  addOutput(node: Node, spec: Spec): Value {
+    const value = new Value(this.#nextValue++, spec.shape, spec.dtype, node, node.outputs.length);
+    node.outputs.push(value);
+    return value;
+  }
+
   #leaf(spec: Spec, leaf: Leaf): Value {
     return new Value(this.#nextValue++, [...spec.shape], spec.dtype, leaf, 0);
   }

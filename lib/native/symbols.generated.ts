@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "8bd282fe14a995be";
+export const headerHash = "d755dd7700e49041";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -43,6 +43,7 @@ export const constants = {
   CONV_BIAS: 1,
   CONV_RESIDUAL: 2,
   CONV_RELU_MASK: 4,
+  CONV_MOMENTS: 64,
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
@@ -132,6 +133,7 @@ export const symbols = {
   dlfs_conv_workspace: { args: ["i64", "buffer"], returns: "i32" },
   dlfs_conv_pick: { args: ["i64", "buffer", "i64"], returns: "i32" },
   dlfs_conv_forward: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_conv_forward_moments: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_backward_data: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_backward_weight: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_channel_sum_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
@@ -262,6 +264,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_conv_workspace: ["conv", "out"],
   dlfs_conv_pick: ["conv", "out", "capacity"],
   dlfs_conv_forward: ["stream", "conv", "y", "x", "w", "bias", "residual", "workspace"],
+  dlfs_conv_forward_moments: ["stream", "conv", "y", "moments", "x", "w", "workspace"],
   dlfs_conv_backward_data: ["stream", "conv", "dx", "dy", "w", "residual", "x", "workspace"],
   dlfs_conv_backward_weight: ["stream", "conv", "dw", "x", "dy", "workspace"],
   dlfs_channel_sum_workspace: ["ctx", "out", "rows", "c", "dtype"],
@@ -356,7 +359,8 @@ export interface NativeFunctions {
   contextOption(ctx: number, name: HostView, value: number): number;
   /**
    * Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
-   * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.pad8" (a convolution whose result's channels
+   * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.moments.f32", "conv.moments.bf16" and
+   * "conv.moments.f16" (convolutions that give their result's moments), "conv.pad8" (a convolution whose result's channels
    * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
    * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
    * unknown name writes 0.
@@ -498,7 +502,7 @@ export interface NativeFunctions {
    * and where the library has no such output they have been rounded to `dtype` once. Likewise the sums may be rounded to
    * `dtype` before bias, residual and activation where the device has no fused form of them.
    * DLFS_CONV_FORWARD takes BIAS, RESIDUAL and an activation, DLFS_CONV_BACKWARD_DATA RESIDUAL and RELU_MASK,
-   * DLFS_CONV_BACKWARD_WEIGHT nothing; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
+   * DLFS_CONV_BACKWARD_WEIGHT nothing; DLFS_CONV_FORWARD takes MOMENTS and nothing else; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
    * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
    * option, repeated runs give the same bytes.
    * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
@@ -519,6 +523,14 @@ export interface NativeFunctions {
   convPick(conv: number, out: HostView, capacity: number): number;
   /** Runs a DLFS_CONV_FORWARD plan. bias and residual are NULL exactly where the plan lacks the flag. */
   convForward(stream: number, conv: number, y: Address | null, x: Address | null, w: Address | null, bias: Address | null, residual: Address | null, workspace: Address | null): number;
+  /**
+   * Runs a DLFS_CONV_FORWARD plan with DLFS_CONV_MOMENTS: y, and its moments as dlfs_batch_norm_train takes them, means (parts,
+   * K), sums of squared distances from them (parts, K) and rows of each part (parts), fp32; parts is the number of the device's
+   * multiprocessors or threads (dlfs_device_info), and those without rows have zeros. Where the device has "conv.moments.bf16",
+   * "conv.moments.f16" or "conv.moments.f32", for plans of that dtype of 1x1 kernels without groups whose C and K are
+   * multiples of 8.
+   */
+  convForwardMoments(stream: number, conv: number, y: Address | null, moments: Address | null, x: Address | null, w: Address | null, workspace: Address | null): number;
   /**
    * Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
    * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual.

@@ -156,6 +156,18 @@ export const conv2d: Op<ConvAttrs> = {
   },
 };
 
+/** conv2d that also gives the moments of y which batchNormTrain takes, f32; see dlfs_conv_forward_moments. */
+export const conv2dWithMoments: Op<ConvAttrs> = {
+  ...conv2d,
+  prepare: (device, { inputs: [x, w], attrs }) =>
+    plan(device, constants.CONV_FORWARD, x!.shape, w!.shape, x!.dtype, attrs, constants.CONV_MOMENTS),
+  emit(e, { inputs: [x, w], outputs: [y, moments] }) {
+    const [dst, statistics, src, weight] = [e.address(y!), e.address(moments!), e.address(x!), e.address(w!)];
+    const [conv, workspace] = [handleOf(e), e.workspace];
+    e.call(() => e.native.convForwardMoments(e.stream, conv, dst, statistics, src, weight, workspace));
+  },
+};
+
 /** y (..., K) = activation(x (..., C) w^T + bias + residual), w (K, C). Inputs as conv2d's; the geometry is a 1x1 kernel's. */
 export const linear: Op<ConvAttrs> = {
   ...conv2d,
