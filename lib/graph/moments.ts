@@ -3,6 +3,7 @@ import type { Node } from "./node";
 import { type ConvAttrs, conv2d, conv2dWithMoments } from "./ops/conv";
 import { type BatchNormAttrs, batchNormTrain } from "./ops/norm";
 import type { Graph } from "./trace";
+import type { Spec } from "./value";
 
 /**
  * Lets a 1x1 convolution whose result is normalised by the batch's statistics give the moments that these are computed from,
@@ -13,11 +14,11 @@ export function fuseMoments(graph: Graph, device: Device): void {
   for (const norm of graph.nodes) {
     const conv = norm.op === batchNormTrain ? norm.inputs[0]!.node : null;
     if (!conv || !canGiveMoments(conv, device)) continue;
-    const channels = conv.outputs[0]!.shape.at(-1)!;
     const parts = device.info.units;
-    Object.assign(conv, { op: conv2dWithMoments });
-    const moments = graph.addOutput(conv, { shape: [(2 * channels + 1) * parts], dtype: "f32" });
-    norm.inputs.push(moments);
+    const attrs = { ...(conv.attrs as ConvAttrs), parts };
+    const [, moments] = conv2dWithMoments.infer(conv.inputs, attrs) as [Spec, Spec];
+    Object.assign(conv, { op: conv2dWithMoments, attrs });
+    norm.inputs.push(graph.addOutput(conv, moments));
     Object.assign(norm, { attrs: { ...(norm.attrs as BatchNormAttrs), parts } });
   }
 }

@@ -106,6 +106,16 @@ const bodies: [string, Body, Expected][] = [
     { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) },
   ],
   [
+    "1x1 conv that gives the moments, norm, relu",
+    (s, v, t) => ({ y: relu(s.norm(s.pointwise(v, "c"), "n", t)) }),
+    { train: ["conv2d", "batch_norm"], infer: yes(["conv2d"]) },
+  ],
+  [
+    "1x1 conv with stride that gives the moments, norm, add of another",
+    (s, v, t) => ({ y: add(s.norm(s.pointwise(v, "c", 2), "n", t), s.norm(s.pointwise(v, "d", 2), "m", t)) }),
+    { train: ["conv2d", "batch_norm", "conv2d", "batch_norm"], infer: yes(["conv2d", "conv2d"]) },
+  ],
+  [
     "conv with bias, norm",
     (s, v, t) => ({ y: s.norm(s.conv(v, "c", true), "n", t) }),
     { train: ["conv2d", "batch_norm"], infer: ["conv2d"] },
@@ -383,6 +393,13 @@ describe.each([
       plain.forward.length + plain.backward.length,
     );
   });
+});
+
+test("a 1x1 convolution gives the moments of what is normalised, where the device can", () => {
+  using store = new Store();
+  const body = ({ x: v }: Record<string, Value>) => ({ y: store.norm(store.pointwise(v!, "c"), "n", true) });
+  using made = program(device, { x }, body, { training: true });
+  expect(made.calls[0]!.outputs.length).toBe(device.supports("conv.moments.f32") ? 2 : 1);
 });
 
 describe("folded weights", () => {

@@ -224,7 +224,7 @@ describe("a plan refuses", () => {
       [0, constants.CONV_RELU_MASK],
       [1, constants.CONV_BIAS],
       [2, constants.CONV_RESIDUAL],
-      [0, 64],
+      [0, 1 << 20],
     ] as const) {
       const error = errorOf(() => create(direction, "", flag));
       expect(error.code).toBe(ErrorCode.argument);

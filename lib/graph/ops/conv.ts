@@ -156,9 +156,13 @@ export const conv2d: Op<ConvAttrs> = {
   },
 };
 
-/** conv2d that also gives the moments of y which batchNormTrain takes, f32; see dlfs_conv_forward_moments. */
-export const conv2dWithMoments: Op<ConvAttrs> = {
+/** conv2d that also gives the moments of y, by `parts` parts, which batchNormTrain takes; see dlfs_conv_forward_moments. */
+export const conv2dWithMoments: Op<ConvAttrs & { readonly parts: number }> = {
   ...conv2d,
+  infer(inputs, attrs) {
+    const [y] = conv2d.infer(inputs, attrs) as [Spec];
+    return [y, { shape: [(2 * y.shape.at(-1)! + 1) * attrs.parts], dtype: "f32" }];
+  },
   prepare: (device, { inputs: [x, w], attrs }) =>
     plan(device, constants.CONV_FORWARD, x!.shape, w!.shape, x!.dtype, attrs, constants.CONV_MOMENTS),
   emit(e, { inputs: [x, w], outputs: [y, moments] }) {

@@ -21,6 +21,8 @@ export interface BatchNormAttrs {
   /** A last input is added before the activation. */
   readonly residual: boolean;
   readonly activation: Extract<FusedActivation, "none" | "relu">;
+  /** Of batchNormTrain: the last input has x's moments by this many parts (dlfs_batch_norm_train). Default: computed from x. */
+  readonly parts?: number;
 }
 
 function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {
@@ -73,7 +75,8 @@ const batchNormRepeat: Op<BatchNormAttrs> = {
 
 /**
  * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
- * `residual`, a tensor added before the activation. Outputs y, and for the backward pass mean and 1 / std and, of ReLU with a
+ * `residual`, a tensor added before the activation, and with `parts` x's moments. Outputs y, and for the backward pass mean and
+ * 1 / std and, of ReLU with a
  * residual, a bit for each element, by which the gradient is masked; without a residual ReLU's zeros follow from x.
  */
 export const batchNormTrain: Op<BatchNormAttrs> = {
@@ -105,7 +108,9 @@ function emitTrain(
 ): void {
   const [x, weight, bias] = firstFive(e, inputs);
   const [y, mean, invstd] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
-  const [residual, mask, scratch] = [e.optional(inputs[5]), e.optional(outputs[3]), e.workspace];
+  const residual = attrs.residual ? e.address(inputs[5]!) : null;
+  const [parts, moments] = attrs.parts ? [attrs.parts, e.address(inputs.at(-1)!)] : [0, null];
+  const [mask, scratch] = [e.optional(outputs[3]), e.workspace];
   const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
   const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
   e.call(() =>
@@ -121,11 +126,11 @@ function emitTrain(
       residual,
       weight,
       bias,
-      null,
+      moments,
       scratch,
       rows,
       channels,
-      0,
+      parts,
       dtype,
       attrs.eps,
       attrs.momentum,
