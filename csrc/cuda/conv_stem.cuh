@@ -25,12 +25,12 @@ struct StemLayout {
   ConvGeometry g;
   int32_t pixel;     // values per pixel in shared memory: C, or 2 or 4 where widened
   int32_t shift;     // 0 or 1: values before a kernel row that have no weight
+  int32_t lead;      // values before a tile's first window, so that rows can be copied in chunks of 16 bytes
   int32_t row_taps;  // values of a kernel row, even
   int32_t step;      // values between the windows of neighbouring results
   int32_t tile_p;    // rows of results of a tile
-  int32_t rows;      // rows of x that they cover, of which each holds `words` pairs, `pitch` pairs apart
-  int32_t words;
-  int32_t pitch;
+  int32_t rows;      // rows of x that they cover
+  int32_t pitch;     // pairs of values of such a row in shared memory, a multiple of 4
   int32_t tiles_p, tiles_q;
 
   DLFS_HD int32_t taps() const { return g.r * row_taps; }
@@ -68,11 +68,11 @@ inline StemLayout stem_layout(const ConvGeometry& g, int32_t tile_p) {
   l.step = g.stride_w * l.pixel;
   l.tile_p = tile_p;
   l.rows = (tile_p - 1) * g.stride_h + (g.r - 1) * g.dilation_h + 1;
-  const int32_t reach = l.pixel % 2 == 0 ? ((g.s - 1) * g.dilation_w + 1) * l.pixel : l.row_taps;
-  l.words = ((stem_columns - 1) * l.step + reach + 1) / 2;
-  // Kernel rows follow each other in the banks of shared memory as the values within a row do, so that reading 16
-  // consecutive taps never meets a bank twice.
-  l.pitch = l.words + ((l.row_taps / 2 - l.words) % 32 + 32) % 32;
+  // Rows are aligned like the image's, of which 32 windows' worth is a multiple of 8 values.
+  l.lead = l.widened() ? 0 : (8 - (g.pad_w * g.c + l.shift) % 8) % 8;
+  // Where windows are contiguous, three pairs beyond a kernel row may be read, see window_pair().
+  const int32_t reach = l.pixel % 2 == 0 ? ((g.s - 1) * g.dilation_w + 1) * l.pixel : l.row_taps + 6;
+  l.pitch = ceil_div(l.lead + (stem_columns - 1) * l.step + reach, 8) * 4;
   l.tiles_p = ceil_div(g.p, tile_p);
   l.tiles_q = ceil_div(g.q, stem_columns);
   return l;
@@ -89,31 +89,46 @@ __device__ __forceinline__ StemTile stem_tile(const StemLayout& l, int32_t numbe
 }
 
 // Brings the rows of x (N, H, W, C), 16-bit values, that a tile needs to shared memory: to[rows][pitch] of pairs. Rows
-// whose pairs are aligned are copied asynchronously, others (images of odd width, widened pixels) by way of registers.
+// whose chunks of 16 bytes or pairs are aligned are copied asynchronously, others (images of odd width, widened pixels)
+// by way of registers.
 __device__ __forceinline__ void stage_rows(uint32_t* to, const uint16_t* x, const StemLayout& l, const StemTile& tile) {
   const ConvGeometry& g = l.g;
   const int32_t lane = static_cast<int32_t>(threadIdx.x) % 32;
-  const int32_t width = g.w * g.c;
+  const int32_t width = g.w * g.c, chunks = l.pitch / 4;
   const int32_t top = tile.p * g.stride_h - g.pad_h, left = tile.q * g.stride_w - g.pad_w;
+  const int32_t first = left * g.c - l.shift - l.lead;  // in the image's row, a multiple of 8 unless widened
+  // How many bytes of `size` from value `at` on lie in the image; a chunk never begins left of it and ends inside.
+  const auto inside = [&](int32_t at, int32_t size) { return at < 0 ? 0 : min(max(width - at, 0), size / 2) * 2; };
+  const int32_t my_bytes = lane < chunks ? inside(first + 8 * lane, 16) : 0;
+  const int32_t my_first = my_bytes > 0 ? first + 8 * lane : 0;
   for (int32_t row = static_cast<int32_t>(threadIdx.x) / 32; row < l.rows; row += stem_warps) {
     uint32_t* const line = to + row * l.pitch;
     const int32_t h = top + row;
     if (h < 0 || h >= g.h) {
-      for (int32_t word = lane; word < l.words; word += 32) line[word] = 0;
+      for (int32_t chunk = lane; chunk < chunks; chunk += 32) {
+        *reinterpret_cast<uint4*>(line + 4 * chunk) = make_uint4(0, 0, 0, 0);
+      }
       continue;
     }
-    const uint16_t* const from = x + (static_cast<int64_t>(tile.n) * g.h + h) * width;
-    if (!l.widened() && reinterpret_cast<uintptr_t>(from) % 4 == 0) {
-      const int32_t first = left * g.c - l.shift;
-      for (int32_t word = lane; word < l.words; word += 32) {
-        const int32_t at = first + 2 * word;
-        const int32_t bytes = at < 0 ? 0 : min(max(width - at, 0), 2) * 2;
-        copy_async<4>(line + word, bytes > 0 ? from + at : from, bytes);
+    const uint16_t* const from = x + static_cast<int64_t>(tile.n * g.h + h) * width;
+    const uintptr_t odd = l.widened() ? 1 : reinterpret_cast<uintptr_t>(from);
+    if (odd % 16 == 0) {
+      if (lane < chunks) copy_async<16>(line + 4 * lane, from + my_first, my_bytes);
+      for (int32_t chunk = lane + 32; chunk < chunks; chunk += 32) {
+        const int32_t bytes = inside(first + 8 * chunk, 16);
+        copy_async<16>(line + 4 * chunk, bytes > 0 ? from + first + 8 * chunk : from, bytes);
+      }
+      continue;
+    }
+    if (odd % 4 == 0) {
+      for (int32_t word = lane; word < l.pitch; word += 32) {
+        const int32_t bytes = inside(first + 2 * word, 4);
+        copy_async<4>(line + word, bytes > 0 ? from + first + 2 * word : from, bytes);
       }
       continue;
     }
     const auto value = [&](int32_t i) -> uint32_t {
-      int32_t at = left * g.c - l.shift + i;
+      int32_t at = first + i;
       if (l.widened()) {
         const int32_t column = left + i / l.pixel, c = i % l.pixel;
         if (c >= g.c || column < 0) return 0;
@@ -122,11 +137,23 @@ __device__ __forceinline__ void stage_rows(uint32_t* to, const uint16_t* x, cons
       return at >= 0 && at < width ? from[at] : 0;
     };
 #pragma unroll 4
-    for (int32_t word = lane; word < l.words; word += 32) line[word] = value(2 * word) | value(2 * word + 1) << 16;
+    for (int32_t word = lane; word < l.pitch; word += 32) line[word] = value(2 * word) | value(2 * word + 1) << 16;
   }
 }
 
-// The pair of values at a byte offset.
+// Sizes of a layout that are known when a kernel is compiled, which saves it most of its address arithmetic: kernel rows
+// of row_taps consecutive values, without dilation. All 0: none is known.
+template <int R, int RowTaps, int Step, int Pitch>
+struct StemSizes {
+  static constexpr bool known = R > 0;
+  static constexpr int r = R, row_pairs = RowTaps / 2, step = Step, pitch = Pitch;
+  static bool fit(const StemLayout& l) {
+    return l.pixel % 2 == 1 && l.g.dilation_h == 1 && l.g.r == R && l.row_taps == RowTaps && l.step == Step &&
+           l.pitch == Pitch;
+  }
+};
+
+// The pair of values at a byte offset from a window.
 __device__ __forceinline__ uint32_t pair_at(const char* window, int32_t offset) {
   return *reinterpret_cast<const uint32_t*>(window + offset);
 }

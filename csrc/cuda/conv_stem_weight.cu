@@ -12,10 +12,11 @@ constexpr int32_t weight_tile_p = 4;
 constexpr int weight_stages = 3;  // tiles in shared memory: the one in use, and two underway
 
 // How the warps of a block share the product: each has 16 Rows output channels and 16 Pairs taps; Slices warps lie side
-// by side along the taps, and the others take other results of the tile.
-template <int Rows_, int Pairs_, int Slices_>
+// by side along the taps, and the others take other results of the tile. Step: the layout's `step` where it is known
+// when the kernel is compiled, else 0.
+template <int Rows_, int Pairs_, int Slices_, int Step_ = 0>
 struct WeightShape {
-  static constexpr int Rows = Rows_, Pairs = Pairs_, Slices = Slices_;
+  static constexpr int Rows = Rows_, Pairs = Pairs_, Slices = Slices_, Step = Step_;
   static constexpr int channels = 16 * Rows;
   static constexpr int columns = 16 * Pairs * Slices;
   static constexpr int shares = stem_warps / Slices;
@@ -24,11 +25,15 @@ struct WeightShape {
   static constexpr int sums = Rows * Pairs * 8;  // a lane's
 };
 
-// Where a result's 16-byte chunk lies, so that eight consecutive results have theirs in different banks.
+// Results of eight in a row have their 16-byte chunks in different banks: chunk c of result i lies at place c ^ turn(i).
+template <int chunks>
+__device__ __forceinline__ int32_t turn(int32_t result) {
+  return chunks == 8 ? result % 8 : result / 2 % 4;
+}
+
 template <int chunks>
 __device__ __forceinline__ int32_t chunk_offset(int32_t result, int32_t chunk) {
-  const int32_t turn = chunks == 8 ? result % 8 : result / 2 % 4;
-  return (result * chunks + (chunk ^ turn)) * 16;
+  return (result * chunks + (chunk ^ turn<chunks>(result))) * 16;
 }
 
 // Brings a tile of dy (N, P, Q, K) to shared memory, the channels from `first` on; zeros beyond P, Q and K. vector: rows
@@ -36,21 +41,23 @@ __device__ __forceinline__ int32_t chunk_offset(int32_t result, int32_t chunk) {
 template <class Shape>
 __device__ __forceinline__ void stage_results(char* to, const uint16_t* dy, const ConvGeometry& g,
                                               const StemTile& tile, int32_t first, bool vector) {
-  constexpr int chunks = Shape::chunks;
-#pragma unroll 4
-  for (int32_t at = static_cast<int32_t>(threadIdx.x); at < weight_tile_p * stem_columns * chunks;
-       at += stem_threads) {
-    const int32_t result = at / chunks, chunk = at % chunks;
-    const int32_t p = tile.p + result / stem_columns, q = tile.q + result % stem_columns, k = first + 8 * chunk;
-    const bool inside = p < g.p && q < g.q && k < g.k;
-    const uint16_t* const from =
-        inside ? dy + ((static_cast<int64_t>(tile.n) * g.p + p) * g.q + q) * g.k + k : dy;
-    char* const place = to + chunk_offset<chunks>(result, chunk);
+  // A thread has one chunk of every `apart`-th result.
+  constexpr int chunks = Shape::chunks, apart = stem_threads / chunks;
+  const int32_t result = static_cast<int32_t>(threadIdx.x) / chunks, chunk = static_cast<int32_t>(threadIdx.x) % chunks;
+  const int32_t k = first + 8 * chunk, q = tile.q + result;
+  const uint16_t* const from = dy + (static_cast<int64_t>(tile.n * g.p + tile.p) * g.q + q) * g.k + k;
+  char* const place = to + chunk_offset<chunks>(result, chunk);
+#pragma unroll
+  for (int i = 0; i < weight_tile_p * stem_columns / apart; ++i) {
+    const int32_t row = i * apart / stem_columns, column = i * apart % stem_columns;
+    const bool inside = tile.p + row < g.p && q + column < g.q && k < g.k;
+    const uint16_t* const source = inside ? from + static_cast<int64_t>(row * g.q + column) * g.k : dy;
+    char* const target = place + i * apart * chunks * 16;
     if (vector) {
-      copy_async<16>(place, from, inside ? 16 : 0);
+      copy_async<16>(target, source, inside ? 16 : 0);
     } else {
-      for (int32_t i = 0; i < 8; ++i) {
-        reinterpret_cast<uint16_t*>(place)[i] = inside && k + i < g.k ? from[i] : uint16_t{0};
+      for (int32_t c = 0; c < 8; ++c) {
+        reinterpret_cast<uint16_t*>(target)[c] = inside && k + c < g.k ? source[c] : uint16_t{0};
       }
     }
   }
@@ -73,7 +80,13 @@ __global__ void __launch_bounds__(stem_threads, 2)
 #pragma unroll
   for (int pair = 0; pair < Pairs; ++pair) offsets[pair] = l.offset(16 * (slice * Pairs + pair) + 2 * i);
 
-  const int32_t x_bytes = ceil_div(l.tile_bytes(), 16) * 16, stage_bytes = x_bytes + Shape::results_bytes;
+  int32_t my_chunks[Rows];  // where the rows of dy that this lane passes to load_transposed() lie, of 16 results
+#pragma unroll
+  for (int row = 0; row < Rows; ++row) {
+    my_chunks[row] = chunk_offset<Shape::chunks>(lane / 16 * 8 + lane % 8, 2 * row + lane / 8 % 2);
+  }
+
+  const int32_t stage_bytes = l.tile_bytes() + Shape::results_bytes;
   const int32_t tiles = l.tiles(), next = static_cast<int32_t>(gridDim.x);
   int32_t coming = static_cast<int32_t>(blockIdx.x), slot = 0;  // the tile to bring next, and where to
   const auto stage = [&] {
@@ -90,7 +103,7 @@ __global__ void __launch_bounds__(stem_threads, 2)
   for (int i = 1; i < weight_stages; ++i) stage();
 
   float sums[Rows][Pairs][2][4] = {};
-  const int32_t step = l.step * 2;  // bytes between the windows of neighbouring results
+  const int32_t step = (Shape::Step > 0 ? Shape::Step : l.step) * 2;  // bytes between the windows of neighbouring results
   int32_t current = 0;
   for (int32_t number = static_cast<int32_t>(blockIdx.x);;) {
     wait_copies<weight_stages - 2>();
@@ -99,19 +112,18 @@ __global__ void __launch_bounds__(stem_threads, 2)
     const char* const results = shared + current * stage_bytes;
     const int32_t rows = min(l.tile_p, g.p - number / l.tiles_q % l.tiles_p * l.tile_p);
     for (int32_t part = share; part < 2 * rows; part += Shape::shares) {
-      const int32_t result = part * 16;
       uint32_t gradients[Rows][4];
 #pragma unroll
       for (int row = 0; row < Rows; ++row) {
-        load_transposed(gradients[row], results + chunk_offset<Shape::chunks>(result + lane / 16 * 8 + lane % 8,
-                                                                               2 * row + lane / 8 % 2));
+        load_transposed(gradients[row], results + part * 16 * Shape::chunks * 16 + my_chunks[row]);
       }
-      const char* const window = results + Shape::results_bytes + part / 2 * g.stride_h * l.pitch * 4 +
+      const char* const window = results + Shape::results_bytes + part / 2 * g.stride_h * l.pitch * 4 + l.lead * 2 +
                                  (part % 2 * 16 + 2 * j) * step;
 #pragma unroll
       for (int pair = 0; pair < Pairs; ++pair) {
-        const uint32_t a = pair_at(window, offsets[pair]), b = pair_at(window + step, offsets[pair]);
-        const uint32_t c = pair_at(window + 8 * step, offsets[pair]), d = pair_at(window + 9 * step, offsets[pair]);
+        const char* const taps = window + offsets[pair];
+        const uint32_t a = pair_at(taps, 0), b = pair_at(taps, step);
+        const uint32_t c = pair_at(taps, 8 * step), d = pair_at(taps, 9 * step);
         // The lower values are one product's column, the upper ones another's.
         const uint32_t lower[2] = {__byte_perm(a, b, 0x5410), __byte_perm(c, d, 0x5410)};
         const uint32_t upper[2] = {__byte_perm(a, b, 0x7632), __byte_perm(c, d, 0x7632)};
@@ -179,15 +191,16 @@ __global__ void __launch_bounds__(1024)
 
 // Calls body(WeightShape) with the shape for a problem.
 template <class Body>
-void dispatch_weight_shape(int32_t k, int32_t steps, Body&& body) {
+void dispatch_weight_shape(const StemLayout& l, Body&& body) {
+  const int32_t steps = l.steps();
   const auto of_rows = [&](auto rows) {
-    constexpr int Rows = decltype(rows)::value;
-    if (steps <= 2) return body(WeightShape<Rows, 2, 1>{});
+    constexpr int Rows = decltype(rows)::value, rgb = 6;  // three channels with stride 2
+    if (steps <= 2) return l.step == rgb ? body(WeightShape<Rows, 2, 1, rgb>{}) : body(WeightShape<Rows, 2, 1>{});
     if (steps <= 4) return body(WeightShape<Rows, 4, 1>{});
-    if (steps <= 10) return body(WeightShape<Rows, 5, 2>{});
+    if (steps <= 10) return l.step == rgb ? body(WeightShape<Rows, 5, 2, rgb>{}) : body(WeightShape<Rows, 5, 2>{});
     body(WeightShape<Rows, 4, 4>{});
   };
-  if (k <= 32) {
+  if (l.g.k <= 32) {
     of_rows(Width<2>{});
   } else {
     of_rows(Width<4>{});
@@ -198,7 +211,7 @@ void dispatch_weight_shape(int32_t k, int32_t steps, Body&& body) {
 template <class Shape>
 int32_t weight_shared_bytes(const StemLayout& l) {
   const int32_t exchange = Shape::shares > 1 ? Shape::sums * 32 * Shape::Slices * 4 : 0;
-  return std::max(weight_stages * (ceil_div(l.tile_bytes(), 16) * 16 + Shape::results_bytes), exchange);
+  return std::max(weight_stages * (l.tile_bytes() + Shape::results_bytes), exchange);
 }
 
 // Blocks along the tiles and along the output channels.
@@ -214,7 +227,7 @@ dim3 weight_blocks(const Context& context, const StemLayout& l) {
 int64_t stem_weight_workspace(const Context& context, const ConvProblem& problem) {
   const StemLayout l = stem_layout(problem.g, weight_tile_p);
   int64_t bytes = 0;
-  dispatch_weight_shape(problem.g.k, l.steps(), [&](auto shape) {
+  dispatch_weight_shape(l, [&](auto shape) {
     using Shape = decltype(shape);
     const dim3 blocks = weight_blocks<Shape>(context, l);
     bytes = int64_t{blocks.x} * blocks.y * Shape::channels * Shape::columns * static_cast<int64_t>(sizeof(float));
@@ -225,7 +238,7 @@ int64_t stem_weight_workspace(const Context& context, const ConvProblem& problem
 int64_t stem_weight_shared_bytes(const ConvProblem& problem) {
   const StemLayout l = stem_layout(problem.g, weight_tile_p);
   int64_t bytes = 0;
-  dispatch_weight_shape(problem.g.k, l.steps(), [&](auto shape) { bytes = weight_shared_bytes<decltype(shape)>(l); });
+  dispatch_weight_shape(l, [&](auto shape) { bytes = weight_shared_bytes<decltype(shape)>(l); });
   return bytes;
 }
 
@@ -233,7 +246,7 @@ void run_stem_weight(Stream& stream, const ConvProblem& problem, const ConvTenso
   const ConvGeometry& g = problem.g;
   const StemLayout l = stem_layout(g, weight_tile_p);
   float* const partial = static_cast<float*>(workspace);
-  dispatch_weight_shape(g.k, l.steps(), [&](auto shape) {
+  dispatch_weight_shape(l, [&](auto shape) {
     using Shape = decltype(shape);
     const dim3 blocks = weight_blocks<Shape>(*stream.context, l);
     const int32_t shared = weight_shared_bytes<Shape>(l);

@@ -30,6 +30,22 @@ __device__ __forceinline__ void multiply_add<f16>(float (&d)[4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Two values as a register of the above, rounded to nearest even.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float lower, float upper);
+
+template <>
+__device__ __forceinline__ uint32_t pack<bf16>(float lower, float upper) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(lower, upper);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+
+template <>
+__device__ __forceinline__ uint32_t pack<f16>(float lower, float upper) {
+  const __half2 both = __floats2half2_rn(lower, upper);
+  return *reinterpret_cast<const uint32_t*>(&both);
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
