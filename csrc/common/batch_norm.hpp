@@ -20,6 +20,20 @@ inline void check_mask(const void* mask, dlfs_activation activation) {
              activation_name(activation));
 }
 
+struct NamedPointer {
+  const void* pointer;
+  const char* name;
+};
+
+// Operands of the sum of two normalized tensors, none of which may be NULL.
+inline void check_join(dlfs_dtype dtype, int64_t rows, int32_t c, std::initializer_list<NamedPointer> operands) {
+  check_float_dtype(dtype);
+  check_range(rows, 2, max_elements, "rows");
+  check_size(c, "c");
+  checked_product({rows, c}, "x");
+  for (const auto& [pointer, name] : operands) check_pointer(pointer, name);
+}
+
 // Moments have at least one part with one row, and no part is without.
 inline void check_moments(const void* moments, int64_t parts, int64_t rows) {
   if (moments) {

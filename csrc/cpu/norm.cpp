@@ -44,25 +44,45 @@ struct GivenMoments {
 };
 
 template <class T>
-void batch_norm_train(const ChannelLayout& l, T* y, uint8_t* mask, const T* x, const T* residual, const float* weight,
-                      const float* bias, const GivenMoments& given, void* workspace, const TrainStatistics& s,
-                      dlfs_activation activation) {
+void batch_statistics(const ChannelLayout& l, const T* x, const GivenMoments& given, void* workspace,
+                      const TrainStatistics& s) {
   const double* moments = given.values ? given.join(l, workspace) : channel_moments(l, workspace, x);
   const double n = static_cast<double>(l.rows);
-  std::vector<float> scale(static_cast<size_t>(l.c));
   for (int64_t j = 0; j < l.c; ++j) {
     const double mean = moments[j], squares = std::max(0.0, moments[l.c + j]), variance = squares / n;
-    const double invstd = 1.0 / std::sqrt(variance + s.eps);
     s.save_mean[j] = static_cast<float>(mean);
-    s.save_invstd[j] = static_cast<float>(invstd);
-    scale[static_cast<size_t>(j)] = s.save_invstd[j] * weight[j];
+    s.save_invstd[j] = static_cast<float>(1.0 / std::sqrt(variance + s.eps));
     if (!s.running_mean) continue;
     const double unbiased = squares / (n - 1);
     s.running_mean[j] = static_cast<float>((1 - s.momentum) * s.running_mean[j] + s.momentum * mean);
     s.running_var[j] = static_cast<float>((1 - s.momentum) * s.running_var[j] + s.momentum * unbiased);
   }
+}
+
+template <class T>
+void batch_norm_train(const ChannelLayout& l, T* y, uint8_t* mask, const T* x, const T* residual, const float* weight,
+                      const float* bias, const TrainStatistics& s, dlfs_activation activation) {
+  std::vector<float> scale(static_cast<size_t>(l.c));
+  for (int64_t j = 0; j < l.c; ++j) scale[static_cast<size_t>(j)] = s.save_invstd[j] * weight[j];
   normalise(l, y, x, residual, s.save_mean, scale.data(), bias, activation);
   if (mask) write_mask(l, mask, y);
+}
+
+// What a call for statistics may be given, on any thread.
+void check_statistics(int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype, const void* x, const float* moments,
+                      const void* workspace, const TrainStatistics& s) {
+  check_float_dtype(dtype);
+  check_rows(rows, c, 2);
+  check_eps(s.eps);
+  DLFS_CHECK(s.momentum >= 0 && s.momentum <= 1, DLFS_ERROR_ARGUMENT, "expected momentum from 0 to 1, got %g",
+             s.momentum);
+  check_pointer(x, "x");
+  check_pointer(s.save_mean, "save_mean");
+  check_pointer(s.save_invstd, "save_invstd");
+  check_moments(moments, parts, rows);
+  check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
+  DLFS_CHECK(!s.running_mean == !s.running_var, DLFS_ERROR_ARGUMENT,
+             "running_mean and running_var: expected both or neither");
 }
 
 // dx = weight * invstd * (g - sum(g) / n - (x - mean) * invstd^2 * sum(g (x - mean)) / n), g = dy, or, with ReLU, dy where
@@ -197,6 +217,23 @@ extern "C" dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, int64_t* out,
   });
 }
 
+extern "C" dlfs_status dlfs_batch_norm_statistics(dlfs_stream stream, float* save_mean, float* save_invstd,
+                                                  float* running_mean, float* running_var, const void* x,
+                                                  const float* moments, void* workspace, int64_t rows, int32_t c,
+                                                  int64_t parts, dlfs_dtype dtype, double eps, double momentum) {
+  return on_stream("dlfs_batch_norm_statistics", stream, [&](Stream& s) {
+    const TrainStatistics statistics{save_mean, save_invstd, running_mean, running_var, eps, momentum};
+    check_statistics(rows, c, parts, dtype, x, moments, workspace, statistics);
+    dispatch_float(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      s.enqueue([=] {
+        batch_statistics(ChannelLayout(rows, c), static_cast<const T*>(x), GivenMoments{moments, parts}, workspace,
+                         statistics);
+      });
+    });
+  });
+}
+
 extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, float* save_mean,
                                              float* save_invstd, float* running_mean, float* running_var, const void* x,
                                              const void* residual, const float* weight, const float* bias,
@@ -204,29 +241,21 @@ extern "C" dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_
                                              int64_t parts, dlfs_dtype dtype, double eps, double momentum,
                                              dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_train", stream, [&](Stream& s) {
-    check_float_dtype(dtype);
-    check_rows(rows, c, 2);
+    const TrainStatistics statistics{save_mean, save_invstd, running_mean, running_var, eps, momentum};
+    check_statistics(rows, c, parts, dtype, x, moments, workspace, statistics);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    check_eps(eps);
-    DLFS_CHECK(momentum >= 0 && momentum <= 1, DLFS_ERROR_ARGUMENT, "expected momentum from 0 to 1, got %g", momentum);
     check_pointer(y, "y");
-    check_pointer(x, "x");
-    check_pointer(save_mean, "save_mean");
-    check_pointer(save_invstd, "save_invstd");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
     check_mask(mask, activation);
-    check_moments(moments, parts, rows);
-    check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
-    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
-               "running_mean and running_var: expected both or neither");
-    const TrainStatistics statistics{save_mean, save_invstd, running_mean, running_var, eps, momentum};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       s.enqueue([=] {
-        batch_norm_train(ChannelLayout(rows, c), static_cast<T*>(y), mask, static_cast<const T*>(x),
-                         static_cast<const T*>(residual), weight, bias, GivenMoments{moments, parts}, workspace, statistics,
-                         activation);
+        const ChannelLayout layout(rows, c);
+        const T* const in = static_cast<const T*>(x);
+        batch_statistics(layout, in, GivenMoments{moments, parts}, workspace, statistics);
+        batch_norm_train(layout, static_cast<T*>(y), mask, in, static_cast<const T*>(residual), weight, bias,
+                         statistics, activation);
       });
     });
   });

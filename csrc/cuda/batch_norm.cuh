@@ -57,4 +57,18 @@ __device__ __forceinline__ void store_bits(uint8_t* mask, int64_t row, int32_t c
   mask[row * mask_pitch(c) + channel / 8] = static_cast<uint8_t>(bits);
 }
 
+// ReLU of V channels of a row; where there is a mask, writes its bits, which are 0 where the result is stored as 0.
+template <class T, int V>
+__device__ __forceinline__ void store_relu_mask(uint8_t* mask, int64_t row, int32_t channel, int32_t c,
+                                                float (&value)[V]) {
+  if (mask) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < V; ++j) bits |= relu_zero<T>(value[j]) ? 0u : 1u << j;
+    store_bits<V>(mask, row, channel, c, bits);
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) value[j] = activate<DLFS_ACT_RELU>(value[j]);
+}
+
 }  // namespace dlfs

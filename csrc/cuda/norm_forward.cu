@@ -42,6 +42,43 @@ int64_t statistics_bytes(const Context& context, int64_t rows, int32_t c) {
   return partial_bytes(context, rows, c, 2) + partial_bytes(context, rows, c, 1) / c;
 }
 
+// Checks its operands and computes the mean and the inverse standard deviation of each channel, from the moments where
+// they are given, else from x.
+void batch_statistics(const Stream& s, float* save_mean, float* save_invstd, float* running_mean, float* running_var,
+                      const void* x, const float* moments, void* workspace, int64_t rows, int32_t c, int64_t parts,
+                      dlfs_dtype dtype, double eps, double momentum) {
+  check_float_dtype(dtype);
+  check_size(rows, "rows");
+  check_size(c, "c");
+  DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel when training, got 1 for %d channels",
+             c);
+  checked_product({rows, c}, "x");
+  check_number(eps, "eps");
+  check_number(momentum, "momentum");
+  check_pointer(save_mean, "save_mean");
+  check_pointer(save_invstd, "save_invstd");
+  DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
+             "running_mean and running_var must both be NULL or neither");
+  check_pointer(x, "x");
+  check_moments(moments, parts, rows);
+  check_workspace(workspace, statistics_bytes(*s.context, rows, c));
+  const auto finish = [&](const float* from, int64_t count) {
+    launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
+           running_var, from, count, rows, c, eps, momentum);
+  };
+  if (moments) return finish(moments, parts);
+  float* const partial = static_cast<float*>(workspace);
+  dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
+    using T = typename decltype(tag)::type;
+    constexpr int V = decltype(width)::value;
+    const auto kernel = statistics_kernel<T, V>;
+    const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
+    float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
+    launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
+    finish(partial, g.splits);
+  });
+}
+
 // ---- normalisation ------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -96,16 +133,7 @@ __global__ void __launch_bounds__(channel_threads) normalize_kernel(Normalizatio
 #pragma unroll
           for (int j = 0; j < V; ++j) value[j] += other[j];
         }
-        if constexpr (relu) {
-          if (o.mask) {
-            uint32_t bits = 0;
-#pragma unroll
-            for (int j = 0; j < V; ++j) bits |= relu_zero<T>(value[j]) ? 0u : 1u << j;
-            store_bits<V>(o.mask, row, channel, o.c, bits);
-          }
-#pragma unroll
-          for (int j = 0; j < V; ++j) value[j] = activate<DLFS_ACT_RELU>(value[j]);
-        }
+        if constexpr (relu) store_relu_mask<T>(o.mask, row, channel, o.c, value);
         store(o.y + row * o.c + channel, value);
       });
 }
@@ -166,43 +194,23 @@ dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void* y, uint8_t* mask, fl
   return stream_call("dlfs_batch_norm_train", stream, [&](Stream& s) {
     check_float_dtype(dtype);
     check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    check_size(rows, "rows");
-    check_size(c, "c");
-    DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE,
-               "expected more than 1 value per channel when training, got 1 for %d channels", c);
-    checked_product({rows, c}, "x");
-    check_number(eps, "eps");
-    check_number(momentum, "momentum");
     check_pointer(y, "y");
-    check_pointer(save_mean, "save_mean");
-    check_pointer(save_invstd, "save_invstd");
-    DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
-               "running_mean and running_var must both be NULL or neither");
-    check_pointer(x, "x");
     check_pointer(weight, "weight");
     check_pointer(bias, "bias");
     check_mask(mask, activation);
-    check_moments(moments, parts, rows);
-    check_workspace(workspace, statistics_bytes(*s.context, rows, c));
-    const auto finish = [&](const float* from, int64_t count) {
-      launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
-             running_var, from, count, rows, c, eps, momentum);
-    };
-    if (moments) {
-      finish(moments, parts);
-    } else {
-      float* const partial = static_cast<float*>(workspace);
-      dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
-        using T = typename decltype(tag)::type;
-        constexpr int V = decltype(width)::value;
-        const auto kernel = statistics_kernel<T, V>;
-        const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
-        float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
-        launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
-        finish(partial, g.splits);
-      });
-    }
+    batch_statistics(s, save_mean, save_invstd, running_mean, running_var, x, moments, workspace, rows, c, parts, dtype,
+                     eps, momentum);
     normalize(s, y, mask, x, residual, weight, bias, save_mean, save_invstd, rows, c, dtype, 0.0, false, activation);
+  });
+}
+
+dlfs_status dlfs_batch_norm_statistics(dlfs_stream stream, float* save_mean, float* save_invstd, float* running_mean,
+                                       float* running_var, const void* x, const float* moments, void* workspace,
+                                       int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype, double eps,
+                                       double momentum) {
+  return stream_call("dlfs_batch_norm_statistics", stream, [&](Stream& s) {
+    batch_statistics(s, save_mean, save_invstd, running_mean, running_var, x, moments, workspace, rows, c, parts, dtype,
+                     eps, momentum);
   });
 }
 

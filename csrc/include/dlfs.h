@@ -401,6 +401,34 @@ DLFS_API dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void *dx, void
                                               const float *save_invstd, void *workspace, int64_t rows, int32_t c,
                                               dlfs_dtype dtype, dlfs_activation activation);
 
+/* The statistics of dlfs_batch_norm_train alone, for dlfs_batch_norm_join; arguments and workspace as there. */
+DLFS_API dlfs_status dlfs_batch_norm_statistics(dlfs_stream stream, float *save_mean, float *save_invstd,
+                                                float *running_mean, float *running_var, const void *x,
+                                                const float *moments, void *workspace, int64_t rows, int32_t c,
+                                                int64_t parts, dlfs_dtype dtype, double eps, double momentum);
+
+/* The sum of two normalized tensors, as where a residual block's shortcut has a normalization of its own:
+ *   y = activation((x - x_mean) * x_invstd * x_weight + x_bias + (z - z_mean) * z_invstd * z_weight + z_bias),
+ * x, z, y (rows, C), the others (C), means and deviations from dlfs_batch_norm_statistics. mask as dlfs_batch_norm_train's. */
+DLFS_API dlfs_status dlfs_batch_norm_join(dlfs_stream stream, void *y, uint8_t *mask, const void *x, const void *z,
+                                          const float *x_weight, const float *x_bias, const float *x_mean,
+                                          const float *x_invstd, const float *z_weight, const float *z_bias,
+                                          const float *z_mean, const float *z_invstd, int64_t rows, int32_t c,
+                                          dlfs_dtype dtype, dlfs_activation activation);
+
+/* Bytes of workspace for dlfs_batch_norm_join_backward. */
+DLFS_API dlfs_status dlfs_batch_norm_join_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int64_t rows, int32_t c,
+                                                    dlfs_dtype dtype);
+
+/* Gradients of both normalizations of dlfs_batch_norm_join, the statistics' share included. mask, nullable: dy counts where
+ * its bit is set, all of it without. dx and dz differ; one of them may be dy. */
+DLFS_API dlfs_status dlfs_batch_norm_join_backward(dlfs_stream stream, void *dx, void *dz, float *x_dweight,
+                                                   float *x_dbias, float *z_dweight, float *z_dbias, const void *dy,
+                                                   const void *x, const void *z, const uint8_t *mask,
+                                                   const float *x_weight, const float *x_mean, const float *x_invstd,
+                                                   const float *z_weight, const float *z_mean, const float *z_invstd,
+                                                   void *workspace, int64_t rows, int32_t c, dlfs_dtype dtype);
+
 /* Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
  * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable. */
 DLFS_API dlfs_status dlfs_batch_norm_fold(dlfs_stream stream, void *folded_w, float *folded_bias, const float *w,

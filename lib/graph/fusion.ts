@@ -5,6 +5,7 @@ import { addBias } from "./ops/conv-transpose";
 import { type ActivationAttrs, activate, add, isFusedActivation, keepsInput } from "./ops/elementwise";
 import { groupNorm } from "./ops/group-norm";
 import { type BatchNormAttrs, batchNormFold, batchNormInfer, batchNormTrain } from "./ops/norm";
+import { type BatchNormJoinAttrs, batchNormJoin } from "./ops/norm-join";
 import { type Rewrite, Rewriter } from "./rewriter";
 import type { Graph } from "./trace";
 import type { Value } from "./value";
@@ -12,6 +13,7 @@ import type { Value } from "./value";
 /**
  * Rewrites a traced forward graph before differentiation, merging operations into the ones that compute their input:
  *   batch_norm (+ add) (+ relu)              -> one batch_norm with residual and activation
+ *   batch_norm + batch_norm (+ relu)         -> one batch_norm_join with activation, where both have the batch's statistics
  *   group_norm + relu                        -> one group_norm with activation
  *   conv2d + batch_norm_infer                -> conv2d with folded weights; in training where the normalization has nothing
  *                                               that is trained. The folding of weights that no run changes is hoisted
@@ -28,6 +30,7 @@ export function fuse(graph: Graph, device: Device, results: readonly Value[], tr
   const rewriter = new Rewriter(graph, graph.nodes, results);
   graph.nodes = rewriter.run(
     (node) =>
+      joinNorms(rewriter, node) ??
       mergeAdd(rewriter, node, epilogue) ??
       mergeActivation(rewriter, node, epilogue, training) ??
       foldBatchNorm(rewriter, node, training),
@@ -37,6 +40,25 @@ export function fuse(graph: Graph, device: Device, results: readonly Value[], tr
 
 /** Whether the node is of a kind that takes a residual and an activation. */
 const isProduct = ({ op }: Node): boolean => op === conv2d || op === linear;
+
+/** x + y where both are batch normalizations with the batch's statistics, read here only. */
+function joinNorms(rewriter: Rewriter, node: Node): Rewrite | null {
+  if (node.op !== add || (node.attrs as ActivationAttrs).activation !== "none") return null;
+  const [first, second] = [rewriter.sole(node.inputs[0]), rewriter.sole(node.inputs[1])];
+  if (!first || !second || first === second) return null;
+  const isPlain = ({ op, attrs }: Node) =>
+    op === batchNormTrain && !(attrs as BatchNormAttrs).residual && (attrs as BatchNormAttrs).activation === "none";
+  if (!isPlain(first) || !isPlain(second)) return null;
+  const [a, b] = [first.attrs as BatchNormAttrs, second.attrs as BatchNormAttrs];
+  const attrs: BatchNormJoinAttrs = {
+    eps: [a.eps, b.eps],
+    momentum: [a.momentum, b.momentum],
+    activation: "none",
+    parts: [0, 0],
+  };
+  const merged = rewriter.make(batchNormJoin, [...first.inputs, ...second.inputs], attrs, first.path);
+  return { first, second, merged };
+}
 
 /** x + y where one of them is a batch normalization or convolution read here only: its residual input. */
 function mergeAdd(rewriter: Rewriter, node: Node, epilogue: boolean): Rewrite | null {
@@ -61,7 +83,8 @@ function mergeActivation(rewriter: Rewriter, node: Node, epilogue: boolean, trai
   const { activation } = node.attrs as ActivationAttrs;
   const first = rewriter.sole(node.inputs[0]);
   if (!first) return null;
-  const isNorm = first.op === batchNormTrain || first.op === batchNormInfer || first.op === groupNorm;
+  const norms: readonly unknown[] = [batchNormTrain, batchNormInfer, batchNormJoin, groupNorm];
+  const isNorm = norms.includes(first.op);
   const fits = isNorm
     ? activation === "relu"
     : (first.op === add || first.op === addBias || (isProduct(first) && epilogue)) &&

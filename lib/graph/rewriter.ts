@@ -5,6 +5,8 @@ import type { Value } from "./value";
 /** `first`, and the node at hand, become `merged`, in the place of the latter. */
 export interface Rewrite {
   first: Node;
+  /** A further node that becomes part of it. */
+  second?: Node;
   merged: Node;
 }
 
@@ -40,7 +42,7 @@ export class Rewriter {
     for (const original of this.before) {
       const node: Node = { ...original, inputs: original.inputs.map((input) => this.current(input)) };
       const rewritten = rewrite(node);
-      if (rewritten) this.#merge(rewritten.first, original, rewritten.merged);
+      if (rewritten) this.#merge(rewritten, original);
       else {
         Object.assign(original, { inputs: node.inputs });
         this.emit(original);
@@ -78,8 +80,8 @@ export class Rewriter {
     return this.graph.nodes.pop() as Node;
   }
 
-  #merge(first: Node, last: Node, merged: Node): void {
-    this.#nodes[this.#at.get(first.outputs[0]!)!] = tombstone;
+  #merge({ first, second, merged }: Rewrite, last: Node): void {
+    for (const gone of second ? [first, second] : [first]) this.#nodes[this.#at.get(gone.outputs[0]!)!] = tombstone;
     for (const [slot, output] of last.outputs.entries()) this.#replaced.set(output, merged.outputs[slot]!);
     this.#readers.set(merged.outputs[0]!, this.#readers.get(last.outputs[0]!) ?? 0);
     this.emit(merged);

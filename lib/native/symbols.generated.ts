@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "d755dd7700e49041";
+export const headerHash = "13b45a5629216e0c";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -143,6 +143,10 @@ export const symbols = {
   dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_statistics: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32", "f64", "f64"], returns: "i32" },
+  dlfs_batch_norm_join: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_join_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_join_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_fold: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i32", "f64"], returns: "i32" },
   dlfs_batch_norm_fold_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "f64"], returns: "i32" },
   dlfs_group_norm_workspace: { args: ["i64", "buffer", "i32", "i64", "i32", "i32", "i32"], returns: "i32" },
@@ -274,6 +278,10 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_batch_norm_train: ["stream", "y", "mask", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "moments", "workspace", "rows", "c", "parts", "dtype", "eps", "momentum", "activation"],
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
   dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_statistics: ["stream", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "moments", "workspace", "rows", "c", "parts", "dtype", "eps", "momentum"],
+  dlfs_batch_norm_join: ["stream", "y", "mask", "x", "z", "xWeight", "xBias", "xMean", "xInvstd", "zWeight", "zBias", "zMean", "zInvstd", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_join_workspace: ["ctx", "out", "rows", "c", "dtype"],
+  dlfs_batch_norm_join_backward: ["stream", "dx", "dz", "xDweight", "xDbias", "zDweight", "zDbias", "dy", "x", "z", "mask", "xWeight", "xMean", "xInvstd", "zWeight", "zMean", "zInvstd", "workspace", "rows", "c", "dtype"],
   dlfs_batch_norm_fold: ["stream", "foldedW", "foldedBias", "w", "convBias", "weight", "bias", "mean", "variance", "k", "perChannel", "dtype", "eps"],
   dlfs_batch_norm_fold_backward: ["stream", "dw", "dfolded", "weight", "variance", "k", "perChannel", "eps"],
   dlfs_group_norm_workspace: ["ctx", "out", "n", "rows", "c", "groups", "dtype"],
@@ -570,6 +578,21 @@ export interface NativeFunctions {
    * dresidual, nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy.
    */
   batchNormBackward(stream: number, dx: Address | null, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, mask: Address | null, weight: Address | null, bias: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  /** The statistics of dlfs_batch_norm_train alone, for dlfs_batch_norm_join; arguments and workspace as there. */
+  batchNormStatistics(stream: number, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number, eps: number, momentum: number): number;
+  /**
+   * The sum of two normalized tensors, as where a residual block's shortcut has a normalization of its own:
+   *   y = activation((x - x_mean) * x_invstd * x_weight + x_bias + (z - z_mean) * z_invstd * z_weight + z_bias),
+   * x, z, y (rows, C), the others (C), means and deviations from dlfs_batch_norm_statistics. mask as dlfs_batch_norm_train's.
+   */
+  batchNormJoin(stream: number, y: Address | null, mask: Address | null, x: Address | null, z: Address | null, xWeight: Address | null, xBias: Address | null, xMean: Address | null, xInvstd: Address | null, zWeight: Address | null, zBias: Address | null, zMean: Address | null, zInvstd: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  /** Bytes of workspace for dlfs_batch_norm_join_backward. */
+  batchNormJoinWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
+  /**
+   * Gradients of both normalizations of dlfs_batch_norm_join, the statistics' share included. mask, nullable: dy counts where
+   * its bit is set, all of it without. dx and dz differ; one of them may be dy.
+   */
+  batchNormJoinBackward(stream: number, dx: Address | null, dz: Address | null, xDweight: Address | null, xDbias: Address | null, zDweight: Address | null, zDbias: Address | null, dy: Address | null, x: Address | null, z: Address | null, mask: Address | null, xWeight: Address | null, xMean: Address | null, xInvstd: Address | null, zWeight: Address | null, zMean: Address | null, zInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number): number;
   /**
    * Folds inference statistics into the convolution before them: folded_w = w * g, folded_bias = (conv_bias - mean) * g +
    * bias with g = weight / sqrt(var + eps). w (K, per_channel) fp32, folded_w in `dtype`, conv_bias nullable.

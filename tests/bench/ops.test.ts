@@ -15,6 +15,7 @@ import { elementwiseBenches } from "../ops/cases/elementwise";
 import { groupNormBenches } from "../ops/cases/group-norm";
 import { lossBenches } from "../ops/cases/losses";
 import { normBenches } from "../ops/cases/norm";
+import { normJoinBenches } from "../ops/cases/norm-join";
 import { optimizerBenches } from "../ops/cases/optimizer";
 import { poolBenches } from "../ops/cases/pool";
 import { postprocessBenches } from "../ops/cases/postprocess";
@@ -95,6 +96,7 @@ function measure(on: Device, opCase: OpCase, dtype: "f32" | "bf16"): string {
 const lists = [
   convBenches,
   normBenches,
+  normJoinBenches,
   activationBenches,
   groupNormBenches,
   elementwiseBenches,

@@ -214,7 +214,20 @@ const bodies: [string, Body, Expected][] = [
   [
     "two norms added",
     (s, v, t) => ({ y: relu(add(s.norm(s.conv(v, "c"), "n", t), s.norm(s.conv(v, "d"), "m", t))) }),
-    { train: ["conv2d", "batch_norm", "conv2d", "batch_norm"] },
+    { train: ["conv2d", "conv2d", ...Array(3).fill("batch_norm_join")] },
+  ],
+  [
+    "two norms added, without an activation",
+    (s, v, t) => ({ y: add(s.norm(v, "n", t), s.norm(s.conv(v, "d"), "m", t)) }),
+    { train: ["conv2d", ...Array(3).fill("batch_norm_join")] },
+  ],
+  [
+    "two norms added, one of which is read elsewhere too",
+    (s, v, t) => {
+      const n = s.norm(v, "n", t);
+      return { y: add(relu(add(n, s.norm(s.conv(v, "d"), "m", t))), n) };
+    },
+    { train: ["batch_norm", "conv2d", "batch_norm", "add"] },
   ],
   [
     "add, relu",

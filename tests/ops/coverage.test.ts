@@ -11,6 +11,7 @@ import { groupNormCases } from "./cases/group-norm";
 import { initCases } from "./cases/init";
 import { lossCases } from "./cases/losses";
 import { normCases } from "./cases/norm";
+import { normJoinCases } from "./cases/norm-join";
 import { optimizerCases } from "./cases/optimizer";
 import { poolCases } from "./cases/pool";
 import { postprocessCases } from "./cases/postprocess";
@@ -51,6 +52,7 @@ test("every operation on a stream is in a case list", () => {
     initCases,
     lossCases,
     normCases,
+    normJoinCases,
     optimizerCases,
     poolCases,
     postprocessCases,

@@ -25,7 +25,8 @@ export interface BatchNormAttrs {
   readonly parts?: number;
 }
 
-function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {
+/** Checks x with its parameters, and the residual where there is one; returns x. */
+export function checkOperands(inputs: readonly Spec[], attrs: BatchNormAttrs): Spec {
   const x = inputs[0]!;
   const c = nhwc(x)[3];
   expectActivation(x, "an image batch");
@@ -52,7 +53,8 @@ function firstFive(e: Emitter, inputs: readonly Value[]): [number, number, numbe
   return inputs.slice(0, 5).map((value) => e.address(value)) as [number, number, number, number, number];
 }
 
-function workspace(device: Device, { inputs: [x] }: Node): Preparation {
+/** Scratch memory for the statistics, or the gradients, of a node's first input. */
+export function batchNormWorkspace(device: Device, { inputs: [x] }: Node): Preparation {
   const [size, dtype] = [rowsAndChannels(x!.shape), dtypeCode(x!.dtype)];
   return scratchMemory((out) => device.native.batchNormWorkspace(device.handle, out, ...size, dtype));
 }
@@ -69,15 +71,15 @@ const batchNormRepeat: Op<BatchNormAttrs> = {
     const mask: Spec = { shape: [rows, Math.ceil(channels / 8)], dtype: "u8" };
     return [x, statistics, statistics, ...(attrs.residual && attrs.activation === "relu" ? [mask] : [])];
   },
-  prepare: workspace,
+  prepare: batchNormWorkspace,
   emit: (e, node) => emitTrain(e, node, null, null),
 };
 
 /**
  * Batch normalization with the batch's statistics. Inputs x, weight, bias, running mean, running variance and, with
  * `residual`, a tensor added before the activation, and with `parts` x's moments. Outputs y, and for the backward pass mean and
- * 1 / std and, of ReLU with a
- * residual, a bit for each element, by which the gradient is masked; without a residual ReLU's zeros follow from x.
+ * 1 / std and, of ReLU with a residual, a bit for each element, by which the gradient is masked; without a residual ReLU's zeros
+ * follow from x.
  */
 export const batchNormTrain: Op<BatchNormAttrs> = {
   ...batchNormRepeat,
@@ -151,7 +153,7 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
     const statistics: Spec = { shape: weight!.shape, dtype: "f32" };
     return residual ? [dy!, statistics, statistics, dy!] : [dy!, statistics, statistics];
   },
-  prepare: workspace,
+  prepare: batchNormWorkspace,
   emit(e, { inputs, outputs, attrs }) {
     const [dy, x, weight, mean, invstd] = firstFive(e, inputs);
     const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];

@@ -15,7 +15,7 @@ import {
   recorded,
 } from "./case";
 
-interface NormOptions {
+export interface NormOptions {
   shape: readonly number[];
   residual?: boolean;
   relu?: boolean;
@@ -33,10 +33,13 @@ interface NormOptions {
   parts?: number;
 }
 
-const activationOf = ({ relu }: NormOptions) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
-const sizesOf = ({ shape }: NormOptions): [number, number] => [elementCount(shape.slice(0, -1)), shape.at(-1)!];
+export const activationOf = ({ relu }: { relu?: boolean }) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
+export const sizesOf = ({ shape }: { shape: readonly number[] }): [number, number] => [
+  elementCount(shape.slice(0, -1)),
+  shape.at(-1)!,
+];
 
-function workspace(c: CaseContext, options: NormOptions): number | null {
+export function workspace(c: CaseContext, options: NormOptions): number | null {
   const bytes = outHandle();
   c.native.batchNormWorkspace(c.device.handle, bytes.view, ...sizesOf(options), c.dtype);
   return c.workspace(bytes.value);
@@ -49,7 +52,7 @@ const maskOf = (options: NormOptions): Operand | null =>
     : null;
 
 /** Bit j % 8 of byte j / 8 of a row is set where y > 0. */
-function maskBits(y: Numbers, channels: number): Uint8Array {
+export function maskBits(y: Numbers, channels: number): Uint8Array {
   const pitch = Math.ceil(channels / 8);
   const bytes = new Uint8Array((y.length / channels) * pitch);
   for (let i = 0; i < y.length; ++i) {
@@ -95,7 +98,7 @@ const running = (options: NormOptions): Record<string, Input> => ({
 });
 
 /** Statistics of a large mean lose digits of x's own roundoff: x is mean (1 + 2^-24), relative to a deviation of 1.5. */
-const statisticTolerance = ({ mean = 0.5 }: NormOptions) => ({
+export const statisticTolerance = ({ mean = 0.5 }: NormOptions) => ({
   rtol: 1e-5 + Math.abs(mean) * 1e-7,
   atol: 1e-6 + Math.abs(mean) * 2e-7,
 });
