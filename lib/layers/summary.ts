@@ -85,7 +85,7 @@ const ACTIVATION_FLOPS: Record<string, number> = { silu: 1, leaky_relu: 1, hards
  *
  * - convolution, linear map: 2 for each weight that an output sees, and 1 for the bias. Padding is counted as if it were data.
  * - transposed convolution: 2 for each weight that an input is multiplied by, whether or not the result keeps the product.
- * - batch and group normalization: 2 an element, its scale and shift. Statistics are left out.
+ * - batch and group normalization: 2 an element, its scale and shift; 5 where two are added. Statistics are left out.
  * - addition, multiplication, scaling, dropout, FCOS's scores: 1 an element. SiLU, leaky ReLU: 1, their product.
  *   Hardsigmoid: 2, hardswish: 3.
  * - softmax: 3 an element: it subtracts the largest, adds up, divides.
@@ -109,6 +109,8 @@ export function flopsOf(node: Node): number | null {
     case "batch_norm_infer":
     case "group_norm":
       return 2 * elements;
+    case "batch_norm_join":
+      return 5 * elements;
     case "conv_transpose2d":
       return 2 * elementCount(node.inputs[0]!.shape) * elementCount(node.inputs[1]!.shape.slice(1));
     case "add":
