@@ -81,30 +81,28 @@ __device__ __forceinline__ void for_my_rows(int64_t rows, Body&& body) {
   for (int64_t row = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += stride) body(row);
 }
 
-// The same, row_batch rows at a time: use(row, fetch(row)) for each row after the batch's fetches have been issued. From the
+// The same, `batch` rows at a time: use(row, fetch(row)) for each row after the batch's fetches have been issued. From the
 // last row to the first where `reversed`.
-constexpr int row_batch = 4;
-
-template <bool reversed = false, class Fetch, class Use>
+template <bool reversed, int batch, class Fetch, class Use>
 __device__ __forceinline__ void for_row_batches(int64_t rows, Fetch&& fetch, Use&& use) {
   const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
   const auto at = [&](int64_t i) { return reversed ? rows - 1 - i : i; };
   int64_t i = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
-  for (; i + (row_batch - 1) * stride < rows; i += row_batch * stride) {
-    decltype(fetch(i)) loaded[row_batch];
+  for (; i + (batch - 1) * stride < rows; i += batch * stride) {
+    decltype(fetch(i)) loaded[batch];
 #pragma unroll
-    for (int k = 0; k < row_batch; ++k) loaded[k] = fetch(at(i + k * stride));
+    for (int k = 0; k < batch; ++k) loaded[k] = fetch(at(i + k * stride));
 #pragma unroll
-    for (int k = 0; k < row_batch; ++k) use(at(i + k * stride), loaded[k]);
+    for (int k = 0; k < batch; ++k) use(at(i + k * stride), loaded[k]);
   }
   if (i >= rows) return;
-  decltype(fetch(i)) loaded[row_batch - 1];
+  decltype(fetch(i)) loaded[batch - 1];
 #pragma unroll
-  for (int k = 0; k < row_batch - 1; ++k) {
+  for (int k = 0; k < batch - 1; ++k) {
     if (i + k * stride < rows) loaded[k] = fetch(at(i + k * stride));
   }
 #pragma unroll
-  for (int k = 0; k < row_batch - 1; ++k) {
+  for (int k = 0; k < batch - 1; ++k) {
     if (i + k * stride < rows) use(at(i + k * stride), loaded[k]);
   }
 }
@@ -124,13 +122,17 @@ __device__ __forceinline__ void mask_relu(float (&gradient)[V], const T* y) {
   for (int j = 0; j < V; ++j) gradient[j] = out[j] <= 0.0f ? 0.0f : gradient[j];
 }
 
+// How many rows a thread loads before it adds the first, so that its sums and loads fit into 128 registers.
+template <int S>
+inline constexpr int rows_in_flight = S < 3 ? 4 : 2;
+
 // Sums per channel: partial (images, S, splits, C) = sums over the split's rows of S values. Rows are counted through all
 // images.
 //   op.begin(image, channel): loads the coefficients of V channels
 //   op.fetch(row, channel): loads what the row has for those channels
 //   op.add(sums, row, channel, fetched): adds its values
 template <int S, int V, class Op>
-__global__ void __launch_bounds__(channel_threads)
+__global__ void __launch_bounds__(channel_threads, 2)
     channel_sums_kernel(float* partial, int64_t rows, int32_t c, int32_t images, Op op) {
   __shared__ float shared[S * V][channel_threads];
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(channel_threads)
     if (active) {
       op.begin(image, channel);
       const int64_t first = image * rows;
-      for_row_batches(
+      for_row_batches<false, rows_in_flight<S>>(
           rows, [&](int64_t row) { return op.fetch(first + row, channel); },
           [&](int64_t row, const auto& fetched) { op.add(sums, first + row, channel, fetched); });
     }
@@ -214,7 +216,7 @@ __global__ void __launch_bounds__(channel_threads)
       const T* const in = x + image * rows * c + channel;
       float shift[V], sum[V] = {}, squares[V] = {};
       load(shift, in + first * c);
-      for_row_batches(
+      for_row_batches<false, 4>(
           rows, [&](int64_t row) { return load_pack<V>(in + row * c); },
           [&](int64_t, const Pack<T, V>& pack) {
             float value[V];

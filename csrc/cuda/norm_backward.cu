@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(1024) finish_gradients_kernel(float* dweight, 
 // dx = weight invstd (dy - dbias / rows - (x - mean) invstd dweight / rows), dy masked. Rows are taken in the opposite
 // order of channel_sums_kernel: what that read last is still in the L2 cache.
 template <class T, int V, ReluMask relu>
-__global__ void __launch_bounds__(channel_threads)
+__global__ void __launch_bounds__(channel_threads, 2)
     input_gradient_kernel(Operands<T> o, MaskedGradient<T, V, relu> masked, const float* dweight, const float* dbias) {
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
   if (channel >= o.c) return;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(channel_threads)
     average[j] *= by;
     slope[j] *= spread[j] * by;
   }
-  for_row_batches<true>(
+  for_row_batches<true, 4>(
       o.rows, [&](int64_t row) { return masked.template fetch<true>(row, channel); },
       [&](int64_t row, const auto& fetched) {
         float gradient[V], distance[V];

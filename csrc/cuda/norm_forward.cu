@@ -98,7 +98,7 @@ struct Normalization {
 // y = activation((x - mean) * invstd * weight + bias + residual). Rows are taken in the opposite order of
 // statistics_kernel: what that read last is still in the L2 cache.
 template <class T, int V, bool relu, bool has_residual>
-__global__ void __launch_bounds__(channel_threads) normalize_kernel(Normalization<T> o) {
+__global__ void __launch_bounds__(channel_threads, 2) normalize_kernel(Normalization<T> o) {
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
   if (channel >= o.c) return;
   float centre[V], factor[V], shift[V], gain[V];
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(channel_threads) normalize_kernel(Normalizatio
   struct Fetched {
     Pack<T, V> x, residual;
   };
-  for_row_batches<true>(
+  for_row_batches<true, 4>(
       o.rows,
       [&](int64_t row) {
         const int64_t at = row * o.c + channel;

@@ -23,7 +23,7 @@ struct PairFetched {
 // ---- forward ------------------------------------------------------------------------------------------------------
 
 template <class T, int V, bool relu>
-__global__ void __launch_bounds__(channel_threads)
+__global__ void __launch_bounds__(channel_threads, 2)
     join_kernel(T* y, uint8_t* mask, Branch<T> a, Branch<T> b, int64_t rows, int32_t c) {
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
   if (channel >= c) return;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(channel_threads)
   load_channels(other, b.bias + channel);
 #pragma unroll
   for (int j = 0; j < V; ++j) shift[j] += other[j];
-  for_row_batches<true>(
+  for_row_batches<true, 4>(
       rows,
       [&](int64_t row) {
         const int64_t at = row * c + channel;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(1024)
 
 // dx = weight invstd (dy - dbias / rows - (x - mean) invstd dweight / rows) of both, as norm_backward.cu has it.
 template <class T, int V, bool masked>
-__global__ void __launch_bounds__(channel_threads)
+__global__ void __launch_bounds__(channel_threads, 2)
     pair_gradient_kernel(T* dx, T* dz, PairGradient<T, V, masked> pair, Branch<T> a, Branch<T> b,
                          const float* x_dweight, const float* z_dweight, const float* dbias, int64_t rows) {
   const int32_t channel = static_cast<int32_t>((static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(channel_threads)
   begin(a_factor, a_slope, a, x_dweight);
   begin(b_factor, b_slope, b, z_dweight);
   pair.begin(0, channel);
-  for_row_batches<true>(
+  for_row_batches<true, 2>(
       rows, [&](int64_t row) { return pair.template fetch_row<true>(row, channel); },
       [&](int64_t row, const PairFetched<T, V>& fetched) {
         float gradient[V], from_x[V], from_z[V];
