@@ -80,33 +80,113 @@ __global__ void __launch_bounds__(256, 4) max_pool_kernel(T* y, uint8_t* index, 
   });
 }
 
+// The pair type of a 16-bit element.
+template <class T>
+struct PairOf;
+template <>
+struct PairOf<bf16> {
+  using type = __nv_bfloat162;
+};
+template <>
+struct PairOf<f16> {
+  using type = __half2;
+};
+
+// Winners of 3x3 windows, two channels an instruction: the maximum first, then the first value that equals it. Comparing
+// value by value takes three times the instructions, which then are what the kernel waits for. Position 255 is left where
+// nothing equals the maximum: there is a NaN.
+template <class T, int V>
+struct PairWinner {
+  using Pair = typename PairOf<T>::type;
+  static constexpr int pairs = V / 2;
+  static constexpr uint32_t none = 0x00ff00ffu;  // position 255 of both channels
+
+  uint32_t best[pairs];      // bits of two values
+  uint32_t position[pairs];  // two positions of 16 bits
+
+  __device__ __forceinline__ static uint32_t bits_of(const Pack<T, V>& pack, int k) {
+    return reinterpret_cast<const uint32_t*>(pack.value)[k];
+  }
+  __device__ __forceinline__ static Pair pair_of(uint32_t bits) { return *reinterpret_cast<const Pair*>(&bits); }
+
+  // packs outside the image are not looked at.
+  __device__ __forceinline__ PairWinner(const Pack<T, V> (&packs)[9], const bool (&inside)[9]) {
+    const Pair lowest{from_float<T>(-INFINITY), from_float<T>(-INFINITY)};
+#pragma unroll
+    for (int k = 0; k < pairs; ++k) {
+      Pair most = lowest;
+#pragma unroll
+      for (int i = 0; i < 9; ++i) {
+        if (inside[i]) most = __hmax2_nan(most, pair_of(bits_of(packs[i], k)));
+      }
+      best[k] = 0;
+      position[k] = none;
+#pragma unroll
+      for (int i = 8; i >= 0; --i) {
+        if (!inside[i]) continue;
+        const uint32_t bits = bits_of(packs[i], k), equal = __heq2_mask(pair_of(bits), most);
+        best[k] = (best[k] & ~equal) | (bits & equal);  // not `most`, whose zero may have the other sign
+        position[k] = (position[k] & ~equal) | (static_cast<uint32_t>(i * 0x10001) & equal);
+      }
+    }
+  }
+
+  __device__ __forceinline__ bool has_nan() const {
+    uint32_t all = 0;
+#pragma unroll
+    for (int k = 0; k < pairs; ++k) all |= position[k];
+    return (all & 0x00800080u) != 0;
+  }
+
+  __device__ __forceinline__ void write(T* y, uint8_t* index) const {
+    Pack<T, V> values;
+    Pack<uint8_t, V> positions;
+#pragma unroll
+    for (int k = 0; k < pairs; ++k) {
+      reinterpret_cast<uint32_t*>(values.value)[k] = best[k];
+      positions.value[2 * k] = static_cast<uint8_t>(position[k]);
+      positions.value[2 * k + 1] = static_cast<uint8_t>(position[k] >> 16);
+    }
+    *reinterpret_cast<Pack<T, V>*>(y) = values;
+    if (index) *reinterpret_cast<Pack<uint8_t, V>*>(index) = positions;
+  }
+};
+
 // 3x3 windows of stride 2: all nine values are on their way before the first is compared.
 template <class T, int V, class Index>
-__global__ void __launch_bounds__(256) max_pool_3x3_stride2_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
+__global__ void __launch_bounds__(256, 3)
+    max_pool_3x3_stride2_kernel(T* y, uint8_t* index, const T* x, PoolGeometry g) {
   for_rows(static_cast<Index>(int64_t{g.n} * g.p * g.q), g.c / V, [&](Index row, int32_t vector) {
     const Pixel out = pixel_of(row, g.p, g.q);
     const int32_t top = out.row * 2 - g.pad_h, left = out.column * 2 - g.pad_w;
-    const auto inside = [&](int i) {
-      return static_cast<uint32_t>(top + i / 3) < static_cast<uint32_t>(g.h) &&
-             static_cast<uint32_t>(left + i % 3) < static_cast<uint32_t>(g.w);
-    };
+    const int64_t corner = pixel_offset(out.n, top, left, g.h, g.w, g.c) + vector * V;
+    const int64_t line = static_cast<int64_t>(g.w) * g.c;
     Pack<T, V> packs[9];
+    bool inside[9];
 #pragma unroll
     for (int i = 0; i < 9; ++i) {
-      if (!inside(i)) continue;
-      packs[i] = load_pack<V>(x + pixel_offset(out.n, top + i / 3, left + i % 3, g.h, g.w, g.c) + vector * V);
+      inside[i] = static_cast<uint32_t>(top + i / 3) < static_cast<uint32_t>(g.h) &&
+                  static_cast<uint32_t>(left + i % 3) < static_cast<uint32_t>(g.w);
+      if (inside[i]) packs[i] = load_pack<V>(x + (corner + i / 3 * line + i % 3 * g.c));
+    }
+    const int64_t at = static_cast<int64_t>(row) * g.c + vector * V;
+    if constexpr (sizeof(T) == 2 && V % 2 == 0) {
+      const PairWinner<T, V> pairs(packs, inside);
+      if (!pairs.has_nan()) {
+        pairs.write(y + at, index ? index + at : nullptr);
+        return;
+      }
     }
     Winner<V> winner;
     bool first = true;
 #pragma unroll
     for (int i = 0; i < 9; ++i) {
-      if (!inside(i)) continue;
+      if (!inside[i]) continue;
       float value[V];
       unpack(value, packs[i]);
       winner.meet(value, i, first);
       first = false;
     }
-    const int64_t at = static_cast<int64_t>(row) * g.c + vector * V;
     winner.write(y + at, index ? index + at : nullptr);
   });
 }

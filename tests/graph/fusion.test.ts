@@ -113,7 +113,7 @@ const bodies: [string, Body, Expected][] = [
   [
     "1x1 conv with stride that gives the moments, norm, add of another",
     (s, v, t) => ({ y: add(s.norm(s.pointwise(v, "c", 2), "n", t), s.norm(s.pointwise(v, "d", 2), "m", t)) }),
-    { train: ["conv2d", "batch_norm", "conv2d", "batch_norm"], infer: yes(["conv2d", "conv2d"]) },
+    { train: ["conv2d", "conv2d", ...Array(3).fill("batch_norm_join")], infer: yes(["conv2d", "conv2d"]) },
   ],
   [
     "conv with bias, norm",
@@ -413,6 +413,15 @@ test("a 1x1 convolution gives the moments of what is normalised, where the devic
   const body = ({ x: v }: Record<string, Value>) => ({ y: store.norm(store.pointwise(v!, "c"), "n", true) });
   using made = program(device, { x }, body, { training: true });
   expect(made.calls[0]!.outputs.length).toBe(device.supports("conv.moments.f32") ? 2 : 1);
+});
+
+test("both 1x1 convolutions of a sum of two normalizations give their moments, where the device can", () => {
+  using store = new Store();
+  const branch = (v: Value, conv: string, norm: string) => store.norm(store.pointwise(v, conv, 2), norm, true);
+  const body = ({ x: v }: Record<string, Value>) => ({ y: add(branch(v!, "c", "n"), branch(v!, "d", "m")) });
+  using made = program(device, { x }, body, { training: true });
+  const outputs = device.supports("conv.moments.f32") ? 2 : 1;
+  expect(made.calls.slice(0, 2).map((call) => call.outputs.length)).toEqual([outputs, outputs]);
 });
 
 describe("folded weights", () => {

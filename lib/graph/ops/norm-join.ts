@@ -22,7 +22,10 @@ const batchNormJoinRepeat: Op<BatchNormJoinAttrs> = {
   optionalOutputs: [5],
   infer(inputs, { activation }) {
     const plain = { eps: 0, momentum: 0, residual: false, activation };
-    const [x, z] = [checkOperands(inputs.slice(0, joinBranch), plain), checkOperands(inputs.slice(joinBranch, 2 * joinBranch), plain)];
+    const [x, z] = [
+      checkOperands(inputs.slice(0, joinBranch), plain),
+      checkOperands(inputs.slice(joinBranch, 2 * joinBranch), plain),
+    ];
     const [rows, channels] = rowsAndChannels(x.shape);
     expectShape(
       z.dtype === x.dtype && z.shape.join() === x.shape.join(),

@@ -235,6 +235,7 @@ export const poolCases: OpCase[] = [
     maxPoolBackward(`${name}, ties`, shape, tied),
   ]),
   maxPoolForward("NaN and infinity", pool(9, 8, 3, [3, 3], [2, 2], [1, 1]), special),
+  maxPoolForward("NaN and infinity, 16 channels", pool(9, 8, 16, [3, 3], [2, 2], [1, 1]), special),
   maxPoolForward("all -infinity", pool(4, 4, 2, [3, 3], [2, 2], [1, 1]), (_random, size) =>
     new Float32Array(size).fill(Number.NEGATIVE_INFINITY),
   ),
