@@ -2,8 +2,9 @@ import type { Device } from "../tensor";
 import type { Node } from "./node";
 import { type ConvAttrs, conv2d, conv2dWithMoments } from "./ops/conv";
 import { type BatchNormAttrs, batchNormTrain } from "./ops/norm";
+import { type BatchNormJoinAttrs, batchNormJoin, joinBranch } from "./ops/norm-join";
 import type { Graph } from "./trace";
-import type { Spec } from "./value";
+import type { Spec, Value } from "./value";
 
 /**
  * Lets a 1x1 convolution whose result is normalised by the batch's statistics give the moments that these are computed from,
@@ -11,15 +12,26 @@ import type { Spec } from "./value";
  * `fuse` and before differentiation.
  */
 export function fuseMoments(graph: Graph, device: Device): void {
-  for (const norm of graph.nodes) {
-    const conv = norm.op === batchNormTrain ? norm.inputs[0]!.node : null;
-    if (!conv || !canGiveMoments(conv, device)) continue;
+  // Appends x's moments to the inputs of the node that normalises it; returns how many parts they have, 0 without.
+  const give = (norm: Node, x: Value): number => {
+    const conv = x.node;
+    if (!conv || !canGiveMoments(conv, device)) return 0;
     const parts = device.info.units;
     const attrs = { ...(conv.attrs as ConvAttrs), parts };
     const [, moments] = conv2dWithMoments.infer(conv.inputs, attrs) as [Spec, Spec];
     Object.assign(conv, { op: conv2dWithMoments, attrs });
     norm.inputs.push(graph.addOutput(conv, moments));
-    Object.assign(norm, { attrs: { ...(norm.attrs as BatchNormAttrs), parts } });
+    return parts;
+  };
+  for (const norm of graph.nodes) {
+    const inputs = [...norm.inputs];
+    if (norm.op === batchNormTrain) {
+      const parts = give(norm, inputs[0]!);
+      if (parts) Object.assign(norm, { attrs: { ...(norm.attrs as BatchNormAttrs), parts } });
+    } else if (norm.op === batchNormJoin) {
+      const parts = [give(norm, inputs[0]!), give(norm, inputs[joinBranch]!)] as const;
+      Object.assign(norm, { attrs: { ...(norm.attrs as BatchNormJoinAttrs), parts } });
+    }
   }
 }
 
