@@ -91,9 +91,14 @@ describe("picks on disk", () => {
     const file = onlyFile();
     const text = readFileSync(file, "utf8");
     writeFileSync(file, text.replace(/^# device: .*$/m, "# device: another"));
-    expect(tuned().count).toBe(1);
+    const { count, pick } = tuned();
+    expect(count).toBe(1);
     expect(warnings).toHaveLength(1);
-    expect(readFileSync(file, "utf8")).toBe(text);
+    // On a GPU another algorithm may have won this time.
+    const head = text.split("\n").filter((line) => line.startsWith("#"));
+    const now = readFileSync(file, "utf8").split("\n");
+    expect(now.filter((line) => line.startsWith("#"))).toEqual(head);
+    expect(now).toContain(pick);
   });
 
   test("that do not fit any more are tuned again", () => {
