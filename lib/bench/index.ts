@@ -15,8 +15,16 @@ export {
   type Work,
 } from "./measure";
 export { benchInference, benchTraining, type NetworkBench, type NetworkSettings, networkName } from "./network";
-export { type PeerResult, type PeerRow, peerTable, runPeers } from "./peers";
-export { benchNms, benchPostprocess } from "./postprocess";
+export {
+  besideTable,
+  type PeerOperations,
+  type PeerResult,
+  type PeerRow,
+  peerTable,
+  runOperationPeers,
+  runPeers,
+} from "./peers";
+export { benchNms, benchPostprocess, type NmsCase, nmsCases } from "./postprocess";
 export { type CallTiming, chromeTrace, layerGroup, profileCalls, profileSummary, profileTable } from "./profile";
 export {
   type BenchChange,

@@ -48,6 +48,8 @@ type AnyLayer = Layer & { forward(...x: Value[]): Value };
 export interface LayerBench {
   name: string;
   layer: () => AnyLayer;
+  /** The same in PyTorch, for scripts/peers/operations.py. */
+  torch: string;
   /** Shapes of the inputs, without the batch. */
   inputs: (readonly number[])[];
   /** Pixels of an image that weights are applied to; default: those of the result. */
@@ -57,18 +59,20 @@ export interface LayerBench {
 const conv = (name: string, c: number, k: number, kernel: number, size: number, stride = 1): LayerBench => ({
   name: `Conv2d ${name}: ${kernel}x${kernel}${stride > 1 ? `/${stride}` : ""} ${c} -> ${k}, ${size}x${size}`,
   layer: () => new Conv2d(c, k, kernel, { stride, padding: kernel >> 1 }),
+  torch: `nn.Conv2d(${c}, ${k}, ${kernel}, stride=${stride}, padding=${kernel >> 1})`,
   inputs: [[size, size, c]],
 });
 
-const simple = (name: string, layer: () => AnyLayer, ...inputs: (readonly number[])[]): LayerBench => ({
+const simple = (name: string, layer: () => AnyLayer, torch: string, ...inputs: (readonly number[])[]): LayerBench => ({
   name: `${name}, ${inputs.map((shape) => shape.join("x")).join(" + ")}`,
   layer,
+  torch,
   inputs,
 });
 
 /** Of 256 channels in; its weights are multiplied by the pixels of the input. */
-const transposed = (name: string, layer: () => ConvTranspose2d, size: number): LayerBench => ({
-  ...simple(`ConvTranspose2d ${name}`, layer, [size, size, 256]),
+const transposed = (name: string, layer: () => ConvTranspose2d, torch: string, size: number): LayerBench => ({
+  ...simple(`ConvTranspose2d ${name}`, layer, `nn.ConvTranspose2d(256, ${torch})`, [size, size, 256]),
   pixels: size * size,
 });
 
@@ -81,43 +85,78 @@ export const layerBenches: readonly LayerBench[] = [
   conv("stage 4", 512, 512, 3, 20),
   conv("head", 256, 256, 3, 80),
   conv("class scores", 256, 819, 3, 40),
-  simple("Conv2d 3x3 depthwise", () => new Conv2d(256, 256, 3, { padding: 1, groups: 256 }), [80, 80, 256]),
-  simple("SeparableConv2d 3x3 256 -> 256", () => new SeparableConv2d(256, 256, 3, { padding: 1 }), [80, 80, 256]),
-  transposed("2x2/2 256 -> 128", () => new ConvTranspose2d(256, 128, 2, { stride: 2 }), 40),
-  transposed("4x4/2 256 -> 256", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1 }), 20),
-  transposed("4x4/2 depthwise", () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1, groups: 256 }), 40),
+  simple(
+    "Conv2d 3x3 depthwise",
+    () => new Conv2d(256, 256, 3, { padding: 1, groups: 256 }),
+    "nn.Conv2d(256, 256, 3, padding=1, groups=256)",
+    [80, 80, 256],
+  ),
+  simple(
+    "SeparableConv2d 3x3 256 -> 256",
+    () => new SeparableConv2d(256, 256, 3, { padding: 1 }),
+    "nn.Sequential(nn.Conv2d(256, 256, 3, padding=1, groups=256, bias=False), nn.Conv2d(256, 256, 1))",
+    [80, 80, 256],
+  ),
+  transposed("2x2/2 256 -> 128", () => new ConvTranspose2d(256, 128, 2, { stride: 2 }), "128, 2, stride=2", 40),
+  transposed(
+    "4x4/2 256 -> 256",
+    () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1 }),
+    "256, 4, stride=2, padding=1",
+    20,
+  ),
+  transposed(
+    "4x4/2 depthwise",
+    () => new ConvTranspose2d(256, 256, 4, { stride: 2, padding: 1, groups: 256 }),
+    "256, 4, stride=2, padding=1, groups=256",
+    40,
+  ),
   simple(
     "Conv2d 3x3 in 32 groups of 4, as ResNeXt's",
     () => new Conv2d(128, 128, 3, { padding: 1, groups: 32 }),
+    "nn.Conv2d(128, 128, 3, padding=1, groups=32)",
     [160, 160, 128],
   ),
-  simple("Linear 1280 -> 1000", () => new Linear(1280, 1000), [1280]),
-  simple("Linear 256 -> 819 (a head of 1x1)", () => new Linear(256, 819), [40, 40, 256]),
-  simple("BatchNorm2d", () => new BatchNorm2d(256), [80, 80, 256]),
-  simple("FrozenBatchNorm2d", () => new FrozenBatchNorm2d(256), [80, 80, 256]),
-  simple("GroupNorm, 32 groups", () => new GroupNorm(32, 256), [80, 80, 256]),
-  simple("ReLU", () => new ReLU(), [80, 80, 256]),
-  simple("SiLU", () => new SiLU(), [80, 80, 256]),
-  simple("Sigmoid", () => new Sigmoid(), [80, 80, 256]),
-  simple("ReLU6", () => new ReLU6(), [80, 80, 256]),
-  simple("LeakyReLU", () => new LeakyReLU(), [80, 80, 256]),
-  simple("Hardswish", () => new Hardswish(), [80, 80, 256]),
-  simple("Softmax", () => new Softmax(), [80, 80, 256]),
-  simple("Hardsigmoid", () => new Hardsigmoid(), [80, 80, 256]),
-  simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), [320, 320, 64]),
-  simple("Upsample x2", () => new Upsample(2), [40, 40, 256]),
-  simple("Upsample x2, bilinear", () => new Upsample({ scale: 2, mode: "bilinear" }), [40, 40, 256]),
-  simple("Add", () => new Add(), [80, 80, 256], [80, 80, 256]),
-  simple("Multiply", () => new Multiply(), [80, 80, 256], [80, 80, 256]),
-  { ...simple("SqueezeExcitation 72 / 24", () => new SqueezeExcitation(72, 24), [80, 80, 72]), pixels: 1 },
-  simple("ChannelShuffle in 2 groups", () => new ChannelShuffle(2), [40, 40, 116]),
-  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [20, 20, 2048]),
-  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), [7, 7, 1280]),
-  simple("Dropout", () => new Dropout(), [80, 80, 256]),
-  simple("Concat", () => new Concat(), [80, 80, 128], [80, 80, 128]),
+  simple("Linear 1280 -> 1000", () => new Linear(1280, 1000), "nn.Linear(1280, 1000)", [1280]),
+  simple("Linear 256 -> 819 (a head of 1x1)", () => new Linear(256, 819), "nn.Linear(256, 819)", [40, 40, 256]),
+  simple("BatchNorm2d", () => new BatchNorm2d(256), "nn.BatchNorm2d(256)", [80, 80, 256]),
+  simple("FrozenBatchNorm2d", () => new FrozenBatchNorm2d(256), "FrozenBatchNorm2d(256)", [80, 80, 256]),
+  simple("GroupNorm, 32 groups", () => new GroupNorm(32, 256), "nn.GroupNorm(32, 256)", [80, 80, 256]),
+  simple("ReLU", () => new ReLU(), "nn.ReLU()", [80, 80, 256]),
+  simple("SiLU", () => new SiLU(), "nn.SiLU()", [80, 80, 256]),
+  simple("Sigmoid", () => new Sigmoid(), "nn.Sigmoid()", [80, 80, 256]),
+  simple("ReLU6", () => new ReLU6(), "nn.ReLU6()", [80, 80, 256]),
+  simple("LeakyReLU", () => new LeakyReLU(), "nn.LeakyReLU()", [80, 80, 256]),
+  simple("Hardswish", () => new Hardswish(), "nn.Hardswish()", [80, 80, 256]),
+  simple("Softmax", () => new Softmax(), "nn.Softmax(1)", [80, 80, 256]),
+  simple("Hardsigmoid", () => new Hardsigmoid(), "nn.Hardsigmoid()", [80, 80, 256]),
+  simple("MaxPool2d 3x3/2", () => new MaxPool2d(3, { stride: 2, padding: 1 }), "nn.MaxPool2d(3, 2, 1)", [320, 320, 64]),
+  simple("Upsample x2", () => new Upsample(2), "nn.Upsample(scale_factor=2)", [40, 40, 256]),
+  simple(
+    "Upsample x2, bilinear",
+    () => new Upsample({ scale: 2, mode: "bilinear" }),
+    "nn.Upsample(scale_factor=2, mode='bilinear')",
+    [40, 40, 256],
+  ),
+  simple("Add", () => new Add(), "Add()", [80, 80, 256], [80, 80, 256]),
+  simple("Multiply", () => new Multiply(), "Multiply()", [80, 80, 256], [80, 80, 256]),
+  {
+    ...simple(
+      "SqueezeExcitation 72 / 24",
+      () => new SqueezeExcitation(72, 24),
+      "SqueezeExcitation(72, 24)",
+      [80, 80, 72],
+    ),
+    pixels: 1,
+  },
+  simple("ChannelShuffle in 2 groups", () => new ChannelShuffle(2), "nn.ChannelShuffle(2)", [40, 40, 116]),
+  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), "nn.AdaptiveAvgPool2d(1)", [20, 20, 2048]),
+  simple("GlobalAvgPool2d", () => new GlobalAvgPool2d(), "nn.AdaptiveAvgPool2d(1)", [7, 7, 1280]),
+  simple("Dropout", () => new Dropout(), "nn.Dropout()", [80, 80, 256]),
+  simple("Concat", () => new Concat(), "Concat()", [80, 80, 128], [80, 80, 128]),
   simple(
     "Sequential: conv 3x3 128 -> 128, norm, ReLU",
     () => new Sequential(new Conv2d(128, 128, 3, { padding: 1, bias: false }), new BatchNorm2d(128), new ReLU()),
+    "nn.Sequential(nn.Conv2d(128, 128, 3, padding=1, bias=False), nn.BatchNorm2d(128), nn.ReLU())",
     [80, 80, 128],
   ),
 ];

@@ -27,6 +27,8 @@ export interface NetworkSettings {
   lanes?: number;
   /** What a training step computes again in its backward pass; see ProgramOptions. */
   recompute?: RecomputeOption;
+  /** Whether the device is one that gives the same bytes each run. */
+  deterministic?: boolean;
 }
 
 export interface NetworkBench {
@@ -109,11 +111,13 @@ function row(bench: string, name: string, timing: Timing, profile: CallTiming[],
 }
 
 /** "retinanet_resnet50_fpn 32x640x640 bf16, norm batch, 5 stages". */
-export function networkName({ model, batch, size, precision, norm, trainableLayers, lanes }: NetworkSettings): string {
+export function networkName(settings: NetworkSettings): string {
+  const { model, batch, size, precision, norm, trainableLayers, lanes, deterministic } = settings;
   const parts = [`${model} ${batch}x${size.join("x")} ${precision}`];
   if (norm) parts.push(`norm ${norm}`);
   if (trainableLayers !== undefined) parts.push(`${trainableLayers} stages`);
   if (lanes !== undefined) parts.push(`${lanes} lanes`);
+  if (deterministic) parts.push("deterministic");
   return parts.join(", ");
 }
 

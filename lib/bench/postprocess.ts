@@ -62,8 +62,19 @@ export function benchPostprocess(device: Device, settings: NetworkSettings): Ben
   }
 }
 
+/** Boxes of one image for non-maximum suppression among those of a class. */
+export interface NmsCase {
+  name: string;
+  /** [boxes, 4]: left, top, right, bottom in pixels. */
+  boxes: Float32Array;
+  scores: Float32Array;
+  labels: Int32Array;
+  /** Boxes that overlap more than this IoU with a kept one are dropped. */
+  threshold: number;
+}
+
 /** Boxes of 4 to 64 pixels anywhere on 640x640, 80 classes, all kept boxes wanted: as torchvision's batched_nms is timed. */
-export function benchNms(device: Device, counts: readonly number[] = [1000, 5000, 20_000, 100_000]): BenchRow[] {
+export function nmsCases(counts: readonly number[] = [1000, 5000, 20_000, 100_000]): NmsCase[] {
   return counts.map((k) => {
     const corner = Float32Array.from({ length: 2 * k }, (_, i) => 600 * halton(1 + (i >> 1), i % 2 === 0 ? 2 : 3));
     const side = (i: number) => 4 + 60 * halton(1 + i, 5);
@@ -71,10 +82,18 @@ export function benchNms(device: Device, counts: readonly number[] = [1000, 5000
       const [box, axis] = [i >> 2, i & 1];
       return corner[2 * box + axis]! + ((i & 2) === 0 ? 0 : side(2 * box + axis));
     });
-    using boxTensor = Tensor.from(device, boxes, [1, k, 4]);
     const scores = Float32Array.from({ length: k }, (_, i) => halton(1 + i, 7));
-    using scoreTensor = Tensor.from(device, scores, [1, k]);
     const labels = Int32Array.from({ length: k }, (_, i) => Math.floor(80 * halton(1 + i, 11)));
+    return { name: `${k} boxes, 80 classes, IoU 0.5`, boxes, scores, labels, threshold: 0.5 };
+  });
+}
+
+/** Times non-maximum suppression of these boxes, all kept ones wanted. */
+export function benchNms(device: Device, cases: readonly NmsCase[] = nmsCases()): BenchRow[] {
+  return cases.map(({ name, boxes, scores, labels, threshold }) => {
+    const k = scores.length;
+    using boxTensor = Tensor.from(device, boxes, [1, k, 4]);
+    using scoreTensor = Tensor.from(device, scores, [1, k]);
     using labelTensor = Tensor.from(device, labels, [1, k], "i32");
     using keep = Tensor.empty(device, [1, k], "i32");
     using kept = Tensor.empty(device, [1], "i32");
@@ -84,11 +103,11 @@ export function benchNms(device: Device, counts: readonly number[] = [1000, 5000
     const [{ native, stream }, scratch] = [device, bytes.value > 0 ? workspace.address : null];
     const addresses = [keep, kept, boxTensor, scoreTensor, labelTensor].map(({ address }) => address);
     const [a, b, c, d, e] = addresses as [number, number, number, number, number];
-    const run = () => void native.nms(stream.handle, a, b, c, d, e, scratch, 1, k, k, 0.5, 1);
+    const run = () => void native.nms(stream.handle, a, b, c, d, e, scratch, 1, k, k, threshold, 1);
     const { launch, release } = captured(device, stream, run);
     const timing = time(device, stream, launch);
     release();
-    return { bench: "nms", name: `${k} boxes, 80 classes, IoU 0.5`, ...timing, warmUp: 2 };
+    return { bench: "nms", name, ...timing, warmUp: 2 };
   });
 }
 

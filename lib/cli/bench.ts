@@ -7,6 +7,7 @@ import {
   benchPostprocess,
   benchResult,
   benchTraining,
+  besideTable,
   type CallTiming,
   ceilings,
   chromeTrace,
@@ -16,12 +17,14 @@ import {
   measureLayer,
   type NetworkSettings,
   networkName,
+  nmsCases,
   type PeerResult,
   peerTable,
   profileSummary,
   profileTable,
   readBenchResult,
   resultTable,
+  runOperationPeers,
   runPeers,
   title,
   writeBenchResult,
@@ -59,7 +62,9 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]  
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first
   --trace FILE        write those as a trace for chrome://tracing or Perfetto (of train, if both are run)
-  --peers PYTHON      run the same work in PyTorch and torchvision, by this Python (retinanet_resnet50_fpn, on a GPU)
+  --deterministic     only algorithms that give the same bytes each run
+  --peers PYTHON      run the same work in PyTorch and torchvision, by this Python: train and infer (retinanet_resnet50_fpn,
+                      on a GPU), layers, nms
   --out FILE          write the results as JSON
   --compare FILE      print what has changed since such a file, beyond the noise
 
@@ -80,6 +85,7 @@ const options = {
   backend: { type: "string" },
   profile: { type: "boolean" },
   trace: { type: "string" },
+  deterministic: { type: "boolean" },
   peers: { type: "string" },
   out: { type: "string" },
   compare: { type: "string" },
@@ -133,6 +139,7 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
     repetitions: args.repetitions === undefined ? 15 : positiveInteger("repetitions", args.repetitions),
     profileRuns: cuda ? 5 : 1,
     lanes: args.lanes === undefined ? undefined : positiveInteger("lanes", args.lanes),
+    deterministic: device.deterministic,
   };
   const recompute = args.recompute === undefined ? undefined : recomputeOf("recompute", args.recompute);
   const fast = (dtype: "bf16" | "f16") => (cuda && device.supports(`conv.${dtype}`) ? dtype : "f32");
@@ -142,16 +149,43 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
   };
 }
 
+const layerSuffix = (batch: number, precision: string): string => `, ${batch} images, ${precision}`;
+
 function layerRows(device: Device, { batch, precision }: NetworkSettings): BenchRow[] {
   return layerBenches.flatMap((bench) =>
     measureLayer(device, bench, batch, precision).flatMap((timing) => {
       console.log(layerLine(device, precision, timing));
       const { name, pass, measured } = timing;
       if (!measured) return [];
-      const row = { bench: "layers", name: `${name} ${pass}, ${batch} images, ${precision}`, warmUp: 2 };
+      const row = { bench: "layers", name: `${name} ${pass}${layerSuffix(batch, precision)}`, warmUp: 2 };
       return [{ ...row, ...measured.timing, flops: measured.work.flops }];
     }),
   );
+}
+
+/** Runs the same work elsewhere and prints it: whole networks, and single operations beside our rows. */
+async function peersOf(
+  python: string,
+  benches: readonly BenchName[],
+  settings: Record<"train" | "infer", NetworkSettings>,
+  rows: readonly BenchRow[],
+): Promise<PeerResult[]> {
+  const peers: PeerResult[] = [];
+  for (const work of (["train", "infer"] as const).filter((name) => benches.includes(name))) {
+    const found = await runPeers(python, settings[work], [work], console.error);
+    peers.push(found);
+    print(["", `peers, ${networkName(settings[work])}`, ...peerTable(found)]);
+  }
+  const { batch, precision } = settings.infer;
+  const suffix = layerSuffix(batch, precision);
+  const layers = benches.includes("layers") ? layerBenches : [];
+  const nms = benches.includes("nms") ? nmsCases() : [];
+  if (layers.length + nms.length === 0) return peers;
+  const found = await runOperationPeers(python, { batch, precision, layers, nms }, console.error);
+  for (const row of found.rows) if (!nms.some(({ name }) => name === row.name)) row.name += suffix;
+  peers.push(found);
+  print(["", "beside PyTorch and torchvision", ...besideTable(rows, found)]);
+  return peers;
 }
 
 export const verb: Verb = {
@@ -160,12 +194,15 @@ export const verb: Verb = {
     const { values: args, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
     const benches = benchesOf(positionals);
     const profiled = benches.includes("train") || benches.includes("infer");
-    for (const name of ["profile", "trace", "peers"] as const) {
+    for (const name of ["profile", "trace"] as const) {
       if (args[name] !== undefined && !profiled) throw new UsageError(`--${name} is for train and infer`);
+    }
+    if (args.peers !== undefined && benches.every((bench) => bench === "postprocess")) {
+      throw new UsageError("--peers is for train, infer, layers and nms");
     }
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
     const tuneMs = args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]);
-    using device = new Device({ backend: args.backend }, console.log);
+    using device = new Device({ backend: args.backend, deterministic: args.deterministic }, console.log);
     autotune(device, { ms: tuneMs });
     const settings = settingsOf(args, device);
     const rows: BenchRow[] = [];
@@ -194,13 +231,7 @@ export const verb: Verb = {
       }
     }
 
-    const peers: PeerResult[] = [];
-    if (args.peers !== undefined) {
-      for (const work of (["train", "infer"] as const).filter((name) => benches.includes(name))) {
-        peers.push(await runPeers(args.peers, settings[work], [work], console.error));
-        print(["", `peers, ${networkName(settings[work])}`, ...peerTable(peers.at(-1)!)]);
-      }
-    }
+    const peers = args.peers === undefined ? [] : await peersOf(args.peers, benches, settings, rows);
     if (args.trace !== undefined && traced) {
       writeFileSync(args.trace, JSON.stringify(chromeTrace(traced.calls, traced.name)));
       console.log(`\nwritten: ${args.trace}`);

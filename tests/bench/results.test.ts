@@ -6,15 +6,18 @@ import { join } from "node:path";
 import {
   type BenchRow,
   benchResult,
+  besideTable,
   type CallTiming,
   chromeTrace,
   compareResults,
   comparisonTable,
+  nmsCases,
   peerTable,
   profileSummary,
   profileTable,
   readBenchResult,
   resultTable,
+  runOperationPeers,
   runPeers,
   timingOf,
   writeBenchResult,
@@ -157,6 +160,26 @@ describe("peers", () => {
     expect(text).toContain("PyTorch 1");
     expect(text).toMatch(/8\.000 +7\.000 to 9\.000 +500\.0/);
     expect(text).toContain("not measured: infer: no");
+  });
+
+  test("of single operations get their shapes and boxes, and stand beside our rows of the same names", async () => {
+    const path = python("operations", [
+      `echo '{"versions": {"PyTorch": "1"}}'`,
+      `printf '{"name": "%s", "ms": 6, "low": 6, "high": 6, "repetitions": 3, "runs": 1}\\n' "$(cat | tr -d '"\\n')"`,
+      `echo '{"name": "a forward", "ms": 6, "low": 6, "high": 6, "repetitions": 3, "runs": 1}'`,
+      `echo '{"failed": "b: none"}'`,
+    ]);
+    const layers = [{ name: "a", torch: "nn.ReLU()", inputs: [[2, 3, 4]] }];
+    const nms = nmsCases([2]);
+    const found = await runOperationPeers(path, { precision: "f16", batch: 8, layers, nms });
+    expect(found.rows[0]?.name).toStartWith(
+      "{precision:f16,batch:8,layers:[{name:a,torch:nn.ReLU(),inputs:[[2,3,4]]}],",
+    );
+    expect(found.rows[0]?.name).toMatch(/nms:\[{name:2 boxes, 80 classes, IoU 0\.5,threshold:0\.5,boxes:\[300,200,/);
+    const text = besideTable([row("a forward", 2), row("c", 1)], found).join("\n");
+    expect(text).toMatch(/^a forward +2\.000 +6\.000 +3\.00$/m);
+    expect(text).toContain("not measured: b: none");
+    expect(text).not.toContain("\nc ");
   });
 
   test("that cannot be measured are errors that say why", async () => {

@@ -58,11 +58,11 @@ describe("dlfs bench", () => {
     expect(second.stdout).toContain("only before: train: step");
     expect(second.status).toBe(0);
 
-    const less = ["train", "--precision", "f32", ...small, "--lanes", "2", "--recompute", "all"];
+    const less = ["train", "--precision", "f32", ...small, "--lanes", "2", "--recompute", "all", "--deterministic"];
     const third = await dlfsBench(...less, "--out", again);
     expect(third.stderr).toBe("");
     const [step] = readBenchResult(again).rows;
-    expect(step!.name).toBe("step, compact 2x64x96 f32, 2 lanes, recompute all");
+    expect(step!.name).toBe("step, compact 2x64x96 f32, 2 lanes, deterministic, recompute all");
     expect(step!.memoryBytes).toBeLessThan(train!.memoryBytes!);
   }, 60_000);
 
@@ -70,6 +70,7 @@ describe("dlfs bench", () => {
     const cases: [string[], string][] = [
       [["inference"], 'expected train, infer, layers, postprocess, nms or all, got "inference"'],
       [["nms", "--profile"], "--profile is for train and infer"],
+      [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers and nms"],
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
       [["train", "--model", "compact", "--norm", "batch"], "--norm: compact has no such choice"],
       [["train", "--trainable-layers", "6"], '--trainable-layers: expected an integer from 0 to 5, got "6"'],

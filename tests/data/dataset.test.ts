@@ -8,16 +8,18 @@ import { FakeCodec, failure, fakeJpeg, inFolder, quiet } from "./fakes";
 
 /** The cache folder of these tests: nothing may be written to the user's. */
 let cache = "";
-const before = process.env.XDG_CACHE_HOME;
+const { XDG_CACHE_HOME: before, DLFS_CACHE: chosen } = process.env;
 
 beforeAll(async () => {
   cache = await mkdtemp(join(tmpdir(), "dlfs-cache-"));
   process.env.XDG_CACHE_HOME = cache;
+  delete process.env.DLFS_CACHE;
 });
 
 afterAll(async () => {
   if (before === undefined) delete process.env.XDG_CACHE_HOME;
   else process.env.XDG_CACHE_HOME = before;
+  if (chosen !== undefined) process.env.DLFS_CACHE = chosen;
   await rm(cache, { recursive: true, force: true });
 });
 
