@@ -1,5 +1,6 @@
 // Batched, class-aware greedy non-maximum suppression on the CPU. Candidates are visited from the best score down; each
-// is compared with the boxes kept so far, held by coordinate so that a block of them is compared in vector registers.
+// is compared with the boxes of its class kept so far, held by coordinate so that a block of them is compared in vector
+// registers. The kept boxes of a class are in a row, in as much room as the class has candidates.
 #include <algorithm>
 
 #include "common/detection_arguments.hpp"
@@ -10,38 +11,35 @@ using namespace dlfs::cpu;
 
 namespace {
 
-constexpr int64_t block = 32;  // kept boxes that are compared at once
+constexpr int32_t block = 32;  // kept boxes that are compared at once
 
-// Workspace of one image: K sort keys, then K kept boxes by coordinate, rounded up to blocks.
+// Workspace of one image: K sort keys, K kept boxes by coordinate, and of each class that occurs its label, where its
+// boxes start and how many of them are kept.
 struct Scratch {
   uint64_t* keys;
   float *x1, *y1, *x2, *y2, *area;
-  int32_t* label;
+  int32_t *classes, *start, *kept;
 
-  static int64_t kept_capacity(int32_t k) { return (int64_t{k} + block - 1) / block * block; }
-  static int64_t bytes(int32_t k) {
-    return kept_capacity(k) * static_cast<int64_t>(sizeof(uint64_t) + 6 * sizeof(float));
-  }
+  static int64_t bytes(int32_t k) { return int64_t{k} * (sizeof(uint64_t) + 5 * sizeof(float) + 3 * sizeof(int32_t)); }
 
   Scratch(void* workspace, int64_t image, int32_t k) {
-    char* base = static_cast<char*>(workspace) + image * bytes(k);
-    const int64_t capacity = kept_capacity(k);
-    keys = reinterpret_cast<uint64_t*>(base);
-    x1 = reinterpret_cast<float*>(keys + capacity);
-    y1 = x1 + capacity;
-    x2 = y1 + capacity;
-    y2 = x2 + capacity;
-    area = y2 + capacity;
-    label = reinterpret_cast<int32_t*>(area + capacity);
+    keys = reinterpret_cast<uint64_t*>(static_cast<char*>(workspace) + image * bytes(k));
+    x1 = reinterpret_cast<float*>(keys + k);
+    y1 = x1 + k;
+    x2 = y1 + k;
+    y2 = x2 + k;
+    area = y2 + k;
+    classes = reinterpret_cast<int32_t*>(area + k);
+    start = classes + k;
+    kept = start + k;
   }
 
-  void set(int64_t i, const Box& box, int32_t box_label) {
+  void set(int64_t i, const Box& box) {
     x1[i] = box.x1;
     y1[i] = box.y1;
     x2[i] = box.x2;
     y2[i] = box.y2;
     area[i] = box_area(box);
-    label[i] = box_label;
   }
 };
 
@@ -56,37 +54,61 @@ struct Nms {
   float iou_threshold;
   bool class_aware;
 
-  bool suppressed(const Scratch& kept, int64_t kept_count, const Box& box, int32_t label) const {
+  bool overlaps(const Scratch& kept, int64_t i, const Box& box, float area) const {
+    return box_iou({kept.x1[i], kept.y1[i], kept.x2[i], kept.y2[i]}, kept.area[i], box, area) > iou_threshold;
+  }
+
+  bool suppressed(const Scratch& kept, int64_t first, int64_t end, const Box& box) const {
     const float area = box_area(box);
-    for (int64_t first = 0; first < kept_count; first += block) {
+    for (; first + block <= end; first += block) {
       uint32_t hits = 0;
-      for (int64_t i = first; i < first + block; ++i) {
-        const float iou = box_iou({kept.x1[i], kept.y1[i], kept.x2[i], kept.y2[i]}, kept.area[i], box, area);
-        hits |= static_cast<uint32_t>(iou > iou_threshold) & static_cast<uint32_t>(kept.label[i] == label);
-      }
+      for (int64_t i = first; i < first + block; ++i) hits |= static_cast<uint32_t>(overlaps(kept, i, box, area));
       if (hits) return true;
+    }
+    for (; first < end; ++first) {
+      if (overlaps(kept, first, box, area)) return true;
     }
     return false;
   }
 
+  int32_t label_of(int64_t image, int32_t i) const { return class_aware ? labels[image * k + i] : 0; }
+
+  // Lists the classes that occur, ascending, and where the boxes of each start. Returns the end of the list.
+  int32_t* arrange(const Scratch& scratch, int64_t image, int32_t candidates) const {
+    for (int32_t c = 0; c < candidates; ++c) {
+      scratch.classes[c] = label_of(image, candidate_index(scratch.keys[c]));
+    }
+    std::sort(scratch.classes, scratch.classes + candidates);
+    int32_t *from = scratch.classes, *to = scratch.classes, *const end = scratch.classes + candidates;
+    for (; from < end; ++to) {
+      const int64_t index = to - scratch.classes;
+      scratch.start[index] = static_cast<int32_t>(from - scratch.classes);
+      scratch.kept[index] = 0;
+      const int32_t label = *from;
+      while (from < end && *from == label) ++from;
+      *to = label;
+    }
+    return to;
+  }
+
   void run(int64_t image) const {
     Scratch scratch(workspace, image, k);
-    int64_t candidates = 0;
+    int32_t candidates = 0;
     for (int32_t i = 0; i < k; ++i) {
       if (labels[image * k + i] >= 0) scratch.keys[candidates++] = candidate_key(scores[image * k + i], i);
     }
     std::sort(scratch.keys, scratch.keys + candidates);
+    int32_t* const last = arrange(scratch, image, candidates);
     int32_t* out = keep + image * max_out;
     int32_t count = 0;
-    for (int64_t c = 0; c < candidates && count < max_out; ++c) {
+    for (int32_t c = 0; c < candidates && count < max_out; ++c) {
       const int32_t i = candidate_index(scratch.keys[c]);
       const Box box = load_box(boxes + (image * k + i) * 4);
-      const int32_t label = class_aware ? labels[image * k + i] : 0;
-      if (suppressed(scratch, count, box, label)) continue;
-      if (count % block == 0) {
-        for (int64_t j = count; j < count + block; ++j) scratch.set(j, {0, 0, 0, 0}, -1);  // a label that none has
-      }
-      scratch.set(count, box, label);
+      const int64_t of = std::lower_bound(scratch.classes, last, label_of(image, i)) - scratch.classes;
+      const int64_t first = scratch.start[of], end = first + scratch.kept[of];
+      if (suppressed(scratch, first, end, box)) continue;
+      scratch.set(end, box);
+      ++scratch.kept[of];
       out[count++] = i;
     }
     keep_counts[image] = count;
