@@ -79,7 +79,7 @@ void check_statistics(int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype, 
   check_pointer(x, "x");
   check_pointer(s.save_mean, "save_mean");
   check_pointer(s.save_invstd, "save_invstd");
-  check_moments(moments, parts, rows);
+  check_moments(moments, parts);
   check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
   DLFS_CHECK(!s.running_mean == !s.running_var, DLFS_ERROR_ARGUMENT,
              "running_mean and running_var: expected both or neither");

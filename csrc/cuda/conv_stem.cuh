@@ -97,7 +97,7 @@ __device__ __forceinline__ void stage_rows(uint32_t* to, const uint16_t* x, cons
   const int32_t width = g.w * g.c, chunks = l.pitch / 4;
   const int32_t top = tile.p * g.stride_h - g.pad_h, left = tile.q * g.stride_w - g.pad_w;
   const int32_t first = left * g.c - l.shift - l.lead;  // in the image's row, a multiple of 8 unless widened
-  // How many bytes of `size` from value `at` on lie in the image; a chunk never begins left of it and ends inside.
+  // How many bytes of `size` from value `at` on lie in the image: all or none, for rows of whole pieces.
   const auto inside = [&](int32_t at, int32_t size) { return at < 0 ? 0 : min(max(width - at, 0), size / 2) * 2; };
   const int32_t my_bytes = lane < chunks ? inside(first + 8 * lane, 16) : 0;
   const int32_t my_first = my_bytes > 0 ? first + 8 * lane : 0;
@@ -112,7 +112,8 @@ __device__ __forceinline__ void stage_rows(uint32_t* to, const uint16_t* x, cons
     }
     const uint16_t* const from = x + static_cast<int64_t>(tile.n * g.h + h) * width;
     const uintptr_t odd = l.widened() ? 1 : reinterpret_cast<uintptr_t>(from);
-    if (odd % 16 == 0) {
+    // Rows of whole pieces alone: a piece is then copied whole or is zeros, and nothing behind the image is read.
+    if (odd % 16 == 0 && width % 8 == 0) {
       if (lane < chunks) copy_async<16>(line + 4 * lane, from + my_first, my_bytes);
       for (int32_t chunk = lane + 32; chunk < chunks; chunk += 32) {
         const int32_t bytes = inside(first + 8 * chunk, 16);
@@ -120,7 +121,7 @@ __device__ __forceinline__ void stage_rows(uint32_t* to, const uint16_t* x, cons
       }
       continue;
     }
-    if (odd % 4 == 0) {
+    if (odd % 4 == 0 && width % 2 == 0) {
       for (int32_t word = lane; word < l.pitch; word += 32) {
         const int32_t bytes = inside(first + 2 * word, 4);
         copy_async<4>(line + word, bytes > 0 ? from + first + 2 * word : from, bytes);

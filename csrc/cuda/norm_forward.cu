@@ -60,7 +60,7 @@ void batch_statistics(const Stream& s, float* save_mean, float* save_invstd, flo
   DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
              "running_mean and running_var must both be NULL or neither");
   check_pointer(x, "x");
-  check_moments(moments, parts, rows);
+  check_moments(moments, parts);
   check_workspace(workspace, statistics_bytes(*s.context, rows, c));
   const auto finish = [&](const float* from, int64_t count) {
     launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,

@@ -378,8 +378,8 @@ DLFS_API dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, DLFS_HOST int64
  * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
  * that the backward pass with a residual reads a bit for each element and not y.
  * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means
- * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all. x
- * is not read for statistics then. */
+ * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all, the
+ * first one at least one. x is not read for statistics then. */
 DLFS_API dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void *y, uint8_t *mask, float *save_mean,
                                            float *save_invstd, float *running_mean, float *running_var, const void *x,
                                            const void *residual, const float *weight, const float *bias,

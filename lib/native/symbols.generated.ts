@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "13b45a5629216e0c";
+export const headerHash = "40201d28e44d3976";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -566,8 +566,8 @@ export interface NativeFunctions {
    * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
    * that the backward pass with a residual reads a bit for each element and not y.
    * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means
-   * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all. x
-   * is not read for statistics then.
+   * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all, the
+   * first one at least one. x is not read for statistics then.
    */
   batchNormTrain(stream: number, y: Address | null, mask: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number, eps: number, momentum: number, activation: number): number;
   /** The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */

@@ -31,6 +31,8 @@ export interface NormOptions {
   tiny?: number;
   /** Statistics come from this many groups of rows, of different sizes. */
   parts?: number;
+  /** Of those, how many have rows; default all. */
+  filled?: number;
 }
 
 export const activationOf = ({ relu }: { relu?: boolean }) => (relu ? constants.ACT_RELU : constants.ACT_NONE);
@@ -62,14 +64,16 @@ export function maskBits(y: Numbers, channels: number): Uint8Array {
   return bytes;
 }
 
-/** Means, sums of squared distances from them, and numbers of rows of groups of x's rows, the later ones larger. */
-function moments(x: Numbers, channels: number, parts: number): Float64Array {
+/** Means, sums of squared distances from them, and numbers of rows of groups of x's rows, the later ones larger or empty. */
+function moments(x: Numbers, channels: number, parts: number, filled: number): Float64Array {
   const rows = x.length / channels;
-  const start = (part: number) => Math.floor((rows * part * (part + 1)) / (parts * (parts + 1)));
+  const start = (part: number) =>
+    part > filled ? rows : Math.floor((rows * part * (part + 1)) / (filled * (filled + 1)));
   const values = Array.from({ length: parts }, (_, part) => {
     const group = Array.prototype.slice.call(x, start(part) * channels, start(part + 1) * channels);
-    const { mean, unbiased } = statistics(group, channels, 0);
     const count = group.length / channels;
+    if (count === 0) return { mean: Array(channels).fill(0), squares: Array(channels).fill(0), count };
+    const { mean, unbiased } = statistics(group, channels, 0);
     return { mean, squares: unbiased.map((variance) => (count > 1 ? variance * (count - 1) : 0)), count };
   });
   return Float64Array.from([
@@ -108,11 +112,11 @@ export function batchNormTrain(name: string, options: NormOptions): OpCase {
   const { shape, relu = false, stateless = false, eps = 1e-5, momentum = 0.1 } = options;
   const perChannel: Output = { shape: [channels], kind: "f32", tolerance: statisticTolerance(options) };
   const bits = maskOf(options);
-  const { parts = 0 } = options;
+  const { parts = 0, filled = parts } = options;
   const given: Input = {
     shape: [parts * (2 * channels + 1)],
     kind: "f32",
-    values: (_random, _size, { x }) => moments(x!, channels, parts),
+    values: (_random, _size, { x }) => moments(x!, channels, parts, filled),
   };
   return {
     op: "batch_norm_train",
@@ -427,6 +431,7 @@ export const normCases: OpCase[] = [
   batchNormTrain("without running statistics", { shape: [2, 4, 4, 6], stateless: true }),
   batchNormTrain("statistics of one group of rows", { shape: [2, 5, 5, 16], parts: 1 }),
   batchNormTrain("statistics of 7 groups of rows", { shape: [2, 9, 9, 27], parts: 7, relu: true }),
+  batchNormTrain("statistics of more groups than rows", { shape: [2, 4, 4, 6], parts: 40, filled: 3 }),
   batchNormTrain("statistics of 300 groups of rows", {
     shape: [2, 160, 150, 8],
     parts: 300,
