@@ -46,10 +46,6 @@ __device__ __forceinline__ uint32_t pack<f16>(float lower, float upper) {
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // Four 8x8 matrices of 16-bit values, transposed: lane 8m + i gives the address of matrix m's row i (16 bytes in shared
 // memory, aligned); out[m] of lane (i, j) is rows 2j, 2j + 1 of column i.
 __device__ __forceinline__ void load_transposed(uint32_t (&out)[4], const void* row) {

@@ -37,6 +37,11 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
   return __float2half_rn(x);
 }
 
+// An address in shared memory as PTX instructions take it.
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // N values that are loaded and stored at once; the address must be a multiple of its size.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {

@@ -14,10 +14,6 @@
 namespace dlfs {
 namespace sm90 {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 #ifdef DLFS_SM90
 
 // ---- barriers: a phase ends when all arrivals and all announced bytes are there; waiting is for a phase's parity ----
