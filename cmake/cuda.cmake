@@ -46,9 +46,10 @@ if(DLFS_CUDA_PTX)
 endif()
 string(REPLACE ";" "," arch_names "${DLFS_CUDA_ARCHS}")
 # No --use_fast_math: it would change divisions, square roots and denormals. -lineinfo costs nothing at run time and
-# lets compute-sanitizer and the profilers name source lines.
+# lets compute-sanitizer and the profilers name source lines; what it adds to the file (the PTX text, above all) is what
+# compression takes away, and the code shrinks to a third, too.
 target_compile_options(dlfs PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--expt-relaxed-constexpr;--threads=1;-Xcompiler=-Wall;${gencode}>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--compress-mode=size;--expt-relaxed-constexpr;--threads=1;-Xcompiler=-Wall;${gencode}>")
 # Box, loss and sampling maths give the CPU's bits: no product is merged with a sum.
 foreach(name anchors candidates losses losses_anchor losses_softmax matching nms preprocess select_candidates soft_nms
         topk)
