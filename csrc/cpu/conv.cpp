@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "common/conv_keys.hpp"
 #include "cpu/numeric.hpp"
 
 namespace dlfs::cpu {
@@ -274,6 +275,21 @@ extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const 
   });
 }
 
+extern "C" dlfs_status dlfs_conv_create_many(dlfs_context ctx, dlfs_conv* out, const char* picks, const int32_t* keys,
+                                             int64_t pick_bytes, int32_t count) {
+  return guard("dlfs_conv_create_many", [&] {
+    require_context(ctx);
+    check_pointer(out, "out");
+    check_pointer(picks, "picks");
+    check_pointer(keys, "keys");
+    check_size(count, "count");
+    const std::vector<const char*> starts = split_picks(picks, pick_bytes, count);
+    for (int32_t i = 0; i < count; ++i) {
+      out[i] = create_by_key(ctx, starts[static_cast<size_t>(i)], keys + int64_t{i} * DLFS_CONV_KEY);
+    }
+  });
+}
+
 extern "C" dlfs_status dlfs_conv_destroy(dlfs_conv conv) {
   return guard("dlfs_conv_destroy", [&] { plans().remove(conv); });
 }
@@ -300,6 +316,10 @@ extern "C" dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, d
     std::lock_guard lock(plan->mutex);
     plan->algorithm = std::move(fastest);
   });
+}
+
+extern "C" dlfs_status dlfs_conv_tune_ahead(dlfs_conv conv) {
+  return guard("dlfs_conv_tune_ahead", [&] { plans().find(conv); });
 }
 
 extern "C" dlfs_status dlfs_conv_workspace(dlfs_conv conv, int64_t* out) {

@@ -1,10 +1,12 @@
 // Convolution plans: choosing an algorithm by heuristics, by measurement or from a recorded pick, and running it.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 
+#include "common/conv_keys.hpp"
 #include "cuda/conv.hpp"
+#include "cuda/conv_contest.hpp"
+#include "cuda/conv_pool.hpp"
 #include "cuda/conv_sm90.hpp"
 
 namespace dlfs {
@@ -23,9 +25,20 @@ struct Conv {
     algorithm_ = std::move(algorithm);
   }
 
+  // The candidates that are being built for tuning; null where none are. Taking them leaves none.
+  void put_builds(std::shared_ptr<Builds> builds) {
+    const std::lock_guard lock(mutex_);
+    builds_ = std::move(builds);
+  }
+  std::shared_ptr<Builds> take_builds() {
+    const std::lock_guard lock(mutex_);
+    return std::move(builds_);
+  }
+
  private:
   mutable std::mutex mutex_;
   std::shared_ptr<const ConvAlgorithm> algorithm_;
+  std::shared_ptr<Builds> builds_;
 };
 
 using ConvTable = HandleTable<Conv, HandleKind::conv>;
@@ -163,9 +176,10 @@ class Scratch {
 
   const ConvTensors& tensors() const { return tensors_; }
 
-  void* workspace(Context& context, int64_t bytes) {
-    if (bytes > workspace_.bytes()) workspace_ = DeviceBuffer(context, bytes, "tuning a convolution");
-    return workspace_.data();
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const DeviceBuffer& buffer : buffers_) sum += buffer.bytes();
+    return sum;
   }
 
  private:
@@ -176,103 +190,70 @@ class Scratch {
   }
 
   std::vector<DeviceBuffer> buffers_;
-  DeviceBuffer workspace_;
   ConvTensors tensors_{};
 };
 
-class Timer {
- public:
-  Timer() {
-    CUDA_CHECK(cudaEventCreate(&start_));
-    const cudaError_t status = cudaEventCreate(&end_);
-    if (status != cudaSuccess) {
-      cudaEventDestroy(start_);
-      throw_cuda(status, "cudaEventCreate");
-    }
-  }
-  ~Timer() {
-    cudaEventDestroy(start_);
-    cudaEventDestroy(end_);
-  }
-  Timer(const Timer&) = delete;
-  Timer& operator=(const Timer&) = delete;
-
-  // Milliseconds of one run, out of `runs` in a row.
-  double measure(Stream& s, const ConvAlgorithm& algorithm, const ConvTensors& tensors, void* workspace, int runs) {
-    CUDA_CHECK(cudaEventRecord(start_, s.stream));
-    for (int i = 0; i < runs; ++i) algorithm.run(s, tensors, workspace);
-    CUDA_CHECK(cudaEventRecord(end_, s.stream));
-    CUDA_CHECK(cudaEventSynchronize(end_));
-    float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, start_, end_));
-    return milliseconds / runs;
-  }
-
- private:
-  cudaEvent_t start_ = nullptr, end_ = nullptr;
-};
-
-std::shared_ptr<const ConvAlgorithm> tune(Stream& s, const Conv& conv, double budget_ms) {
-  using Clock = std::chrono::steady_clock;
-  const auto begin = Clock::now();
-  const auto spent = [&] {
-    return std::chrono::duration<double, std::milli>(Clock::now() - begin).count() >= budget_ms;
-  };
-  Context& context = *conv.context;
-  const ConvProblem& problem = conv.problem;
-  Scratch scratch(s, problem);
-  Timer timer;
-  std::shared_ptr<const ConvAlgorithm> best;
-  double best_ms = 0;
-  std::vector<std::string> seen;
-  const auto consider = [&](const std::shared_ptr<const ConvAlgorithm>& algorithm) {
-    if (!algorithm) return;
-    const std::string pick = algorithm->pick();
-    if (std::find(seen.begin(), seen.end(), pick) != seen.end()) return;
-    seen.push_back(pick);
-    try {
-      void* const workspace = scratch.workspace(context, algorithm->workspace_bytes());
-      // The first run loads the kernels, the second says how often to repeat.
-      timer.measure(s, *algorithm, scratch.tensors(), workspace, 1);
-      double ms = timer.measure(s, *algorithm, scratch.tensors(), workspace, 1);
-      if (best && ms > 2 * best_ms) return;
-      const int runs = std::clamp(static_cast<int>(2.0 / std::max(ms, 1e-3)), 3, 50);
-      ms = timer.measure(s, *algorithm, scratch.tensors(), workspace, runs);
-      if (!best || ms < best_ms) {
-        best = algorithm;
-        best_ms = ms;
-      }
-    } catch (const Error& error) {  // it cannot run here: the next
-      ignore_unless_fatal(error);
-    }
-  };
-  consider(conv.algorithm());
+// Starts to build cuDNN's candidates for a problem on the context's pool.
+std::shared_ptr<Builds> start_builds(Context& context, const ConvProblem& problem) {
+  using Algorithm = Builds::Algorithm;
+  auto builds = std::make_shared<Builds>();
   const int64_t limit = workspace_limit();
   // Each candidate for `one`, made into an algorithm for the problem by `as`.
+  const auto build_all = [&](const ConvProblem& one, const auto& as) {
+    if (one.moments) return;
+    for (const CudnnRecipe& recipe : cudnn_recipes(one, true)) {
+      for (const auto& candidate : cudnn_candidates(context, one, recipe, false)) {
+        builds->add(context.plan_pool(), [candidate, limit, as] { return as(cudnn_build(*candidate, limit)); });
+      }
+    }
+  };
+  build_all(problem, [](Algorithm algorithm) { return algorithm; });
+  for (const BareGradient& bare : bare_gradients(problem)) {
+    build_all(bare.problem, [problem, bare](Algorithm algorithm) {
+      return two_step_gradient(problem, bare, std::move(algorithm));
+    });
+  }
+  return builds;
+}
+
+// The fastest algorithm out of those that are ready within the budget.
+std::shared_ptr<const ConvAlgorithm> tune(Stream& s, Conv& conv, double budget_ms) {
+  using Clock = Builds::Clock;
+  const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                           std::chrono::duration<double, std::milli>(budget_ms));
+  const auto spent = [&] { return Clock::now() >= deadline; };
+  Context& context = *conv.context;
+  const ConvProblem& problem = conv.problem;
+  std::shared_ptr<Builds> builds = conv.take_builds();
+  if (!builds) builds = start_builds(context, problem);
+  const Scratch scratch(s, problem);
+  ConvContest contest(s, scratch.tensors(), scratch.bytes(), budget_ms);
+  const auto consider = [&](const std::shared_ptr<const ConvAlgorithm>& algorithm) { contest.consider(algorithm); };
+  consider(conv.algorithm());
+  // Each quick candidate for `one`, made into an algorithm for the problem by `as`.
   const auto consider_all = [&](const ConvProblem& one, const auto& as) {
     if (depthwise_supports(one)) consider(as(depthwise_algorithm(context, one)));
     if (stem_supports(context, one)) consider(as(stem_algorithm(context, one)));
     for (const int width : sm90_tile_widths(context, one)) consider(as(sm90_algorithm(one, width)));
     if (one.moments) return;
-    for (const auto& candidate : cublaslt_candidates(context, one, limit, true)) {
+    for (const auto& candidate : cublaslt_candidates(context, one, workspace_limit(), true)) {
       if (spent()) break;
       consider(as(candidate));
     }
-    for (const CudnnRecipe& recipe : cudnn_recipes(one, true)) {
-      if (spent()) break;
-      for (const auto& candidate : cudnn_candidates(context, one, recipe, false)) {
-        if (spent()) break;
-        consider(as(cudnn_build(*candidate, limit)));
-      }
-    }
   };
-  using Algorithm = std::shared_ptr<const ConvAlgorithm>;
+  using Algorithm = Builds::Algorithm;
   consider_all(problem, [](Algorithm algorithm) { return algorithm; });
   for (const BareGradient& bare : bare_gradients(problem)) {
     consider_all(bare.problem,
                  [&](Algorithm algorithm) { return two_step_gradient(problem, bare, std::move(algorithm)); });
   }
-  return best ? best : conv.algorithm();
+  while (!spent()) {
+    const Algorithm algorithm = builds->next(deadline);
+    if (!algorithm) break;
+    consider(algorithm);
+  }
+  const std::shared_ptr<const ConvAlgorithm> winner = contest.winner();
+  return winner ? winner : conv.algorithm();
 }
 
 // ---- running ------------------------------------------------------------------------------------------------------
@@ -334,6 +315,29 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
   });
 }
 
+dlfs_status dlfs_conv_create_many(dlfs_context ctx, dlfs_conv* out, const char* picks, const int32_t* keys,
+                                  int64_t pick_bytes, int32_t count) {
+  return context_call("dlfs_conv_create_many", ctx, [&](Context& context) {
+    check_pointer(out, "out");
+    check_pointer(picks, "picks");
+    check_pointer(keys, "keys");
+    check_size(count, "count");
+    const std::vector<const char*> starts = split_picks(picks, pick_bytes, count);
+    std::mutex mutex;
+    std::condition_variable changed;
+    int32_t left = count;
+    for (int32_t i = 0; i < count; ++i) {
+      context.plan_pool().submit([&, i] {
+        out[i] = create_by_key(ctx, starts[static_cast<size_t>(i)], keys + int64_t{i} * DLFS_CONV_KEY);
+        const std::lock_guard lock(mutex);
+        if (--left == 0) changed.notify_one();
+      });
+    }
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return left == 0; });
+  });
+}
+
 dlfs_status dlfs_conv_destroy(dlfs_conv conv) {
   return guard("dlfs_conv_destroy", [&] {
     std::shared_ptr<Conv> object = disown(convs(), conv);
@@ -353,6 +357,14 @@ dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budge
     object->use(tune(s, *object, budget_ms));
     // Work enqueued with the previous algorithm may still run.
     s.context->release(std::const_pointer_cast<ConvAlgorithm>(std::move(before)));
+  });
+}
+
+dlfs_status dlfs_conv_tune_ahead(dlfs_conv conv) {
+  return guard("dlfs_conv_tune_ahead", [&] {
+    const std::shared_ptr<Conv> object = convs().find(conv);
+    object->context->use();
+    object->put_builds(start_builds(*object->context, object->problem));
   });
 }
 

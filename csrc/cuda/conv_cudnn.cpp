@@ -5,13 +5,30 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "common/arguments.hpp"
 #include "cuda/conv.hpp"
+#include "cuda/conv_pool.hpp"
 
 namespace dlfs {
 namespace {
+
+// The handle to plan with: of a pool's thread its own, else the context's, which is locked as long as this lives.
+class PlanningHandle {
+ public:
+  explicit PlanningHandle(Context& context) : handle_(pool_handle()) {
+    if (handle_) return;
+    lock_ = std::unique_lock(context.planning);
+    handle_ = context.planner();
+  }
+  cudnnHandle_t get() const { return handle_; }
+
+ private:
+  cudnnHandle_t handle_;
+  std::unique_lock<std::mutex> lock_;
+};
 
 // ---- descriptors --------------------------------------------------------------------------------------------------
 
@@ -450,12 +467,41 @@ class CudnnConv final : public ConvAlgorithm {
 };
 
 Descriptor make_plan(Context& context, const Descriptor& config) {
-  const std::lock_guard lock(context.planning);
-  const cudnnHandle_t handle = context.planner();
+  const PlanningHandle planning(context);
+  const cudnnHandle_t handle = planning.get();
   Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
   plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
   plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
   return plan.finalize();
+}
+
+// An engine with its settings, and the graph that it is for, made with the calling thread's handle.
+std::pair<std::shared_ptr<const Graph>, std::shared_ptr<const Descriptor>> make_config(
+    Context& context, const ConvProblem& problem, const CudnnRecipe& recipe, int64_t engine_index,
+    const std::vector<KnobChoice>& knobs) {
+  const PlanningHandle planning(context);
+  std::shared_ptr<const Graph> graph = build_graph(planning.get(), problem, recipe);
+  Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+  engine.set(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph->descriptor);
+  engine.set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, engine_index);
+  CUDNN_CHECK(cudnnBackendFinalize(engine.get()));
+  std::vector<Descriptor> choices;
+  std::vector<cudnnBackendDescriptor_t> raw;
+  for (const KnobChoice& knob : knobs) {
+    Descriptor choice(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+    choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &knob.type);
+    choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, knob.value);
+    choices.push_back(choice.finalize());
+    raw.push_back(choices.back().get());
+  }
+  auto config = std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+  config->set(CUDNN_ATTR_ENGINECFG_ENGINE, engine);
+  if (!raw.empty()) {
+    config->set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()),
+                raw.data());
+  }
+  CUDNN_CHECK(cudnnBackendFinalize(config->get()));
+  return {std::move(graph), std::move(config)};
 }
 
 }  // namespace
@@ -506,9 +552,9 @@ std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
 std::vector<std::shared_ptr<const CudnnCandidate>> cudnn_candidates(Context& context, const ConvProblem& problem,
                                                                     const CudnnRecipe& recipe, bool fallback) {
   std::vector<std::shared_ptr<const CudnnCandidate>> candidates;
-  const std::lock_guard lock(context.planning);
+  const PlanningHandle planning(context);
   try {
-    const std::shared_ptr<const Graph> graph = build_graph(context.planner(), problem, recipe);
+    const std::shared_ptr<const Graph> graph = build_graph(planning.get(), problem, recipe);
     Descriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     const cudnnBackendHeurMode_t mode = fallback ? CUDNN_HEUR_MODE_FALLBACK : CUDNN_HEUR_MODE_A;
     heuristics.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph->descriptor);
@@ -549,7 +595,13 @@ bool cudnn_compiles(const CudnnCandidate& candidate) { return candidate.notes.co
 
 std::shared_ptr<const ConvAlgorithm> cudnn_build(const CudnnCandidate& candidate, int64_t workspace_limit) {
   try {
-    auto algorithm = std::make_shared<CudnnConv>(candidate, make_plan(*candidate.context, *candidate.config));
+    CudnnCandidate own = candidate;
+    // The candidate's graph holds the handle that it was made with, which another thread may be using.
+    if (pool_handle()) {
+      std::tie(own.graph, own.config) = make_config(*candidate.context, candidate.problem, candidate.recipe,
+                                                    candidate.notes.index, knobs_of(*candidate.config));
+    }
+    auto algorithm = std::make_shared<CudnnConv>(own, make_plan(*own.context, *own.config));
     return algorithm->workspace_bytes() <= workspace_limit ? algorithm : nullptr;
   } catch (const Error& error) {
     ignore_unless_fatal(error);
@@ -592,33 +644,7 @@ std::shared_ptr<const ConvAlgorithm> cudnn_from_pick(Context& context, const Con
     if (*p == ',') ++p;
   }
   try {
-    std::shared_ptr<const Graph> graph;
-    std::shared_ptr<const Descriptor> config;
-    {
-      const std::lock_guard lock(context.planning);
-      graph = build_graph(context.planner(), problem, recipe);
-      Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
-      engine.set(CUDNN_ATTR_ENGINE_OPERATION_GRAPH, graph->descriptor);
-      engine.set(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, static_cast<int64_t>(engine_index));
-      CUDNN_CHECK(cudnnBackendFinalize(engine.get()));
-      std::vector<Descriptor> choices;
-      std::vector<cudnnBackendDescriptor_t> raw;
-      for (const KnobChoice& knob : knobs) {
-        Descriptor choice(CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-        choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &knob.type);
-        choice.set(CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, knob.value);
-        choices.push_back(choice.finalize());
-        raw.push_back(choices.back().get());
-      }
-      auto made = std::make_shared<Descriptor>(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
-      made->set(CUDNN_ATTR_ENGINECFG_ENGINE, engine);
-      if (!raw.empty()) {
-        made->set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()),
-                  raw.data());
-      }
-      CUDNN_CHECK(cudnnBackendFinalize(made->get()));
-      config = std::move(made);
-    }
+    auto [graph, config] = make_config(context, problem, recipe, engine_index, knobs);
     EngineNotes notes = notes_of(*config);
     const char* const why_not = excluded(problem, recipe, notes);
     DLFS_CHECK(!why_not, DLFS_ERROR_ARGUMENT, "engine %lld of the pick is excluded: %s", engine_index, why_not);

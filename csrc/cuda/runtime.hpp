@@ -71,6 +71,8 @@ bool cuda_error_is_fatal(cudaError_t error) noexcept;
     if (cublas_check_status_ != CUBLAS_STATUS_SUCCESS) ::dlfs::throw_cublas(cublas_check_status_, #call); \
   } while (0)
 
+class PlanPool;
+
 // Makes a device current for the calling thread.
 void use_device(int device);
 
@@ -95,6 +97,9 @@ class Context : public std::enable_shared_from_this<Context> {
   // The cuDNN handle with which plans are built (streams have their own), used under `planning`.
   cudnnContext* planner();
   std::mutex planning;
+
+  // The threads that build convolution plans, started at the first use.
+  PlanPool& plan_pool();
 
   // The cuBLASLt handle, created at the first use; it has no state of its own, so that threads and streams share it.
   cublasLtContext* cublaslt();
@@ -130,6 +135,7 @@ class Context : public std::enable_shared_from_this<Context> {
   std::map<void*, Block> host_blocks_;
   int64_t allocated_ = 0;
   int64_t peak_ = 0;
+  std::shared_ptr<PlanPool> plan_pool_;  // the first to go: its threads use the rest
 };
 
 // Device memory owned by the library, 256-byte aligned; freed by way of Context::release.

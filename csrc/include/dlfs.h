@@ -318,10 +318,23 @@ DLFS_API dlfs_status dlfs_conv_create(dlfs_context ctx, DLFS_HOST dlfs_conv *out
                                       int32_t k, int32_t r, int32_t s, int32_t stride_h, int32_t stride_w,
                                       int32_t pad_h, int32_t pad_w, int32_t dilation_h, int32_t dilation_w,
                                       int32_t groups, int32_t flags, dlfs_activation activation);
+
+/* Numbers of a convolution: the arguments of dlfs_conv_create from direction on, in order. */
+#define DLFS_CONV_KEY 18
+
+/* Plans several convolutions as dlfs_conv_create does, on several threads where compiling kernels takes time. keys
+ * (count, DLFS_CONV_KEY). picks: of each, NUL-terminated, one after the other, pick_bytes in all. out (count): the plans,
+ * 0 where one cannot be made; dlfs_conv_create with the same arguments says why. */
+DLFS_API dlfs_status dlfs_conv_create_many(dlfs_context ctx, DLFS_HOST dlfs_conv *out, DLFS_HOST const char *picks,
+                                           DLFS_HOST const int32_t *keys, int64_t pick_bytes, int32_t count);
 DLFS_API dlfs_status dlfs_conv_destroy(dlfs_conv conv); /* Releases a plan; captured graphs that use it stay valid. */
 
-/* Times the candidate algorithms on scratch memory of its own, for about budget_ms, and keeps the fastest; the workspace
- * size may change. */
+/* Starts to build the candidate algorithms of a plan on threads of the library, for the dlfs_conv_tune_sync that follows.
+ * Nothing where building takes no time. */
+DLFS_API dlfs_status dlfs_conv_tune_ahead(dlfs_conv conv);
+
+/* Times the candidate algorithms on scratch memory of its own, those that can be built within about budget_ms, and keeps
+ * the fastest; the workspace size may change. */
 DLFS_API dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, double budget_ms);
 
 /* Bytes of workspace that executing the plan needs. */

@@ -57,6 +57,9 @@ interface Planner {
   tuning: TuningOptions | null;
 }
 
+/** Convolutions whose candidates are built while those of another are timed. */
+const AHEAD = 4;
+
 /** Saving while tuning goes on, so that an interrupted start is not lost. */
 const SAVE_EVERY_MS = 5000;
 
@@ -103,6 +106,17 @@ class Plan implements ConvPlan {
     const out = outHandle();
     this.device.native.convCreate(this.device.handle, out.view, cString(pick), ...this.key);
     this.#made = { handle: out.value, workspace: 0 };
+  }
+
+  /** Takes a native plan made for the key; 0 for none. */
+  adopt(handle: number): boolean {
+    this.#made = handle === 0 ? null : { handle, workspace: 0 };
+    return handle !== 0;
+  }
+
+  /** Starts to build the candidates on other threads. */
+  tuneAhead(): void {
+    this.device.native.convTuneAhead(this.handle);
   }
 
   /** Times the candidates. False where there is no memory to do so: the plan stays as it is. */
@@ -174,15 +188,27 @@ function makePending(device: Device): void {
       return false;
     }
   };
-  const created = pending.filter((plan) => {
-    const pick = picks.get(plan.name) ?? cache?.get(plan.name);
-    return guard(plan, () => createByPick(planner, plan, pick));
-  });
+  const pickOf = ({ name }: Plan) => picks.get(name) ?? cache?.get(name);
+  const handles = createTogether(device, pending, (plan) => pickOf(plan) ?? "");
+  // Those that could not be made are tried once more, alone, which says why.
+  const created = pending.filter(
+    (plan, i) => plan.adopt(handles[i]!) || guard(plan, () => createByPick(planner, plan, pickOf(plan))),
+  );
   if (tuning && tuning.ms > 0) {
     const untuned = created.filter(({ name }) => !picks.has(name) && cache?.get(name) === undefined);
     if (untuned.length > 0) tune(untuned, tuning, guard);
   }
   for (const plan of created) if (planner.plans.get(plan.name) === plan) guard(plan, () => plan.finish());
+}
+
+/** Makes native plans on several threads; 0 where one cannot be made. */
+function createTogether(device: Device, plans: readonly Plan[], pickOf: (plan: Plan) => string): number[] {
+  if (plans.length === 0) return [];
+  const out = new BigInt64Array(plans.length);
+  const keys = Int32Array.from(plans.flatMap(({ key }) => key));
+  const texts = cString(plans.map(pickOf).join("\0"));
+  device.native.convCreateMany(device.handle, out, texts, keys, texts.byteLength, plans.length);
+  return Array.from(out, Number);
 }
 
 /** Creates a plan by the pick that is known for it; one that does not fit (any more) is forgotten, with a warning. */
@@ -207,7 +233,9 @@ function tune(
   guard: (plan: Plan, make: () => void) => boolean,
 ): void {
   let saved = performance.now();
+  for (const plan of plans.slice(0, AHEAD)) plan.tuneAhead();
   for (const [done, plan] of plans.entries()) {
+    plans[done + AHEAD]?.tuneAhead();
     onProgress?.({ done, total: plans.length, convolution: describe(plan.key) });
     guard(plan, () => {
       if (plan.tune(ms)) cache?.set(plan.name, plan.pick());

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "40201d28e44d3976";
+export const headerHash = "b2a0d4807174a090";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -44,6 +44,7 @@ export const constants = {
   CONV_RESIDUAL: 2,
   CONV_RELU_MASK: 4,
   CONV_MOMENTS: 64,
+  CONV_KEY: 18,
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
@@ -128,7 +129,9 @@ export const symbols = {
   dlfs_init_uniform: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
   dlfs_init_normal: { args: ["i64", "ptr", "i64", "i64", "i64", "f64", "f64"], returns: "i32" },
   dlfs_conv_create: { args: ["i64", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_conv_create_many: { args: ["i64", "buffer", "buffer", "buffer", "i64", "i32"], returns: "i32" },
   dlfs_conv_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_conv_tune_ahead: { args: ["i64"], returns: "i32" },
   dlfs_conv_tune_sync: { args: ["i64", "i64", "f64"], returns: "i32" },
   dlfs_conv_workspace: { args: ["i64", "buffer"], returns: "i32" },
   dlfs_conv_pick: { args: ["i64", "buffer", "i64"], returns: "i32" },
@@ -263,7 +266,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_init_uniform: ["stream", "dst", "n", "seed", "offset", "low", "high"],
   dlfs_init_normal: ["stream", "dst", "n", "seed", "offset", "mean", "std"],
   dlfs_conv_create: ["ctx", "out", "pick", "direction", "dtype", "n", "h", "w", "c", "k", "r", "s", "strideH", "strideW", "padH", "padW", "dilationH", "dilationW", "groups", "flags", "activation"],
+  dlfs_conv_create_many: ["ctx", "out", "picks", "keys", "pickBytes", "count"],
   dlfs_conv_destroy: ["conv"],
+  dlfs_conv_tune_ahead: ["conv"],
   dlfs_conv_tune_sync: ["stream", "conv", "budgetMs"],
   dlfs_conv_workspace: ["conv", "out"],
   dlfs_conv_pick: ["conv", "out", "capacity"],
@@ -518,11 +523,22 @@ export interface NativeFunctions {
    * 1x1 convolution of stride 1 without padding, from 0.
    */
   convCreate(ctx: number, out: HostView, pick: HostView, direction: number, dtype: number, n: number, h: number, w: number, c: number, k: number, r: number, s: number, strideH: number, strideW: number, padH: number, padW: number, dilationH: number, dilationW: number, groups: number, flags: number, activation: number): number;
+  /**
+   * Plans several convolutions as dlfs_conv_create does, on several threads where compiling kernels takes time. keys
+   * (count, DLFS_CONV_KEY). picks: of each, NUL-terminated, one after the other, pick_bytes in all. out (count): the plans,
+   * 0 where one cannot be made; dlfs_conv_create with the same arguments says why.
+   */
+  convCreateMany(ctx: number, out: HostView, picks: HostView, keys: HostView, pickBytes: number, count: number): number;
   /** Releases a plan; captured graphs that use it stay valid. */
   convDestroy(conv: number): number;
   /**
-   * Times the candidate algorithms on scratch memory of its own, for about budget_ms, and keeps the fastest; the workspace
-   * size may change.
+   * Starts to build the candidate algorithms of a plan on threads of the library, for the dlfs_conv_tune_sync that follows.
+   * Nothing where building takes no time.
+   */
+  convTuneAhead(conv: number): number;
+  /**
+   * Times the candidate algorithms on scratch memory of its own, those that can be built within about budget_ms, and keeps
+   * the fastest; the workspace size may change.
    */
   convTuneSync(stream: number, conv: number, budgetMs: number): number;
   /** Bytes of workspace that executing the plan needs. */

@@ -9,6 +9,7 @@ import {
   tuneConvolutions,
   useParameter,
 } from "../../lib/graph";
+import type { ConvKey } from "../../lib/graph/conv-plans";
 import { constants, cString, ErrorCode, fromCString } from "../../lib/native";
 import { Device, outHandle, Tensor } from "../../lib/tensor";
 import { expectClose } from "../support/compare";
@@ -265,6 +266,65 @@ test("a captured graph stays valid when its plan is destroyed", () => {
   native.graphLaunch(device.stream.handle, graph.value);
   expectClose(y.read(), expected, { rtol: 1e-4, atol: 1e-4 }, "y");
   native.graphDestroy(graph.value);
+});
+
+describe("several plans at once", () => {
+  const key = (direction: number, k: number) => [direction, 0, 1, 6, 6, 4, k, 3, 3, 1, 1, 1, 1, 1, 1, 1, 0, 0];
+  const createMany = (keys: number[][], picks: string[], bytes?: number) => {
+    const out = new BigInt64Array(keys.length).fill(-1n);
+    const text = cString(picks.join("\0"));
+    const { handle } = device;
+    native.convCreateMany(handle, out, text, Int32Array.from(keys.flat()), bytes ?? text.byteLength, keys.length);
+    return Array.from(out, Number);
+  };
+  const pickOf = (conv: number) => {
+    const text = new Uint8Array(256);
+    native.convPick(conv, text, text.byteLength);
+    return fromCString(text);
+  };
+  const destroy = (convs: number[]) => {
+    for (const conv of convs) if (conv !== 0) native.convDestroy(conv);
+  };
+
+  test("are those that are made one by one, and their picks make them again", () => {
+    const keys = [key(0, 8), key(1, 8), key(2, 8), key(0, 16)];
+    const made = createMany(
+      keys,
+      keys.map(() => ""),
+    );
+    const single = keys.map((numbers) => {
+      const out = outHandle();
+      native.convCreate(device.handle, out.view, cString(""), ...(numbers as ConvKey));
+      return out.value;
+    });
+    expect(made.map(pickOf)).toEqual(single.map(pickOf));
+    const again = createMany(keys, made.map(pickOf));
+    expect(again.map(pickOf)).toEqual(made.map(pickOf));
+    destroy([...made, ...single, ...again]);
+  });
+
+  test("are made but for those that cannot be", () => {
+    const made = createMany([key(0, 8), key(7, 8), key(0, 8)], ["", "", "no such algorithm"]);
+    expect(made[0]).toBeGreaterThan(0);
+    expect(made.slice(1)).toEqual([0, 0]);
+    destroy(made);
+  });
+
+  test("need a pick each", () => {
+    const message = "expected 2 NUL-terminated picks in 1 bytes, got 1";
+    expect(errorOf(() => createMany([key(0, 8), key(0, 8)], [""], 1)).message).toContain(message);
+  });
+
+  test("can be built ahead of their tuning, or not", () => {
+    const [conv] = createMany([key(0, 8)], [""]) as [number];
+    native.convTuneAhead(conv);
+    native.convTuneAhead(conv);
+    native.convTuneSync(device.stream.handle, conv, 20);
+    expect(pickOf(conv).length).toBeGreaterThan(0);
+    native.convTuneAhead(conv); // dropped with the plan
+    destroy([conv]);
+    expect(errorOf(() => native.convTuneAhead(conv)).code).toBe(ErrorCode.handle);
+  });
 });
 
 test("a device's picks restore its plans on another, as a checkpoint does", () => {
