@@ -14,7 +14,15 @@ export {
   title,
   type Work,
 } from "./measure";
-export { benchInference, benchTraining, type NetworkBench, type NetworkSettings, networkName } from "./network";
+export {
+  benchInference,
+  benchTraining,
+  makeModel,
+  type NetworkBench,
+  type NetworkSettings,
+  networkName,
+  timeNetwork,
+} from "./network";
 export {
   besideTable,
   type PeerOperations,
@@ -25,7 +33,15 @@ export {
   runPeers,
 } from "./peers";
 export { benchNms, benchPostprocess, type NmsCase, nmsCases } from "./postprocess";
-export { type CallTiming, chromeTrace, layerGroup, profileCalls, profileSummary, profileTable } from "./profile";
+export {
+  type CallTiming,
+  chromeTrace,
+  layerGroup,
+  profileCalls,
+  profileSummary,
+  profileTable,
+  workOfCalls,
+} from "./profile";
 export {
   type BenchChange,
   type BenchResult,
@@ -37,4 +53,5 @@ export {
   resultTable,
   writeBenchResult,
 } from "./results";
+export { benchSizes, type SizeCases, sizeCases } from "./sizes";
 export { floorOf, type NodeWork, nodeWork } from "./work";

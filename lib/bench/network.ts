@@ -1,12 +1,12 @@
 /** Whole networks: a training step, the network alone, and a whole call from images to boxes, on a synthetic batch. */
-import { Program, type RecomputeOption } from "../graph";
+import { applyOp, type Op, Program, type RecomputeOption, type Value } from "../graph";
 import { type DetectionModel, type ModelConfig, modelFromConfig, namedModel } from "../models";
 import { type Device, Tensor } from "../tensor";
 import { autotune, constantRate, DetectStep, type HostTargets, SGD, TrainStep } from "../train";
 import { type Ceilings, fillNormal, type Precision, type Timing, timeEach, timeOnHost } from "./measure";
-import { type CallTiming, profileCalls } from "./profile";
+import { type CallTiming, profileCalls, workOfCalls } from "./profile";
 import type { BenchRow } from "./results";
-import type { NodeWork } from "./work";
+import { floorOf, type NodeWork } from "./work";
 
 export interface NetworkSettings {
   /** One of `detectorNames`. */
@@ -104,10 +104,17 @@ function updateWork(model: DetectionModel): Record<string, NodeWork> {
   return { sgd: { flops: 0, bytes, floorBytes: bytes } };
 }
 
-function row(bench: string, name: string, timing: Timing, profile: CallTiming[], settings: NetworkSettings): BenchRow {
-  const sum = (field: "flops" | "floorMs") => profile.reduce((total, call) => total + call[field], 0);
-  const { batch: images } = settings;
-  return { bench, name, ...timing, warmUp: WARM_UP, images, flops: sum("flops"), floorMs: sum("floorMs") };
+/** The row of a program that was timed, with what its calls do at least. */
+function rowOf(
+  program: Program,
+  row: Pick<BenchRow, "bench" | "name" | "images" | "memoryBytes"> & Timing,
+  ceilings: Ceilings,
+  extra?: Readonly<Record<string, NodeWork>>,
+): BenchRow {
+  const works = workOfCalls(program, extra);
+  const flops = works.reduce((sum, work) => sum + work.flops, 0);
+  const floorMs = works.reduce((sum, work) => sum + floorOf(work, ceilings), 0);
+  return { ...row, warmUp: WARM_UP, flops, floorMs };
 }
 
 /** "retinanet_resnet50_fpn 32x640x640 bf16, norm batch, 5 stages". */
@@ -128,30 +135,86 @@ function trainingName(settings: NetworkSettings): string {
   return `${networkName(settings)}, recompute ${recompute === true ? "all" : `to ${recompute} bytes`}`;
 }
 
+/** A program that was timed, and is still there. */
+export interface Timed {
+  program: Program;
+  row: BenchRow;
+}
+
+/** Times steps of a model on a synthetic batch; `look` says what is kept of it. Memory is what the model and the step take. */
+export async function timeTraining<T>(
+  model: DetectionModel,
+  optimizer: SGD,
+  settings: NetworkSettings,
+  ceilings: Ceilings,
+  look: (timed: Timed) => T,
+): Promise<T> {
+  const { device } = model;
+  const { batch, size, repetitions, lanes, recompute } = settings;
+  const shape = { batchSize: batch, height: size[0], width: size[1], maxBoxes: BOXES };
+  using step = new TrainStep(model, optimizer, { ...shape, lanes, recompute });
+  using images = syntheticImages(device, settings);
+  const memoryBytes = device.memory().allocated;
+  await step.submit(images, syntheticTargets(settings));
+  await step.drain();
+  const { program } = step;
+  const timing = timeEach(device, program.stream, () => program.run(), { repetitions, warmUp: WARM_UP });
+  const name = `step, ${trainingName(settings)}`;
+  const row = { bench: "train", name, images: batch, memoryBytes, ...timing };
+  return look({ program, row: rowOf(program, row, ceilings, updateWork(model)) });
+}
+
 /** Times a training step: schedule, forward, target assignment, losses, backward, SGD with momentum; one launch. */
 export async function benchTraining(
   device: Device,
   settings: NetworkSettings,
   ceilings: Ceilings,
 ): Promise<NetworkBench> {
-  const { batch, size, repetitions, profileRuns, lanes, recompute } = settings;
-  const before = device.memory().allocated;
   autotune(device);
   using model = makeModel(settings, device);
   using optimizer = new SGD(model, { schedule: constantRate(1e-4), iterations: 1_000_000 });
-  const shape = { batchSize: batch, height: size[0], width: size[1], maxBoxes: BOXES };
-  using step = new TrainStep(model, optimizer, { ...shape, lanes, recompute });
-  using images = syntheticImages(device, settings);
-  const memoryBytes = device.memory().allocated - before;
-  await step.submit(images, syntheticTargets(settings));
-  await step.drain();
-  const { program } = step;
+  const { profileRuns: runs } = settings;
+  return await timeTraining(model, optimizer, settings, ceilings, ({ program, row }) => ({
+    rows: [row],
+    profile: profileCalls(program, ceilings, { runs, extra: updateWork(model) }),
+  }));
+}
+
+/** Reads the network's maps where they are, as losses and post-processing do, which take padded channels; computes nothing. */
+const networkEnd: Op<object> = {
+  kind: "network_end",
+  infer: () => [{ shape: [1], dtype: "f32" }],
+  padded: ({ inputs }) => inputs.map((_, slot) => slot),
+  emit() {},
+};
+
+/**
+ * Times the network alone on a synthetic batch: from normalised images to the maps that post-processing reads, neither joined
+ * nor cropped. The model is in evaluation mode then. `look` says what is kept of it.
+ */
+export function timeNetwork<T>(
+  model: DetectionModel,
+  settings: NetworkSettings,
+  ceilings: Ceilings,
+  look: (timed: Timed) => T,
+): T {
+  const { device } = model;
+  const { batch, size, precision, repetitions, lanes } = settings;
+  model.eval();
+  using program = new Program(
+    device,
+    { images: { shape: [batch, ...size, 3], dtype: precision } },
+    ({ images }) => ({ end: applyOp(networkEnd, model.maps(images!), {})[0] as Value }),
+    { lanes },
+  );
+  fillNormal(device, program.inputs.images!);
+  const memoryBytes = device.memory().allocated;
   const timing = timeEach(device, program.stream, () => program.run(), { repetitions, warmUp: WARM_UP });
-  const profile = profileCalls(program, ceilings, { runs: profileRuns, extra: updateWork(model) });
-  return {
-    rows: [{ ...row("train", `step, ${trainingName(settings)}`, timing, profile, settings), memoryBytes }],
-    profile,
-  };
+  const name = `network only, to its maps, ${networkName({ ...settings, trainableLayers: undefined })}`;
+  return look({
+    program,
+    row: rowOf(program, { bench: "infer", name, images: batch, memoryBytes, ...timing }, ceilings),
+  });
 }
 
 /** Times inference: the network alone, and the whole call from uint8 images on the device to boxes on the host. */
@@ -160,37 +223,19 @@ export async function benchInference(
   settings: NetworkSettings,
   ceilings: Ceilings,
 ): Promise<NetworkBench> {
-  const { batch, size, precision, repetitions, profileRuns, lanes } = settings;
-  const name = networkName({ ...settings, trainableLayers: undefined });
+  const { batch, size, repetitions, profileRuns: runs, lanes } = settings;
   autotune(device);
-  const before = device.memory().allocated;
   using model = makeModel(settings, device);
-  model.eval();
-  using images = syntheticImages(device, settings);
-  const held = device.memory().allocated - before;
-  const limits = { repetitions, warmUp: WARM_UP };
-
-  const network = (): NetworkBench => {
-    using program = new Program(
-      device,
-      { images: { shape: [batch, ...size, 3], dtype: precision } },
-      ({ images: values }) => ({ ...model.forward(values!) }),
-      { lanes },
-    );
-    program.inputs.images!.copyFrom(images, program.stream);
-    const timing = timeEach(device, program.stream, () => program.run(), limits);
-    const profile = profileCalls(program, ceilings, { runs: profileRuns });
-    const one = row("infer", `network only, ${name}`, timing, profile, settings);
-    return { rows: [{ ...one, memoryBytes: held + program.arenaBytes }], profile };
-  };
-  const alone = network();
-
+  const { row, profile } = timeNetwork(model, settings, ceilings, ({ program, row }) => ({
+    row,
+    profile: profileCalls(program, ceilings, { runs }),
+  }));
   using pixels = syntheticPixels(device, settings);
   const shape = { batchSize: batch, height: size[0], width: size[1] };
   using step = new DetectStep(model, { ...shape, images: "pixels", lanes });
-  const whole = await timeOnHost(() => step.run(pixels, batch), limits);
-  const { warmUp, images: count } = alone.rows[0]!;
-  const memoryBytes = held + step.program.arenaBytes;
-  alone.rows.push({ bench: "infer", name: `whole call, ${name}`, ...whole, warmUp, images: count, memoryBytes });
-  return alone;
+  const memoryBytes = device.memory().allocated;
+  const whole = await timeOnHost(() => step.run(pixels, batch), { repetitions, warmUp: WARM_UP });
+  const name = `whole call, ${networkName({ ...settings, trainableLayers: undefined })}`;
+  const { warmUp, images } = row;
+  return { rows: [row, { bench: "infer", name, ...whole, warmUp, images, memoryBytes }], profile };
 }

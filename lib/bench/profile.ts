@@ -24,6 +24,27 @@ export interface CallTiming {
   floorMs: number;
 }
 
+/**
+ * What each call of a program does at least.
+ *
+ * @param extra work of calls that no node describes, by kind (the optimizer's)
+ */
+export function workOfCalls({ calls }: Program, extra: Readonly<Record<string, NodeWork>> = {}): NodeWork[] {
+  const callsOf = new Map<Node, number>();
+  for (const { outputs } of calls) {
+    const node = outputs[0]?.node;
+    if (node) callsOf.set(node, (callsOf.get(node) ?? 0) + 1);
+  }
+  return calls.map(({ kind, outputs }) => {
+    const node = outputs[0]?.node;
+    if (!node) return extra[kind] ?? noWork;
+    // A node of several calls: each has its part of the work.
+    const [work, parts] = [nodeWork(node), callsOf.get(node)!];
+    const { flops, bytes, floorBytes } = work;
+    return { ...work, flops: flops / parts, bytes: bytes / parts, floorBytes: floorBytes / parts };
+  });
+}
+
 /** Calls that an optimizer adds around a program's own. */
 const UPDATES = new Set(["schedule", "check_finite", "grad_norm", "sgd", "copy_gradient", "accumulate_gradient"]);
 
@@ -32,22 +53,18 @@ const UPDATES = new Set(["schedule", "check_finite", "grad_norm", "sgd", "copy_g
  * are found there, and launching is part of the time of calls of a few microseconds, so the sum is not the time of the program,
  * whose calls may also overlap. What the program computes is of no use afterwards: updates are repeated, too.
  *
- * @param extra work of calls that no node describes, by kind (the optimizer's)
+ * @param extra as for workOfCalls
  */
 export function profileCalls(
   program: Program,
   ceilings: Ceilings,
-  { runs = 5, extra = {} }: { runs?: number; extra?: Readonly<Record<string, NodeWork>> } = {},
+  { runs = 5, extra }: { runs?: number; extra?: Readonly<Record<string, NodeWork>> } = {},
 ): CallTiming[] {
   const { device, stream, calls } = program;
   using start = new Event(device);
   using end = new Event(device);
   program.run();
-  const callsOf = new Map<Node, number>();
-  for (const { outputs } of calls) {
-    const node = outputs[0]?.node;
-    if (node) callsOf.set(node, (callsOf.get(node) ?? 0) + 1);
-  }
+  const works = workOfCalls(program, extra);
   return calls.map((call, index) => {
     call.run();
     const samples = Array.from({ length: 3 }, () => {
@@ -57,9 +74,7 @@ export function profileCalls(
       end.synchronize();
       return end.since(start) / runs;
     });
-    const node = call.outputs[0]?.node;
-    // A node of several calls: each has its part of the work.
-    const [work, parts] = node ? [nodeWork(node), callsOf.get(node)!] : [extra[call.kind] ?? noWork, 1];
+    const work = works[index]!;
     const [first] = call.outputs;
     return {
       index,
@@ -68,9 +83,9 @@ export function profileCalls(
       path: call.path,
       result: first ? `${first.dtype} ${first.shape.join("x")}` : "",
       ms: timingOf(samples).ms,
-      flops: work.flops / parts,
-      bytes: work.bytes / parts,
-      floorMs: floorOf(work, ceilings) / parts,
+      flops: work.flops,
+      bytes: work.bytes,
+      floorMs: floorOf(work, ceilings),
     };
   });
 }

@@ -1,4 +1,5 @@
 import { writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 import {
   type BenchRow,
@@ -6,6 +7,7 @@ import {
   benchNms,
   benchPostprocess,
   benchResult,
+  benchSizes,
   benchTraining,
   besideTable,
   type CallTiming,
@@ -26,26 +28,44 @@ import {
   resultTable,
   runOperationPeers,
   runPeers,
+  type SizeCases,
+  sizeCases,
   title,
   writeBenchResult,
 } from "../bench";
 import { Device } from "../tensor";
-import { autotune } from "../train";
+import { autotune, plansFolder } from "../train";
 import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
-const BENCHES = ["train", "infer", "layers", "postprocess", "nms"] as const;
+const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes"] as const;
 type BenchName = (typeof BENCHES)[number];
+
+/** Whose settings a bench uses. */
+const WORKS: Record<BenchName, readonly ("train" | "infer")[]> = {
+  train: ["train"],
+  infer: ["infer"],
+  layers: ["infer"],
+  postprocess: ["infer"],
+  nms: ["infer"],
+  sizes: ["train", "infer"],
+};
+
+/** Milliseconds of tuning for a convolution of the sizes bench, which has some two thousand. */
+const QUICK_MS = 20;
 
 const help = `dlfs bench: times training and inference of a detector on this machine, with synthetic batches that are on the device.
 
-Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]      default: train infer
+Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [options]   default: train infer
 
   train               a training step: forward, targets, losses, backward, optimizer
-  infer               the network alone, and the whole call from uint8 images on the device to boxes on the host
+  infer               the network alone, to the maps that post-processing reads, and the whole call from uint8 images on the
+                      device to boxes on the host
   layers              single layers at the shapes of a RetinaNet at 640x640
   postprocess         everything after the last convolution, on maps with scores as a trained network's
   nms                 non-maximum suppression of up to 100,000 boxes of 80 classes
+  sizes               train and the network alone at 512, 800 and 800x1344 (torchvision's 800x1333, padded) with batches of 1, 7
+                      and 16; at --size or with --batch alone where they are given
 
   --model NAME        default retinanet_resnet50_fpn
   --batch N           default 32 on a GPU, 1 on the CPU
@@ -58,7 +78,8 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [all] [options]  
   --lanes N           streams that a program's graph is spread over, 1 to 8; default what is fastest on the device
   --recompute WHAT    of train: "all" that is cheap, or what it takes for activations of a size such as 10GiB; default none
   --repetitions N     default 15; the medians of fewer are not worth comparing
-  --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU
+  --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU,
+                      ${QUICK_MS} for sizes, whose picks are kept apart
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first
   --trace FILE        write those as a trace for chrome://tracing or Perfetto (of train, if both are run)
@@ -149,6 +170,30 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
   };
 }
 
+/** Times the sizes that the options name, or the usual ones, and prints a table for each. */
+async function sizeRows(
+  device: Device,
+  args: Args,
+  settings: Record<"train" | "infer", NetworkSettings>,
+): Promise<BenchRow[]> {
+  // What is measured in a hurry is not for others.
+  const quick = { ms: QUICK_MS, folder: join(plansFolder(), "quick") };
+  if (device.backend === "cuda" && args["tune-ms"] === undefined) autotune(device, quick);
+  const cases: SizeCases = sizeCases(device);
+  if (args.size !== undefined) cases.sizes = [settings.train.size];
+  if (args.batch !== undefined) cases.batches = [settings.train.batch];
+  const all: BenchRow[] = [];
+  let work = "";
+  for await (const found of benchSizes(device, settings, cases)) {
+    const { precision } = settings[found.work];
+    if (found.work !== work) console.log(`${title(device, precision)}\nsizes, ${found.work}`);
+    work = found.work;
+    print(resultTable(found.rows, ceilings(device, precision)));
+    all.push(...found.rows);
+  }
+  return all;
+}
+
 const layerSuffix = (batch: number, precision: string): string => `, ${batch} images, ${precision}`;
 
 function layerRows(device: Device, { batch, precision }: NetworkSettings): BenchRow[] {
@@ -197,7 +242,7 @@ export const verb: Verb = {
     for (const name of ["profile", "trace"] as const) {
       if (args[name] !== undefined && !profiled) throw new UsageError(`--${name} is for train and infer`);
     }
-    if (args.peers !== undefined && benches.every((bench) => bench === "postprocess")) {
+    if (args.peers !== undefined && benches.every((bench) => bench === "postprocess" || bench === "sizes")) {
       throw new UsageError("--peers is for train, infer, layers and nms");
     }
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
@@ -209,7 +254,11 @@ export const verb: Verb = {
     let traced: { calls: CallTiming[]; name: string } | null = null;
 
     for (const bench of benches) {
-      const used = settings[bench === "train" ? "train" : "infer"];
+      const used = settings[WORKS[bench][0]!];
+      if (bench === "sizes") {
+        rows.push(...(await sizeRows(device, args, settings)));
+        continue;
+      }
       if (bench === "nms") console.log("\nnms");
       else console.log(`${title(device, used.precision)}\n${bench}`);
       const top = ceilings(device, used.precision);
@@ -236,7 +285,7 @@ export const verb: Verb = {
       writeFileSync(args.trace, JSON.stringify(chromeTrace(traced.calls, traced.name)));
       console.log(`\nwritten: ${args.trace}`);
     }
-    const precisions = new Set(benches.map((bench) => settings[bench === "train" ? "train" : "infer"].precision));
+    const precisions = new Set(benches.flatMap((bench) => WORKS[bench]).map((work) => settings[work].precision));
     const result = benchResult(device, {
       command: ["dlfs", "bench", ...argv].join(" "),
       settings: { benches, ...settings },

@@ -33,6 +33,9 @@ export abstract class DetectionModel extends Model {
   /** What the heads give for all anchors by name, each (N, A, columns). */
   abstract override forward(images: Value): { [name: string]: Value };
 
+  /** What losses() and detect() read of the network: the heads' maps, of each level or joined, as the model uses them. */
+  abstract maps(images: Value): Value[];
+
   /** The losses of a batch by name, scalars; training minimises their sum. */
   abstract losses(images: Value, targets: Targets): { [name: string]: Value };
 

@@ -76,6 +76,11 @@ export abstract class Detector extends DetectionModel {
     return { logits: joinLevels(logits, this.classes), deltas: joinLevels(deltas, 4) };
   }
 
+  maps(images: Value): Value[] {
+    const { logits, deltas } = this.predict(images);
+    return [...logits, ...deltas];
+  }
+
   /** The losses of a batch by name, scalars. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value } {
     const { matcher, focal, boxLoss: regression } = this.detectorOptions;

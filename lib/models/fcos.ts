@@ -144,6 +144,11 @@ export class FCOS extends DetectionModel {
     };
   }
 
+  maps(images: Value): Value[] {
+    const { logits, deltas, centerness } = this.predict(images);
+    return [...logits, ...deltas, ...centerness];
+  }
+
   /** Focal loss of the classes, GIoU loss of the boxes and cross-entropy of the centre-ness of the foreground points. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value; centerness: Value } {
     const { logits, deltas, centerness, anchors } = this.predict(images);

@@ -216,6 +216,11 @@ export class SSDLite extends DetectionModel {
     return { logits, deltas: joinLevels(deltas, 4) };
   }
 
+  maps(images: Value): Value[] {
+    const { logits, deltas } = this.predict(images);
+    return [logits, ...deltas];
+  }
+
   /** Cross-entropy with hard negative mining, and smooth L1 of the foreground boxes; both over the batch's foreground. */
   losses(images: Value, targets: Targets): { classification: Value; boxRegression: Value } {
     const { logits, deltas, anchors } = this.predict(images);

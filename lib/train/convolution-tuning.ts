@@ -12,10 +12,15 @@ export interface AutotuneOptions {
    * what the device was given before, else 300 on a GPU and 0 on the CPU, whose heuristics are within a few per cent.
    */
   ms?: number;
-  /** Where picks are kept between processes; null: nowhere. Default: "plans" in dlfs's cache folder. */
+  /** Where picks are kept between processes; null: nowhere. Default: plansFolder(). */
   folder?: string | null;
   /** Where progress is shown once it takes more than two seconds. Default: standard error. */
   stream?: ProgressStream;
+}
+
+/** Where picks are kept between processes: "plans" in dlfs's cache folder. */
+export function plansFolder(): string {
+  return join(cacheFolder(), "plans");
 }
 
 /** Milliseconds of tuning that go without a sign of life. */
@@ -35,7 +40,7 @@ function defaultMs(device: Device): number {
  */
 export function autotune(device: Device, options: AutotuneOptions = {}): void {
   if (options.ms === undefined && convolutionTuning(device)) return;
-  const { ms = defaultMs(device), folder = join(cacheFolder(), "plans"), stream = process.stderr } = options;
+  const { ms = defaultMs(device), folder = plansFolder(), stream = process.stderr } = options;
   check(Number.isFinite(ms) && ms >= 0, "autotune", () => `expected milliseconds from 0, got ${ms}`);
   tuneConvolutions(device, {
     ms,

@@ -1,4 +1,4 @@
-export { type AutotuneOptions, autotune, showTuning } from "./convolution-tuning";
+export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
 export {
   type EvaluateModelOptions,

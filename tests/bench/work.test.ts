@@ -1,8 +1,19 @@
 /** What the floor counts: the flops and bytes of nodes, from graphs small enough to count by hand. */
 import { describe, expect, test } from "bun:test";
-import { floorOf, layerGroup, nodeWork, profileCalls } from "../../lib/bench";
-import { add, conv2d, linear, Parameter, Program, relu, useParameter, type Value } from "../../lib/graph";
-import { Tensor } from "../../lib/tensor";
+import { floorOf, layerGroup, makeModel, nodeWork, profileCalls, timeNetwork } from "../../lib/bench";
+import {
+  add,
+  conv2d,
+  linear,
+  Parameter,
+  Program,
+  paddedChannels,
+  relu,
+  useParameter,
+  type Value,
+} from "../../lib/graph";
+import type { CompactDetector } from "../../lib/models";
+import { Device, Tensor } from "../../lib/tensor";
 import { testDevice } from "../support/device";
 
 const device = testDevice();
@@ -114,4 +125,30 @@ test("layers are grouped by the part of the network that they belong to", () => 
   expect(group("head.classification_head.conv.0.0")).toBe("head.classification_head");
   expect(group("")).toBe("outside of layers");
   expect(group("classification", "update")).toBe("update");
+});
+
+test("the network alone ends at its maps, padded where the device pads channels", () => {
+  using padding = new Device({ backend: device.backend, padChannels: true });
+  const settings = {
+    model: "compact",
+    batch: 1,
+    size: [64, 96],
+    classes: 3,
+    precision: "f32",
+    repetitions: 1,
+  } as const;
+  using model = makeModel(settings, padding);
+  const [kinds, channels] = timeNetwork(
+    model,
+    settings,
+    { gflops: 1, gbytes: 1, how: "" },
+    ({ program: { calls } }) => [
+      new Set(calls.map(({ kind }) => kind)),
+      new Set(calls.flatMap(({ kind, outputs: [y] }) => (kind === "conv2d" ? [y!.shape.at(-1) as number] : []))),
+    ],
+  );
+  for (const kind of ["concat", "slice", "select_candidates"]) expect(kinds).not.toContain(kind);
+  const perCell = (model as CompactDetector).anchorGenerator.perCell;
+  expect(channels).toContain(paddedChannels(perCell * 3));
+  expect(channels).not.toContain(perCell * 3);
 });

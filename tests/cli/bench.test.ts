@@ -27,22 +27,26 @@ describe("dlfs bench", () => {
       string,
       string,
     ];
-    const benches = ["train", "infer", "postprocess", "--precision", "f32", ...small];
+    const benches = ["train", "infer", "postprocess", "sizes", "--precision", "f32", ...small];
     const first = await dlfsBench(...benches, "--out", out, "--trace", trace, "--profile");
     expect(first.stderr).toBe("");
     expect(first.status).toBe(0);
     const result = readBenchResult(out);
     expect(result.rows.map(({ bench, name }) => `${bench}: ${name}`)).toEqual([
       "train: step, compact 2x64x96 f32",
-      "infer: network only, compact 2x64x96 f32",
+      "infer: network only, to its maps, compact 2x64x96 f32",
       "infer: whole call, compact 2x64x96 f32",
       "postprocess: compact 2x64x96 f32",
+      "sizes: step, compact 2x64x96 f32",
+      "sizes: network only, to its maps, compact 2x64x96 f32",
     ]);
     for (const row of result.rows) {
       expect(row.ms).toBeGreaterThan(0);
       expect(row.repetitions).toBe(2);
     }
-    const [train, network] = result.rows;
+    const [train, network, , , trainAgain, networkAgain] = result.rows;
+    expect([trainAgain!.flops, networkAgain!.flops]).toEqual([train!.flops, network!.flops]);
+    expect([trainAgain!.floorMs, networkAgain!.floorMs]).toEqual([train!.floorMs, network!.floorMs]);
     expect(train!.memoryBytes).toBeGreaterThan(network!.memoryBytes!);
     // Three products for one, less the first layer's data gradient.
     expect(train!.flops! / network!.flops!).toBeGreaterThan(2.8);
@@ -54,7 +58,9 @@ describe("dlfs bench", () => {
     expect(first.stdout).toContain("conv2d_backward_data");
 
     const second = await dlfsBench("infer", "--precision", "f32", ...small, "--out", again, "--compare", out);
-    expect(second.stdout).toMatch(/infer {2}network only, compact 2x64x96 f32 +[\d.]+ +[\d.]+ +[+-]?[\d.]+ %/);
+    expect(second.stdout).toMatch(
+      /infer {2}network only, to its maps, compact 2x64x96 f32 +[\d.]+ +[\d.]+ +[+-]?[\d.]+ %/,
+    );
     expect(second.stdout).toContain("only before: train: step");
     expect(second.status).toBe(0);
 
@@ -68,7 +74,7 @@ describe("dlfs bench", () => {
 
   test("refuses what it does not know, before anything is measured", async () => {
     const cases: [string[], string][] = [
-      [["inference"], 'expected train, infer, layers, postprocess, nms or all, got "inference"'],
+      [["inference"], 'expected train, infer, layers, postprocess, nms, sizes or all, got "inference"'],
       [["nms", "--profile"], "--profile is for train and infer"],
       [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers and nms"],
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],

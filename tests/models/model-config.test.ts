@@ -1,5 +1,6 @@
 /** Models made from plain data: the same model as by its class, and an error for every field that does not fit. */
 import { describe, expect, test } from "bun:test";
+import { trace, type Value } from "../../lib/graph";
 import type { Layer } from "../../lib/layers";
 import {
   CompactDetector,
@@ -10,6 +11,7 @@ import {
   RetinaNet,
   SSDLite,
 } from "../../lib/models";
+import { elementCount } from "../../lib/tensor";
 
 const stateOf = (model: Layer) => [...model.namedState()].map(([name, { shape }]) => `${name} ${shape.join("x")}`);
 
@@ -69,6 +71,19 @@ describe("modelFromConfig", () => {
       { scoreThreshold: 0.2, topK: 1000, nmsThreshold: 0.6, maxDetections: 7 },
       { scoreThreshold: 0.001, topK: 300, nmsThreshold: 0.55, maxDetections: 7 },
     ]);
+  });
+
+  test.each([
+    { name: "compact", classes: 2 },
+    { name: "retinanet", classes: 2, backbone: "resnet18" },
+    { name: "fcos", classes: 2, backbone: "resnet18" },
+    { name: "ssdlite", classes: 2, widthMultiplier: 0.25 },
+  ] as ModelConfig[])("the maps of $name are all that forward joins", (config) => {
+    const model = modelFromConfig(config);
+    const spec = { images: { shape: [2, 320, 320, 3], dtype: "f32" as const } };
+    const elements = (values: readonly Value[]) => values.reduce((sum, { shape }) => sum + elementCount(shape), 0);
+    const { result } = trace(spec, ({ images }) => ({ joined: model.forward(images!), maps: model.maps(images!) }));
+    expect(elements(result.maps)).toBe(elements(Object.values(result.joined)));
   });
 
   const compact = { name: "compact", classes: 2 };
