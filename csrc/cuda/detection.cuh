@@ -1,4 +1,4 @@
-// What the detection kernels share: arrays within a workspace, boxes in device memory, sums over a block. Box and loss
+// What the detection kernels share: arrays within a workspace, boxes in device memory, running sums over a block. Box and loss
 // maths come from common/boxes.hpp; the files that use it are compiled with -fmad=false so that they give the CPU's
 // bits.
 #pragma once
@@ -32,6 +32,36 @@ class WorkspaceLayout {
   int64_t bytes_ = 0;
 };
 
+// The sum of the values of the lanes up to this one, of a full warp.
+__device__ __forceinline__ uint32_t warp_prefix(uint32_t value) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint32_t other = __shfl_up_sync(full_warp, value, offset);
+    if (lane >= offset) value += other;
+  }
+  return value;
+}
+
+// The sum of the values of the threads before this one, and of all. For all threads of a block; ends with a barrier.
+template <int threads>
+__device__ uint32_t block_prefix(uint32_t value, uint32_t& total) {
+  __shared__ uint32_t warp_sums[threads / 32];
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const uint32_t inclusive = warp_prefix(value);
+  if (lane == 31) warp_sums[warp] = inclusive;
+  __syncthreads();
+  uint32_t before = inclusive - value;
+  total = 0;
+  for (int i = 0; i < threads / 32; ++i) {
+    if (i < warp) before += warp_sums[i];
+    total += warp_sums[i];
+  }
+  __syncthreads();
+  return before;
+}
+
 // Box i of an array (..., 4), in one access where the array is 16-byte aligned.
 __device__ __forceinline__ Box read_box(const float* boxes, int64_t i, bool aligned) {
   if (!aligned) return load_box(boxes + 4 * i);
@@ -47,10 +77,16 @@ __device__ __forceinline__ void write_box(float* boxes, int64_t i, const Box& b,
   }
 }
 
+// Whether the intersection of two boxes has an area, without a branch.
+__device__ __forceinline__ bool boxes_meet(const Box& a, const Box& b) {
+  const bool across = fminf(a.x2, b.x2) > fmaxf(a.x1, b.x1);
+  const bool down = fminf(a.y2, b.y2) > fmaxf(a.y1, b.y1);
+  return across & down;
+}
+
 // box_iou, without its division for boxes that do not meet (most of them).
 __device__ __forceinline__ float fast_iou(const Box& a, float area_a, const Box& b, float area_b) {
-  const bool meet = fminf(a.x2, b.x2) > fmaxf(a.x1, b.x1) && fminf(a.y2, b.y2) > fmaxf(a.y1, b.y1);
-  return meet ? box_iou(a, area_a, b, area_b) : 0.0f;
+  return boxes_meet(a, b) ? box_iou(a, area_a, b, area_b) : 0.0f;
 }
 
 }  // namespace dlfs

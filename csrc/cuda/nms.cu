@@ -1,236 +1,257 @@
 // Greedy non-maximum suppression of a batch, without a host in the loop and without a mask of all pairs.
 //
-// 1. sort: each candidate's place is the number of keys (score descending, then index: unique) smaller than its own;
-//    boxes and labels are copied there.
-// 2. For each chunk of 512 candidates, best first: `test` marks those that a box kept from earlier chunks suppresses
-//    and computes the chunk's own pairs as bits, 64 x 64 to a tile; `keep` then walks over the chunk in order, one block
-//    per image. Once an image has its max_out boxes, or has no more candidates, its blocks return at once.
-// The number of IoUs is that of (candidates x kept boxes) plus 512 x 512 / 2 per chunk.
-#include "common/detection_arguments.hpp"
-#include "cuda/detection.cuh"
+// 1. nms_order.cuh sorts the candidates and puts those of a class together: classes do not suppress each other.
+// 2. suppress: a block takes a tile of 128 candidates of a class, compares them with each other, then with the boxes
+//    that the class's earlier tiles keep, as soon as those are known, and publishes what it keeps itself. Tiles are
+//    taken in order, by tickets, so that a block only ever waits for blocks that run.
+// 3. collect: writes the kept candidates of all classes in the order of their scores.
+// A class stops at max_out kept boxes: all of them come before the rest of the class.
+#include "cuda/nms_order.cuh"
 
 namespace dlfs {
 namespace {
 
 constexpr int threads_per_block = 256;
-constexpr int sort_tile = 1024;  // keys compared with at a time
-constexpr int tile = 64;         // candidates to a word of bits
-constexpr int chunk_tiles = 8;
-constexpr int chunk = tile * chunk_tiles;
-constexpr int least_splits = chunk_tiles;  // of the work on a tile: as many as mask tiles
-constexpr int most_splits = 32;
-constexpr uint64_t no_candidate = ~uint64_t{0};
-
-struct NmsWorkspace {
-  int32_t* valid;       // (N): candidates with a label >= 0
-  uint32_t* removed;    // (N, chunks * 512 / 32): suppressed by a box of an earlier chunk; zeroed before
-  int32_t* order;       // (N, K): candidate of each place
-  float4* box;          // (N, K), sorted
-  int32_t* label;       // (N, K), sorted
-  float4* kept_box;     // (N, K)
-  int32_t* kept_label;  // (N, K)
-  uint64_t* mask;       // (N, 512, 8): bit j of word t of row i: i suppresses candidate 64 t + j of the chunk
-  int32_t chunks;
-  int64_t bytes;
-
-  NmsWorkspace(void* workspace, int32_t n, int32_t k) : chunks(ceil_div(k, chunk)) {
-    WorkspaceLayout layout(workspace);
-    const int64_t candidates = int64_t{n} * k;
-    valid = layout.take<int32_t>(n);
-    removed = layout.take<uint32_t>(removed_words() * n);
-    order = layout.take<int32_t>(candidates);
-    box = layout.take<float4>(candidates);
-    label = layout.take<int32_t>(candidates);
-    kept_box = layout.take<float4>(candidates);
-    kept_label = layout.take<int32_t>(candidates);
-    mask = layout.take<uint64_t>(int64_t{n} * chunk * chunk_tiles);
-    bytes = layout.bytes();
-  }
-
-  DLFS_HD int64_t removed_words() const { return int64_t{chunks} * (chunk / 32); }  // of one image
-};
+constexpr int tile_words = tile / 32;
+static_assert(threads_per_block == 2 * tile && threads_per_block == buckets, "two threads a candidate, one a bucket");
 
 __device__ __forceinline__ Box to_box(const float4& v) { return {v.x, v.y, v.z, v.w}; }
 
-__device__ __forceinline__ uint64_t sort_key(const float* scores, const int32_t* labels, int64_t row, int32_t i) {
-  return labels[row + i] < 0 ? no_candidate : candidate_key(scores[row + i], i);
+// What other blocks wrote before they released a value of at least the one that is acquired can be read after it.
+__device__ __forceinline__ uint64_t load_acquire(const uint64_t* p) {
+  uint64_t value;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
+  return value;
 }
 
-// Grid (K / 256, N). boxes (N, K, 4), scores and labels (N, K).
-__global__ void __launch_bounds__(threads_per_block)
-    sort_kernel(NmsWorkspace workspace, const float* boxes, const float* scores, const int32_t* labels, int32_t k,
-                bool aligned) {
-  __shared__ uint64_t keys[sort_tile];
-  const int64_t row = int64_t{blockIdx.y} * k;
-  const int32_t mine = static_cast<int32_t>(blockIdx.x * threads_per_block + threadIdx.x);
-  const uint64_t key = mine < k ? sort_key(scores, labels, row, mine) : no_candidate;
-  // Blocks of none but left-out candidates have nothing to sort; block 0 counts the candidates.
-  if (!__syncthreads_or(key != no_candidate) && blockIdx.x != 0) return;
-  int32_t place = 0;
-  int32_t valid = 0;
-  for (int32_t begin = 0; begin < k; begin += sort_tile) {
-    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < sort_tile; i += threads_per_block) {
-      const uint64_t other = begin + i < k ? sort_key(scores, labels, row, begin + i) : no_candidate;
-      keys[i] = other;
-      valid += other != no_candidate;
-    }
-    __syncthreads();
-    if (key != no_candidate) {
-#pragma unroll 8
-      for (int i = 0; i < sort_tile; ++i) place += keys[i] < key;
-    }
-    __syncthreads();  // the next tile overwrites the keys
-  }
-  if (key != no_candidate) {
-    workspace.order[row + place] = mine;
-    const Box box = read_box(boxes, row + mine, aligned);
-    workspace.box[row + place] = make_float4(box.x1, box.y1, box.x2, box.y2);
-    workspace.label[row + place] = labels[row + mine];
-  }
-  if (blockIdx.x == 0) {
-    const double total = block_sum<threads_per_block>(valid);
-    if (threadIdx.x == 0) workspace.valid[blockIdx.y] = static_cast<int32_t>(total);
-  }
+__device__ __forceinline__ void store_release(uint64_t* p, uint64_t value) {
+  asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
 
 struct NmsRules {
+  int32_t max_out;
   float iou_threshold;
-  bool class_aware;
+};
 
-  // True where a kept box drops another.
-  __device__ __forceinline__ bool suppresses(const Box& a, float area_a, int32_t label_a, const Box& b, float area_b,
-                                             int32_t label_b) const {
-    return (!class_aware || label_a == label_b) && fast_iou(a, area_a, b, area_b) > iou_threshold;
+// Boxes of a bucket in shared memory.
+struct TileBoxes {
+  float4 box[tile];
+  float area[tile];
+  int32_t label[tile];
+
+  __device__ __forceinline__ void set(int i, const float4& value, int32_t value_label) {
+    box[i] = value;
+    area[i] = box_area(to_box(value));
+    label[i] = value_label;
+  }
+
+  // A box that meets none.
+  __device__ __forceinline__ void set_none(int i) {
+    box[i] = make_float4(INFINITY, INFINITY, -INFINITY, -INFINITY);
+    area[i] = 0.0f;
+    label[i] = -1;
+  }
+
+  // Bit j: box first + j meets b. All 32 are compared at once; few of them then need their overlap.
+  __device__ __forceinline__ uint32_t meeting(int first, const Box& b) const {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < 32; ++j) bits |= static_cast<uint32_t>(boxes_meet(to_box(box[first + j]), b)) << j;
+    return bits;
+  }
+
+  // Whether box i, if kept, drops another that it meets.
+  __device__ __forceinline__ bool suppresses(int i, const Box& b, float area_b, int32_t label_b,
+                                             float iou_threshold) const {
+    return label[i] == label_b && box_iou(to_box(box[i]), area[i], b, area_b) > iou_threshold;
   }
 };
 
-// Grid (8 tiles of the chunk, splits, N). Block (t, s) tests the 64 candidates of tile t against every splits-th of the
-// boxes kept so far, and, for s <= t, computes the bits of tile s's rows for tile t.
-__global__ void __launch_bounds__(threads_per_block)
-    test_kernel(NmsWorkspace workspace, const int32_t* keep_counts, int32_t k, int32_t max_out, int32_t chunk_index,
-                NmsRules rules) {
-  __shared__ Box boxes[tile];
-  __shared__ float areas[tile];
-  __shared__ int32_t labels[tile];
-  const int64_t image = blockIdx.z;
-  const int32_t valid = workspace.valid[image];
-  const int32_t kept = keep_counts[image];
-  const int32_t start = chunk_index * chunk;
-  const int32_t first = start + static_cast<int32_t>(blockIdx.x) * tile;
-  if (first >= valid || kept >= max_out) return;
-  const int32_t i = static_cast<int32_t>(threadIdx.x % tile);
-  const int32_t group = static_cast<int32_t>(threadIdx.x / tile);  // of four
-  const float4* sorted_box = workspace.box + image * k;
-  const int32_t* sorted_label = workspace.label + image * k;
-  if (group == 0) {
-    const bool real = first + i < valid;
-    const Box box = real ? to_box(sorted_box[first + i]) : Box{0.0f, 0.0f, 0.0f, 0.0f};
-    boxes[i] = box;
-    areas[i] = box_area(box);
-    labels[i] = real ? sorted_label[first + i] : -1;
-  }
-  __syncthreads();
-
-  const Box box = boxes[i];
-  const float area = areas[i];
-  const int32_t label = labels[i];
-  bool removed = false;
-  if (label >= 0) {
-    const float4* kept_box = workspace.kept_box + image * k;
-    const int32_t* kept_label = workspace.kept_label + image * k;
-    const int32_t step = static_cast<int32_t>(gridDim.y) * 4;
-    for (int32_t j = static_cast<int32_t>(blockIdx.y) * 4 + group; j < kept && !removed; j += step) {
-      const Box other = to_box(kept_box[j]);
-      removed = rules.suppresses(other, box_area(other), kept_label[j], box, area, label);
+// Decides, in one warp, which of a tile's candidates are kept. gone: a bit for each that is not, whatever the others;
+// conflicts: bit j % 32 of [i][j / 32] says that j < i would suppress i. Candidates are decided 32 at a time, in
+// rounds: one is dropped where a kept one suppresses it, and kept where none can any more.
+__device__ __forceinline__ void resolve_tile(uint32_t (&kept)[tile_words], const uint32_t (&conflicts)[tile][tile_words],
+                                             const uint32_t (&gone)[tile_words]) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int word = 0; word < tile_words; ++word) {
+    const uint32_t* const own = conflicts[word * 32 + lane];
+    bool dead = (gone[word] >> lane & 1) != 0;
+#pragma unroll
+    for (int earlier = 0; earlier < word; ++earlier) dead |= (own[earlier] & kept[earlier]) != 0;
+    uint32_t pending = __ballot_sync(full_warp, !dead);
+    uint32_t decided = 0;  // to be kept
+    while (pending != 0) {
+      const bool waits = (pending >> lane & 1) != 0;
+      const bool drop = waits && (own[word] & decided) != 0;
+      const bool keep = waits && !drop && (own[word] & pending) == 0;
+      const uint32_t dropped = __ballot_sync(full_warp, drop);
+      const uint32_t added = __ballot_sync(full_warp, keep);
+      decided |= added;
+      pending &= ~(dropped | added);
     }
+    kept[word] = decided;
   }
-  const unsigned bits = __ballot_sync(full_warp, removed);
-  if (threadIdx.x % 32 == 0 && bits != 0) {
-    atomicOr(&workspace.removed[image * workspace.removed_words() + (first + i) / 32], bits);
-  }
-
-  if (blockIdx.y > blockIdx.x) return;
-  const int32_t row = static_cast<int32_t>(blockIdx.y) * tile + i;  // in the chunk; this thread does 16 of its 64 pairs
-  if (start + row >= valid) return;
-  const Box row_box = to_box(sorted_box[start + row]);
-  const float row_area = box_area(row_box);
-  const int32_t row_label = sorted_label[start + row];
-  unsigned pairs = 0;
-  for (int32_t j = 0; j < 16; ++j) {
-    const int32_t column = group * 16 + j;
-    const bool later = first + column > start + row && first + column < valid;
-    if (later && rules.suppresses(row_box, row_area, row_label, boxes[column], areas[column], labels[column])) {
-      pairs |= 1u << j;
-    }
-  }
-  // A quarter of the 64-bit word; devices and hosts of CUDA are little-endian.
-  uint16_t* quarters = reinterpret_cast<uint16_t*>(workspace.mask + (image * chunk + row) * chunk_tiles + blockIdx.x);
-  quarters[group] = static_cast<uint16_t>(pairs);
 }
 
-// The bits first, first + 1, ... of 32. (With a 64-bit shift of all ones by 0 to 64, ptxas 13.0 gave 0 for 1 to 63 on sm_90.)
-__device__ __forceinline__ uint32_t bits_from(int32_t first) {
-  return first <= 0 ? full_warp : first >= 32 ? 0u : full_warp << first;
-}
+// Any grid. Tickets go through the first tiles of all images, then through the second, ...
+__global__ void __launch_bounds__(threads_per_block) suppress_kernel(NmsWorkspace workspace, int32_t n, int32_t k,
+                                                                     NmsRules rules) {
+  __shared__ TileBoxes own, others;
+  __shared__ uint32_t conflicts[tile][tile_words];
+  __shared__ uint32_t gone[tile_words], kept_words[tile_words];
+  __shared__ uint32_t ticket;
+  __shared__ int32_t tile_bucket;
+  __shared__ uint64_t reached;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int i = thread % tile;      // candidate
+  const int part = thread / tile;   // of what it is compared with
+  const uint32_t most_tiles = static_cast<uint32_t>(*workspace.most_tiles);
+  for (;;) {
+    __syncthreads();  // the last turn's reads are over
+    if (thread == 0) ticket = atomicAdd(workspace.next_ticket, 1u);
+    if (thread < tile_words) gone[thread] = 0;
+    __syncthreads();
+    const int64_t image = ticket % n;
+    const int32_t index = static_cast<int32_t>(ticket / n);
+    if (index >= static_cast<int32_t>(most_tiles)) return;
+    const int32_t* const first_tile = workspace.first_tile + image * (buckets + 1);
+    if (index >= first_tile[buckets]) continue;
+    if (first_tile[thread] <= index && index < first_tile[thread + 1]) tile_bucket = thread;
+    __syncthreads();
+    const int32_t bucket = tile_bucket;
+    const int32_t* const segments = workspace.segment + image * (buckets + 1);
+    const int64_t segment = image * k + segments[bucket];
+    const int32_t size = segments[bucket + 1] - segments[bucket];
+    const int32_t earlier_tiles = index - first_tile[bucket];
+    const int32_t first = earlier_tiles * tile;
+    const int32_t count = min(tile, size - first);
+    uint64_t* const progress = workspace.progress + image * buckets + bucket;
 
-// Grid (N). keep (N, max_out), keep_counts (N).
-__global__ void __launch_bounds__(threads_per_block)
-    keep_kernel(int32_t* keep, int32_t* keep_counts, NmsWorkspace workspace, int32_t k, int32_t max_out,
-                int32_t chunk_index) {
-  __shared__ uint64_t mask[chunk * chunk_tiles];
-  __shared__ int32_t picked[chunk];
-  __shared__ int32_t picked_count;
-  const int64_t image = blockIdx.x;
-  const int32_t valid = workspace.valid[image];
-  const int32_t kept = keep_counts[image];
-  const int32_t start = chunk_index * chunk;
-  if (start >= valid || kept >= max_out) return;
-  const int32_t rows = min(chunk, valid - start);
-  const uint64_t* image_mask = workspace.mask + image * (chunk * chunk_tiles);
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < chunk * chunk_tiles; i += threads_per_block) {
-    const int32_t row = i / chunk_tiles;
-    const int32_t word = i % chunk_tiles;
-    // Words left of the row's own tile, or past the last candidate, have not been computed.
-    const bool computed = row < rows && word >= row / tile && word * tile < rows;
-    mask[i] = computed ? image_mask[i] : 0;
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const int32_t lane = static_cast<int32_t>(threadIdx.x);
-    uint64_t gone = ~uint64_t{0};  // of this lane's word of 64 candidates: suppressed, or none at all
-    if (lane < chunk_tiles) {
-      const uint32_t* words =
-          workspace.removed + image * workspace.removed_words() + int64_t{chunk_index} * (chunk / 32) + 2 * lane;
-      const int32_t real = max(0, min(tile, rows - lane * tile));
-      const uint64_t unreal = uint64_t{bits_from(real - 32)} << 32 | bits_from(real);
-      gone = (uint64_t{words[1]} << 32 | words[0]) | unreal;
-    }
-    const int32_t wanted = max_out - kept;
-    int32_t count = 0;
-    for (int32_t word = 0; word < chunk_tiles && count < wanted; ++word) {
-      uint64_t alive = ~__shfl_sync(full_warp, gone, word);
-      while (alive != 0 && count < wanted) {
-        const int32_t bit = __ffsll(static_cast<long long>(alive)) - 1;
-        const int32_t row = word * tile + bit;
-        const uint64_t drops = lane < chunk_tiles ? mask[row * chunk_tiles + lane] : 0;
-        if (lane == 0) picked[count] = row;
-        ++count;
-        gone |= drops;
-        alive &= alive - 1;
-        alive &= ~__shfl_sync(full_warp, drops, word);
+    const bool real = i < count;
+    const int32_t rank = real ? workspace.rank[segment + first + i] : 0;
+    if (part == 0) {
+      if (real) {
+        own.set(i, workspace.box[segment + first + i], workspace.label[segment + first + i]);
+      } else {
+        own.set_none(i);
       }
     }
-    if (lane == 0) picked_count = count;
+    __syncthreads();
+    const Box box = to_box(own.box[i]);
+    const float area = own.area[i];
+    const int32_t label = own.label[i];
+    for (int word = part; word <= i / 32; word += 2) {
+      uint32_t meeting = own.meeting(word * 32, box);
+      if (word == i / 32) meeting &= (1u << (i % 32)) - 1;
+      uint32_t bits = 0;
+      for (; meeting != 0; meeting &= meeting - 1) {
+        const int j = __ffs(static_cast<int>(meeting)) - 1;
+        if (own.suppresses(word * 32 + j, box, area, label, rules.iou_threshold)) bits |= 1u << j;
+      }
+      conflicts[i][word] = bits;
+    }
+
+    bool removed = !real;
+    int32_t seen = 0;  // boxes of earlier tiles
+    int32_t done = 0;  // earlier tiles
+    while (done < earlier_tiles && seen < rules.max_out) {
+      if (thread == 0) {
+        uint64_t now = load_acquire(progress);
+        while (static_cast<int32_t>(now >> 32) < earlier_tiles && static_cast<int32_t>(now) == seen) {
+          __nanosleep(40);
+          now = load_acquire(progress);
+        }
+        reached = now;
+      }
+      __syncthreads();
+      done = static_cast<int32_t>(reached >> 32);
+      const int32_t known = static_cast<int32_t>(reached);
+      for (; seen < known; seen = min(seen + tile, known)) {
+        const int32_t batch = min(tile, known - seen);
+        if (part == 0) {
+          const int64_t at = segment + seen + i;
+          if (i < batch) {
+            others.set(i, __ldcg(workspace.kept_box + at), __ldcg(workspace.kept_label + at));
+          } else {
+            others.set_none(i);
+          }
+        }
+        __syncthreads();
+        for (int word = part; word * 32 < batch && !removed; word += 2) {
+          uint32_t meeting = others.meeting(word * 32, box);
+          for (; meeting != 0 && !removed; meeting &= meeting - 1) {
+            const int j = word * 32 + __ffs(static_cast<int>(meeting)) - 1;
+            removed = others.suppresses(j, box, area, label, rules.iou_threshold);
+          }
+        }
+        __syncthreads();
+      }
+    }
+    if (seen >= rules.max_out) continue;  // so do all later tiles
+
+    const uint32_t bits = __ballot_sync(full_warp, removed);
+    if (thread % 32 == 0 && bits != 0) atomicOr(&gone[i / 32], bits);
+    __syncthreads();
+    if (thread < 32) {
+      uint32_t words[tile_words];
+      resolve_tile(words, conflicts, gone);
+      if (thread == 0) {
+#pragma unroll
+        for (int word = 0; word < tile_words; ++word) kept_words[word] = words[word];
+      }
+    }
+    __syncthreads();
+    const bool kept = part == 0 && (kept_words[i / 32] >> (i % 32) & 1) != 0;
+    if (first + tile < size) {  // later tiles wait
+      int32_t before = seen;
+      int32_t all = seen;
+      for (int word = 0; word < tile_words; ++word) {
+        const int32_t of_word = __popc(kept_words[word]);
+        if (word < i / 32) before += of_word;
+        all += of_word;
+      }
+      before += __popc(kept_words[i / 32] & ((1u << (i % 32)) - 1));
+      if (kept) {
+        workspace.kept_box[segment + before] = own.box[i];
+        workspace.kept_label[segment + before] = label;
+      }
+      __syncthreads();
+      if (thread == 0) {
+        store_release(progress, static_cast<uint64_t>(earlier_tiles + 1) << 32 | static_cast<uint32_t>(all));
+      }
+    }
+    if (kept) atomicOr(&workspace.kept[image * workspace.words + rank / 32], 1u << (rank % 32));
   }
-  __syncthreads();
-  const int32_t count = picked_count;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < count; i += threads_per_block) {
-    const int64_t place = image * k + start + picked[i];
-    keep[image * max_out + kept + i] = workspace.order[place];
-    workspace.kept_box[image * k + kept + i] = workspace.box[place];
-    workspace.kept_label[image * k + kept + i] = workspace.label[place];
+}
+
+// Grid (K / 1024, N). keep (N, max_out), filled before; keep_counts (N).
+__global__ void __launch_bounds__(word_stretch)
+    collect_kernel(int32_t* keep, int32_t* keep_counts, NmsWorkspace workspace, int32_t k, int32_t max_out) {
+  const int64_t image = blockIdx.y;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const uint32_t* const words = workspace.kept + image * workspace.words;
+  const int32_t first_word = static_cast<int32_t>(blockIdx.x) * 32;
+  uint32_t sum = 0;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < first_word; i += word_stretch) {
+    sum += static_cast<uint32_t>(__popc(words[i]));
   }
-  if (threadIdx.x == 0) keep_counts[image] = kept + count;
+  uint32_t earlier;  // kept in earlier words than this block's
+  block_prefix<word_stretch>(sum, earlier);
+  // Each warp has a word, and in all warps each lane counts one of the block's.
+  const uint32_t inclusive = warp_prefix(static_cast<uint32_t>(__popc(words[first_word + lane])));
+  const uint32_t total = earlier + __shfl_sync(full_warp, inclusive, 31);
+  const uint32_t through = earlier + __shfl_sync(full_warp, inclusive, warp);
+  const uint32_t word = words[first_word + warp];
+  const uint32_t place = through - static_cast<uint32_t>(__popc(word >> lane));
+  if ((word >> lane & 1) != 0 && place < static_cast<uint32_t>(max_out)) {
+    const uint64_t key = workspace.sorted[image * k + (first_word + warp) * 32 + lane];
+    keep[image * max_out + place] = candidate_index(key);
+  }
+  if (blockIdx.x + 1 == gridDim.x && threadIdx.x == 0) {
+    keep_counts[image] = static_cast<int32_t>(min(total, static_cast<uint32_t>(max_out)));
+  }
 }
 
 // detections (N, max_out, 6)
@@ -283,21 +304,23 @@ dlfs_status dlfs_nms(dlfs_stream stream, int32_t* keep, int32_t* keep_counts, co
     check_iou_threshold(iou_threshold);
     const NmsWorkspace ws(workspace, n, k);
     check_workspace(workspace, ws.bytes);
-    const NmsRules rules{static_cast<float>(iou_threshold), class_aware != 0};
+    const NmsInput input{boxes, scores, labels, k, class_aware != 0, aligned16({boxes})};
+    const NmsRules rules{max_out, static_cast<float>(iou_threshold)};
     const unsigned images = static_cast<unsigned>(n);
+    const dim3 per_candidate(static_cast<unsigned>(ceil_div(k, order_threads)), images);
     CUDA_CHECK(cudaMemsetAsync(keep, 0xff, static_cast<size_t>(n) * max_out * sizeof(int32_t), s.stream));  // -1
-    CUDA_CHECK(cudaMemsetAsync(keep_counts, 0, static_cast<size_t>(n) * sizeof(int32_t), s.stream));
-    CUDA_CHECK(
-        cudaMemsetAsync(ws.removed, 0, static_cast<size_t>(ws.removed_words()) * n * sizeof(uint32_t), s.stream));
-    launch(s, dim3(static_cast<unsigned>(ceil_div(k, threads_per_block)), images), threads_per_block, 0, sort_kernel,
-           ws, boxes, scores, labels, k, aligned16({boxes}));
-    // Few images share their tiles among more blocks.
-    const unsigned splits = static_cast<unsigned>(std::clamp(256 / n, least_splits, most_splits));
-    for (int32_t i = 0; i < ws.chunks; ++i) {
-      launch(s, dim3(chunk_tiles, splits, images), threads_per_block, 0, test_kernel, ws, keep_counts, k, max_out, i,
-             rules);
-      launch(s, images, threads_per_block, 0, keep_kernel, keep, keep_counts, ws, k, max_out, i);
-    }
+    CUDA_CHECK(cudaMemsetAsync(workspace, 0, static_cast<size_t>(ws.zeroed_bytes), s.stream));
+    launch(s, per_candidate, order_threads, 0, bin_kernel, ws, input);
+    launch(s, images, start_threads, 0, start_kernel, ws);
+    launch(s, per_candidate, order_threads, 0, scatter_kernel, ws, input);
+    launch(s, per_candidate, order_threads, 0, rank_kernel, ws, input);
+    launch(s, images, buckets, 0, segment_kernel, ws);
+    launch(s, dim3(static_cast<unsigned>(ws.stretches), images), stretch, 0, partition_kernel, ws, input);
+    const int64_t tiles = int64_t{n} * (ceil_div(k, tile) + std::min(k, buckets));
+    launch(s, grid_size(*s.context, tiles * threads_per_block, threads_per_block, 1), threads_per_block, 0,
+           suppress_kernel, ws, n, k, rules);
+    launch(s, dim3(static_cast<unsigned>(ws.words / 32), images), word_stretch, 0, collect_kernel, keep, keep_counts,
+           ws, k, max_out);
   });
 }
 

@@ -9,6 +9,8 @@ namespace {
 // The logits of level maps, whose padding is skipped.
 template <class T>
 struct LevelInput {
+  using Element = T;
+
   SelectionOperands x;
   int32_t first_block[DLFS_MAX_LEVELS];  // of the filter's grid
   float floor;  // logits below have scores below the threshold for sure
@@ -22,32 +24,29 @@ struct LevelInput {
 
   __device__ int32_t kept(int32_t level) const { return x.kept[level]; }
 
-  __device__ int64_t vectors(int32_t image, int32_t level) const {
-    return covering_vectors(row(image, level), x.logits.image_size(level));
-  }
-
-  template <class Take>
-  __device__ __forceinline__ void visit(int32_t image, int32_t level, int64_t v, Take&& take) const {
-    visit_vector(row(image, level), x.logits.image_size(level), v, floor, [&](int64_t at, float logit) {
-      const int32_t pitch = x.logits.pitch[level];
-      const int32_t used = x.logits.used();
-      const int32_t cell = static_cast<int32_t>(at) / pitch;
-      const int32_t column = static_cast<int32_t>(at) - cell * pitch;
-      if (column >= used) return;
-      const int32_t index = cell * used + column;
-      float score = sigmoid_f32(logit);
-      if (x.points()) {
-        const T* const centre = x.centerness_at.of<const T>(level);
-        score = sqrtf(score *
-                      sigmoid_f32(to_float(centre[x.centerness.offset(level, image, index / x.logits.columns)])));
-      }
-      if (score > x.threshold) take(candidate_key(score, index), float_bits(score));
-    });
-  }
-
- private:
   __device__ const T* row(int32_t image, int32_t level) const {
     return x.logits_at.of<const T>(level) + image * x.logits.image_size(level);
+  }
+
+  __device__ int64_t size(int32_t level) const { return x.logits.image_size(level); }
+
+  // A centre-ness is at most 1: scores of points have sigmoids of at least their squares.
+  __device__ float floor_of(float score) const { return logit_floor(x.points() ? double{score} * score : score); }
+
+  __device__ __forceinline__ uint64_t key(int32_t image, int32_t level, int64_t at, float logit) const {
+    const int32_t pitch = x.logits.pitch[level];
+    const int32_t used = x.logits.used();
+    const int32_t cell = static_cast<int32_t>(at) / pitch;
+    const int32_t column = static_cast<int32_t>(at) - cell * pitch;
+    if (column >= used) return no_candidate;
+    const int32_t index = cell * used + column;
+    float score = sigmoid_f32(logit);
+    if (x.points()) {
+      const T* const centre = x.centerness_at.of<const T>(level);
+      score =
+          sqrtf(score * sigmoid_f32(to_float(centre[x.centerness.offset(level, image, index / x.logits.columns)])));
+    }
+    return score > x.threshold ? candidate_key(score, index) : no_candidate;
   }
 };
 

@@ -7,6 +7,8 @@ namespace {
 // Rows of logits; the only level of each image.
 template <class T>
 struct RowInput {
+  using Element = T;
+
   const T* logits;
   int64_t m, stride;
   int32_t k;
@@ -16,14 +18,14 @@ struct RowInput {
 
   __device__ int32_t level_of(int32_t&) const { return 0; }
   __device__ int32_t kept(int32_t) const { return k; }
-  __device__ int64_t vectors(int32_t image, int32_t) const { return covering_vectors(logits + image * stride, m); }
+  __device__ const T* row(int32_t image, int32_t) const { return logits + image * stride; }
+  __device__ int64_t size(int32_t) const { return m; }
 
-  template <class Take>
-  __device__ __forceinline__ void visit(int32_t image, int32_t, int64_t v, Take&& take) const {
-    visit_vector(logits + image * stride, m, v, floor, [&](int64_t index, float x) {
-      const float score = sigmoid ? sigmoid_f32(x) : x;
-      if (score > threshold) take(candidate_key(score, static_cast<int32_t>(index)), float_bits(score));
-    });
+  __device__ float floor_of(float score) const { return sigmoid ? logit_floor(score) : score; }
+
+  __device__ __forceinline__ uint64_t key(int32_t, int32_t, int64_t at, float x) const {
+    const float score = sigmoid ? sigmoid_f32(x) : x;
+    return score > threshold ? candidate_key(score, static_cast<int32_t>(at)) : no_candidate;
   }
 };
 

@@ -3,12 +3,14 @@
 // ascending), so the result does not depend on the order in which blocks find candidates.
 //
 // 1. filter: one pass over the logits. Those whose score exceeds the threshold are counted, put into a buffer while
-//    there is room, and into a histogram of score classes.
+//    there is room, and into a histogram of score classes. A block first lists its logits that can pass, then works on
+//    these with all threads and takes their places in the buffer at once: in most warps a single thread passes, and
+//    atomics on one address wait for each other.
 // 2. refill: does nothing for a segment whose candidates all fit. Else fills the buffer again with only the score
 //    classes that can hold the k best.
-// 3. select: one block per segment. Narrows its candidates to at most 4096 (or k) by radix selection on the keys, sorts
-//    these in shared memory and writes the first k. The candidates are in the buffer, or, where even the second filling
-//    did not fit (many equal scores), are read from the logits.
+// 3. select: one block per segment. Narrows its candidates to at most 4096 (or k) by the histogram, or where that does
+//    not do by radix selection on the keys, sorts these in shared memory and writes the first k. The candidates are in
+//    the buffer, or, where even the second filling did not fit (many equal scores), are read from the logits.
 // 4. place, for k above 4096 only: writes each selected candidate to its place, the number of keys smaller than its own.
 // In a namespace without a name: each file that includes this has kernels of its own.
 #pragma once
@@ -22,7 +24,8 @@ namespace dlfs {
 namespace {
 
 constexpr int filter_threads = 256;
-constexpr int filter_turns = 8;  // vectors that a thread of the filter reads
+constexpr int filter_turns = 4;  // vectors that a thread of the filter reads
+constexpr unsigned refill_blocks = 64;  // of an image: the second filling is rare
 constexpr int select_threads = 1024;
 constexpr int select_capacity = 4096;  // keys that are sorted in shared memory
 constexpr int32_t buffer_capacity = 32768;
@@ -32,9 +35,17 @@ constexpr uint64_t no_candidate = ~uint64_t{0};  // no key
 // best scores, the last one everything smaller.
 constexpr int score_classes = 2048;
 
-__device__ __forceinline__ int score_class(uint32_t bits) {
-  const int below_one = bits >> 31 ? score_classes : 0x3f80 - static_cast<int>(bits >> 16);
-  return max(0, min(below_one, score_classes - 1));
+// Classes follow the keys, whose upper 16 bits are 0x407f for a score of 1.
+constexpr int class_bits = 16;
+constexpr int best_class = 0x407f;
+
+__device__ __forceinline__ int score_class(uint64_t key) {
+  return max(0, min(static_cast<int>(key >> (64 - class_bits)) - best_class, score_classes - 1));
+}
+
+// The smallest score of a class but the last.
+__device__ __forceinline__ float least_score(int of_class) {
+  return float_from_bits(static_cast<uint32_t>(0x3f80 - of_class) << 16);
 }
 
 // The radix selection goes through the keys 11 bits at a time.
@@ -72,6 +83,14 @@ struct TopkWorkspace {
   }
 };
 
+// A logit below which scores are below the threshold for sure, with a margin far above the rounding of sigmoid_f32.
+DLFS_HD inline float logit_floor(double threshold) {
+  if (threshold <= 0) return -INFINITY;
+  if (threshold >= 1) return INFINITY;
+  const double logit = log(threshold / (1 - threshold));
+  return static_cast<float>(logit - 1e-3 * (1 + fabs(logit)));
+}
+
 // How many of V elements, from the last 16-byte boundary before p, lie before p.
 template <class T>
 __device__ __forceinline__ int64_t misalignment(const T* p) {
@@ -84,71 +103,37 @@ __device__ __forceinline__ int64_t covering_vectors(const T* p, int64_t m) {
   return (misalignment(p) + m + vector_width<T> - 1) / vector_width<T>;
 }
 
-// Calls take(i, value) for the elements i of vector v that are at least `floor`; never for NaN.
-template <class T, class Take>
-__device__ __forceinline__ void visit_vector(const T* p, int64_t m, int64_t v, float floor, Take&& take) {
+// Vector v of m elements from p on, with NaN for what lies outside.
+template <class T>
+__device__ __forceinline__ Pack<T, vector_width<T>> covering_vector(const T* p, int64_t m, int64_t v) {
   constexpr int V = vector_width<T>;
   const int64_t first = v * V - misalignment(p);
-  float x[V];
-  if (first >= 0 && first + V <= m) {
-    load<V>(x, p + first);
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; ++i) {
-      const int64_t index = first + i;
-      x[i] = index >= 0 && index < m ? to_float(p[index]) : NAN;
-    }
-  }
+  if (first >= 0 && first + V <= m) return load_pack<V>(p + first);
+  Pack<T, V> pack;
 #pragma unroll
   for (int i = 0; i < V; ++i) {
-    if (x[i] >= floor) take(first + i, x[i]);
+    const int64_t index = first + i;
+    pack.value[i] = index >= 0 && index < m ? p[index] : from_float<T>(NAN);
   }
+  return pack;
 }
 
-// Appends a key to the segment's buffer; *count goes on counting past its end.
-__device__ __forceinline__ void append(uint64_t* buffer, uint32_t* count, int32_t capacity, uint64_t key) {
-  // The lanes that got here at the same time take their places with one atomic.
-  const unsigned lanes = __activemask();
+// The place of this thread in a list that the threads of a block append to, with one atomic on *count for all of them;
+// any value where `appends` is false. For all threads of the block; `total` is in shared memory, 0 before and after.
+__device__ __forceinline__ uint32_t block_append(bool appends, uint32_t* count, uint32_t* total) {
+  const unsigned lanes = __ballot_sync(full_warp, appends);
   const int lane = static_cast<int>(threadIdx.x % 32);
-  const int leader = __ffs(static_cast<int>(lanes)) - 1;
   uint32_t place = 0;
-  if (lane == leader) place = atomicAdd(count, static_cast<uint32_t>(__popc(lanes)));
-  place = __shfl_sync(lanes, place, leader) + static_cast<uint32_t>(__popc(lanes & ((1u << lane) - 1)));
-  if (place < static_cast<uint32_t>(capacity)) buffer[place] = key;
-}
-
-// Grid (blocks of all levels, N). An Input says which logits there are:
-//   int32_t level_of(int32_t& block): the level of a block of the grid, made the block's number within the level;
-//   int64_t vectors(image, level), visit(image, level, v, take): calls take(key, score bits) for each candidate of
-//   vector v; int32_t kept(level): how many are wanted.
-template <class Input>
-__global__ void __launch_bounds__(filter_threads) filter_kernel(TopkWorkspace workspace, Input input) {
-  __shared__ uint32_t histogram[score_classes];
-  const int32_t image = static_cast<int32_t>(blockIdx.y);
-  int32_t block = static_cast<int32_t>(blockIdx.x);
-  const int32_t level = input.level_of(block);
-  const int64_t segment = int64_t{image} * workspace.levels + level;
-  for (int i = static_cast<int>(threadIdx.x); i < score_classes; i += filter_threads) histogram[i] = 0;
+  if (lane == 0 && lanes != 0) place = atomicAdd(total, static_cast<uint32_t>(__popc(lanes)));
+  place = __shfl_sync(full_warp, place, 0) + static_cast<uint32_t>(__popc(lanes & ((1u << lane) - 1)));
+  __shared__ uint32_t first;
   __syncthreads();
-  TopkState* state = workspace.state + segment;
-  uint64_t* buffer = workspace.buffer + segment * workspace.capacity;
-  const int64_t vectors = input.vectors(image, level);
-  const int64_t first = int64_t{block} * (filter_threads * filter_turns) + threadIdx.x;
-  bool any = false;
-#pragma unroll
-  for (int turn = 0; turn < filter_turns; ++turn) {
-    const int64_t v = first + turn * filter_threads;
-    if (v >= vectors) break;
-    input.visit(image, level, v, [&](uint64_t key, uint32_t bits) {
-      any = true;
-      atomicAdd(&histogram[score_class(bits)], 1u);
-      append(buffer, &state->found, workspace.capacity, key);
-    });
+  if (threadIdx.x == 0) {
+    first = *total != 0 ? atomicAdd(count, *total) : 0;
+    *total = 0;
   }
-  if (!__syncthreads_or(any)) return;
-  for (int i = static_cast<int>(threadIdx.x); i < score_classes; i += filter_threads) {
-    if (histogram[i] != 0) atomicAdd(&workspace.histogram[segment * score_classes + i], histogram[i]);
-  }
+  __syncthreads();
+  return first + place;
 }
 
 // The smallest bin at which the running sum of counts (bins) reaches `wanted`, and the sum before it. For all threads
@@ -157,11 +142,8 @@ template <int threads, int bins>
 __device__ void find_bin(const uint32_t* counts, uint32_t wanted, int& bin, uint32_t& before) {
   constexpr int per_thread = bins / threads;
   static_assert(bins % threads == 0, "whole shares");
-  __shared__ uint32_t warp_sums[threads / 32];
   __shared__ int found_bin;
   __shared__ uint32_t found_before;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const int warp = static_cast<int>(threadIdx.x / 32);
   uint32_t own[per_thread];
   uint32_t sum = 0;
 #pragma unroll
@@ -169,16 +151,8 @@ __device__ void find_bin(const uint32_t* counts, uint32_t wanted, int& bin, uint
     own[i] = counts[static_cast<int>(threadIdx.x) * per_thread + i];
     sum += own[i];
   }
-  uint32_t inclusive = sum;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const uint32_t other = __shfl_up_sync(full_warp, inclusive, offset);
-    if (lane >= offset) inclusive += other;
-  }
-  if (lane == 31) warp_sums[warp] = inclusive;
-  __syncthreads();
-  uint32_t running = inclusive - sum;
-  for (int i = 0; i < warp; ++i) running += warp_sums[i];
+  uint32_t total;
+  uint32_t running = block_prefix<threads>(sum, total);
 #pragma unroll
   for (int i = 0; i < per_thread; ++i) {
     if (running < wanted && running + own[i] >= wanted) {  // true of exactly one bin
@@ -193,41 +167,124 @@ __device__ void find_bin(const uint32_t* counts, uint32_t wanted, int& bin, uint
   __syncthreads();
 }
 
-template <class Input>
-__global__ void __launch_bounds__(filter_threads) refill_kernel(TopkWorkspace workspace, Input input) {
+// Grid (blocks of all levels, or fewer, N). An Input says which logits there are:
+//   Element: their type; row(image, level), size(level): where they are, and how many;
+//   int32_t level_of(int32_t& block): the level of a block of the filter, made the block's number within the level;
+//   float floor: logits below are no candidates; floor_of(score): a logit below which scores are smaller for sure;
+//   key(image, level, at, logit): the key of logit `at` of a row, or no_candidate;
+//   int32_t kept(level): how many are wanted.
+template <bool refill, class Input>
+__global__ void __launch_bounds__(filter_threads, 4)
+    filter_kernel(TopkWorkspace workspace, Input input, int32_t blocks) {
+  using T = typename Input::Element;
+  constexpr int V = vector_width<T>;
+  constexpr int row_elements = filter_threads * V;  // of a turn
+  static_assert(filter_turns * V <= 32 && filter_turns * row_elements <= 65536, "a bit and 16 bits for each element");
+  __shared__ uint16_t passed[filter_turns * row_elements];
+  __shared__ uint32_t passed_count, appended;
+  __shared__ uint32_t histogram[score_classes];
   const int32_t image = static_cast<int32_t>(blockIdx.y);
-  int32_t block = static_cast<int32_t>(blockIdx.x);
-  const int32_t level = input.level_of(block);
-  const int64_t segment = int64_t{image} * workspace.levels + level;
-  TopkState* state = workspace.state + segment;
-  const int32_t k = input.kept(level);
-  if (state->found <= static_cast<uint32_t>(workspace.capacity) || k > workspace.capacity) return;
-  int last_class;
-  uint32_t before;
-  find_bin<filter_threads, score_classes>(workspace.histogram + segment * score_classes, static_cast<uint32_t>(k),
-                                          last_class, before);
-  uint64_t* buffer = workspace.buffer + segment * workspace.capacity;
-  const int64_t vectors = input.vectors(image, level);
-  const int64_t first = int64_t{block} * (filter_threads * filter_turns) + threadIdx.x;
-  for (int turn = 0; turn < filter_turns; ++turn) {
-    const int64_t v = first + turn * filter_threads;
-    if (v >= vectors) break;
-    input.visit(image, level, v, [&](uint64_t key, uint32_t bits) {
-      if (score_class(bits) <= last_class) append(buffer, &state->refilled, workspace.capacity, key);
-    });
+  const int thread = static_cast<int>(threadIdx.x);
+  if (refill) {
+    uint32_t most = 0;
+    for (int32_t level = 0; level < workspace.levels; ++level) {
+      most = max(most, workspace.state[int64_t{image} * workspace.levels + level].found);
+    }
+    if (most <= static_cast<uint32_t>(workspace.capacity)) return;
+  }
+  for (int32_t turn = static_cast<int32_t>(blockIdx.x); turn < blocks; turn += static_cast<int32_t>(gridDim.x)) {
+    int32_t block = turn;
+    const int32_t level = input.level_of(block);
+    const int64_t segment = int64_t{image} * workspace.levels + level;
+    TopkState* state = workspace.state + segment;
+    uint32_t* counts = workspace.histogram + segment * score_classes;
+    int last_class = score_classes - 1;
+    float floor = input.floor;
+    if (refill) {
+      const int32_t k = input.kept(level);
+      if (state->found <= static_cast<uint32_t>(workspace.capacity) || k > workspace.capacity) continue;
+      uint32_t before;
+      find_bin<filter_threads, score_classes>(counts, static_cast<uint32_t>(k), last_class, before);
+      if (last_class > 0 && last_class < score_classes - 1) {
+        floor = fmaxf(floor, input.floor_of(least_score(last_class)));
+      }
+    }
+    if (thread == 0) passed_count = appended = 0;
+    __syncthreads();
+    const T* const row = input.row(image, level);
+    const int64_t vectors = covering_vectors(row, input.size(level));
+    const int64_t first = int64_t{block} * (filter_threads * filter_turns);
+    Pack<T, V> packs[filter_turns];
+#pragma unroll
+    for (int i = 0; i < filter_turns; ++i) {
+      const int64_t v = first + i * filter_threads + thread;
+      if (v < vectors) packs[i] = covering_vector(row, input.size(level), v);
+    }
+    uint32_t mask = 0;
+#pragma unroll
+    for (int i = 0; i < filter_turns; ++i) {
+      if (first + i * filter_threads + thread >= vectors) break;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        mask |= static_cast<uint32_t>(to_float(packs[i].value[j]) >= floor) << (i * V + j);  // never for NaN
+      }
+    }
+    if (mask != 0) {
+      uint32_t at = atomicAdd(&passed_count, static_cast<uint32_t>(__popc(mask)));
+      for (; mask != 0; mask &= mask - 1) {
+        const int bit = __ffs(static_cast<int>(mask)) - 1;
+        passed[at++] = static_cast<uint16_t>(bit / V * row_elements + thread * V + bit % V);
+      }
+    }
+    __syncthreads();
+    const int count = static_cast<int>(passed_count);
+    if (count != 0) {
+      const bool many = count > filter_threads;  // else they are counted at once, without a histogram of the block
+      if (!refill && many) {
+        for (int i = thread; i < score_classes; i += filter_threads) histogram[i] = 0;
+        __syncthreads();
+      }
+      const int64_t origin = first * V - misalignment(row);
+      for (int begin = 0; begin < count; begin += filter_threads) {
+        uint64_t key = no_candidate;
+        if (begin + thread < count) {
+          const int64_t at = origin + passed[begin + thread];
+          key = input.key(image, level, at, to_float(row[at]));
+        }
+        const bool taken = key != no_candidate && score_class(key) <= last_class;
+        if (!refill && taken) {
+          if (many) {
+            atomicAdd(&histogram[score_class(key)], 1u);
+          } else {
+            atomicAdd(&counts[score_class(key)], 1u);
+          }
+        }
+        const uint32_t place = block_append(taken, refill ? &state->refilled : &state->found, &appended);
+        if (taken && place < static_cast<uint32_t>(workspace.capacity)) {
+          workspace.buffer[segment * workspace.capacity + place] = key;
+        }
+      }
+      if (!refill && many) {
+        for (int i = thread; i < score_classes; i += filter_threads) {
+          if (histogram[i] != 0) atomicAdd(&counts[i], histogram[i]);
+        }
+      }
+    }
+    __syncthreads();  // the next turn overwrites what is shared
   }
 }
 
-// Grid (levels, N). Hands the results to output(image, level, i, key), i from 0, where the level's k is at most
-// select_capacity; no_candidate past the last. Else fills `selected`, k the largest of all levels.
+// Grid (N, levels): the largest levels, which come first, start first. Hands the results to output(image, level, i,
+// key), i from 0, where the level's k is at most select_capacity; no_candidate past the last. Else fills `selected`, k
+// the largest of all levels.
 template <class Input, class Output>
 __global__ void __launch_bounds__(select_threads)
     select_kernel(Output output, TopkWorkspace workspace, Input input, int32_t most_kept) {
   __shared__ uint64_t keys[select_capacity];
   __shared__ uint32_t digits[digit_values];
   __shared__ uint32_t collected;
-  const int32_t level = static_cast<int32_t>(blockIdx.x);
-  const int32_t image = static_cast<int32_t>(blockIdx.y);
+  const int32_t image = static_cast<int32_t>(blockIdx.x);
+  const int32_t level = static_cast<int32_t>(blockIdx.y);
   const int64_t segment = int64_t{image} * workspace.levels + level;
   const int32_t k = input.kept(level);
   const int thread = static_cast<int>(threadIdx.x);
@@ -239,11 +296,33 @@ __global__ void __launch_bounds__(select_threads)
 
   const auto for_each_key = [&](auto&& take) {
     if (buffered) {
-      for (uint32_t i = threadIdx.x; i < candidates; i += select_threads) take(buffer[i]);
+      constexpr uint32_t loads = 4;  // in flight
+      for (uint32_t begin = threadIdx.x; begin < candidates; begin += loads * select_threads) {
+        uint64_t own[loads];
+#pragma unroll
+        for (uint32_t i = 0; i < loads; ++i) {
+          const uint32_t at = begin + i * select_threads;
+          own[i] = at < candidates ? buffer[at] : no_candidate;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < loads; ++i) {
+          if (own[i] != no_candidate) take(own[i]);
+        }
+      }
     } else {
-      const int64_t vectors = input.vectors(image, level);
+      const auto* const row = input.row(image, level);
+      constexpr int V = vector_width<typename Input::Element>;
+      const int64_t size = input.size(level);
+      const int64_t vectors = covering_vectors(row, size);
       for (int64_t v = thread; v < vectors; v += select_threads) {
-        input.visit(image, level, v, [&](uint64_t key, uint32_t) { take(key); });
+        const auto pack = covering_vector(row, size, v);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+          const float logit = to_float(pack.value[i]);
+          if (!(logit >= input.floor)) continue;
+          const uint64_t key = input.key(image, level, v * V - misalignment(row) + i, logit);
+          if (key != no_candidate) take(key);
+        }
       }
     }
   };
@@ -256,6 +335,18 @@ __global__ void __launch_bounds__(select_threads)
   uint32_t kept = candidates;
   uint32_t wanted = static_cast<uint32_t>(k);
   const uint32_t room = static_cast<uint32_t>(max(k, select_capacity));
+  if (kept > room) {
+    const uint32_t* counts = workspace.histogram + segment * score_classes;
+    int last_class;
+    uint32_t before;
+    find_bin<select_threads, score_classes>(counts, wanted, last_class, before);
+    const uint32_t up_to_class = before + counts[last_class];
+    if (last_class < score_classes - 1 && up_to_class <= room) {
+      shift = key_bits - class_bits;
+      limit = static_cast<uint64_t>(best_class + last_class);
+      kept = up_to_class;
+    }
+  }
   while (kept > room) {
     const int next = max(shift - digit_bits, 0);
     const uint64_t digit_mask = (uint64_t{1} << (shift - next)) - 1;
@@ -306,9 +397,15 @@ __global__ void __launch_bounds__(select_threads)
           keys[high] = a;
         }
       }
-      __syncthreads();
+      // Up to a distance of 32, a warp exchanges among 64 keys that are its own.
+      if (distance > 32 || (distance == 1 && width > 32)) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
+  __syncthreads();
   for (int i = thread; i < k; i += select_threads) {
     output(image, level, i, i < count ? keys[i] : no_candidate);
   }
@@ -342,14 +439,6 @@ __global__ void __launch_bounds__(filter_threads)
   if (mine < k) output(image, level, mine < count ? place : mine, key);
 }
 
-// A logit below which scores are below the threshold for sure, with a margin far above the rounding of sigmoid_f32.
-inline float logit_floor(double threshold) {
-  if (threshold <= 0) return -INFINITY;
-  if (threshold >= 1) return INFINITY;
-  const double logit = std::log(threshold / (1 - threshold));
-  return static_cast<float>(logit - 1e-3 * (1 + std::abs(logit)));
-}
-
 // Blocks of the filter for m elements: one more vector than they fill, as a row may start between two boundaries.
 template <class T>
 int64_t filter_blocks(int64_t m) {
@@ -361,14 +450,17 @@ template <class Input, class Output>
 void launch_topk(Stream& s, const TopkWorkspace& ws, void* workspace, const Input& input, const Output& output,
                  int64_t blocks, int32_t n, int32_t k) {
   CUDA_CHECK(cudaMemsetAsync(workspace, 0, static_cast<size_t>(ws.zeroed_bytes), s.stream));
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(n));
-  launch(s, grid, filter_threads, 0, filter_kernel<Input>, ws, input);
-  launch(s, grid, filter_threads, 0, refill_kernel<Input>, ws, input);
+  const unsigned images = static_cast<unsigned>(n);
+  const unsigned all = static_cast<unsigned>(blocks);
+  const unsigned few = std::min(all, refill_blocks);
+  const int32_t count = static_cast<int32_t>(blocks);
+  launch(s, dim3(all, images), filter_threads, 0, filter_kernel<false, Input>, ws, input, count);
+  launch(s, dim3(few, images), filter_threads, 0, filter_kernel<true, Input>, ws, input, count);
   const unsigned levels = static_cast<unsigned>(ws.levels);
-  launch(s, dim3(levels, static_cast<unsigned>(n)), select_threads, 0, select_kernel<Input, Output>, output, ws, input,
+  launch(s, dim3(images, levels), select_threads, 0, select_kernel<Input, Output>, output, ws, input,
          k);
   if (k > select_capacity) {
-    const dim3 places(static_cast<unsigned>(ceil_div<int64_t>(k, filter_threads)), levels, static_cast<unsigned>(n));
+    const dim3 places(static_cast<unsigned>(ceil_div<int64_t>(k, filter_threads)), levels, images);
     launch(s, places, filter_threads, 0, place_kernel<Input, Output>, output, ws, input, k);
   }
 }

@@ -73,9 +73,18 @@ export interface NmsCase {
   threshold: number;
 }
 
-/** Boxes of 4 to 64 pixels anywhere on 640x640, 80 classes, all kept boxes wanted: as torchvision's batched_nms is timed. */
-export function nmsCases(counts: readonly number[] = [1000, 5000, 20_000, 100_000]): NmsCase[] {
-  return counts.map((k) => {
+/** How many boxes of how many classes. */
+const NMS_SIZES = [
+  [1000, 80],
+  [5000, 80],
+  [20_000, 80],
+  [100_000, 80],
+  [20_000, 1],
+] as const;
+
+/** Boxes of 4 to 64 pixels anywhere on 640x640, all kept boxes wanted: as torchvision's batched_nms is timed. */
+export function nmsCases(sizes: readonly (readonly [boxes: number, classes: number])[] = NMS_SIZES): NmsCase[] {
+  return sizes.map(([k, classes]) => {
     const corner = Float32Array.from({ length: 2 * k }, (_, i) => 600 * halton(1 + (i >> 1), i % 2 === 0 ? 2 : 3));
     const side = (i: number) => 4 + 60 * halton(1 + i, 5);
     const boxes = Float32Array.from({ length: 4 * k }, (_, i) => {
@@ -83,8 +92,9 @@ export function nmsCases(counts: readonly number[] = [1000, 5000, 20_000, 100_00
       return corner[2 * box + axis]! + ((i & 2) === 0 ? 0 : side(2 * box + axis));
     });
     const scores = Float32Array.from({ length: k }, (_, i) => halton(1 + i, 7));
-    const labels = Int32Array.from({ length: k }, (_, i) => Math.floor(80 * halton(1 + i, 11)));
-    return { name: `${k} boxes, 80 classes, IoU 0.5`, boxes, scores, labels, threshold: 0.5 };
+    const labels = Int32Array.from({ length: k }, (_, i) => Math.floor(classes * halton(1 + i, 11)));
+    const name = `${k} boxes, ${classes} ${classes === 1 ? "class" : "classes"}, IoU 0.5`;
+    return { name, boxes, scores, labels, threshold: 0.5 };
   });
 }
 

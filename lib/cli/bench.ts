@@ -63,7 +63,7 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [op
                       device to boxes on the host
   layers              single layers at the shapes of a RetinaNet at 640x640
   postprocess         everything after the last convolution, on maps with scores as a trained network's
-  nms                 non-maximum suppression of up to 100,000 boxes of 80 classes
+  nms                 non-maximum suppression of up to 100,000 boxes of 80 classes, and of 20,000 of one
   sizes               train and the network alone at 512, 800 and 800x1344 (torchvision's 800x1333, padded) with batches of 1, 7
                       and 16; at --size or with --batch alone where they are given
 

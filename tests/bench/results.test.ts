@@ -170,7 +170,7 @@ describe("peers", () => {
       `echo '{"failed": "b: none"}'`,
     ]);
     const layers = [{ name: "a", torch: "nn.ReLU()", inputs: [[2, 3, 4]] }];
-    const nms = nmsCases([2]);
+    const nms = nmsCases([[2, 80]]);
     const found = await runOperationPeers(path, { precision: "f16", batch: 8, layers, nms });
     expect(found.rows[0]?.name).toStartWith(
       "{precision:f16,batch:8,layers:[{name:a,torch:nn.ReLU(),inputs:[[2,3,4]]}],",

@@ -480,6 +480,15 @@ const repeated: Input["values"] = (random, size) => {
   }
   return out;
 };
+/** Squares of 10 pixels in a row, each overlapping the next by 6: by index, every second one survives a threshold of 0.3. */
+const chain: Input["values"] = (_random, size) =>
+  Float32Array.from({ length: size }, (_, i) => 4 * (i >> 2) * ((i & 1) ^ 1) + (i & 2 ? 10 : 0));
+/** Squares that do not meet, 100 in a row. */
+const apart: Input["values"] = (_random, size) =>
+  Float32Array.from({ length: size }, (_, i) => {
+    const box = i >> 2;
+    return 12 * (i & 1 ? Math.floor(box / 100) : box % 100) + (i & 2 ? 10 : 0);
+  });
 const tiedScores: Input["values"] = (random, size) => Float32Array.from(random.integers(size, 1, 6), (v) => v / 8);
 
 const goldenCases = loadGolden<{ threshold: number }>("nms").map((golden) => {
@@ -555,6 +564,14 @@ export const postprocessCases: OpCase[] = [
     values: (random, size) => random.distinct(size, -12, 6),
   }),
   topk("1000 of 100001, ties", { n: 1, m: 100001, k: 1000, threshold: 0.05, values: tied }),
+  topk("1000 of 100001, most above the threshold", {
+    n: 1,
+    m: 100001,
+    k: 1000,
+    threshold: 0.05,
+    values: (random, size) => random.distinct(size, -4, 4),
+  }),
+  topk("all equal, more than are buffered", { n: 2, m: 70000, k: 33, threshold: 0.2, values: background(0.5) }),
   topk("row of the length of a chunk", { n: 1, m: 32768, k: 7, threshold: 0.05 }),
   topk("values: 10 of 1000", { n: 2, m: 1000, k: 10, threshold: 0.05, kind: "values" }),
   topk("values of both signs, threshold below 0", { n: 2, m: 300, k: 200, threshold: -2, kind: "values" }),
@@ -657,6 +674,59 @@ export const postprocessCases: OpCase[] = [
     extent: 3000,
     classes: 80,
   }),
+  nms("700 classes, also of large numbers", {
+    n: 2,
+    k: 5000,
+    maxOut: 3000,
+    threshold: 0.3,
+    extent: 100,
+    labels: (random, size) => random.integers(size, 0, 700).map((v) => (v % 5 === 0 ? 2 ** 31 - 1 - v : v)),
+  }),
+  nms("candidates in some images only", {
+    n: 4,
+    k: 700,
+    maxOut: 300,
+    threshold: 0.5,
+    labels: (random, size) => random.integers(size, 0, 3).map((v, i) => (Math.floor(i / 700) % 2 === 0 ? -1 : v)),
+  }),
+  nms("a chain, each suppressing the next", {
+    n: 1,
+    k: 1500,
+    maxOut: 1500,
+    threshold: 0.3,
+    boxes: chain,
+    scores: (_random, size) => Float32Array.from({ length: size }, (_, i) => 1 - i / size),
+    labels: background(3),
+  }),
+  nms("1 class, all kept", { n: 2, k: 1500, maxOut: 1500, threshold: 0, boxes: apart, labels: background(7) }),
+  nms("1 class, equal scores, all kept, few wanted", {
+    n: 2,
+    k: 9000,
+    maxOut: 400,
+    threshold: 0.5,
+    boxes: apart,
+    scores: background(0.25),
+    labels: background(0),
+  }),
+  nms("1 class, one box for all", { n: 1, k: 3000, maxOut: 10, threshold: 0.5, boxes: background(0), classes: 1 }),
+  nms("1 class, scores of both signs", {
+    n: 1,
+    k: 3000,
+    maxOut: 3000,
+    threshold: 0.4,
+    extent: 120,
+    classes: 1,
+    scores: (random, size) => random.distinct(size, -8, 4),
+  }),
+  nms("70000 candidates of 1 class", { n: 1, k: 70000, maxOut: 500, threshold: 0.5, extent: 640, classes: 1 }),
+  nms("8000 candidates, 20 classes, all survivors wanted", {
+    n: 1,
+    k: 8000,
+    maxOut: 8000,
+    threshold: 0.5,
+    extent: 640,
+    classes: 20,
+  }),
   // as many as SSD300 has with 90 classes, and far more than are sorted or compared at a time
   nms("36000 candidates", { n: 2, k: 36000, maxOut: 200, threshold: 0.45, extent: 300, classes: 90 }),
   nms("36000 candidates, not class-aware, most left out", {
@@ -740,6 +810,15 @@ export const postprocessBenches: OpCase[] = [
   ...[1000, 5000, 100000].map((k) =>
     nms(`${k} candidates, 80 classes`, { n: 1, k, maxOut: 1000, threshold: 0.5, classes: 80, extent: 640 }),
   ),
+  nms("100000 candidates, 80 classes, all survivors wanted", {
+    n: 1,
+    k: 100000,
+    maxOut: 100000,
+    threshold: 0.5,
+    classes: 80,
+    extent: 640,
+  }),
+  nms("100000 candidates, 1 class", { n: 1, k: 100000, maxOut: 1000, threshold: 0.5, classes: 1, extent: 640 }),
   softNms("5000 candidates, 80 classes", { n: 1, k: 5000, maxOut: 300, classes: 80, extent: 640 }),
   softNms("8 images of 1000 candidates, 80 classes", {
     n: 8,
