@@ -43,7 +43,8 @@ struct ConvGeometry {
 // Checks that a direction takes these flags and this activation.
 inline void check_conv_epilogue(int32_t direction, int32_t flags, dlfs_activation activation) {
   static const char* const names[] = {"forward", "backward-data", "backward-weight"};
-  static const int32_t allowed[] = {DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL | DLFS_CONV_MOMENTS,
+  static const int32_t wide = DLFS_CONV_Y_F32 | DLFS_CONV_Y_BF16 | DLFS_CONV_Y_F16;
+  static const int32_t allowed[] = {DLFS_CONV_BIAS | DLFS_CONV_RESIDUAL | DLFS_CONV_MOMENTS | wide,
                                     DLFS_CONV_RESIDUAL | DLFS_CONV_RELU_MASK, 0};
   check_range(direction, DLFS_CONV_FORWARD, DLFS_CONV_BACKWARD_WEIGHT, "direction");
   check_activation(activation);

@@ -78,15 +78,15 @@ inline int64_t dtype_size(dlfs_dtype dtype) {
   switch (dtype) {
     case DLFS_F32: case DLFS_I32: return 4;
     case DLFS_BF16: case DLFS_F16: return 2;
-    case DLFS_U8: return 1;
+    case DLFS_U8: case DLFS_F8E4M3: case DLFS_I8: return 1;
     case DLFS_I64: return 8;
   }
   throw Error(DLFS_ERROR_DTYPE, format("unknown dtype %d", dtype));
 }
 
 inline const char* dtype_name(dlfs_dtype dtype) {
-  static const char* const names[] = {"f32", "bf16", "f16", "i32", "u8", "i64"};
-  return dtype >= 0 && dtype <= DLFS_I64 ? names[dtype] : "unknown";
+  static const char* const names[] = {"f32", "bf16", "f16", "i32", "u8", "i64", "f8", "i8"};
+  return dtype >= 0 && dtype <= DLFS_I8 ? names[dtype] : "unknown";
 }
 
 }  // namespace dlfs

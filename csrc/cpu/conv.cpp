@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "common/conv_keys.hpp"
+#include "common/quantized.hpp"
 #include "cpu/numeric.hpp"
 
 namespace dlfs::cpu {
@@ -30,12 +31,24 @@ struct Candidate {
   const char* name;
   std::shared_ptr<const ConvAlgorithm> (*create)(const ConvProblem&);
 };
-constexpr Candidate candidates[] = {
+constexpr Candidate quantized_candidates[] = {{"quantized", quantized_convolution}};
+constexpr Candidate float_candidates[] = {
     {"nhwc", [](const ConvProblem& problem) { return onednn_convolution(problem, false); }},
     {"depthwise", [](const ConvProblem& problem) { return depthwise_convolution(problem); }},
     {"blocked", [](const ConvProblem& problem) { return onednn_convolution(problem, true); }},
     {"direct", [](const ConvProblem& problem) { return direct_convolution(problem); }},
 };
+
+struct CandidateList {
+  const Candidate* first;
+  size_t count;
+  const Candidate* begin() const { return first; }
+  const Candidate* end() const { return first + count; }
+};
+CandidateList candidates_for(const ConvProblem& problem) {
+  if (is_quantized(problem.dtype)) return {quantized_candidates, std::size(quantized_candidates)};
+  return {float_candidates, std::size(float_candidates)};
+}
 
 // A data gradient by an algorithm for the bare one, then a pass that adds the residual and masks.
 class GradientWithEpilogue : public ConvAlgorithm {
@@ -91,7 +104,7 @@ std::shared_ptr<const ConvAlgorithm> create(const Candidate& candidate, const Co
 // reorders of activations, unless oneDNN has no good implementation there and another candidate has.
 std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
   std::shared_ptr<const ConvAlgorithm> first;
-  for (const Candidate& candidate : candidates) {
+  for (const Candidate& candidate : candidates_for(problem)) {
     std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, problem);
     if (!algorithm) continue;
     if (!algorithm->slow()) return algorithm;
@@ -102,7 +115,7 @@ std::shared_ptr<const ConvAlgorithm> choose(const ConvProblem& problem) {
 
 // The algorithm that a text of dlfs_conv_pick names.
 std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const std::string& pick) {
-  for (const Candidate& candidate : candidates) {
+  for (const Candidate& candidate : candidates_for(problem)) {
     if (pick.compare(0, pick.find(' '), candidate.name) != 0) continue;
     std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, problem);
     DLFS_CHECK(algorithm, DLFS_ERROR_ARGUMENT, "pick: there is no algorithm '%s' for %s", pick.c_str(),
@@ -113,7 +126,8 @@ std::shared_ptr<const ConvAlgorithm> find_pick(const ConvProblem& problem, const
   }
   throw Error(
       DLFS_ERROR_ARGUMENT,
-      format("pick: expected a name that begins with nhwc, depthwise, blocked or direct, got '%s'", pick.c_str()));
+      format("pick: expected a name that begins with %s, got '%s'",
+             is_quantized(problem.dtype) ? "quantized" : "nhwc, depthwise, blocked or direct", pick.c_str()));
 }
 
 std::shared_ptr<const ConvAlgorithm> current_algorithm(ConvPlan& plan) {
@@ -161,6 +175,8 @@ void execute(Stream& stream, dlfs_conv handle, int32_t direction, const ConvBuff
   check_pointer(buffers.w, direction == DLFS_CONV_BACKWARD_WEIGHT ? "dw" : "w");
   DLFS_CHECK(plan->moments == (moments != nullptr), DLFS_ERROR_ARGUMENT,
              plan->moments ? "this plan is for dlfs_conv_forward_moments" : "this plan lacks DLFS_CONV_MOMENTS");
+  DLFS_CHECK(is_quantized(problem.dtype) == (buffers.scale != nullptr), DLFS_ERROR_ARGUMENT,
+             "plans of 8 bits, and only they, have a scale: dlfs_conv_forward_scaled runs them");
   DLFS_CHECK(problem.bias() == (buffers.bias != nullptr), DLFS_ERROR_ARGUMENT,
              problem.bias() ? "bias is NULL, but the plan adds one" : "a bias was given, but the plan adds none");
   DLFS_CHECK(
@@ -186,14 +202,15 @@ class Scratch {
  public:
   Scratch(const ConvProblem& problem, int64_t workspace) {
     const ConvGeometry& g = problem.g;
-    const bool half = problem.dtype == DLFS_BF16;
-    buffers.x = filled(g.x_elements(), half);
-    buffers.y = filled(g.y_elements(), half);
-    buffers.w = filled(g.w_elements(), half && problem.direction != DLFS_CONV_BACKWARD_WEIGHT);
-    if (problem.bias()) buffers.bias = static_cast<const float*>(filled(g.k, false));
+    const dlfs_dtype dtype = problem.dtype, y_dtype = problem.y_dtype;
+    buffers.x = filled(g.x_elements(), dtype);
+    buffers.y = filled(g.y_elements(), y_dtype);
+    buffers.w = filled(g.w_elements(), problem.direction == DLFS_CONV_BACKWARD_WEIGHT ? DLFS_F32 : dtype);
+    if (is_quantized(dtype)) buffers.scale = static_cast<const float*>(filled(g.k, DLFS_F32));
+    if (problem.bias()) buffers.bias = static_cast<const float*>(filled(g.k, DLFS_F32));
     const bool forward = problem.direction == DLFS_CONV_FORWARD;
-    if (problem.residual()) buffers.residual = filled(forward ? g.y_elements() : g.x_elements(), half);
-    if (problem.relu_mask()) buffers.mask = filled(g.x_elements(), half);
+    if (problem.residual()) buffers.residual = filled(forward ? g.y_elements() : g.x_elements(), y_dtype);
+    if (problem.relu_mask()) buffers.mask = filled(g.x_elements(), dtype);
     if (workspace > 0) buffers.workspace = context_.allocate(workspace, false);
   }
 
@@ -201,11 +218,15 @@ class Scratch {
 
  private:
   // Small normal numbers: zeros and denormals are faster or slower than what is to be measured.
-  void* filled(int64_t elements, bool half) {
-    void* address = context_.allocate(elements * (half ? 2 : 4), false);
+  void* filled(int64_t elements, dlfs_dtype dtype) {
+    void* address = context_.allocate(elements * dtype_size(dtype), false);
     for (int64_t i = 0; i < elements; ++i) {
       const float value = 0.01f + 0.01f * static_cast<float>(i * 7919 % 97);
-      half ? store(static_cast<Bf16*>(address) + i, value) : store(static_cast<float*>(address) + i, value);
+      switch (dtype) {
+        case DLFS_F32: store(static_cast<float*>(address) + i, value); break;
+        case DLFS_BF16: store(static_cast<Bf16*>(address) + i, value); break;
+        default: static_cast<uint8_t*>(address)[i] = static_cast<uint8_t>(i * 7919 % 97);
+      }
     }
     return address;
   }
@@ -256,18 +277,20 @@ extern "C" dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const 
     plan->context = require_context(ctx);
     check_pointer(out, "out");
     check_pointer(pick, "pick");
-    check_float_dtype(dtype);
+    check_dtype(dtype, {DLFS_F32, DLFS_BF16, DLFS_F16, DLFS_F8E4M3, DLFS_I8});
     check_conv_epilogue(direction, flags, activation);
+    const dlfs_dtype y_dtype = conv_result_dtype(dtype, direction, flags);
     plan->problem = {
         conv_geometry(n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups),
         direction,
         dtype,
         flags & ~DLFS_CONV_MOMENTS,
         activation,
+        y_dtype,
         plan->context->threads()};
     plan->moments = (flags & DLFS_CONV_MOMENTS) != 0;
     if (plan->moments) check_conv_moments(plan->problem.g);
-    DLFS_CHECK(dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
+    DLFS_CHECK(y_dtype != DLFS_F16, DLFS_ERROR_UNSUPPORTED, "f16 is not supported by the CPU backend");
     DLFS_CHECK(dtype != DLFS_BF16 || has_bf16(), DLFS_ERROR_UNSUPPORTED,
                "bf16 is not supported by this processor (AVX512_BF16 or AMX)");
     plan->algorithm = *pick ? find_pick(plan->problem, pick) : choose(plan->problem);
@@ -302,11 +325,12 @@ extern "C" dlfs_status dlfs_conv_tune_sync(dlfs_stream stream, dlfs_conv conv, d
     s.refuse_capture("a call that waits");
     std::shared_ptr<const ConvAlgorithm> fastest;
     double fastest_ms = INFINITY;
+    const CandidateList candidates = candidates_for(plan->problem);
     for (const Candidate& candidate : candidates) {
       std::shared_ptr<const ConvAlgorithm> algorithm = create(candidate, plan->problem);
       // Slow ones can be a thousand times slower: they are measured only where there is nothing else.
       if (!algorithm || (algorithm->slow() && fastest && !fastest->slow())) continue;
-      const double ms = measure(s, plan->problem, *algorithm, budget_ms / static_cast<double>(std::size(candidates)));
+      const double ms = measure(s, plan->problem, *algorithm, budget_ms / static_cast<double>(candidates.count));
       if (ms < fastest_ms || (fastest && fastest->slow() && !algorithm->slow())) {
         fastest_ms = ms;
         fastest = std::move(algorithm);
@@ -353,6 +377,16 @@ extern "C" dlfs_status dlfs_conv_forward_moments(dlfs_stream stream, dlfs_conv c
     check_pointer(moments, "moments");
     execute(s, conv, DLFS_CONV_FORWARD,
             {const_cast<void*>(x), y, const_cast<void*>(w), nullptr, nullptr, nullptr, workspace}, moments);
+  });
+}
+
+extern "C" dlfs_status dlfs_conv_forward_scaled(dlfs_stream stream, dlfs_conv conv, void* y, const void* x,
+                                                const void* w, const float* scale, const float* bias,
+                                                const void* residual, void* workspace) {
+  return on_stream("dlfs_conv_forward_scaled", stream, [&](Stream& s) {
+    check_pointer(scale, "scale");
+    execute(s, conv, DLFS_CONV_FORWARD,
+            {const_cast<void*>(x), y, const_cast<void*>(w), bias, residual, nullptr, workspace, scale});
   });
 }
 

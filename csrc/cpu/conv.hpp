@@ -13,6 +13,7 @@ struct ConvProblem {
   dlfs_dtype dtype;
   int32_t flags;
   dlfs_activation activation;
+  dlfs_dtype y_dtype;  // of y and the residual; another than dtype for plans of 8 bits only
   int threads;  // of the algorithm: its partition of the work, and so the order of its sums, depends on them
 
   bool bias() const { return flags & DLFS_CONV_BIAS; }
@@ -23,7 +24,7 @@ struct ConvProblem {
 
 // Addresses of one execution. x (N, H, W, C) and y (N, P, Q, K) are activations or their gradients, w (K, R, S, C /
 // groups) weights or their fp32 gradient; which is written follows from the direction. mask: what x was, of a masked data
-// gradient.
+// gradient; scale: of plans of 8 bits.
 struct ConvBuffers {
   void* x;
   void* y;
@@ -32,6 +33,7 @@ struct ConvBuffers {
   const void* residual;
   const void* mask;
   void* workspace;
+  const float* scale = nullptr;
 };
 
 // A way to compute a problem. Immutable once built, so captured graphs share it with the plan.
@@ -66,7 +68,10 @@ std::shared_ptr<const ConvAlgorithm> onednn_convolution(const ConvProblem& probl
 // Our loops for depthwise convolutions (groups = C = K). NULL for others.
 std::shared_ptr<const ConvAlgorithm> depthwise_convolution(const ConvProblem& problem);
 
-// Our loops for any convolution: slow, and always there.
+// Our loops for forward convolutions of 8 bits.
+std::shared_ptr<const ConvAlgorithm> quantized_convolution(const ConvProblem& problem);
+
+// Our loops for any other convolution: slow, and always there.
 std::shared_ptr<const ConvAlgorithm> direct_convolution(const ConvProblem& problem);
 
 }  // namespace dlfs::cpu

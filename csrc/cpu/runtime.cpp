@@ -195,7 +195,8 @@ extern "C" dlfs_status dlfs_supports(dlfs_context ctx, int32_t* out, const char*
     } else if (name == "conv.pad8") {
       *out = context->pad_channels;
     } else {
-      *out = name == "conv.epilogue" || name == "conv.moments.f32" || name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
+      *out = name == "conv.epilogue" || name == "conv.moments.f32" || name == "conv.f8" || name == "conv.i8" ||
+             name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" ||
              name == "jpeg.cmyk";
     }
   });

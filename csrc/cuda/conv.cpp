@@ -69,7 +69,7 @@ int64_t workspace_limit() {
 // It has nothing for a data gradient with a mask, and cuDNN goes before it followed by a kernel of ours.
 bool prefers_cublaslt(const ConvProblem& problem) {
   const ConvGeometry& g = problem.g;
-  if (!g.matrix_product()) return false;
+  if (!g.matrix_product() || problem.quantized()) return false;
   if (problem.dtype == DLFS_F32 || problem.direction != DLFS_CONV_FORWARD) return true;
   const bool few_rows = g.h == 1 && g.w == 1 && g.n <= 256;
   return few_rows || (!problem.epilogue() && g.c % 8 == 0 && g.k % 8 == 0);
@@ -150,7 +150,9 @@ std::shared_ptr<const ConvAlgorithm> from_pick(Context& context, const ConvProbl
     return sm90_algorithm(problem, tile_width);
   }
   DLFS_CHECK(!problem.moments, DLFS_ERROR_ARGUMENT, "pick '%.200s' gives no moments", pick.c_str());
-  if (pick.compare(0, 3, "lt:") == 0) return cublaslt_from_pick(context, problem, pick, workspace_limit());
+  if (pick.compare(0, 3, "lt:") == 0 && !problem.quantized()) {
+    return cublaslt_from_pick(context, problem, pick, workspace_limit());
+  }
   return cudnn_from_pick(context, problem, pick);
 }
 
@@ -164,14 +166,15 @@ class Scratch {
     const bool wgrad = problem.direction == DLFS_CONV_BACKWARD_WEIGHT;
     tensors_.x = noise(s, g.x_elements(), problem.dtype);
     tensors_.w = noise(s, g.w_elements(), wgrad ? DLFS_F32 : problem.dtype);
-    tensors_.y = noise(s, g.y_elements(), problem.dtype);
+    tensors_.y = noise(s, g.y_elements(), problem.y_dtype);
     tensors_.bias = problem.bias ? static_cast<const float*>(noise(s, g.k, DLFS_F32)) : nullptr;
     // That of a data gradient lies where dx does: it is a sum that nothing else needs.
     const bool gradient = problem.gradient_epilogue();
-    tensors_.residual = !problem.residual ? nullptr : gradient ? tensors_.x : noise(s, g.y_elements(), problem.dtype);
+    tensors_.residual = !problem.residual ? nullptr : gradient ? tensors_.x : noise(s, g.y_elements(), problem.y_dtype);
     tensors_.mask = problem.relu_mask ? noise(s, g.x_elements(), problem.dtype) : nullptr;
     const int64_t moments = (2 * int64_t{g.k} + 1) * s.context->sm_count;
     tensors_.moments = problem.moments ? static_cast<float*>(noise(s, moments, DLFS_F32)) : nullptr;
+    tensors_.scale = problem.quantized() ? static_cast<const float*>(noise(s, g.k, DLFS_F32)) : nullptr;
   }
 
   const ConvTensors& tensors() const { return tensors_; }
@@ -272,6 +275,23 @@ void run(Stream& s, const Conv& conv, const ConvTensors& tensors, void* workspac
   algorithm->run(s, tensors, workspace);
 }
 
+void run_forward(Stream& s, dlfs_conv conv, const ConvTensors& tensors, void* workspace) {
+  const std::shared_ptr<Conv> object = convs().find(conv);
+  const ConvProblem& problem = object->problem;
+  check_direction(*object, DLFS_CONV_FORWARD);
+  check_pointer(tensors.y, "y");
+  check_pointer(tensors.x, "x");
+  check_pointer(tensors.w, "w");
+  DLFS_CHECK(!problem.moments, DLFS_ERROR_ARGUMENT, "this plan is for dlfs_conv_forward_moments");
+  DLFS_CHECK((tensors.scale != nullptr) == problem.quantized(), DLFS_ERROR_ARGUMENT,
+             "plans of 8 bits, and only they, have a scale: dlfs_conv_forward_scaled runs them");
+  DLFS_CHECK((tensors.bias != nullptr) == problem.bias, DLFS_ERROR_ARGUMENT,
+             "bias must be given exactly with DLFS_CONV_BIAS");
+  DLFS_CHECK((tensors.residual != nullptr) == problem.residual, DLFS_ERROR_ARGUMENT,
+             "residual must be given exactly with DLFS_CONV_RESIDUAL");
+  run(s, *object, tensors, workspace);
+}
+
 }  // namespace
 
 void ignore_unless_fatal(const Error& error) {
@@ -291,11 +311,16 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
                              int32_t dilation_w, int32_t groups, int32_t flags, dlfs_activation activation) {
   return context_call("dlfs_conv_create", ctx, [&](Context& context) {
     check_pointer(out, "out");
-    check_float_dtype(dtype);
+    check_dtype(dtype, {DLFS_F32, DLFS_BF16, DLFS_F16, DLFS_F8E4M3, DLFS_I8});
     check_conv_epilogue(direction, flags, activation);
+    const dlfs_dtype y_dtype = conv_result_dtype(dtype, direction, flags);
     DLFS_CHECK(dtype != DLFS_BF16 || context.compute_capability >= 80, DLFS_ERROR_UNSUPPORTED,
                "bf16 convolutions need compute capability 8.0, this device has %d.%d", context.compute_capability / 10,
                context.compute_capability % 10);
+    const int needed = dtype == DLFS_F8E4M3 ? 89 : dtype == DLFS_I8 ? 80 : 0;
+    DLFS_CHECK(context.compute_capability >= needed, DLFS_ERROR_UNSUPPORTED,
+               "%s convolutions need compute capability %d.%d, this device has %d.%d", dtype_name(dtype), needed / 10,
+               needed % 10, context.compute_capability / 10, context.compute_capability % 10);
     auto conv = std::make_shared<Conv>();
     conv->context = context.shared_from_this();
     conv->problem = {
@@ -308,7 +333,8 @@ dlfs_status dlfs_conv_create(dlfs_context ctx, dlfs_conv* out, const char* pick,
         (flags & DLFS_CONV_MOMENTS) != 0,
         activation,
         context.deterministic,
-        context.tf32};
+        context.tf32,
+        y_dtype};
     if (conv->problem.moments) check_conv_moments(conv->problem.g);
     conv->use(from_pick(context, conv->problem, pick ? pick : ""));
     *out = adopt(convs(), context, std::move(conv));
@@ -388,17 +414,16 @@ dlfs_status dlfs_conv_pick(dlfs_conv conv, char* out, int64_t capacity) {
 dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w,
                               const float* bias, const void* residual, void* workspace) {
   return stream_call("dlfs_conv_forward", stream, [&](Stream& s) {
-    const std::shared_ptr<Conv> object = convs().find(conv);
-    check_direction(*object, DLFS_CONV_FORWARD);
-    check_pointer(y, "y");
-    check_pointer(x, "x");
-    check_pointer(w, "w");
-    DLFS_CHECK(!object->problem.moments, DLFS_ERROR_ARGUMENT, "this plan is for dlfs_conv_forward_moments");
-    DLFS_CHECK((bias != nullptr) == object->problem.bias, DLFS_ERROR_ARGUMENT,
-               "bias must be given exactly with DLFS_CONV_BIAS");
-    DLFS_CHECK((residual != nullptr) == object->problem.residual, DLFS_ERROR_ARGUMENT,
-               "residual must be given exactly with DLFS_CONV_RESIDUAL");
-    run(s, *object, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual, nullptr}, workspace);
+    run_forward(s, conv, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual, nullptr}, workspace);
+  });
+}
+
+dlfs_status dlfs_conv_forward_scaled(dlfs_stream stream, dlfs_conv conv, void* y, const void* x, const void* w,
+                                     const float* scale, const float* bias, const void* residual, void* workspace) {
+  return stream_call("dlfs_conv_forward_scaled", stream, [&](Stream& s) {
+    check_pointer(scale, "scale");
+    run_forward(s, conv, {const_cast<void*>(x), const_cast<void*>(w), y, bias, residual, nullptr, nullptr, scale},
+                workspace);
   });
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/geometry.hpp"
+#include "common/quantized.hpp"
 #include "cuda/runtime.hpp"
 
 namespace dlfs {
@@ -26,7 +27,10 @@ struct ConvProblem {
   dlfs_activation activation;
   bool deterministic;
   bool tf32;
+  dlfs_dtype y_dtype;  // of y and the residual; another than dtype for plans of 8 bits only
 
+  // True for x and w of 8 bits, with a scale for each output channel.
+  bool quantized() const { return is_quantized(dtype); }
   // True where something follows the convolution itself.
   bool epilogue() const { return bias || residual || relu_mask || activation != DLFS_ACT_NONE; }
   bool gradient_epilogue() const { return direction == DLFS_CONV_BACKWARD_DATA && epilogue(); }
@@ -46,6 +50,7 @@ struct ConvTensors {
   const void* residual;
   const void* mask;          // what x was, of a masked data gradient
   float* moments = nullptr;  // of y
+  const float* scale = nullptr;  // of plans of 8 bits
 };
 
 // One way to compute a problem. Immutable; run may be called from several threads for different streams.
@@ -68,6 +73,7 @@ enum class CudnnForm : int32_t {
   plain,       // as they are: the weight gradient in fp32, all else in the problem's dtype
   low_result,  // the weight gradient in the problem's dtype, widened afterwards
   wide,        // fp32 copies in the workspace, multiplied as TF32, which holds bf16 and f16 exactly
+  fast_sums,   // F8E4M3 summed by the tensor cores alone, in less than fp32
 };
 
 // How a problem is put to cuDNN.
@@ -147,8 +153,9 @@ std::shared_ptr<const ConvAlgorithm> stem_algorithm(Context& context, const Conv
 
 std::shared_ptr<const ConvAlgorithm> direct_algorithm(const ConvProblem& problem);
 
-// The direct kernels; any alignment, no workspace.
+// The direct kernels; any alignment, no workspace. The second is for problems of 8 bits.
 void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& tensors);
+void run_direct_quantized(Stream& stream, const ConvProblem& problem, const ConvTensors& tensors);
 
 // dst (rows_out, c_out) = src (rows_in, c_in), zero beyond src's rows and channels. The dtypes are equal or
 // one is F32.
@@ -169,7 +176,8 @@ void gradient_epilogue(Stream& stream, void* dx, const void* gradient, const voi
 void scatter_gradient(Stream& stream, void* dx, const void* packed, const void* residual, const void* mask,
                       const ConvGeometry& g, dlfs_dtype dtype);
 
-// Fills n values with noise in [-1, 1), for timing on data that switches as many bits as real data.
+// Fills n values with noise in [-1, 1), in 8 bits in [-2, 2) or [-64, 64), for timing on data that switches as many bits
+// as real data.
 void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed);
 
 }  // namespace dlfs

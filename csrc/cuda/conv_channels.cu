@@ -1,8 +1,8 @@
 // What surrounds a convolution by cuDNN: padding channels with zeros for the tensor cores, dropping the padding again,
 // and the bias, residual, activation and mask of a plan whose engine does not fuse them or that runs backward.
 #include "cuda/conv.hpp"
-#include "cuda/numeric.cuh"
 #include "cuda/pixel.cuh"
+#include "cuda/quantized.cuh"
 #include "cuda/runtime.cuh"
 
 namespace dlfs {
@@ -114,14 +114,27 @@ void dispatch_partner(dlfs_dtype dtype, dlfs_dtype other, Body&& body) {
   }
 }
 
+// A multiplicative hash of i, in [-1, 1).
+__device__ __forceinline__ float noise(int64_t i, uint32_t seed) {
+  uint32_t bits = static_cast<uint32_t>(i) * 0x9E3779B9u + seed;
+  bits = (bits ^ bits >> 16) * 0x85EBCA6Bu;
+  bits = (bits ^ bits >> 13) * 0xC2B2AE35u;
+  return static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f;
+}
+
 template <class T>
 __global__ void __launch_bounds__(256) noise_kernel(T* dst, int64_t n, uint32_t seed) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * 256;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x; i < n; i += stride) {
-    uint32_t bits = static_cast<uint32_t>(i) * 0x9E3779B9u + seed;  // a multiplicative hash
-    bits = (bits ^ bits >> 16) * 0x85EBCA6Bu;
-    bits = (bits ^ bits >> 13) * 0xC2B2AE35u;
-    dst[i] = from_float<T>(static_cast<float>(bits >> 8) * 0x1p-23f - 1.0f);
+    dst[i] = from_float<T>(noise(i, seed));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(256) quantized_noise_kernel(T* dst, int64_t n, uint32_t seed, float amplitude) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * 256;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x; i < n; i += stride) {
+    dst[i] = to_quantized<T>(noise(i, seed) * amplitude);
   }
 }
 
@@ -184,9 +197,17 @@ void scatter_gradient(Stream& stream, void* dx, const void* packed, const void* 
 }
 
 void fill_noise(Stream& stream, void* dst, int64_t n, dlfs_dtype dtype, uint32_t seed) {
+  const unsigned grid = grid_size(*stream.context, n, 256);
+  if (is_quantized(dtype)) {
+    return dispatch_quantized(dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(stream, grid, 256, 0, quantized_noise_kernel<T>, static_cast<T*>(dst), n, seed,
+             std::is_same_v<T, Int8> ? 64.0f : 2.0f);
+    });
+  }
   dispatch_float(dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    launch(stream, grid_size(*stream.context, n, 256), 256, 0, noise_kernel<T>, static_cast<T*>(dst), n, seed);
+    launch(stream, grid, 256, 0, noise_kernel<T>, static_cast<T*>(dst), n, seed);
   });
 }
 

@@ -273,7 +273,7 @@ bool parse_word(const char* text, uint64_t& word) {
 std::vector<std::shared_ptr<const ConvAlgorithm>> cublaslt_candidates(Context& context, const ConvProblem& problem,
                                                                       int64_t workspace_limit, bool all) {
   std::vector<std::shared_ptr<const ConvAlgorithm>> candidates;
-  if (!problem.g.matrix_product()) return candidates;
+  if (!problem.g.matrix_product() || problem.quantized()) return candidates;
   const int64_t limit = std::min(workspace_limit, most_workspace);
   for (const bool fused : {true, false}) {
     if (fused ? !can_fuse(problem) : problem.gradient_epilogue()) continue;

@@ -83,13 +83,15 @@ cudnnDataType_t cudnn_type(dlfs_dtype dtype) {
   switch (dtype) {
     case DLFS_BF16: return CUDNN_DATA_BFLOAT16;
     case DLFS_F16: return CUDNN_DATA_HALF;
+    case DLFS_F8E4M3: return CUDNN_DATA_FP8_E4M3;
+    case DLFS_I8: return CUDNN_DATA_INT8;
     default: return CUDNN_DATA_FLOAT;
   }
 }
 
 // ---- operation graphs ---------------------------------------------------------------------------------------------
 
-enum TensorId : int64_t { id_x = 1, id_w, id_y, id_bias, id_residual, id_mask, id_virtual };
+enum TensorId : int64_t { id_x = 1, id_w, id_y, id_scale, id_bias, id_residual, id_mask, id_virtual };
 
 // A tensor (n, c, h, w) as cuDNN counts its dimensions, packed as (n, h, w, c). Virtual ones stay inside the kernel, in
 // fp32.
@@ -105,11 +107,11 @@ Descriptor tensor(int64_t id, cudnnDataType_t type, int64_t n, int64_t c, int64_
   return t.finalize();
 }
 
-Descriptor convolution(const ConvGeometry& g) {
+Descriptor convolution(const ConvGeometry& g, cudnnDataType_t sum) {
   Descriptor c(CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
   const cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
   const std::vector<int64_t> pads{g.pad_h, g.pad_w};
-  c.set(CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_DATA_FLOAT);
+  c.set(CUDNN_ATTR_CONVOLUTION_COMP_TYPE, sum);
   c.set(CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode);
   c.set(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, int64_t{2});
   c.set(CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, pads);
@@ -164,22 +166,27 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
   const Descriptor& x = graph->keep(tensor(id_x, type, g.n, recipe.c, g.h, g.w));
   const cudnnDataType_t w_type = wgrad && recipe.form == CudnnForm::plain ? CUDNN_DATA_FLOAT : type;
   const Descriptor& w = graph->keep(tensor(id_w, w_type, recipe.k, recipe.c / g.groups, g.r, g.s));
-  const Descriptor& y = graph->keep(tensor(id_y, type, g.n, recipe.k, g.p, g.q));
-  const Descriptor& conv = graph->keep(convolution(g));
+  const cudnnDataType_t y_type = problem.quantized() ? cudnn_type(problem.y_dtype) : type;
+  const Descriptor& y = graph->keep(tensor(id_y, y_type, g.n, recipe.k, g.p, g.q));
+  const cudnnDataType_t sum_type = problem.dtype == DLFS_I8 ? CUDNN_DATA_INT32 : CUDNN_DATA_FLOAT;
+  const bool fast = recipe.form == CudnnForm::fast_sums;
+  const Descriptor& conv = graph->keep(convolution(g, fast ? CUDNN_DATA_FAST_FLOAT_FOR_FP8 : sum_type));
   std::vector<cudnnBackendDescriptor_t> operations;
   const auto operation = [&](Descriptor done) { operations.push_back(graph->keep(std::move(done)).get()); };
 
   // The convolution, then what follows it, each result but the last virtual: forward + residual -> + bias -> activation,
-  // which is also the order of cuDNN's precompiled engines; the data gradient + residual -> mask.
+  // which is also the order of cuDNN's precompiled engines; in 8 bits, * scale before them; the data gradient + residual
+  // -> mask.
   const bool forward = problem.direction == DLFS_CONV_FORWARD;
   const int64_t channels = forward ? recipe.k : recipe.c, height = forward ? g.p : g.h, width = forward ? g.q : g.w;
   const int steps = !recipe.fused ? 0
-                                  : problem.residual + problem.bias + problem.relu_mask +
+                                  : problem.quantized() + problem.residual + problem.bias + problem.relu_mask +
                                         (problem.activation != DLFS_ACT_NONE);
   int64_t next_id = id_virtual;
   const auto result = [&](int step) -> const Descriptor& {
     if (step == steps) return forward ? y : wgrad ? w : x;
-    return graph->keep(tensor(next_id++, CUDNN_DATA_FLOAT, g.n, channels, height, width, true));
+    const cudnnDataType_t inner = step == 0 ? sum_type : CUDNN_DATA_FLOAT;
+    return graph->keep(tensor(next_id++, inner, g.n, channels, height, width, true));
   };
   int step = 0;
   const Descriptor* value = &result(step);
@@ -227,9 +234,12 @@ std::shared_ptr<const Graph> build_graph(cudnnHandle_t handle, const ConvProblem
     pointwise(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, std::move(mode),
               CUDNN_ATTR_OPERATION_POINTWISE_BDESC, operand);
   };
+  if (problem.quantized()) {
+    apply(pointwise_mode(CUDNN_POINTWISE_MUL), &graph->keep(tensor(id_scale, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
+  }
   if (recipe.fused && problem.residual) {
     apply(pointwise_mode(CUDNN_POINTWISE_ADD),
-          &graph->keep(tensor(id_residual, type, g.n, channels, height, width)));
+          &graph->keep(tensor(id_residual, forward ? y_type : type, g.n, channels, height, width)));
   }
   if (recipe.fused && problem.bias) {
     apply(pointwise_mode(CUDNN_POINTWISE_ADD), &graph->keep(tensor(id_bias, CUDNN_DATA_FLOAT, 1, recipe.k, 1, 1)));
@@ -285,7 +295,9 @@ EngineNotes notes_of(const Descriptor& config) {
 // Why an engine may not be used for a problem; null where it may.
 const char* excluded(const ConvProblem& problem, const CudnnRecipe& recipe, const EngineNotes& notes) {
   if (problem.deterministic && notes.has(CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC)) return "it is not deterministic";
-  if (notes.has(CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION)) return "it does not sum in fp32";
+  // The tensor cores of F8E4M3 themselves sum in less than fp32.
+  const bool rounds_sums = notes.has(CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION);
+  if (rounds_sums && problem.dtype != DLFS_F8E4M3) return "it does not sum in fp32";
   const bool wide = recipe.form == CudnnForm::wide;
   if (problem.dtype == DLFS_F32 || wide) {
     const bool rounds =
@@ -349,7 +361,7 @@ class CudnnConv final : public ConvAlgorithm {
         plan_(std::move(plan)),
         cudnn_bytes_(plan_.get_int64(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)) {
     const ConvGeometry& g = problem_.g;
-    const int64_t size = dtype_size(inner_dtype());
+    const int64_t size = dtype_size(inner_dtype()), y_size = dtype_size(inner_y_dtype());
     const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
     const bool pad_c = recipe_.c != g.c, pad_k = recipe_.k != g.k, wide = recipe_.form == CudnnForm::wide;
     const int64_t out_pixels = int64_t{g.n} * g.p * g.q;
@@ -362,10 +374,11 @@ class CudnnConv final : public ConvAlgorithm {
     x_at_ = section(wide || pad_c, int64_t{g.n} * g.h * g.w * recipe_.c * size);
     w_at_ = section(pad_c || pad_k || inner_w_dtype() != (wgrad ? DLFS_F32 : problem_.dtype),
                     int64_t{recipe_.k} * g.r * g.s * (recipe_.c / g.groups) * dtype_size(inner_w_dtype()));
-    y_at_ = section(wide || pad_k, out_pixels * recipe_.k * size);
+    y_at_ = section(wide || pad_k, out_pixels * recipe_.k * y_size);
+    scale_at_ = section(problem_.quantized() && pad_k, recipe_.k * int64_t{4});
     bias_at_ = section(recipe_.fused && problem_.bias && pad_k, recipe_.k * int64_t{4});
     const bool forward = problem_.direction == DLFS_CONV_FORWARD;
-    residual_at_ = section(forward && recipe_.fused && problem_.residual && pad_k, out_pixels * recipe_.k * size);
+    residual_at_ = section(forward && recipe_.fused && problem_.residual && pad_k, out_pixels * recipe_.k * y_size);
     bytes_ = at;
     pick_ = format("cudnn %zu sm%d f%d c%d k%d w%d e%lld b%lld k", cudnnGetVersion(), from.context->compute_capability,
                    recipe_.fused, recipe_.c, recipe_.k, static_cast<int>(recipe_.form),
@@ -383,7 +396,8 @@ class CudnnConv final : public ConvAlgorithm {
   void run(Stream& s, const ConvTensors& t, void* workspace) const override {
     // The tensors are described to cuDNN as multiples of 16 bytes, which its fast engines need.
     const auto odd = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 != 0; };
-    if (odd(t.x) || odd(t.w) || odd(t.y) || odd(t.bias) || odd(t.residual) || odd(t.mask) || odd(workspace)) {
+    if (odd(t.x) || odd(t.w) || odd(t.y) || odd(t.bias) || odd(t.residual) || odd(t.mask) || odd(t.scale) ||
+        odd(workspace)) {
       return run_direct(s, problem_, t);
     }
     const ConvGeometry& g = problem_.g;
@@ -396,27 +410,33 @@ class CudnnConv final : public ConvAlgorithm {
     void* const x = place(x_at_, t.x);
     void* const w = place(w_at_, t.w);
     void* const y = place(y_at_, t.y);
+    void* const scale = place(scale_at_, t.scale);
     void* const bias = place(bias_at_, t.bias);
     void* const residual = place(residual_at_, t.residual);
     const bool dgrad = problem_.direction == DLFS_CONV_BACKWARD_DATA;
     const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
     const bool forward = !dgrad && !wgrad;
     if (x != t.x && !dgrad) pad_channels(s, x, t.x, in_pixels, in_pixels, recipe_.c, g.c, inner, dtype);
-    if (w != t.w && !wgrad) {
+    if (w != t.w && problem_.quantized()) {  // whole rows are added, moved as words of four numbers
+      pad_channels(s, w, t.w, w_rows_padded, w_rows, recipe_.c / 4, recipe_.c / 4, DLFS_F32, DLFS_F32);
+    } else if (w != t.w && !wgrad) {
       pad_channels(s, w, t.w, w_rows_padded, w_rows, recipe_.c / g.groups, g.c / g.groups, inner, dtype);
     }
     if (y != t.y && !forward) pad_channels(s, y, t.y, out_pixels, out_pixels, recipe_.k, g.k, inner, dtype);
+    if (scale != t.scale) pad_channels(s, scale, t.scale, 1, 1, recipe_.k, g.k, DLFS_F32, DLFS_F32);
     if (bias != t.bias) pad_channels(s, bias, t.bias, 1, 1, recipe_.k, g.k, DLFS_F32, DLFS_F32);
     if (residual != t.residual) {
       pad_channels(s, residual, t.residual, out_pixels, out_pixels, recipe_.k, g.k, inner, dtype);
     }
 
-    execute(s, {x, w, y, static_cast<const float*>(bias), residual, t.mask}, workspace);
+    execute(s, {x, w, y, static_cast<const float*>(bias), residual, t.mask, nullptr, static_cast<const float*>(scale)},
+            workspace);
 
     if (forward && !recipe_.fused && problem_.epilogue()) {
       conv_epilogue(s, t.y, y, t.bias, t.residual, out_pixels, g.k, recipe_.k, dtype, inner, problem_.activation);
     } else if (forward && y != t.y) {
-      conv_epilogue(s, t.y, y, nullptr, nullptr, out_pixels, g.k, recipe_.k, dtype, inner, DLFS_ACT_NONE);
+      conv_epilogue(s, t.y, y, nullptr, nullptr, out_pixels, g.k, recipe_.k, problem_.y_dtype, inner_y_dtype(),
+                    DLFS_ACT_NONE);
     } else if (dgrad && x != t.x) {
       conv_epilogue(s, t.x, x, nullptr, nullptr, in_pixels, g.c, recipe_.c, dtype, inner, DLFS_ACT_NONE);
     } else if (wgrad && w != t.w) {
@@ -428,6 +448,7 @@ class CudnnConv final : public ConvAlgorithm {
  private:
   // The dtypes that cuDNN sees: of the activations, and of the weights or their gradient.
   dlfs_dtype inner_dtype() const { return recipe_.form == CudnnForm::wide ? DLFS_F32 : problem_.dtype; }
+  dlfs_dtype inner_y_dtype() const { return problem_.quantized() ? problem_.y_dtype : inner_dtype(); }
   dlfs_dtype inner_w_dtype() const {
     const bool wgrad = problem_.direction == DLFS_CONV_BACKWARD_WEIGHT;
     return wgrad && recipe_.form == CudnnForm::plain ? DLFS_F32 : inner_dtype();
@@ -435,14 +456,15 @@ class CudnnConv final : public ConvAlgorithm {
 
   // t: with the copies in place of what was copied.
   void execute(Stream& s, const ConvTensors& t, void* workspace) const {
-    int64_t ids[6] = {id_x, id_w, id_y};
-    void* pointers[6] = {t.x, t.w, t.y};
+    int64_t ids[7] = {id_x, id_w, id_y};
+    void* pointers[7] = {t.x, t.w, t.y};
     int64_t count = 3;
     const auto operand = [&](bool wanted, TensorId id, const void* pointer) {
       if (!recipe_.fused || !wanted) return;
       ids[count] = id;
       pointers[count++] = const_cast<void*>(pointer);
     };
+    operand(problem_.quantized(), id_scale, t.scale);
     operand(problem_.bias, id_bias, t.bias);
     operand(problem_.residual, id_residual, t.residual);
     operand(problem_.relu_mask, id_mask, t.mask);
@@ -461,7 +483,7 @@ class CudnnConv final : public ConvAlgorithm {
   const Descriptor plan_;
   const int64_t cudnn_bytes_;
   // Where copies lie in the workspace; -1: not needed.
-  int64_t x_at_ = -1, w_at_ = -1, y_at_ = -1, bias_at_ = -1, residual_at_ = -1;
+  int64_t x_at_ = -1, w_at_ = -1, y_at_ = -1, scale_at_ = -1, bias_at_ = -1, residual_at_ = -1;
   int64_t bytes_ = 0;
   std::string pick_;
 };
@@ -508,6 +530,15 @@ std::pair<std::shared_ptr<const Graph>, std::shared_ptr<const Descriptor>> make_
 
 std::vector<CudnnRecipe> cudnn_recipes(const ConvProblem& problem, bool all) {
   const ConvGeometry& g = problem.g;
+  if (problem.quantized()) {
+    const bool may_pad_k = problem.y_dtype != problem.dtype && !problem.residual && g.k <= INT32_MAX - 16;
+    if (g.groups != 1 || g.c % 16 != 0 || (g.k % 16 != 0 && !may_pad_k)) return {};
+    const CudnnRecipe plain{true, g.c, (g.k + 15) / 16 * 16, CudnnForm::plain, true};
+    if (problem.dtype == DLFS_I8 || !all) return {plain};
+    CudnnRecipe fast = plain;
+    fast.form = CudnnForm::fast_sums;
+    return {plain, fast};
+  }
   const bool low = problem.dtype != DLFS_F32;
   const bool pad = low && g.groups == 1 && g.c <= INT32_MAX - 8 && g.k <= INT32_MAX - 8;
   const int32_t c8 = pad ? (g.c + 7) / 8 * 8 : g.c;

@@ -270,7 +270,7 @@ bool depthwise_supports(const ConvProblem& problem) {
   const int64_t taps = int64_t{g.r} * g.s;
   const int64_t reach = std::max(int64_t{g.h} + 2 * int64_t{g.pad_h} + int64_t{g.r} * g.dilation_h,
                                  int64_t{g.w} + 2 * int64_t{g.pad_w} + int64_t{g.s} * g.dilation_w);
-  return g.depthwise() && !problem.gradient_epilogue() && taps * 8 * static_cast<int64_t>(sizeof(float)) <= static_cast<int64_t>(shared_limit) &&
+  return g.depthwise() && !problem.quantized() && !problem.gradient_epilogue() && taps * 8 * static_cast<int64_t>(sizeof(float)) <= static_cast<int64_t>(shared_limit) &&
          reach < (int64_t{1} << 30);
 }
 

@@ -126,6 +126,7 @@ class DirectConv final : public ConvAlgorithm {
 }  // namespace
 
 void run_direct(Stream& stream, const ConvProblem& problem, const ConvTensors& t) {
+  if (problem.quantized()) return run_direct_quantized(stream, problem, t);
   const ConvGeometry& g = problem.g;
   dispatch_float(problem.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

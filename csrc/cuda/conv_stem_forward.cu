@@ -269,7 +269,8 @@ void run_stem_forward(Stream& stream, const ConvProblem& problem, const ConvTens
 
 bool stem_supports(const Context& context, const ConvProblem& problem) {
   const ConvGeometry& g = problem.g;
-  if (context.compute_capability < 80 || problem.dtype == DLFS_F32 || problem.direction == DLFS_CONV_BACKWARD_DATA ||
+  if (context.compute_capability < 80 || problem.dtype == DLFS_F32 || problem.quantized() ||
+      problem.direction == DLFS_CONV_BACKWARD_DATA ||
       g.groups != 1 || g.c > 4 || g.k > 256 || g.pointwise()) {
     return false;
   }

@@ -41,6 +41,8 @@ std::string cuda_version_text(int version) { return format("%d.%d", version / 10
 
 bool supports(Context& context, std::string_view feature) {
   if (feature == "bf16" || feature == "conv.bf16" || feature == "tf32") return context.compute_capability >= 80;
+  if (feature == "conv.f8") return context.compute_capability >= 89;
+  if (feature == "conv.i8") return context.compute_capability >= 80;
   if (feature == "conv.pad8") return context.pad_channels;
   for (const char* name : {"f16", "conv.f16", "conv.epilogue", "graph", "graph.lanes"}) {
     if (feature == name) return true;

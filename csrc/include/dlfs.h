@@ -67,6 +67,8 @@ typedef int32_t dlfs_dtype;
 #define DLFS_I32 3
 #define DLFS_U8 4
 #define DLFS_I64 5
+#define DLFS_F8E4M3 6 /* sign, 4 bits of exponent, 3 of mantissa; no infinity, the largest is 448 (Micikevicius et al. 2022) */
+#define DLFS_I8 7
 
 typedef int32_t dlfs_activation;
 #define DLFS_ACT_NONE 0
@@ -126,10 +128,10 @@ DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char 
 
 /* Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
  * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.moments.f32", "conv.moments.bf16" and
- * "conv.moments.f16" (convolutions that give their result's moments), "conv.pad8" (a convolution whose result's channels
- * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
- * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
- * unknown name writes 0. */
+ * "conv.moments.f16" (convolutions that give their result's moments), "conv.f8" and "conv.i8" (forward convolutions of 8
+ * bits), "conv.pad8" (a convolution whose result's channels 8 does not divide is worth padding to a number that it does),
+ * "graph" (capture and launch), "graph.lanes" (a graph's streams run at the same time), "jpeg.decode", "jpeg.encode",
+ * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0. */
 DLFS_API dlfs_status dlfs_supports(dlfs_context ctx, DLFS_HOST int32_t *out, DLFS_HOST const char *feature);
 
 /* ---- memory -------------------------------------------------------------------------------------------------- */
@@ -297,6 +299,9 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
 #define DLFS_CONV_BIAS 1     /* flag: adds a bias (K), fp32 */
 #define DLFS_CONV_RESIDUAL 2 /* flag: adds a tensor of the result's shape and dtype, before the activation or the mask */
 #define DLFS_CONV_RELU_MASK 4 /* flag of data gradients: x is a ReLU's result, and dx is 0 where x <= 0 */
+#define DLFS_CONV_Y_F32 8     /* flags of plans of 8 bits: y and the residual have this dtype instead of x's */
+#define DLFS_CONV_Y_BF16 16
+#define DLFS_CONV_Y_F16 32
 #define DLFS_CONV_MOMENTS 64  /* flag of the forward direction, alone: the moments of y too, by dlfs_conv_forward_moments */
 
 /* Plans one direction of y = activation(conv(x, w) + bias + residual), or of its gradients; the data gradient is
@@ -310,6 +315,10 @@ DLFS_API dlfs_status dlfs_init_normal(dlfs_stream stream, float *dst, int64_t n,
  * DLFS_CONV_BACKWARD_WEIGHT nothing; DLFS_CONV_FORWARD takes MOMENTS and nothing else; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
  * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
  * option, repeated runs give the same bytes.
+ * dtype F8E4M3 or I8, forward only: y = activation(scale[k] conv(x, w) + bias + residual), run by dlfs_conv_forward_scaled; the
+ * sums are int32 for I8, fp32 for F8E4M3 (of which tensor cores may keep 14 bits), what follows is fp32, and y is rounded and
+ * saturated as dlfs_quantize does, or has the dtype of one DLFS_CONV_Y_ flag. Quick where C and K are multiples of 16, K of
+ * another number with a DLFS_CONV_Y_ flag and without a residual too.
  * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
  * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
  * 1x1 convolution of stride 1 without padding, from 0. */
@@ -355,6 +364,11 @@ DLFS_API dlfs_status dlfs_conv_forward(dlfs_stream stream, dlfs_conv conv, void 
 DLFS_API dlfs_status dlfs_conv_forward_moments(dlfs_stream stream, dlfs_conv conv, void *y, float *moments,
                                                const void *x, const void *w, void *workspace);
 
+/* Runs a plan of dtype F8E4M3 or I8. scale (K), fp32; bias and residual as dlfs_conv_forward's. */
+DLFS_API dlfs_status dlfs_conv_forward_scaled(dlfs_stream stream, dlfs_conv conv, void *y, const void *x, const void *w,
+                                              const float *scale, const float *bias, const void *residual,
+                                              void *workspace);
+
 /* Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
  * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual. */
 DLFS_API dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv, void *dx, const void *dy, const void *w,
@@ -363,6 +377,28 @@ DLFS_API dlfs_status dlfs_conv_backward_data(dlfs_stream stream, dlfs_conv conv,
 /* Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
 DLFS_API dlfs_status dlfs_conv_backward_weight(dlfs_stream stream, dlfs_conv conv, float *dw, const void *x,
                                                const void *dy, void *workspace);
+
+/* dst[i] = src[i] * factor in fp32, rounded to nearest even and saturated: to 448 and -448 in F8E4M3, 127 and -128 in I8. NaN
+ * stays NaN, and becomes 0 in I8. dst_dtype F8E4M3 or I8, src_dtype F32, BF16 or F16. */
+DLFS_API dlfs_status dlfs_quantize(dlfs_stream stream, void *dst, const void *src, int64_t n, dlfs_dtype dst_dtype,
+                                   dlfs_dtype src_dtype, double factor);
+
+/* dst[i] = src[i] * factor in fp32; dst_dtype F32, BF16 or F16, src_dtype F8E4M3 or I8. */
+DLFS_API dlfs_status dlfs_dequantize(dlfs_stream stream, void *dst, const void *src, int64_t n, dlfs_dtype dst_dtype,
+                                     dlfs_dtype src_dtype, double factor);
+
+/* Weights in 8 bits, a scale for each output channel: scale[k] = max |src[k, .]| / M, M 448 for F8E4M3 and 127 for I8 (1 where
+ * all are 0), dst = src / scale, rounded as by dlfs_quantize. src, dst (K, per_channel), scale (K) fp32. */
+DLFS_API dlfs_status dlfs_quantize_channels(dlfs_stream stream, void *dst, float *scale, const void *src, int32_t k,
+                                            int64_t per_channel, dlfs_dtype dst_dtype, dlfs_dtype src_dtype);
+
+#define DLFS_MAGNITUDE_BINS 8192
+
+/* Adds to counts[b] the number of elements whose magnitude lies in bin b, for b from 0 to DLFS_MAGNITUDE_BINS - 1: the bin is
+ * the upper 13 of the 31 bits of |src[i]| as fp32, 32 bins to an octave, so that bin b holds the magnitudes from the fp32 of
+ * the bits b << 18 to below that of (b + 1) << 18. Infinity and NaN are in the bins from 8160. src_dtype F32, BF16, F16. */
+DLFS_API dlfs_status dlfs_count_magnitudes(dlfs_stream stream, int64_t *counts, const void *src, int64_t n,
+                                           dlfs_dtype src_dtype);
 
 /* Bytes of workspace for dlfs_channel_sum. */
 DLFS_API dlfs_status dlfs_channel_sum_workspace(dlfs_context ctx, DLFS_HOST int64_t *out, int64_t rows, int32_t c,

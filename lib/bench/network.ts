@@ -1,8 +1,18 @@
 /** Whole networks: a training step, the network alone, and a whole call from images to boxes, on a synthetic batch. */
 import { applyOp, type Op, Program, type RecomputeOption, type Value } from "../graph";
 import { type DetectionModel, type ModelConfig, modelFromConfig, namedModel } from "../models";
-import { type Device, Tensor } from "../tensor";
-import { autotune, constantRate, DetectStep, type HostTargets, SGD, TrainStep } from "../train";
+import { type Device, type QuantizedDType, Tensor } from "../tensor";
+import {
+  autotune,
+  calibrate,
+  constantRate,
+  DetectStep,
+  type HostTargets,
+  type Quantization,
+  rewriteOf,
+  SGD,
+  TrainStep,
+} from "../train";
 import { type Ceilings, fillNormal, type Precision, type Timing, timeEach, timeOnHost } from "./measure";
 import { type CallTiming, profileCalls, workOfCalls } from "./profile";
 import type { BenchRow } from "./results";
@@ -19,6 +29,8 @@ export interface NetworkSettings {
   norm?: "batch" | "frozen";
   /** Stages of the backbone that train, from the deepest, of models that have the choice. */
   trainableLayers?: number;
+  /** Of inference: convolutions of 8 bits, calibrated on the batch. */
+  quantize?: QuantizedDType;
   /** At least 1; 15 or more for figures that are to be compared. */
   repetitions: number;
   /** Runs in a row when a call is timed alone. */
@@ -119,8 +131,9 @@ function rowOf(
 
 /** "retinanet_resnet50_fpn 32x640x640 bf16, norm batch, 5 stages". */
 export function networkName(settings: NetworkSettings): string {
-  const { model, batch, size, precision, norm, trainableLayers, lanes, deterministic } = settings;
+  const { model, batch, size, precision, norm, trainableLayers, lanes, deterministic, quantize } = settings;
   const parts = [`${model} ${batch}x${size.join("x")} ${precision}`];
+  if (quantize) parts.push(`convolutions ${quantize}`);
   if (norm) parts.push(`norm ${norm}`);
   if (trainableLayers !== undefined) parts.push(`${trainableLayers} stages`);
   if (lanes !== undefined) parts.push(`${lanes} lanes`);
@@ -197,6 +210,7 @@ export function timeNetwork<T>(
   settings: NetworkSettings,
   ceilings: Ceilings,
   look: (timed: Timed) => T,
+  quantization?: Quantization,
 ): T {
   const { device } = model;
   const { batch, size, precision, repetitions, lanes } = settings;
@@ -205,7 +219,7 @@ export function timeNetwork<T>(
     device,
     { images: { shape: [batch, ...size, 3], dtype: precision } },
     ({ images }) => ({ end: applyOp(networkEnd, model.maps(images!), {})[0] as Value }),
-    { lanes },
+    { lanes, rewrite: quantization && rewriteOf(quantization) },
   );
   fillNormal(device, program.inputs.images!);
   const memoryBytes = device.memory().allocated;
@@ -217,6 +231,14 @@ export function timeNetwork<T>(
   });
 }
 
+/** The ranges of a synthetic batch, where the settings ask for convolutions of 8 bits. */
+async function quantizationOf(model: DetectionModel, settings: NetworkSettings): Promise<Quantization | undefined> {
+  const { quantize: dtype, batch: count } = settings;
+  if (!dtype) return undefined;
+  using images = syntheticImages(model.device, settings);
+  return { dtype, table: await calibrate(model.eval(), [{ images, count }], { method: "max" }) };
+}
+
 /** Times inference: the network alone, and the whole call from uint8 images on the device to boxes on the host. */
 export async function benchInference(
   device: Device,
@@ -226,13 +248,17 @@ export async function benchInference(
   const { batch, size, repetitions, profileRuns: runs, lanes } = settings;
   autotune(device);
   using model = makeModel(settings, device);
-  const { row, profile } = timeNetwork(model, settings, ceilings, ({ program, row }) => ({
-    row,
-    profile: profileCalls(program, ceilings, { runs }),
-  }));
+  const quantization = await quantizationOf(model, settings);
+  const { row, profile } = timeNetwork(
+    model,
+    settings,
+    ceilings,
+    ({ program, row }) => ({ row, profile: profileCalls(program, ceilings, { runs }) }),
+    quantization,
+  );
   using pixels = syntheticPixels(device, settings);
   const shape = { batchSize: batch, height: size[0], width: size[1] };
-  using step = new DetectStep(model, { ...shape, images: "pixels", lanes });
+  using step = new DetectStep(model, { ...shape, images: "pixels", lanes, quantization });
   const memoryBytes = device.memory().allocated;
   const whole = await timeOnHost(() => step.run(pixels, batch), { repetitions, warmUp: WARM_UP });
   const name = `whole call, ${networkName({ ...settings, trainableLayers: undefined })}`;

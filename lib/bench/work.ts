@@ -4,7 +4,7 @@
  *
  * The floor of a program is the sum over the nodes of its graph, after the graph's own rewrites, of
  *
- *   max(flops / matrix ceiling, bytes / copy rate)
+ *   max(flops / matrix ceiling, bytes / copy rate)      (twice the ceiling for convolutions of 8 bits)
  *
  * where flops are the multiplications and additions of convolutions and linear maps, and bytes those of every operand read once
  * and every result written once, at their dtypes. Nodes that a kernel beside them could do on the way (see PASSENGERS) count
@@ -19,6 +19,8 @@ import type { Ceilings, Work } from "./measure";
 export interface NodeWork extends Work {
   /** The bytes that count for the floor. */
   floorBytes: number;
+  /** How many times as fast as at 16 bits the device's matrix units are at this work; default 1. */
+  speed?: number;
 }
 
 export const noWork: NodeWork = { flops: 0, bytes: 0, floorBytes: 0 };
@@ -52,13 +54,14 @@ export function nodeWork(node: Node): NodeWork {
   const mask = MASKS[kind]?.(node);
   const least = sizes.map((bytes, i) => (i === mask ? elementCount(node.inputs[i]!.shape) / 8 : bytes));
   const floorBytes = kind === "concat" ? 0 : PASSENGERS.has(kind) ? sum(least.slice(1)) : sum(least) + sum(written);
-  return { flops: productFlops(node), bytes: sum(sizes) + sum(written), floorBytes };
+  const work = { flops: productFlops(node), bytes: sum(sizes) + sum(written), floorBytes };
+  return kind === "conv2d_scaled" ? { ...work, speed: 2 } : work;
 }
 
 /** Milliseconds below which a device with these ceilings cannot do the work. */
 export function floorOf(
-  { flops, floorBytes }: NodeWork,
+  { flops, floorBytes, speed = 1 }: NodeWork,
   { gflops, gbytes }: Pick<Ceilings, "gflops" | "gbytes">,
 ): number {
-  return Math.max(flops / gflops, floorBytes / gbytes) / 1e6;
+  return Math.max(flops / (gflops * speed), floorBytes / gbytes) / 1e6;
 }

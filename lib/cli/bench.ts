@@ -72,6 +72,7 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [op
   --size N or HxW     network input in pixels; default 640 on a GPU, 320 on the CPU
   --classes N         default 91
   --precision P       f32, bf16 or f16; default: train bf16 and infer f16 where the device has them, else f32
+  --quantize DTYPE    infer with convolutions of 8 bits, f8 or i8, calibrated on the batch
   --norm KIND         of the backbone: batch (statistics of the batch) or frozen; default batch
   --trainable-layers N
                       stages of the backbone that train, from the deepest; default 3 with --norm frozen, else all
@@ -97,6 +98,7 @@ const options = {
   size: { type: "string" },
   classes: { type: "string" },
   precision: { type: "string" },
+  quantize: { type: "string" },
   norm: { type: "string" },
   "trainable-layers": { type: "string" },
   lanes: { type: "string" },
@@ -163,10 +165,11 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
     deterministic: device.deterministic,
   };
   const recompute = args.recompute === undefined ? undefined : recomputeOf("recompute", args.recompute);
+  const quantize = args.quantize === undefined ? undefined : oneOf("quantize", args.quantize, ["f8", "i8"] as const);
   const fast = (dtype: "bf16" | "f16") => (cuda && device.supports(`conv.${dtype}`) ? dtype : "f32");
   return {
     train: { ...common, recompute, precision: given ?? fast("bf16") },
-    infer: { ...common, precision: given ?? fast("f16") },
+    infer: { ...common, precision: given ?? fast("f16"), quantize },
   };
 }
 
@@ -245,6 +248,7 @@ export const verb: Verb = {
     if (args.peers !== undefined && benches.every((bench) => bench === "postprocess" || bench === "sizes")) {
       throw new UsageError("--peers is for train, infer, layers and nms");
     }
+    if (args.quantize !== undefined && !benches.includes("infer")) throw new UsageError("--quantize is for infer");
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
     const tuneMs = args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]);
     using device = new Device({ backend: args.backend, deterministic: args.deterministic }, console.log);

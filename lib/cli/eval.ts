@@ -1,7 +1,15 @@
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { Device } from "../tensor";
-import { evaluateModel, evaluateResultsFile, formatReport, reportOf, writeReport } from "../train";
+import {
+  evaluateModel,
+  evaluateResultsFile,
+  formatQuantized,
+  formatReport,
+  reportOf,
+  writeCalibration,
+  writeReport,
+} from "../train";
 import { milliseconds, oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
@@ -18,7 +26,10 @@ A trained model, on data in COCO's layout:
   --split NAME        default: the split that training was evaluated on
   --size N or HxW     network input in pixels; default: as in training
   --batch N           images a batch; default 8
-  --precision P       f32, bf16 or f16; default f32
+  --precision P       f32, bf16 or f16; default f32, with --quantize f16 where the device has it
+  --quantize DTYPES   f8, i8 or f8,i8: also with convolutions of 8 bits, after a calibration; prints the figures side by side
+                      and writes RUN/calibration.json
+  --calibration-images N   images of the training split that the calibration looks at; default 128
   --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
 
@@ -37,6 +48,8 @@ const options = {
   size: { type: "string" },
   batch: { type: "string" },
   precision: { type: "string" },
+  quantize: { type: "string" },
+  "calibration-images": { type: "string" },
   "tune-ms": { type: "string" },
   backend: { type: "string" },
   results: { type: "string" },
@@ -47,22 +60,31 @@ const options = {
 type Args = ReturnType<typeof parseArgs<{ options: typeof options }>>["values"];
 
 async function evaluateTrained(path: string, args: Args): Promise<void> {
-  const { data, split } = args;
+  const { data, split, "calibration-images": calibrationImages } = args;
+  if (calibrationImages !== undefined && args.quantize === undefined) {
+    throw new UsageError("--calibration-images is for --quantize");
+  }
   const settings = {
     data,
     split,
     size: args.size === undefined ? undefined : sizeOf("size", args.size),
     batchSize: args.batch === undefined ? undefined : positiveInteger("batch", args.batch),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+    quantize: args.quantize?.split(",").map((dtype) => oneOf("quantize", dtype, ["f8", "i8"] as const)),
+    calibration: {
+      images: calibrationImages === undefined ? undefined : positiveInteger("calibration-images", calibrationImages),
+    },
     tuneMs: args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]),
   };
   using device = new Device({ backend: args.backend }, console.log);
   const evaluation = await evaluateModel(path, device, { ...settings, log: console.log });
   const report = reportOf(evaluation);
   for (const line of ["", ...formatReport(report)]) console.log(line);
+  for (const line of formatQuantized(evaluation)) console.log(line);
   const run = args.run ?? dirname(dirname(path));
   const out = args.out ?? join(run, `evaluation-${evaluation.split}`);
   await writeReport(out, report, evaluation.detections);
+  if (evaluation.table) await writeCalibration(join(run, "calibration.json"), evaluation.table);
   console.log(`\nwritten: ${out}`);
 }
 
@@ -82,7 +104,17 @@ export const verb: Verb = {
     if (given.length !== 1) throw new UsageError("expected one of --run, --checkpoint and --results");
     if (args.results !== undefined) {
       if (args.annotations === undefined) throw new UsageError("--results needs --annotations");
-      for (const name of ["data", "split", "size", "batch", "precision", "tune-ms", "backend"] as const) {
+      for (const name of [
+        "data",
+        "split",
+        "size",
+        "batch",
+        "precision",
+        "quantize",
+        "calibration-images",
+        "tune-ms",
+        "backend",
+      ] as const) {
         if (args[name] !== undefined) throw new UsageError(`--${name} is for --run and --checkpoint`);
       }
       await evaluateFiles(args.results, args.annotations, args.out);

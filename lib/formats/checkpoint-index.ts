@@ -1,7 +1,6 @@
 /** The index of a checkpoint (schemas/checkpoint.fbs) to and from plain objects. */
 import { Builder } from "flatbuffers";
 import { DlfsError, ErrorCode } from "../native/error";
-import type { DType } from "../tensor/dtype";
 import { alignUp, damaged, SECTION_ALIGNMENT } from "./aligned-file";
 import { CheckedByteBuffer } from "./checked-buffer";
 import type {
@@ -14,10 +13,11 @@ import type {
   MetricsRecord,
   RandomCounter,
   ScheduleState,
+  StoredDType,
 } from "./checkpoint-types";
 import * as fb from "./generated/checkpoint_generated";
 
-const DTYPES: Record<DType, { code: fb.DType; size: number }> = {
+const DTYPES: Record<StoredDType, { code: fb.DType; size: number }> = {
   f32: { code: fb.DType.F32, size: 4 },
   bf16: { code: fb.DType.BF16, size: 2 },
   f16: { code: fb.DType.F16, size: 2 },
@@ -395,7 +395,7 @@ class IndexDecoder {
     const at = (field: string) => `${place} "${name}" ${field}`;
     if (name === "") throw damaged(this.path, `index, ${place}.name`, "it is empty");
     const code = this.field(at("dtype"), () => entry.dtype());
-    const dtype = (Object.keys(DTYPES) as DType[]).find((key) => DTYPES[key].code === code);
+    const dtype = (Object.keys(DTYPES) as StoredDType[]).find((key) => DTYPES[key].code === code);
     if (!dtype) throw damaged(this.path, `index, ${at("dtype")}`, `${code} is none of this version`);
     const rank = this.field(at("shape"), () => entry.shapeLength());
     if (rank > MAX_RANK) {

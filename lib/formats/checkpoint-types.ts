@@ -1,10 +1,13 @@
-import type { DType } from "../tensor/dtype";
+import type { DType, QuantizedDType } from "../tensor/dtype";
+
+/** Dtypes that a checkpoint holds. */
+export type StoredDType = Exclude<DType, QuantizedDType>;
 
 /** Shape and type of a tensor in a checkpoint. */
 export interface CheckpointTensor {
   /** Unique, not empty: "model.backbone.conv1.weight". */
   name: string;
-  dtype: DType;
+  dtype: StoredDType;
   /** From the outermost dimension; empty for a scalar. Row-major. */
   shape: readonly number[];
 }

@@ -13,6 +13,7 @@ export type {
   MetricsRecord,
   RandomCounter,
   ScheduleState,
+  StoredDType,
 } from "./checkpoint-types";
 export type { FileBytesOptions } from "./file-bytes";
 export { loadWeights } from "./load-weights";

@@ -34,6 +34,8 @@ export interface LoweringOptions {
   keepAll?: boolean;
   /** Merge operations (default true). */
   fuse?: boolean;
+  /** Changes the fused graph before it is differentiated and planned (quantizeGraph); results may be replaced in place. */
+  rewrite?: (graph: Graph, results: Value[]) => void;
   /**
    * How many streams a captured graph is spread over, from 1 to 8. Calls outside a graph run one after the other whatever this
    * is, and so do all with `keepAll`. Default 4 where the device runs streams at the same time ("graph.lanes"), else 1.
@@ -94,6 +96,7 @@ export function lower(
     padChannels(graph, device, values, options.training ?? false);
     fuseMoments(graph, device);
   }
+  options.rewrite?.(graph, values);
   const results = Object.fromEntries(names.map((name, i) => [name, values[i] as Value]));
 
   const forwardNodes = new Set(graph.nodes);

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "b2a0d4807174a090";
+export const headerHash = "77410bf3cff5e7f1";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -29,6 +29,8 @@ export const constants = {
   I32: 3,
   U8: 4,
   I64: 5,
+  F8E4M3: 6,
+  I8: 7,
   ACT_NONE: 0,
   ACT_RELU: 1,
   ACT_SIGMOID: 2,
@@ -43,8 +45,12 @@ export const constants = {
   CONV_BIAS: 1,
   CONV_RESIDUAL: 2,
   CONV_RELU_MASK: 4,
+  CONV_Y_F32: 8,
+  CONV_Y_BF16: 16,
+  CONV_Y_F16: 32,
   CONV_MOMENTS: 64,
   CONV_KEY: 18,
+  MAGNITUDE_BINS: 8192,
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
@@ -137,8 +143,13 @@ export const symbols = {
   dlfs_conv_pick: { args: ["i64", "buffer", "i64"], returns: "i32" },
   dlfs_conv_forward: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_forward_moments: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_conv_forward_scaled: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_backward_data: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_conv_backward_weight: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_quantize: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_dequantize: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_quantize_channels: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_count_magnitudes: { args: ["i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
   dlfs_channel_sum_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_channel_sum: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add_bias: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
@@ -274,8 +285,13 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_conv_pick: ["conv", "out", "capacity"],
   dlfs_conv_forward: ["stream", "conv", "y", "x", "w", "bias", "residual", "workspace"],
   dlfs_conv_forward_moments: ["stream", "conv", "y", "moments", "x", "w", "workspace"],
+  dlfs_conv_forward_scaled: ["stream", "conv", "y", "x", "w", "scale", "bias", "residual", "workspace"],
   dlfs_conv_backward_data: ["stream", "conv", "dx", "dy", "w", "residual", "x", "workspace"],
   dlfs_conv_backward_weight: ["stream", "conv", "dw", "x", "dy", "workspace"],
+  dlfs_quantize: ["stream", "dst", "src", "n", "dstDtype", "srcDtype", "factor"],
+  dlfs_dequantize: ["stream", "dst", "src", "n", "dstDtype", "srcDtype", "factor"],
+  dlfs_quantize_channels: ["stream", "dst", "scale", "src", "k", "perChannel", "dstDtype", "srcDtype"],
+  dlfs_count_magnitudes: ["stream", "counts", "src", "n", "srcDtype"],
   dlfs_channel_sum_workspace: ["ctx", "out", "rows", "c", "dtype"],
   dlfs_channel_sum: ["stream", "out", "x", "workspace", "rows", "c", "dtype"],
   dlfs_add_bias: ["stream", "y", "x", "bias", "rows", "c", "dtype", "activation"],
@@ -373,10 +389,10 @@ export interface NativeFunctions {
   /**
    * Writes 1 if this context's device has the feature, else 0. Features: "bf16", "f16", "tf32", "conv.bf16", "conv.f16",
    * "conv.epilogue" (bias, residual and activation fused into the convolution), "conv.moments.f32", "conv.moments.bf16" and
-   * "conv.moments.f16" (convolutions that give their result's moments), "conv.pad8" (a convolution whose result's channels
-   * 8 does not divide is worth padding to a number that it does), "graph" (capture and launch), "graph.lanes" (a graph's
-   * streams run at the same time), "jpeg.decode", "jpeg.encode", "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An
-   * unknown name writes 0.
+   * "conv.moments.f16" (convolutions that give their result's moments), "conv.f8" and "conv.i8" (forward convolutions of 8
+   * bits), "conv.pad8" (a convolution whose result's channels 8 does not divide is worth padding to a number that it does),
+   * "graph" (capture and launch), "graph.lanes" (a graph's streams run at the same time), "jpeg.decode", "jpeg.encode",
+   * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0.
    */
   supports(ctx: number, out: HostView, feature: HostView): number;
   /** Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */
@@ -518,6 +534,10 @@ export interface NativeFunctions {
    * DLFS_CONV_BACKWARD_WEIGHT nothing; DLFS_CONV_FORWARD takes MOMENTS and nothing else; whether an activation makes NaN or 0 of NaN here, or a mask of a NaN in x, is the
    * library's choice (dlfs_activation_forward keeps NaN, dlfs_activation_backward masks where x <= 0 alone). Accumulation differs between algorithms; with the context's "deterministic"
    * option, repeated runs give the same bytes.
+   * dtype F8E4M3 or I8, forward only: y = activation(scale[k] conv(x, w) + bias + residual), run by dlfs_conv_forward_scaled; the
+   * sums are int32 for I8, fp32 for F8E4M3 (of which tensor cores may keep 14 bits), what follows is fp32, and y is rounded and
+   * saturated as dlfs_quantize does, or has the dtype of one DLFS_CONV_Y_ flag. Quick where C and K are multiples of 16, K of
+   * another number with a DLFS_CONV_Y_ flag and without a residual too.
    * pick: empty for the library's heuristic choice, or a string that dlfs_conv_pick gave on the same device and library
    * versions; one that does not fit is DLFS_ERROR_ARGUMENT. On CUDA also "lt:N", for tests: the Nth algorithm of cuBLASLt for a
    * 1x1 convolution of stride 1 without padding, from 0.
@@ -555,6 +575,8 @@ export interface NativeFunctions {
    * multiples of 8.
    */
   convForwardMoments(stream: number, conv: number, y: Address | null, moments: Address | null, x: Address | null, w: Address | null, workspace: Address | null): number;
+  /** Runs a plan of dtype F8E4M3 or I8. scale (K), fp32; bias and residual as dlfs_conv_forward's. */
+  convForwardScaled(stream: number, conv: number, y: Address | null, x: Address | null, w: Address | null, scale: Address | null, bias: Address | null, residual: Address | null, workspace: Address | null): number;
   /**
    * Runs a DLFS_CONV_BACKWARD_DATA plan: dx (N, H, W, C) from dy (N, P, Q, K); overwrites dx. residual and x, both of dx's
    * shape and dtype, are NULL exactly where the plan lacks DLFS_CONV_RESIDUAL and DLFS_CONV_RELU_MASK. dx may be residual.
@@ -562,6 +584,24 @@ export interface NativeFunctions {
   convBackwardData(stream: number, conv: number, dx: Address | null, dy: Address | null, w: Address | null, residual: Address | null, x: Address | null, workspace: Address | null): number;
   /** Runs a DLFS_CONV_BACKWARD_WEIGHT plan: dw (K, R, S, C / groups), fp32; overwrites dw. */
   convBackwardWeight(stream: number, conv: number, dw: Address | null, x: Address | null, dy: Address | null, workspace: Address | null): number;
+  /**
+   * dst[i] = src[i] * factor in fp32, rounded to nearest even and saturated: to 448 and -448 in F8E4M3, 127 and -128 in I8. NaN
+   * stays NaN, and becomes 0 in I8. dst_dtype F8E4M3 or I8, src_dtype F32, BF16 or F16.
+   */
+  quantize(stream: number, dst: Address | null, src: Address | null, n: number, dstDtype: number, srcDtype: number, factor: number): number;
+  /** dst[i] = src[i] * factor in fp32; dst_dtype F32, BF16 or F16, src_dtype F8E4M3 or I8. */
+  dequantize(stream: number, dst: Address | null, src: Address | null, n: number, dstDtype: number, srcDtype: number, factor: number): number;
+  /**
+   * Weights in 8 bits, a scale for each output channel: scale[k] = max |src[k, .]| / M, M 448 for F8E4M3 and 127 for I8 (1 where
+   * all are 0), dst = src / scale, rounded as by dlfs_quantize. src, dst (K, per_channel), scale (K) fp32.
+   */
+  quantizeChannels(stream: number, dst: Address | null, scale: Address | null, src: Address | null, k: number, perChannel: number, dstDtype: number, srcDtype: number): number;
+  /**
+   * Adds to counts[b] the number of elements whose magnitude lies in bin b, for b from 0 to DLFS_MAGNITUDE_BINS - 1: the bin is
+   * the upper 13 of the 31 bits of |src[i]| as fp32, 32 bins to an octave, so that bin b holds the magnitudes from the fp32 of
+   * the bits b << 18 to below that of (b + 1) << 18. Infinity and NaN are in the bins from 8160. src_dtype F32, BF16, F16.
+   */
+  countMagnitudes(stream: number, counts: Address | null, src: Address | null, n: number, srcDtype: number): number;
   /** Bytes of workspace for dlfs_channel_sum. */
   channelSumWorkspace(ctx: number, out: HostView, rows: number, c: number, dtype: number): number;
   /** out[j] = sum over rows of x[row, j], x (rows, C): the gradient of a bias. fp32, the same order of sums each run. */

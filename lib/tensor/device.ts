@@ -39,6 +39,8 @@ export type Feature =
   | "conv.bf16"
   | "conv.f16"
   | "conv.epilogue"
+  | "conv.f8"
+  | "conv.i8"
   | "conv.pad8"
   | "conv.moments.f32"
   | "conv.moments.bf16"

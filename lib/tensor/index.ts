@@ -1,6 +1,16 @@
 export { ALIGNMENT, Arena, align } from "./arena";
 export { Device, type DeviceOptions, type Feature, type MemoryInfo } from "./device";
-export { type DType, decodeElements, dtypeCode, dtypeSize, elementCount, encodeElements, parseDType } from "./dtype";
+export {
+  type DType,
+  decodeElements,
+  dtypeCode,
+  dtypeSize,
+  elementCount,
+  encodeElements,
+  isQuantized,
+  parseDType,
+  type QuantizedDType,
+} from "./dtype";
 export { NativeObject, outHandle } from "./native-object";
 export { PinnedBuffer } from "./pinned";
 export { Event, Stream, until } from "./stream";

@@ -3,6 +3,7 @@ import { Program } from "../graph";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, Tensor } from "../tensor";
+import { type Quantization, rewriteOf } from "./calibration";
 import { autotune } from "./convolution-tuning";
 
 export interface DetectStepOptions {
@@ -25,6 +26,8 @@ export interface DetectStepOptions {
   keepAll?: boolean;
   /** Streams that the captured graph is spread over; see ProgramOptions. */
   lanes?: number;
+  /** Convolutions of 8 bits: the dtype and the ranges of a calibration (`calibrate`). Default: the model's precision. */
+  quantization?: Quantization;
 }
 
 /** One detected object in pixels of the network's input. */
@@ -175,7 +178,7 @@ export class DetectStep implements Disposable {
     const known = this.#buckets.get(size);
     if (known) return known;
     const { model } = this;
-    const { height, width, images: given = "normalised", keepAll, lanes } = this.options;
+    const { height, width, images: given = "normalised", keepAll, lanes, quantization } = this.options;
     const wasTraining = model.training;
     model.eval();
     let program: Program;
@@ -191,7 +194,7 @@ export class DetectStep implements Disposable {
           const { detections, counts } = model.detect(input, imageSizes!);
           return { detections, counts };
         },
-        { keepAll, lanes },
+        { keepAll, lanes, rewrite: quantization && rewriteOf(quantization) },
       );
     } finally {
       model.train(wasTraining);

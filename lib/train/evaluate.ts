@@ -12,9 +12,16 @@ import {
   readCocoResults,
   showProgress,
 } from "../data";
-import { CocoEvaluator } from "../metrics";
+import { CocoEvaluator, type CocoResult } from "../metrics";
 import { check, ErrorCode } from "../native";
-import type { Device } from "../tensor";
+import type { Device, QuantizedDType } from "../tensor";
+import {
+  type CalibrationBatch,
+  type CalibrationOptions,
+  type CalibrationTable,
+  calibrate,
+  type Quantization,
+} from "./calibration";
 import { autotune } from "./convolution-tuning";
 import type { Evaluation } from "./evaluation-report";
 import { collectForMetrics, Evaluator, type ImageDetections } from "./evaluator";
@@ -52,8 +59,18 @@ export interface EvaluateModelOptions {
   size?: readonly [height: number, width: number];
   /** Images a batch. Default 8. */
   batchSize?: number;
-  /** Default "f32". */
+  /** Default "f32"; beside `quantize` "f16" where the device has it. */
   precision?: "f32" | "bf16" | "f16";
+  /** Dtypes of 8 bits that the model is measured in, too, after a calibration. */
+  quantize?: readonly QuantizedDType[];
+  calibration?: {
+    /** Images to look at. Default 128. */
+    images?: number;
+    /** Where they come from. Default: the split that the model was trained on. */
+    split?: string;
+    /** Layers that keep the floating-point dtype, with all below them. */
+    exclude?: readonly string[];
+  } & CalibrationOptions;
   /** Milliseconds for timing the candidates of a convolution, 0 for heuristics; see `autotune`, which says the default. */
   tuneMs?: number;
   progress?: ProgressListener;
@@ -65,6 +82,10 @@ export interface ModelEvaluation extends Evaluation {
   readonly split: string;
   /** The detections with the ids of the annotation file. */
   readonly detections: ResultRow[];
+  readonly precision: "f32" | "bf16" | "f16";
+  /** With `quantize`: what the model was calibrated to, and how it does in each dtype. */
+  readonly table?: CalibrationTable;
+  readonly quantized: readonly { readonly dtype: QuantizedDType; readonly result: CocoResult }[];
 }
 
 /**
@@ -78,11 +99,16 @@ export async function evaluateModel(
   device: Device,
   options: EvaluateModelOptions = {},
 ): Promise<ModelEvaluation> {
-  const { batchSize = 8, precision = "f32", progress = showProgress(), log = () => {} } = options;
+  const { batchSize = 8, quantize = [], calibration = {}, progress = showProgress(), log = () => {} } = options;
+  const precision = options.precision ?? (quantize.length > 0 && device.supports("conv.f16") ? "f16" : "f32");
   if (options.tuneMs !== undefined) autotune(device, { ms: options.tuneMs });
   using trained = await loadTrainedModel(path, device, { precision });
   const { model, config, preprocessing } = trained;
-  const { data: trainedOn, valSplit } = config as { data?: unknown; valSplit?: unknown };
+  const {
+    data: trainedOn,
+    trainSplit,
+    valSplit,
+  } = config as Partial<Record<"data" | "trainSplit" | "valSplit", unknown>>;
   const data = options.data ?? trainedOn;
   const split = options.split ?? valSplit;
   check(typeof data === "string", trained.path, () => "config.data: expected the data set's folder, give one");
@@ -94,7 +120,9 @@ export async function evaluateModel(
       codec.encode({ data: pixels, width, height }, quality);
     await generateDemo(folder, { encode, progress });
   }
-  using dataset = await loadDataset(folder, { codec, trainSplit: split, valSplit: null, progress });
+  const seen = calibration.split ?? (typeof trainSplit === "string" ? trainSplit : split);
+  const other = quantize.length > 0 && seen !== split ? seen : null;
+  using dataset = await loadDataset(folder, { codec, trainSplit: split, valSplit: other, progress });
   const { store, source, classes } = dataset;
   check(
     classes.names.join("\n") === config.classes.join("\n"),
@@ -108,12 +136,28 @@ export async function evaluateModel(
   log(`model: ${trained.path}, ${trained.iteration} iterations`);
   log(`data: ${folder}, ${split}, ${dataset.train.usable} images, input ${height}x${width}, ${precision}`);
   using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, dtype: precision, preprocessing });
-  const common = { store, source, split, batchSize, size, preprocessing, decoder };
-  await using loader = new CocoDataLoader({ ...common, shuffle: false });
-  using evaluator = new Evaluator({ model, store, split, loader, decoder });
-  const found = await evaluator.detect((done, total) => progress("evaluating", done, total));
+  const common = { store, source, batchSize, size, preprocessing, decoder };
+  const detect = async (name: string, quantization?: Quantization) => {
+    await using loader = new CocoDataLoader({ ...common, split, shuffle: false });
+    using evaluator = new Evaluator({ model, store, split, loader, decoder, quantization });
+    return await evaluator.detect((done, total) => progress(name, done, total));
+  };
+  const found = await detect("evaluating");
   const metrics = collectForMetrics(store, split, found);
+  let table: CalibrationTable | undefined;
+  const quantized: { dtype: QuantizedDType; result: CocoResult }[] = [];
+  if (quantize.length > 0) {
+    await using loader = new CocoDataLoader({ ...common, split: other ?? split, shuffle: true, dropLast: false });
+    table = await calibrate(model, firstImages(loader, decoder, calibration.images ?? 128, progress), calibration);
+  }
+  for (const dtype of quantize) {
+    const detections = await detect(`evaluating ${dtype}`, { dtype, table: table!, exclude: calibration.exclude });
+    quantized.push({ dtype, result: collectForMetrics(store, split, detections).evaluate() });
+  }
   return {
+    precision,
+    table,
+    quantized,
     evaluator: metrics,
     result: metrics.evaluate(),
     categories: store.categories(),
@@ -121,6 +165,28 @@ export async function evaluateModel(
     split,
     detections: resultRows(dataset, found),
   };
+}
+
+/** The batches of a loader up to a number of images. */
+async function* firstImages(
+  loader: CocoDataLoader,
+  decoder: DeviceBatchDecoder,
+  images: number,
+  progress: ProgressListener,
+): AsyncGenerator<CalibrationBatch> {
+  const wanted = Math.min(images, loader.images.length);
+  for (let done = 0; done < wanted; ) {
+    const batch = await loader.getBatch();
+    try {
+      const count = Math.min(batch.n, wanted - done);
+      yield { images: decoder.images(batch.slot), count };
+      decoder.device.stream.synchronize(); // the slot is filled again once it is released
+      done += count;
+    } finally {
+      batch.release();
+    }
+    progress("calibrating", done, wanted);
+  }
 }
 
 /** Detections with the ids of the annotation file. */

@@ -16,6 +16,7 @@ import {
   f1CurveSvg,
   prCurveSvg,
 } from "../metrics";
+import type { ModelEvaluation } from "./evaluate";
 
 /** Detections measured against annotations. */
 export interface Evaluation {
@@ -94,6 +95,22 @@ export function formatReport(report: EvaluationReport): string[] {
       ? [`best F1 with one threshold for all: ${overall.f1.toFixed(3)} at ${overall.threshold.toFixed(3)}`]
       : []),
     `AP50 lost to errors: ${cost}`,
+  ];
+}
+
+/** AP, AP50 and AP75 of a model in its precision and in 8 bits, with the differences in points, as lines of text. */
+export function formatQuantized({ precision, result, quantized }: ModelEvaluation): string[] {
+  if (quantized.length === 0) return [];
+  const figures = ({ stats: { AP, AP50, AP75 } }: CocoResult) =>
+    [AP, AP50, AP75].map((value) => value.toFixed(4).padStart(8)).join("");
+  return [
+    "",
+    `${"".padEnd(5)}      AP    AP50    AP75`,
+    `${precision.padEnd(5)}${figures(result)}`,
+    ...quantized.map(({ dtype, result: other }) => {
+      const points = 100 * (other.stats.AP - result.stats.AP);
+      return `${dtype.padEnd(5)}${figures(other)}   AP ${points < 0 ? "" : "+"}${points.toFixed(2)} points`;
+    }),
   ];
 }
 

@@ -7,6 +7,7 @@ import {
 } from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
+import type { Quantization } from "./calibration";
 import { type Detection, DetectStep } from "./detect-step";
 
 /** An image's detections, in pixels of the image file, best first. */
@@ -24,6 +25,8 @@ export interface EvaluatorOptions {
   /** Goes over the split once, without augmentation and shuffling. */
   loader: DataLoader<DetectionBatch>;
   decoder: DeviceBatchDecoder;
+  /** Convolutions of 8 bits; default: the model's precision. */
+  quantization?: Quantization;
 }
 
 /** Measures a detector on a split with COCO's metrics. */
@@ -34,7 +37,8 @@ export class Evaluator implements Disposable {
   constructor(options: EvaluatorOptions) {
     const { batchSize, height, width } = options.decoder;
     this.#options = options;
-    this.#step = new DetectStep(options.model, { batchSize, height, width });
+    const { model, quantization } = options;
+    this.#step = new DetectStep(model, { batchSize, height, width, quantization });
   }
 
   /** Detects on the whole split with the present weights, and measures. `onBatch` hears of each finished batch. */

@@ -1,3 +1,14 @@
+export {
+  type CalibrationBatch,
+  type CalibrationMethod,
+  type CalibrationOptions,
+  type CalibrationTable,
+  calibrate,
+  type Quantization,
+  readCalibration,
+  rewriteOf,
+  writeCalibration,
+} from "./calibration";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
 export {
@@ -9,6 +20,7 @@ export {
 export {
   type Evaluation,
   type EvaluationReport,
+  formatQuantized,
   formatReport,
   reportOf,
   writeMetricPictures,

@@ -1,6 +1,13 @@
 import packageJson from "../../package.json";
 import type { DataLoader, DetectionBatch, LoaderState } from "../data";
-import type { BestMetric, Checkpoint, CheckpointMetadata, CheckpointTensorData, MetricsRecord } from "../formats";
+import type {
+  BestMetric,
+  Checkpoint,
+  CheckpointMetadata,
+  CheckpointTensorData,
+  MetricsRecord,
+  StoredDType,
+} from "../formats";
 import { convPicks, restoreConvPicks } from "../graph";
 import type { DetectionModel } from "../models";
 import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
@@ -26,7 +33,8 @@ function* namedTensors(model: DetectionModel, optimizer: SGD): Generator<[string
 /** Tensors one at a time from the device, so that a checkpoint is never whole in memory. */
 export async function* checkpointTensors(model: DetectionModel, optimizer: SGD): AsyncGenerator<CheckpointTensorData> {
   for (const [name, tensor] of namedTensors(model, optimizer)) {
-    yield { name, dtype: tensor.dtype, shape: tensor.shape, data: await tensor.readBytesAsync() };
+    const dtype = tensor.dtype as StoredDType; // parameters and counters: none is of 8 bits
+    yield { name, dtype, shape: tensor.shape, data: await tensor.readBytesAsync() };
   }
 }
 

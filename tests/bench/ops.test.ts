@@ -20,6 +20,7 @@ import { optimizerBenches } from "../ops/cases/optimizer";
 import { poolBenches } from "../ops/cases/pool";
 import { postprocessBenches } from "../ops/cases/postprocess";
 import { preprocessBenches } from "../ops/cases/preprocess";
+import { quantizeBenches } from "../ops/cases/quantize";
 import { missing, testDevice } from "../support/device";
 import { Random } from "../support/random";
 import { describeBench } from "./requested";
@@ -108,6 +109,7 @@ const lists = [
   postprocessBenches,
   optimizerBenches,
   preprocessBenches,
+  quantizeBenches,
 ];
 
 describeBench("operations", () => {
@@ -120,6 +122,7 @@ describeBench("operations", () => {
     test(`${dtype}: ceilings`, () => console.log(`${title(device, dtype)}\noperations`), 120_000);
     for (const opCase of lists.flat()) {
       if (opCase.dtypes && !opCase.dtypes.includes(dtype)) continue;
+      if (missing(device, dtype, opCase.features?.(dtype))) continue;
       test(`${dtype}: ${opCase.op} ${opCase.name}`, () => console.log(measure(device, opCase, dtype)), 120_000);
     }
   }

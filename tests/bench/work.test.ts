@@ -93,6 +93,7 @@ describe("work", () => {
     const ceilings = { gflops: 1000, gbytes: 10 };
     expect(floorOf({ flops: 5e9, bytes: 0, floorBytes: 1e6 }, ceilings)).toBeCloseTo(5);
     expect(floorOf({ flops: 5e6, bytes: 0, floorBytes: 1e6 }, ceilings)).toBeCloseTo(0.1);
+    expect(floorOf({ flops: 5e9, bytes: 0, floorBytes: 1e6, speed: 2 }, ceilings)).toBeCloseTo(2.5);
   });
 });
 

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { readBenchResult } from "../../lib/bench";
-import { backend } from "../support/device";
+import { backend, missing, testDevice } from "../support/device";
 
 const program = fileURLToPath(new URL("../../lib/cli/main.ts", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "dlfs-cli-bench-"));
@@ -72,11 +72,29 @@ describe("dlfs bench", () => {
     expect(step!.memoryBytes).toBeLessThan(train!.memoryBytes!);
   }, 60_000);
 
+  test("times inference in 8 bits, calibrated on its batch", async () => {
+    if (missing(testDevice(), "f32", ["conv.i8"])) return;
+    const { status, stdout } = await dlfsBench(
+      "infer",
+      "--precision",
+      "f32",
+      "--quantize",
+      "i8",
+      ...small,
+      "--profile",
+    );
+    expect(status).toBe(0);
+    expect(stdout).toContain("whole call, compact 2x64x96 f32, convolutions i8");
+    expect(stdout).toMatch(/conv2d_scaled +class_head\.convs\.0 +i8/);
+  }, 60_000);
+
   test("refuses what it does not know, before anything is measured", async () => {
     const cases: [string[], string][] = [
       [["inference"], 'expected train, infer, layers, postprocess, nms, sizes or all, got "inference"'],
       [["nms", "--profile"], "--profile is for train and infer"],
       [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers and nms"],
+      [["train", "--quantize", "f8"], "--quantize is for infer"],
+      [["infer", "--quantize", "f4"], '--quantize: expected one of f8, i8, got "f4"'],
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
       [["train", "--model", "compact", "--norm", "batch"], "--norm: compact has no such choice"],
       [["train", "--trainable-layers", "6"], '--trainable-layers: expected an integer from 0 to 5, got "6"'],

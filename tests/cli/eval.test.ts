@@ -6,10 +6,10 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Normalize, Resize } from "../../lib/data";
 import { evaluateCoco } from "../../lib/metrics";
-import { evaluateModel, evaluateResultsFile, formatReport, reportOf } from "../../lib/train";
+import { evaluateModel, evaluateResultsFile, formatReport, readCalibration, reportOf } from "../../lib/train";
 import { detectionOf, truthOf } from "../metrics/coco-rows";
 import { randomCase } from "../metrics/random-cases";
-import { backend, testDevice } from "../support/device";
+import { backend, missing, testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 import { saveTrained } from "../support/trained-model";
 
@@ -115,6 +115,22 @@ describe("of a trained model", () => {
     expect(stdout).toContain(formatReport(reportOf(again)).join("\n"));
   });
 
+  test("measures it in 8 bits, too, after a calibration that is kept", async () => {
+    const reason = missing(testDevice(), "f32", ["conv.f8", "conv.i8"]);
+    if (reason) return;
+    const run = join(folder, "run");
+    const out = join(folder, "in-8-bits");
+    const args = ["--run", run, "--precision", "f32", "--quantize", "f8,i8", "--calibration-images", "5", "--out", out];
+    const { status, stdout } = await dlfsEval(...args);
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^f32 +\d\.\d{4}/m);
+    for (const dtype of ["f8", "i8"]) {
+      expect(stdout).toMatch(new RegExp(`^${dtype}( +\\d\\.\\d{4}){3} {3}AP [+-]\\d+\\.\\d\\d points$`, "m"));
+    }
+    const table = await readCalibration(join(run, "calibration.json"));
+    expect(table).toMatchObject({ method: "mse", images: 5 });
+  });
+
   test("takes another split, size and checkpoint", async () => {
     const path = join(folder, "run", "checkpoints", "checkpoint-00000007.dlck");
     const lines: string[] = [];
@@ -152,6 +168,8 @@ test("wrong calls end with 2 and say what is expected", async () => {
     [["--run", "a", "--size", "64x"], '--size: expected N or HxW in pixels, got "64x"'],
     [["--run", "a", "--batch", "0"], '--batch: expected an integer from 1, got "0"'],
     [["--run", "a", "--precision", "f8"], '--precision: expected one of f32, bf16, f16, got "f8"'],
+    [["--run", "a", "--quantize", "f8,f4"], '--quantize: expected one of f8, i8, got "f4"'],
+    [["--run", "a", "--calibration-images", "9"], "--calibration-images is for --quantize"],
     [["--rnu", "a"], "'--rnu'"],
   ] as const) {
     const { status, stderr } = await dlfsEval(...args);

@@ -16,6 +16,7 @@ import { optimizerCases } from "./cases/optimizer";
 import { poolCases } from "./cases/pool";
 import { postprocessCases } from "./cases/postprocess";
 import { preprocessCases } from "./cases/preprocess";
+import { quantizeCases } from "./cases/quantize";
 
 /** Functions on a stream that are no arithmetic of tensors, with the tests that they have. */
 const elsewhere = {
@@ -57,6 +58,7 @@ test("every operation on a stream is in a case list", () => {
     poolCases,
     postprocessCases,
     preprocessCases,
+    quantizeCases,
   ];
   const tested = new Set([...lists.flat().map((opCase) => opCase.op), ...Object.values(elsewhere).flat()]);
   const operations = Object.entries(argumentNames)

@@ -11,7 +11,7 @@ import {
   Stream,
   Tensor,
 } from "../../lib/tensor";
-import { fromBf16, toBf16 } from "../../lib/tensor/dtype";
+import { fromBf16, fromF8, toBf16, toF8 } from "../../lib/tensor/dtype";
 import { testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 
@@ -19,7 +19,7 @@ const device = testDevice();
 
 describe("conversion of elements", () => {
   const values = [0, 1, 2, 7, 100];
-  test.each(["f32", "bf16", "f16", "i32", "u8", "i64"] as DType[])("%s holds small integers exactly", (dtype) => {
+  test.each(["f32", "bf16", "f16", "i32", "u8", "i64", "i8"] as DType[])("%s holds small integers exactly", (dtype) => {
     const bytes = encodeElements(values, dtype);
     expect(bytes.byteLength).toBe(values.length * dtypeSize(dtype));
     expect(Array.from(decodeElements(Uint8Array.from(bytes), dtype))).toEqual(values);
@@ -38,10 +38,30 @@ describe("conversion of elements", () => {
     expect(rounded(payload)).toBeNaN();
   });
 
+  test("f8 is E4M3: every pattern comes back, ties go to even, what is beyond 448 becomes 448", () => {
+    for (let bits = 0; bits < 256; ++bits) {
+      if ((bits & 0x7f) === 0x7f) expect(fromF8(bits)).toBeNaN();
+      else expect(toF8(fromF8(bits))).toBe(bits);
+    }
+    // as torch.float8_e4m3fn rounds; what is too large for it becomes NaN there
+    const rounded = (value: number) => fromF8(toF8(value));
+    expect([0x08, 0x07, 0x01, 0x38, 0x7e].map(fromF8)).toEqual([2 ** -6, 7 * 2 ** -9, 2 ** -9, 1, 448]);
+    expect([17, 19, 1.0625, 2 ** -10, 3 * 2 ** -10, -0.3].map(rounded)).toEqual([16, 20, 1, 0, 2 ** -8, -0.3125]);
+    expect([1000, Number.NEGATIVE_INFINITY].map(rounded)).toEqual([448, -448]);
+    expect(rounded(Number.NaN)).toBeNaN();
+  });
+
+  test("i8 keeps its sign", () => {
+    const bytes = encodeElements([-128, -1, 0, 127], "i8");
+    expect(Array.from(decodeElements(Uint8Array.from(bytes), "i8"))).toEqual([-128, -1, 0, 127]);
+  });
+
   test("a name from outside is checked", () => {
     expect(parseDType("bf16", "option precision")).toBe("bf16");
     const error = errorOf(() => parseDType("fp32", "option precision"));
-    expect(error.message).toBe('option precision: expected a dtype of f32, bf16, f16, i32, u8, i64, got "fp32"');
+    expect(error.message).toBe(
+      'option precision: expected a dtype of f32, bf16, f16, i32, u8, i64, f8, i8, got "fp32"',
+    );
     expect(error.code).toBe(ErrorCode.dtype);
   });
 });

@@ -42,9 +42,9 @@ export interface BackwardDataAttrs extends BackwardAttrs {
   readonly mask: boolean;
 }
 
-function outputShape(x: Spec, w: Spec, g: ConvGeometry): number[] {
+/** Shape of the convolution of x with w. */
+export function outputShape(x: Spec, w: Spec, g: ConvGeometry): number[] {
   const [n, h, width, c] = nhwc(x);
-  expectActivation(x, "an image batch");
   const [k, r, s, perGroup] = nhwc(w, "a weight");
   expectShape(c === perGroup * g.groups, () => `expected ${perGroup * g.groups} channels, got ${c}`);
   expectShape(k % g.groups === 0, () => `expected out channels divisible by ${g.groups} groups, got ${k}`);
@@ -122,6 +122,7 @@ export const conv2d: Op<ConvAttrs> = {
   kind: "conv2d",
   infer(inputs, attrs) {
     const [x, w] = inputs as [Spec, Spec];
+    expectActivation(x, "an image batch");
     const shape = outputShape(x, w, attrs);
     expectOperands(inputs, attrs, shape);
     return [{ shape, dtype: x.dtype }];

@@ -1,4 +1,4 @@
-import { dtypeCode } from "../../tensor";
+import { dtypeCode, isQuantized } from "../../tensor";
 import { expectActivation, expectShape, nhwc, type Op } from "../node";
 import type { Spec } from "../value";
 
@@ -9,16 +9,25 @@ function resized(x: Spec, [p, q]: readonly [number, number]): Spec {
   return { shape: [n, p, q, c], dtype: x.dtype };
 }
 
-/** Nearest-neighbour resize to `size` (height, width), as torch's "nearest". */
+/**
+ * Nearest-neighbour resize to `size` (height, width), as torch's "nearest". Values of 8 bits, whose channels are a multiple of
+ * four, are moved as words of four channels.
+ */
 export const upsampleNearest: Op<{ size: readonly [number, number] }> = {
   kind: "upsample_nearest",
-  infer: ([x], { size }) => [resized(x!, size)],
+  infer: ([x], { size }) => {
+    if (!isQuantized(x!.dtype)) return [resized(x!, size)];
+    expectShape(x!.shape.at(-1)! % 4 === 0, () => `expected a multiple of 4 channels, got ${x!.shape.at(-1)}`);
+    return [{ shape: resized({ ...x!, dtype: "f32" }, size).shape, dtype: x!.dtype }];
+  },
   gradient: (builder, { inputs: [x], outputs: [y] }, [dy]) =>
     builder.apply(upsampleNearestBackward, [builder.value(dy!, y!)], { shape: x!.shape }),
   emit(e, { inputs: [x], outputs: [y], attrs: { size } }) {
     const [n, h, w, c] = nhwc(x!);
-    const [dst, src, dtype] = [e.address(y!), e.address(x!), dtypeCode(x!.dtype)];
-    e.call(() => e.native.upsampleNearestForward(e.stream, dst, src, n, h, w, c, size[0], size[1], dtype));
+    const isWords = isQuantized(x!.dtype);
+    const [dst, src, dtype] = [e.address(y!), e.address(x!), dtypeCode(isWords ? "f32" : x!.dtype)];
+    const columns = isWords ? c / 4 : c;
+    e.call(() => e.native.upsampleNearestForward(e.stream, dst, src, n, h, w, columns, size[0], size[1], dtype));
   },
 };
 

@@ -1,0 +1,4 @@
+import { quantizeCases } from "./cases/quantize";
+import { describeCases } from "./check";
+
+describeCases("quantization", quantizeCases);
