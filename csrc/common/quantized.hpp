@@ -109,11 +109,12 @@ decltype(auto) dispatch_quantized(dlfs_dtype dtype, Body&& body) {
   return body(QuantizedTag<E4m3>{});
 }
 
-// The bin of dlfs_count_magnitudes.
+// The bin of dlfs_count_magnitudes. All NaN are one: widening f16 and bf16 keeps their bits on the CPU and not on the GPU.
 DLFS_HD inline int32_t magnitude_bin(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
-  return static_cast<int32_t>((bits & 0x7fffffffu) >> 18);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  return static_cast<int32_t>((magnitude > 0x7f800000u ? 0x7fc00000u : magnitude) >> 18);
 }
 
 // ---- entry points -------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ bool prefers_cublaslt(const ConvProblem& problem) {
   return few_rows || (!problem.epilogue() && g.c % 8 == 0 && g.k % 8 == 0);
 }
 
-// True where our Hopper kernel is the choice without a measurement: for the joins of residual blocks, which are bound by
+// True where our Hopper kernel is the choice without a measurement in 16 bits: for the joins of residual blocks, which are bound by
 // memory, and where cuDNN's fused engines take a fifth longer (docs/performance.md).
 bool prefers_sm90(const ConvProblem& problem) {
   const ConvGeometry& g = problem.g;
@@ -99,7 +99,7 @@ std::shared_ptr<const ConvAlgorithm> choose(Context& context, const ConvProblem&
     return two_step_gradient(problem, one, choose(context, one.problem));
   };
   if (problem.sparse_gradient() && problem.residual && !problem.relu_mask) return in_two_steps(bare.back());
-  if (prefers_sm90(problem)) {
+  if (problem.quantized() || prefers_sm90(problem)) {
     const std::vector<int> widths = sm90_tile_widths(context, problem);
     if (!widths.empty()) return sm90_algorithm(problem, widths.front());
   }

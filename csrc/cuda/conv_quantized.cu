@@ -8,9 +8,6 @@
 namespace dlfs {
 namespace {
 
-template <class T>
-using SumOf = std::conditional_t<std::is_same_v<T, Int8>, int32_t, float>;
-
 __device__ __forceinline__ int32_t widen(Int8 x) { return x.value; }
 __device__ __forceinline__ float widen(E4m3 x) { return to_float(x); }
 

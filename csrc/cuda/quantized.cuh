@@ -1,6 +1,8 @@
 // Vectors of numbers of 8 bits on the device.
 #pragma once
 
+#include <type_traits>
+
 #include "common/quantized.hpp"
 #include "cuda/numeric.cuh"
 
@@ -14,6 +16,10 @@ __device__ __forceinline__ void store_quantized(T* p, const float (&in)[N]) {
   for (int i = 0; i < N; ++i) pack.value[i] = to_quantized<T>(in[i]);
   *reinterpret_cast<Pack<T, N>*>(p) = pack;
 }
+
+// What products of a type are summed in.
+template <class T>
+using SumOf = std::conditional_t<std::is_same_v<T, Int8>, int32_t, float>;
 
 // Calls body(tag of the 8-bit type, tag of the wide type).
 template <class Body>

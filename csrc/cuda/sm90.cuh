@@ -4,7 +4,7 @@
 
 #include <cuda.h>
 
-#include "cuda/numeric.cuh"
+#include "cuda/quantized.cuh"
 
 // Defined where a kernel may use these instructions; elsewhere its body must be empty.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -56,6 +56,11 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// Arrives at such a barrier without waiting.
+__device__ __forceinline__ void barrier_arrive_named(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- tensor memory accesses: boxes of a described tensor to and from shared memory ----------------------------------
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
@@ -76,6 +81,15 @@ __device__ __forceinline__ void load_box(void* to, const CUtensorMap* map, uint6
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::
           "r"(shared_address(to)),
       "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+__device__ __forceinline__ void load_box(void* to, const CUtensorMap* map, uint64_t* barrier, int32_t x, int32_t y,
+                                         int32_t z, int32_t u, int32_t v) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "[%2];" ::"r"(shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(u), "r"(v)
       : "memory");
 }
 
@@ -126,7 +140,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&m)[4], uint32_t address
 
 // ---- matrix products ------------------------------------------------------------------------------------------------
 
-// Describes a tile of rows of 64 16-bit values (128 bytes), in groups of eight rows, swizzled by 128 bytes.
+// Describes a tile of rows of 128 bytes, in groups of eight rows, swizzled by 128 bytes.
 __device__ __forceinline__ uint64_t tile_descriptor(const void* tile) {
   const uint64_t address = (shared_address(tile) & 0x3ffff) >> 4;
   return address | (uint64_t{1} << 16) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 62);
@@ -148,98 +162,77 @@ __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
 }
 
-// sums (64, N) = a (64, 16) b (N, 16)^T + sums, or without the sums where accumulate is 0: one instruction of a whole
-// warpgroup. A thread of warp w and lane l holds, for each group j of eight columns, the rows 16 w + l / 4 (values 4 j and
-// 4 j + 1) and 8 further down (4 j + 2 and 4 j + 3), in columns 8 j + 2 (l % 4) and the next.
+// sums (64, N) = a (64, D) b (N, D)^T + sums, or without the sums where accumulate is 0, of rows of D values in 32 bytes: one
+// instruction of a whole warpgroup. Sums are fp32, of Int8 int32; those of E4m3 keep about 14 bits. A thread of warp w and
+// lane l holds, for each group j of eight columns, the rows 16 w + l / 4 (values 4 j and 4 j + 1) and 8 further down (4 j + 2
+// and 4 j + 3), in columns 8 j + 2 (l % 4) and the next.
 template <class T, int N>
 struct Product;
 
-#define DLFS_SUM8(i)                                                                                            \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
-      "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define DLFS_SUM16(i) DLFS_SUM8(i), DLFS_SUM8(i + 8)
-#define DLFS_SUM32(i) DLFS_SUM16(i), DLFS_SUM16(i + 16)
+#define DLFS_SUM8(kind, i)                                                                                     \
+  kind(sums[i]), kind(sums[i + 1]), kind(sums[i + 2]), kind(sums[i + 3]), kind(sums[i + 4]), kind(sums[i + 5]), \
+      kind(sums[i + 6]), kind(sums[i + 7])
+#define DLFS_SUM16(kind, i) DLFS_SUM8(kind, i), DLFS_SUM8(kind, i + 8)
+#define DLFS_SUM32(kind, i) DLFS_SUM16(kind, i), DLFS_SUM16(kind, i + 16)
+#define DLFS_SUMS_64(kind) DLFS_SUM32(kind, 0)
+#define DLFS_SUMS_128(kind) DLFS_SUM32(kind, 0), DLFS_SUM32(kind, 32)
+#define DLFS_SUMS_208(kind) DLFS_SUM32(kind, 0), DLFS_SUM32(kind, 32), DLFS_SUM32(kind, 64), DLFS_SUM8(kind, 96)
+#define DLFS_SUMS_256(kind) DLFS_SUM32(kind, 0), DLFS_SUM32(kind, 32), DLFS_SUM32(kind, 64), DLFS_SUM32(kind, 96)
 
-#define DLFS_PRODUCT_64(T, name)                                                           \
-  template <>                                                                                     \
-  struct Product<T, 64> {                                                                        \
-    static __device__ __forceinline__ void add(float (&sums)[32], uint64_t a, uint64_t b, int32_t accumulate) { \
-      asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n" \
-          "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " {" \
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-          "%26,%27,%28,%29,%30,%31" \
-          "}, %32, %33, p, 1, 1, 0, 0;\n}\n" \
-          : DLFS_SUM32(0) \
-          : "l"(a), "l"(b), "r"(accumulate)); \
-    } \
+// a_text, b_text, accumulate_text: these operands' numbers, after the sums'; tail: what follows them in the instruction.
+#define DLFS_PRODUCT(T, N, kind, types, registers, a_text, b_text, accumulate_text, tail)                          \
+  template <>                                                                                                     \
+  struct Product<T, N> {                                                                                          \
+    static __device__ __forceinline__ void add(SumOf<T> (&sums)[N / 2], uint64_t a, uint64_t b, int32_t accumulate) { \
+      asm volatile(                                                                                               \
+          "{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate_text ", 0;\n"                                            \
+          "wgmma.mma_async.sync.aligned.m64n" #N types " {" registers "}, " a_text ", " b_text ", p" tail ";\n}\n" \
+          : DLFS_SUMS_##N(kind)                                                                                   \
+          : "l"(a), "l"(b), "r"(accumulate));                                                                     \
+    }                                                                                                             \
   };
-DLFS_PRODUCT_64(bf16, "bf16")
-DLFS_PRODUCT_64(f16, "f16")
-#undef DLFS_PRODUCT_64
+#define DLFS_PRODUCTS(N, registers, a, b, accumulate)                                                       \
+  DLFS_PRODUCT(bf16, N, "+f", "k16.f32.bf16.bf16", registers, a, b, accumulate, ", 1, 1, 0, 0")             \
+  DLFS_PRODUCT(f16, N, "+f", "k16.f32.f16.f16", registers, a, b, accumulate, ", 1, 1, 0, 0")                \
+  DLFS_PRODUCT(E4m3, N, "+f", "k32.f32.e4m3.e4m3", registers, a, b, accumulate, ", 1, 1")                   \
+  DLFS_PRODUCT(Int8, N, "+r", "k32.s32.s8.s8", registers, a, b, accumulate, "")
 
-#define DLFS_PRODUCT_128(T, name)                                                           \
-  template <>                                                                                     \
-  struct Product<T, 128> {                                                                        \
-    static __device__ __forceinline__ void add(float (&sums)[64], uint64_t a, uint64_t b, int32_t accumulate) { \
-      asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n" \
-          "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " {" \
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-          "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49," \
-          "%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63" \
-          "}, %64, %65, p, 1, 1, 0, 0;\n}\n" \
-          : DLFS_SUM32(0), DLFS_SUM32(32) \
-          : "l"(a), "l"(b), "r"(accumulate)); \
-    } \
-  };
-DLFS_PRODUCT_128(bf16, "bf16")
-DLFS_PRODUCT_128(f16, "f16")
-#undef DLFS_PRODUCT_128
+#define DLFS_REGISTERS_64 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+  "%27,%28,%29,%30,%31"
+#define DLFS_REGISTERS_128 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50," \
+  "%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define DLFS_REGISTERS_208 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50," \
+  "%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74," \
+  "%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98," \
+  "%99,%100,%101,%102,%103"
+#define DLFS_REGISTERS_256 \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26," \
+  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50," \
+  "%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74," \
+  "%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98," \
+  "%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118," \
+  "%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-#define DLFS_PRODUCT_208(T, name)                                                           \
-  template <>                                                                                     \
-  struct Product<T, 208> {                                                                        \
-    static __device__ __forceinline__ void add(float (&sums)[104], uint64_t a, uint64_t b, int32_t accumulate) { \
-      asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %106, 0;\n" \
-          "wgmma.mma_async.sync.aligned.m64n208k16.f32." name "." name " {" \
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-          "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49," \
-          "%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73," \
-          "%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97," \
-          "%98,%99,%100,%101,%102,%103" \
-          "}, %104, %105, p, 1, 1, 0, 0;\n}\n" \
-          : DLFS_SUM32(0), DLFS_SUM32(32), DLFS_SUM32(64), DLFS_SUM8(96) \
-          : "l"(a), "l"(b), "r"(accumulate)); \
-    } \
-  };
-DLFS_PRODUCT_208(bf16, "bf16")
-DLFS_PRODUCT_208(f16, "f16")
-#undef DLFS_PRODUCT_208
+DLFS_PRODUCTS(64, DLFS_REGISTERS_64, "%32", "%33", "%34")
+DLFS_PRODUCTS(128, DLFS_REGISTERS_128, "%64", "%65", "%66")
+DLFS_PRODUCTS(208, DLFS_REGISTERS_208, "%104", "%105", "%106")
+DLFS_PRODUCTS(256, DLFS_REGISTERS_256, "%128", "%129", "%130")
 
-#define DLFS_PRODUCT_256(T, name)                                                           \
-  template <>                                                                                     \
-  struct Product<T, 256> {                                                                        \
-    static __device__ __forceinline__ void add(float (&sums)[128], uint64_t a, uint64_t b, int32_t accumulate) { \
-      asm volatile( \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n" \
-          "wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" \
-          "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-          "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49," \
-          "%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73," \
-          "%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97," \
-          "%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,%116," \
-          "%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127" \
-          "}, %128, %129, p, 1, 1, 0, 0;\n}\n" \
-          : DLFS_SUM32(0), DLFS_SUM32(32), DLFS_SUM32(64), DLFS_SUM32(96) \
-          : "l"(a), "l"(b), "r"(accumulate)); \
-    } \
-  };
-DLFS_PRODUCT_256(bf16, "bf16")
-DLFS_PRODUCT_256(f16, "f16")
-#undef DLFS_PRODUCT_256
-
+#undef DLFS_PRODUCTS
+#undef DLFS_PRODUCT
+#undef DLFS_REGISTERS_64
+#undef DLFS_REGISTERS_128
+#undef DLFS_REGISTERS_208
+#undef DLFS_REGISTERS_256
+#undef DLFS_SUMS_64
+#undef DLFS_SUMS_128
+#undef DLFS_SUMS_208
+#undef DLFS_SUMS_256
 #undef DLFS_SUM8
 #undef DLFS_SUM16
 #undef DLFS_SUM32

@@ -396,7 +396,7 @@ DLFS_API dlfs_status dlfs_quantize_channels(dlfs_stream stream, void *dst, float
 
 /* Adds to counts[b] the number of elements whose magnitude lies in bin b, for b from 0 to DLFS_MAGNITUDE_BINS - 1: the bin is
  * the upper 13 of the 31 bits of |src[i]| as fp32, 32 bins to an octave, so that bin b holds the magnitudes from the fp32 of
- * the bits b << 18 to below that of (b + 1) << 18. Infinity and NaN are in the bins from 8160. src_dtype F32, BF16, F16. */
+ * the bits b << 18 to below that of (b + 1) << 18. Infinity is in bin 8160, NaN in bin 8176. src_dtype F32, BF16, F16. */
 DLFS_API dlfs_status dlfs_count_magnitudes(dlfs_stream stream, int64_t *counts, const void *src, int64_t n,
                                            dlfs_dtype src_dtype);
 

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "77410bf3cff5e7f1";
+export const headerHash = "c3c77f59fab54fc7";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -599,7 +599,7 @@ export interface NativeFunctions {
   /**
    * Adds to counts[b] the number of elements whose magnitude lies in bin b, for b from 0 to DLFS_MAGNITUDE_BINS - 1: the bin is
    * the upper 13 of the 31 bits of |src[i]| as fp32, 32 bins to an octave, so that bin b holds the magnitudes from the fp32 of
-   * the bits b << 18 to below that of (b + 1) << 18. Infinity and NaN are in the bins from 8160. src_dtype F32, BF16, F16.
+   * the bits b << 18 to below that of (b + 1) << 18. Infinity is in bin 8160, NaN in bin 8176. src_dtype F32, BF16, F16.
    */
   countMagnitudes(stream: number, counts: Address | null, src: Address | null, n: number, srcDtype: number): number;
   /** Bytes of workspace for dlfs_channel_sum. */

@@ -115,13 +115,17 @@ function countCase(name: string, size: number, values?: Input["values"]): OpCase
   };
 }
 
-/** @param wide the result has the dtype of "x" instead of 8 bits */
+/**
+ * @param wide the result has the dtype of "x" instead of 8 bits
+ * @param pick the algorithm, by a text that dlfs_conv_create takes; default the library's choice
+ */
 export function convScaled(
   name: string,
   dtype: QuantizedDType,
   shape: ConvShape,
   { bias = false, residual = false, activation = "none" }: Epilogue = {},
   wide = false,
+  pick = "",
 ): OpCase {
   const { n, h, w, c, k, r, s, stride, padding, dilation, groups } = shape;
   const [p, q] = reference.outputSize(shape);
@@ -181,7 +185,7 @@ export function convScaled(
       native.convCreate(
         device.handle,
         out.view,
-        cString(""),
+        cString(pick),
         constants.CONV_FORWARD,
         dtypeCode(dtype),
         n,
