@@ -1,5 +1,5 @@
 // Convolution plans: what the files conv*.cpp and conv*.cu share. A plan holds one algorithm out of several kinds: cuDNN
-// (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our Hopper kernel (conv_sm90.cu), our kernels for depthwise
+// (conv_cudnn.cpp), cuBLASLt (conv_cublaslt.cpp), our Hopper kernel (conv_sm90*.cu), our kernels for depthwise
 // convolutions (conv_depthwise.cu) and for few input channels (conv_stem*.cu), or our direct kernels (conv_direct.cu),
 // which take everything that cuDNN has no engine for. What follows a data gradient may be a kernel of its own after any
 // of them (conv_gradient.cpp).

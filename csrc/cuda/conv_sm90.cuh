@@ -55,7 +55,7 @@ struct Tiles {
 };
 
 struct Sizes {
-  int64_t rows;  // N P Q
+  int32_t rows;  // N P Q
   int32_t k;
   int32_t row_tiles, column_tiles;
   int32_t c, c_slices;  // ceil(C / slice)
@@ -78,6 +78,30 @@ __device__ __forceinline__ uint32_t staging_offset(int row, int byte) {
   return static_cast<uint32_t>(byte / size * (tile_rows * size) + row * size + swizzled * 16);
 }
 
+// The tiles of a block, every gridDim.x-th, columns first; without divisions on the way, which small tiles would feel.
+struct TileWalk {
+  int row_tile, column_tile;
+
+  __device__ explicit TileWalk(const Sizes& z)
+      : row_tile(static_cast<int>(blockIdx.x) / z.column_tiles),
+        column_tile(static_cast<int>(blockIdx.x) % z.column_tiles),
+        row_step_(static_cast<int>(gridDim.x) / z.column_tiles),
+        column_step_(static_cast<int>(gridDim.x) % z.column_tiles) {}
+
+  __device__ bool more(const Sizes& z) const { return row_tile < z.row_tiles; }
+  __device__ void next(const Sizes& z) {
+    row_tile += row_step_;
+    column_tile += column_step_;
+    if (column_tile >= z.column_tiles) {
+      column_tile -= z.column_tiles;
+      ++row_tile;
+    }
+  }
+
+ private:
+  int row_step_, column_step_;
+};
+
 template <class Tiles>
 struct Block {
   char* tiles;
@@ -94,12 +118,15 @@ __device__ void copy_operands(const Block<Tiles>& block, const CUtensorMap* x_ma
                               const Sizes& z) {
   int stage = 0;
   uint32_t parity = 1;
-  for (int64_t tile = blockIdx.x; tile < static_cast<int64_t>(z.row_tiles) * z.column_tiles; tile += gridDim.x) {
-    const int row_tile = static_cast<int>(tile / z.column_tiles);
-    const int column = static_cast<int>(tile % z.column_tiles) * Tiles::width;
-    const int first = row_tile * tile_rows;
-    const int image = first / (z.p * z.q), pixel = first % (z.p * z.q);
-    const int h = pixel / z.q * z.stride_h - z.pad_h, w = pixel % z.q * z.stride_w - z.pad_w;
+  for (TileWalk tile(z); tile.more(z); tile.next(z)) {
+    const int first = tile.row_tile * tile_rows, column = tile.column_tile * Tiles::width;
+    int image = 0, h = 0, w = 0;
+    if (!z.rows_are_pixels) {
+      image = first / (z.p * z.q);
+      const int pixel = first % (z.p * z.q);
+      h = pixel / z.q * z.stride_h - z.pad_h;
+      w = pixel % z.q * z.stride_w - z.pad_w;
+    }
     for (int tap = 0; tap < z.r * z.s; ++tap) {
       const uint16_t offset_h = static_cast<uint16_t>(tap / z.s * z.dilation_h);
       const uint16_t offset_w = static_cast<uint16_t>(tap % z.s * z.dilation_w);
@@ -131,9 +158,8 @@ template <class Tiles>
 __device__ void copy_residual(const Block<Tiles>& block, const CUtensorMap* map, const Sizes& z) {
   int which = 0;
   uint32_t parity = 1;
-  for (int64_t tile = blockIdx.x; tile < static_cast<int64_t>(z.row_tiles) * z.column_tiles; tile += gridDim.x) {
-    const int row = static_cast<int>(tile / z.column_tiles) * tile_rows;
-    const int column = static_cast<int>(tile % z.column_tiles) * Tiles::width;
+  for (TileWalk tile(z); tile.more(z); tile.next(z)) {
+    const int row = tile.row_tile * tile_rows, column = tile.column_tile * Tiles::width;
     barrier_wait(&block.barriers->residual_empty[which], parity);
     uint64_t* const full = &block.barriers->residual_full[which];
     barrier_expect(full, Tiles::staging_bytes);
@@ -199,12 +225,11 @@ __device__ void compute(const Block<Tiles>& block, const CUtensorMap* y_map, con
   };
   int stage = 0, which = 0;
   uint32_t parity = 0, residual_parity = 0;
-  int64_t done = 0;
+  int done = 0;
   typename Epilogue::State state;
   if (group == 1 && !whole) named_barrier(4, 256);
-  for (int64_t tile = blockIdx.x; tile < static_cast<int64_t>(z.row_tiles) * z.column_tiles; tile += gridDim.x) {
-    const int row = static_cast<int>(tile / z.column_tiles) * tile_rows;
-    const int column = static_cast<int>(tile % z.column_tiles) * Tiles::width;
+  for (TileWalk tile(z); tile.more(z); tile.next(z)) {
+    const int row = tile.row_tile * tile_rows, column = tile.column_tile * Tiles::width;
     SumOf<X> sums[Tiles::width / 2];
     multiply(sums, block, group, done == 0 && !whole, stage, parity, z);
 
@@ -235,7 +260,7 @@ __device__ void compute(const Block<Tiles>& block, const CUtensorMap* y_map, con
         barrier_arrive(&block.barriers->residual_empty[(which + 1) % stagings]);
       }
     }
-    epilogue.look(state, staging, thread, static_cast<int>(min(int64_t{tile_rows}, z.rows - row)));
+    epilogue.look(state, staging, thread, min(tile_rows, z.rows - row));
     ++done;
     if (++which == stagings) {
       which = 0;
@@ -313,7 +338,7 @@ void launch_tiles(Stream& s, const ConvGeometry& g, dlfs_dtype dtype, dlfs_dtype
   const int64_t rows = rows_of(g);
   constexpr int slice = Tiles::slice, x_size = sizeof(typename Tiles::X), y_size = sizeof(typename Tiles::Y);
   Sizes z{};
-  z.rows = rows;
+  z.rows = static_cast<int32_t>(rows);
   z.k = g.k;
   z.row_tiles = static_cast<int32_t>(ceil_div<int64_t>(rows, tile_rows));
   z.column_tiles = ceil_div(g.k, Tiles::width);

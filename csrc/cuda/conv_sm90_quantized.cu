@@ -125,7 +125,8 @@ struct Epilogue {
     }
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      value[i] = fmaf(factor[i], static_cast<float>(sums[i]), offset[i]) + residual[i];
+      value[i] = fmaf(factor[i], static_cast<float>(sums[i]), offset[i]);
+      if (z.has_residual) value[i] += residual[i];
       if (z.relu) value[i] = activate<DLFS_ACT_RELU>(value[i]);
     }
     if constexpr (N == 4) {
