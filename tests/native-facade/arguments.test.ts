@@ -419,7 +419,7 @@ describe("native code checks values", () => {
           0,
         ),
       [ErrorCode.argument],
-      /dlfs_batch_norm_train: .*parts from 1 to 4, got 0/,
+      /dlfs_batch_norm_train: .*parts from 1 to 2147483647, got 0/,
     ],
     [
       "an event that was never recorded",
