@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(threads_per_block) suppress_kernel(NmsWorkspac
   __shared__ int32_t tile_bucket;
   __shared__ uint64_t reached;
   const int thread = static_cast<int>(threadIdx.x);
-  const int i = thread % tile;      // candidate
-  const int part = thread / tile;   // of what it is compared with
+  const int i = thread % tile;     // candidate
+  const int part = thread / tile;  // of what it is compared with
   const uint32_t most_tiles = static_cast<uint32_t>(*workspace.most_tiles);
   for (;;) {
     __syncthreads();  // the last turn's reads are over

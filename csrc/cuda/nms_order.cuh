@@ -17,11 +17,11 @@ namespace {
 
 constexpr int order_threads = 256;
 constexpr int start_threads = 1024;
-constexpr int buckets = 256;   // one byte, and a thread of the segment kernel each
-constexpr int stretch = 512;   // places whose labels are counted together
+constexpr int buckets = 256;        // one byte, and a thread of the segment kernel each
+constexpr int stretch = 512;        // places whose labels are counted together
 constexpr int least_bin_bits = 10;  // a bin for each thread of the start kernel
 constexpr int most_bin_bits = 16;
-constexpr int tile = 128;  // candidates that are suppressed together, of one bucket
+constexpr int tile = 128;           // candidates that are suppressed together, of one bucket
 constexpr int word_stretch = 1024;  // places of a block of the last kernel of nms.cu: 32 words of bits
 constexpr uint64_t no_candidate = ~uint64_t{0};
 
