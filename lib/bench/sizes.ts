@@ -35,7 +35,7 @@ export async function* benchSizes(
     for (const size of sizes) {
       const rows: BenchRow[] = [];
       for (const batch of batches) {
-        const used = { ...settings[work], size, batch };
+        const used = { ...settings[work], quantize: undefined, size, batch };
         const row = optimizer
           ? await timeTraining(model, optimizer, used, top, ({ row }) => row)
           : timeNetwork(model, used, top, ({ row }) => row);

@@ -2,6 +2,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import {
+  type BenchResult,
   type BenchRow,
   benchInference,
   benchNms,
@@ -173,28 +174,27 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
   };
 }
 
-/** Times the sizes that the options name, or the usual ones, and prints a table for each. */
-async function sizeRows(
+/** Times the sizes that the options name, or the usual ones, and prints a table for each as soon as it is there. */
+async function runSizes(
   device: Device,
   args: Args,
   settings: Record<"train" | "infer", NetworkSettings>,
-): Promise<BenchRow[]> {
+  keep: (rows: readonly BenchRow[]) => void,
+): Promise<void> {
   // What is measured in a hurry is not for others.
   const quick = { ms: QUICK_MS, folder: join(plansFolder(), "quick") };
   if (device.backend === "cuda" && args["tune-ms"] === undefined) autotune(device, quick);
   const cases: SizeCases = sizeCases(device);
   if (args.size !== undefined) cases.sizes = [settings.train.size];
   if (args.batch !== undefined) cases.batches = [settings.train.batch];
-  const all: BenchRow[] = [];
   let work = "";
   for await (const found of benchSizes(device, settings, cases)) {
     const { precision } = settings[found.work];
     if (found.work !== work) console.log(`${title(device, precision)}\nsizes, ${found.work}`);
     work = found.work;
     print(resultTable(found.rows, ceilings(device, precision)));
-    all.push(...found.rows);
+    keep(found.rows);
   }
-  return all;
 }
 
 const layerSuffix = (batch: number, precision: string): string => `, ${batch} images, ${precision}`;
@@ -255,12 +255,26 @@ export const verb: Verb = {
     autotune(device, { ms: tuneMs });
     const settings = settingsOf(args, device);
     const rows: BenchRow[] = [];
+    const resultOf = (peers: PeerResult[] = []): BenchResult => {
+      const precisions = new Set(benches.flatMap((bench) => WORKS[bench]).map((work) => settings[work].precision));
+      return benchResult(device, {
+        command: ["dlfs", "bench", ...argv].join(" "),
+        settings: { benches, ...settings },
+        ceilings: Object.fromEntries([...precisions].map((precision) => [precision, ceilings(device, precision)])),
+        rows,
+        ...(peers.length > 0 && { peers }),
+      });
+    };
     let traced: { calls: CallTiming[]; name: string } | null = null;
 
     for (const bench of benches) {
       const used = settings[WORKS[bench][0]!];
       if (bench === "sizes") {
-        rows.push(...(await sizeRows(device, args, settings)));
+        // What was measured is in the file even if the rest, which takes a minute or two, is not waited for.
+        await runSizes(device, args, settings, (found) => {
+          rows.push(...found);
+          if (args.out !== undefined) writeBenchResult(args.out, resultOf());
+        });
         continue;
       }
       if (bench === "nms") console.log("\nnms");
@@ -289,14 +303,7 @@ export const verb: Verb = {
       writeFileSync(args.trace, JSON.stringify(chromeTrace(traced.calls, traced.name)));
       console.log(`\nwritten: ${args.trace}`);
     }
-    const precisions = new Set(benches.flatMap((bench) => WORKS[bench]).map((work) => settings[work].precision));
-    const result = benchResult(device, {
-      command: ["dlfs", "bench", ...argv].join(" "),
-      settings: { benches, ...settings },
-      ceilings: Object.fromEntries([...precisions].map((precision) => [precision, ceilings(device, precision)])),
-      rows,
-      ...(peers.length > 0 && { peers }),
-    });
+    const result = resultOf(peers);
     if (args.out !== undefined) {
       writeBenchResult(args.out, result);
       console.log(`\nwritten: ${args.out}`);
