@@ -4,6 +4,7 @@
  *   bun run examples/train_coco.ts                        COCO 2017 in ~/datasets/coco, where that exists, else the demo
  *   bun run examples/train_coco.ts --data demo
  *   bun run examples/train_coco.ts --data DIR --train-split train --val-split val
+ *   bun run examples/train_coco.ts --data gs://BUCKET/coco
  *   bun run examples/train_coco.ts --model retinanet_resnet50_fpn --backbone-weights resnet50.pth
  *   bun run examples/train_coco.ts --resume runs/demo-1
  */
@@ -29,6 +30,7 @@ import {
   Evaluator,
   generateDemo,
   HorizontalFlip,
+  isRemoteLocation,
   type LoadedWeights,
   loadBackboneWeights,
   loadDataset,
@@ -60,8 +62,11 @@ import {
 
 const HELP = `Trains an object detector on a data set in COCO's layout.
 
-  --data DIR          folder with annotations/instances_SPLIT.json and the images in SPLIT/ or images/, or "demo";
-                      default: ~/datasets/coco where that exists, else the demo
+  --data DIR          folder with annotations/instances_SPLIT.json and the images in SPLIT/ or images/, or where such a folder
+                      lies: gs://BUCKET/PREFIX, s3://BUCKET/PREFIX, https://HOST/PATH (read through a cache on disk); or
+                      "demo"; default: ~/datasets/coco where that exists, else the demo
+  --on-bad-image HOW  an image that becomes unreadable during training: "skip" trains without it and counts it, "stop" ends
+                      the training; default skip
   --train-split NAME  default train2017
   --val-split NAME    default val2017
   --iterations N      steps; default 1500 for the demo, else 12 passes over the data, at least 2000
@@ -101,6 +106,7 @@ Models: ${detectorNames.join(", ")}`;
 
 const options = {
   data: { type: "string" },
+  "on-bad-image": { type: "string" },
   "train-split": { type: "string" },
   "val-split": { type: "string" },
   iterations: { type: "string" },
@@ -267,6 +273,7 @@ async function main(): Promise<number> {
     tuneMs: args["tune-ms"] === undefined ? undefined : integer("tune-ms", args["tune-ms"], 0),
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
     recompute: args.recompute === undefined ? undefined : recomputeOf(args.recompute),
+    failures: oneOf("on-bad-image", args["on-bad-image"] ?? "skip", ["skip", "stop"]),
   };
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
@@ -279,7 +286,7 @@ async function main(): Promise<number> {
   const coco = join(homedir(), "datasets", "coco");
   const data = args.data ?? earlier?.data ?? (existsSync(coco) ? coco : "demo");
   const isDemo = data === "demo";
-  const folder = isDemo ? demoFolder() : resolve(data);
+  const folder = isDemo ? demoFolder() : isRemoteLocation(data) ? data : resolve(data);
   console.log(isDemo ? `data: the demo, in ${folder}` : `data: ${folder}`);
   const progress = showProgress();
   if (isDemo)
@@ -346,7 +353,8 @@ async function main(): Promise<number> {
   const decoderOptions = { batchSize: batch, height: size[0], width: size[1], dtype: config.precision };
   using decoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: training });
   using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });
-  const common = { store: dataset.store, source: dataset.source, batchSize: batch, size, seed };
+  const { store, source } = dataset;
+  const common = { store, source, batchSize: batch, size, seed, failures: given.failures };
   await using loader = new CocoDataLoader({ ...common, split: config.trainSplit, decoder, preprocessing: training });
   await using evalLoader = new CocoDataLoader({
     ...common,

@@ -1,4 +1,4 @@
-import { DlfsError } from "../native/error";
+import { DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, FileFacts, ImageRecord, ImageUpdate } from "./annotation-store";
 import { BOX_REASONS, placeBox } from "./coco-import";
 import type { ImageCodec, JpegInfo } from "./codec";
@@ -14,6 +14,8 @@ export interface CheckImagesOptions {
   maxPixels?: number;
   /** Files read at a time. */
   concurrency?: number;
+  /** Whether to list the source's objects rather than to ask for each, as far as the source can list. Default: false. */
+  listing?: boolean;
   progress?: ProgressListener;
   signal?: AbortSignal;
 }
@@ -54,11 +56,12 @@ export async function checkImages(
   let cached = 0;
   let done = 0;
   let next = 0;
+  const listed = options.listing ? await listObjects(source, images, `listing images of ${split}`, options) : null;
   progress(label, 0, images.length);
 
   const check = async (i: number): Promise<void> => {
     const { key } = images[i] as ImageRecord;
-    const file = await source.stat(key);
+    const file = listed ? (listed.get(key) ?? null) : await source.stat(key, { signal });
     if (!file) return;
     const known = store.fileFacts(key);
     if (known && known.size === file.size && known.modified === file.modified) {
@@ -128,6 +131,40 @@ export async function checkImages(
   });
   problems.merge(boxProblems);
   return { images: images.length, usable, cached, problems };
+}
+
+/** What a source has of the images' objects, by key; null where it cannot list. */
+async function listObjects(
+  source: DataSource,
+  images: readonly ImageRecord[],
+  label: string,
+  { progress = showProgress(), signal }: CheckImagesOptions,
+): Promise<Map<string, ObjectInfo> | null> {
+  const wanted = new Set(images.map(({ key }) => key));
+  const found = new Map<string, ObjectInfo>();
+  progress(label, 0, wanted.size);
+  try {
+    for await (const info of source.list(commonFolder(wanted), { signal })) {
+      if (!wanted.has(info.key)) continue;
+      found.set(info.key, info);
+      progress(label, found.size, wanted.size);
+    }
+  } catch (error) {
+    if (error instanceof DlfsError && error.code === ErrorCode.unsupported) return null;
+    throw error;
+  }
+  progress(label, wanted.size, wanted.size);
+  return found;
+}
+
+/** The longest beginning up to a slash that all keys share. */
+function commonFolder(keys: Iterable<string>): string {
+  let common: string | null = null;
+  for (const key of keys) {
+    common ??= key.slice(0, key.lastIndexOf("/") + 1);
+    while (!key.startsWith(common)) common = common.slice(0, common.lastIndexOf("/", common.length - 2) + 1);
+  }
+  return common ?? "";
 }
 
 const NO_FACTS = { width: 0, height: 0, components: 0, bits: 0, process: 0, problem: null };

@@ -80,6 +80,11 @@ export interface CocoDataLoaderOptions {
   maxBoxes?: number;
   /** Boxes that become narrower or lower than this, in network input pixels, are dropped. */
   minBoxSize?: number;
+  /**
+   * What becomes of an image that can no longer be read or decoded: "skip" makes it an image of the fill colour without boxes,
+   * counts it and goes on; "stop" makes getBatch fail with what is wrong with it. Default: skip.
+   */
+  failures?: "skip" | "stop";
   /** Told of each image that fails, the first time. Default: a line on standard error. */
   onFailure?: (failure: ImageFailure) => void;
 }
@@ -93,7 +98,8 @@ interface SlotArrays {
 /**
  * Batches of a split of an AnnotationStore. Crowds are no training targets; images without boxes are part of the data.
  * Reading, decoding and drawing go on while the caller computes; the event loop is never blocked for longer than it takes to
- * plan one batch. An image that fails, now that training runs, becomes an image of the fill colour without boxes.
+ * plan one batch. An image that fails, now that training runs, becomes an image of the fill colour without boxes, or an error:
+ * see CocoDataLoaderOptions.failures.
  */
 export class CocoDataLoader extends DataLoader<DetectionBatch> {
   override readonly length: number;
@@ -112,6 +118,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #seed: number;
   readonly #prefetch: number;
   readonly #minBoxSize: number;
+  readonly #stopAtFailure: boolean;
   readonly #onFailure: (failure: ImageFailure) => void;
   /** Boxes of image i: entries starts[i] to starts[i + 1], x1, y1, x2, y2 in image pixels. */
   readonly #starts: Uint32Array;
@@ -168,6 +175,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.#seed = seed;
     this.#prefetch = prefetch;
     this.#minBoxSize = minBoxSize;
+    this.#stopAtFailure = options.failures === "stop";
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
     this.#slots = new SlotRing(decoder.slots);
     this.#reads = new Semaphore(concurrency);
@@ -440,7 +448,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       known.count++;
       return;
     }
-    const message = `${this.#source.locate(key)}: ${why}; trained as an image without boxes`;
+    // A source's own message names the object already.
+    const location = this.#source.locate(key);
+    const named = why.includes(location) ? why : `${location}: ${why}`;
+    if (this.#stopAtFailure) throw new DlfsError(ErrorCode.image, "CocoDataLoader", named);
+    const message = `${named}; trained as an image without boxes`;
     const failure = { imageId: id, fileName, message, count: 1 };
     this.#failures.set(id, failure);
     this.#onFailure({ ...failure });

@@ -12,7 +12,7 @@ export interface ImportOptions {
   split: string;
   /** Folder of the image files, put before their names to make the keys of a DataSource: "train2017". Default: none. */
   folder?: string;
-  /** What messages call the annotation file, where it is given as bytes. */
+  /** What messages call the annotation file. Default: its path. */
   name?: string;
   /** Values for AnnotationStore.setMetadata, set together with the import or not at all. */
   metadata?: Record<string, string>;
@@ -57,7 +57,7 @@ export async function importCoco(
   options: ImportOptions,
 ): Promise<ImportReport> {
   const { split, folder = "", metadata = {}, progress = showProgress() } = options;
-  const name = typeof input === "string" ? input : (options.name ?? "annotations");
+  const name = options.name ?? (typeof input === "string" ? input : "annotations");
   check(split !== "", "importCoco", () => "the split's name is empty");
   check(
     store.images(split).length === 0,

@@ -1,15 +1,18 @@
 import { createHash } from "node:crypto";
 import { mkdir, readdir, realpath, stat } from "node:fs/promises";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, ClassMap, StoreCounts } from "./annotation-store";
 import { cacheFolder } from "./cache";
+import { CachedDataSource, CopyError } from "./cached-data-source";
 import { checkImages } from "./check-images";
 import { importCoco } from "./coco-import";
 import type { ImageCodec } from "./codec";
+import type { DataSource } from "./data-source";
 import { fileError, isMissing, LocalDataSource } from "./local-data-source";
+import { type DataSourceOptions, dataSource } from "./open-data-source";
 import { counted, ProblemList } from "./problems";
-import type { ProgressListener } from "./progress";
+import { type ProgressListener, showProgress } from "./progress";
 import { SQLiteAnnStore } from "./sqlite-ann-store";
 
 export interface LoadDatasetOptions {
@@ -24,13 +27,16 @@ export interface LoadDatasetOptions {
   progress?: ProgressListener;
   /** Told of what is worth knowing but stops nothing. Default: a line on standard error. */
   warn?: (message: string) => void;
+  /** How a source behind a network is opened, where the data set is given by its address. */
+  source?: DataSourceOptions;
   signal?: AbortSignal;
 }
 
-/** A data set on disk, read and checked. */
+/** A data set, read and checked. */
 export interface Dataset extends Disposable {
+  /** Where it lies: the absolute path of a folder, or an address such as gs://bucket/coco. */
   folder: string;
-  source: LocalDataSource;
+  source: DataSource;
   store: AnnotationStore;
   trainSplit: string;
   valSplit: string | null;
@@ -48,34 +54,44 @@ const IMPORT_VERSION = 1;
 
 /**
  * Reads a data set in COCO's own layout: `annotations/instances_SPLIT.json`, and the images in `SPLIT/`, `images/SPLIT/` or
- * `images/`. Annotations are imported again only where their file has changed, image files are looked at again only where
+ * `images/`. It lies in a folder, at an address that dataSource knows (gs://, s3://, https://), or in a source of one's own;
+ * from servers that cannot list, the images are expected in `SPLIT/` unless `imageFolder` says otherwise. Annotations are imported again only where their file has changed, image files are looked at again only where
  * they have changed. Nothing is written to the folder. What makes training impossible is a DlfsError that names what was
  * looked for and where; what can be left out is in `problems`.
  */
-export async function loadDataset(dir: string, options: LoadDatasetOptions): Promise<Dataset> {
+export async function loadDataset(location: string | DataSource, options: LoadDatasetOptions): Promise<Dataset> {
   const { codec, trainSplit = "train2017", valSplit = "val2017", progress, signal } = options;
   const splits = [...new Set(valSplit === null ? [trainSplit] : [trainSplit, valSplit])];
-  const folder = resolve(dir);
+  const source =
+    typeof location === "string" ? dataSource(location, { warn: options.warn, ...options.source }) : location;
+  const local = source instanceof LocalDataSource ? source.root : null;
+  const folder = local ?? (typeof location === "string" ? location.replace(/\/+$/, "") : rootOf(source));
   const parts: SplitFiles[] = [];
-  for (const split of splits) parts.push(await findSplit(folder, split, options.imageFolder));
+  for (const split of splits) {
+    const part =
+      local === null ? findRemoteSplit(source, split, options) : findSplit(local, split, options.imageFolder);
+    parts.push(await part);
+  }
 
   const given = typeof options.store === "object" ? options.store : null;
-  const store = given ?? (await openStore(folder, options));
+  const store = given ?? (await openStore(folder, local !== null, options));
   try {
-    await importSplits(store, parts, given === null, progress);
-    const source = new LocalDataSource(folder);
+    await importSplits(store, parts, given === null, source, options);
     const problems = new ProblemList();
     for (const record of store.imports()) {
       if (splits.includes(record.split)) problems.merge(record.problems);
     }
+    // Asking a service for each object takes a request each, listing them one for a thousand.
+    const listing = local === null;
     for (const split of splits)
-      problems.merge((await checkImages(store, source, { split, codec, progress, signal })).problems);
+      problems.merge((await checkImages(store, source, { split, codec, listing, progress, signal })).problems);
 
     const train = store.counts(trainSplit);
     const val = valSplit === null ? null : store.counts(valSplit);
     for (const { split, annotations, imageFolder } of parts) {
       const counts = split === trainSplit ? train : (val as StoreCounts);
-      const why = () => [`${counts.images} images in ${join(folder, imageFolder)}`, ...problems.lines()].join("\n  ");
+      const place = local === null ? source.locate(imageFolder) : join(local, imageFolder);
+      const why = () => [`${counts.images} images in ${place}`, ...problems.lines()].join("\n  ");
       check(counts.usable > 0, annotations, () => `none of its images can be used: ${why()}`, ErrorCode.io);
     }
     check(
@@ -108,9 +124,18 @@ export function describeDataset({ classes, train, val, trainSplit, valSplit, pro
   return [...lines, ...problems.lines()];
 }
 
+/** What a source puts before its keys. */
+function rootOf(source: DataSource): string {
+  const key = "annotations";
+  return source
+    .locate(key)
+    .slice(0, -key.length)
+    .replace(/[/\s]+$/, "");
+}
+
 interface SplitFiles {
   split: string;
-  /** Path of the annotation file. */
+  /** Path of the annotation file, or what its source calls it. */
   annotations: string;
   size: number;
   modified: number;
@@ -150,6 +175,56 @@ async function findSplit(folder: string, split: string, imageFolder: string | un
   };
 }
 
+const annotationKey = (split: string): string => `annotations/instances_${split}.json`;
+
+async function findRemoteSplit(source: DataSource, split: string, options: LoadDatasetOptions): Promise<SplitFiles> {
+  const op = "loadDataset";
+  const { signal, imageFolder } = options;
+  const key = annotationKey(split);
+  const annotations = source.locate(key);
+  const info = await source.stat(key, { signal });
+  if (!info) {
+    const found: string[] = [];
+    for await (const name of keysOf(source, "annotations/", signal)) {
+      found.push(...(/^annotations\/instances_(.+)\.json$/.exec(name)?.slice(1) ?? []));
+    }
+    const layout = `expected COCO's layout there: ${key} and the images in ${split}/ or images/`;
+    const hint = found.length > 0 ? `the splits there are: ${found.join(", ")}` : layout;
+    throw new DlfsError(ErrorCode.io, op, `${annotations}: no such object; ${hint}`);
+  }
+  const { size, modified } = info;
+  const part = { split, annotations, size, modified };
+  if (imageFolder !== undefined) return { ...part, imageFolder };
+  const candidates = [split, `images/${split}`, "images"];
+  for (const candidate of candidates) {
+    const first = await firstOf(source, `${candidate}/`, signal);
+    if (first !== "none") return { ...part, imageFolder: candidate };
+  }
+  const places = candidates.map((candidate) => source.locate(candidate)).join(", ");
+  throw new DlfsError(ErrorCode.io, op, `no images of ${annotations}; looked for ${places}`);
+}
+
+/** Whether there are objects under a prefix; null where the source cannot list. */
+async function firstOf(source: DataSource, prefix: string, signal?: AbortSignal): Promise<"some" | "none" | null> {
+  try {
+    for await (const _ of source.list(prefix, { signal })) return "some";
+    return "none";
+  } catch (error) {
+    if (error instanceof DlfsError && error.code === ErrorCode.unsupported) return null;
+    throw error;
+  }
+}
+
+/** The keys under a prefix, as far as the source can list them. */
+async function* keysOf(source: DataSource, prefix: string, signal?: AbortSignal): AsyncIterable<string> {
+  try {
+    for await (const { key } of source.list(prefix, { signal })) yield key;
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!(error instanceof DlfsError)) throw error; // else the caller has a failure to report already
+  }
+}
+
 async function kindOf(path: string): Promise<"file" | "folder" | null> {
   try {
     const info = await stat(path);
@@ -160,12 +235,10 @@ async function kindOf(path: string): Promise<"file" | "folder" | null> {
   }
 }
 
-async function openStore(folder: string, options: LoadDatasetOptions): Promise<AnnotationStore> {
+async function openStore(folder: string, local: boolean, options: LoadDatasetOptions): Promise<AnnotationStore> {
   if (typeof options.store === "string") return new SQLiteAnnStore(options.store);
-  const hash = createHash("sha256")
-    .update(await realpath(folder))
-    .digest("hex")
-    .slice(0, 12);
+  const place = local ? await realpath(folder) : folder;
+  const hash = createHash("sha256").update(place).digest("hex").slice(0, 12);
   const path = join(cacheFolder(), "datasets", `${basename(folder)}-${hash}.sqlite`);
   try {
     await mkdir(dirname(path), { recursive: true });
@@ -182,7 +255,8 @@ async function importSplits(
   store: AnnotationStore,
   parts: readonly SplitFiles[],
   ownStore: boolean,
-  progress: ProgressListener | undefined,
+  source: DataSource,
+  { progress, signal }: LoadDatasetOptions,
 ): Promise<void> {
   const keptUnder = (split: string): string => `dataset ${split}`;
   const signature = (part: SplitFiles): string => JSON.stringify({ ...part, version: IMPORT_VERSION });
@@ -201,12 +275,32 @@ async function importSplits(
   for (const part of wanted) {
     const { split, annotations, imageFolder } = part;
     const metadata = { [keptUnder(split)]: signature(part) };
+    const input =
+      source instanceof LocalDataSource ? annotations : await fetchAnnotations(source, split, progress, signal);
     try {
-      await importCoco(store, annotations, { split, folder: imageFolder, metadata, progress });
+      await importCoco(store, input, { split, folder: imageFolder, name: annotations, metadata, progress });
     } catch (error) {
       // Another process may have imported the same file into this store in the meantime.
       const done = store.splits().includes(split) && store.getMetadata(keptUnder(split)) === signature(part);
       if (!done) throw error;
     }
   }
+}
+
+/** The annotation file as a file on disk, or its bytes where the source has none and no cache makes one. */
+async function fetchAnnotations(
+  source: DataSource,
+  split: string,
+  progress: ProgressListener | undefined,
+  signal: AbortSignal | undefined,
+): Promise<string | Uint8Array> {
+  const key = annotationKey(split);
+  if (source instanceof CachedDataSource) {
+    try {
+      return await source.download(key, { progress: progress ?? showProgress(), signal });
+    } catch (error) {
+      if (!(error instanceof CopyError)) throw error; // else the disk is full, and it may work without
+    }
+  }
+  return source.pathOf(key) ?? (await source.read(key, { signal }));
 }

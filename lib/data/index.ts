@@ -13,6 +13,7 @@ export {
   type StoreCounts,
 } from "./annotation-store";
 export { cacheFolder } from "./cache";
+export { CachedDataSource, type CacheOptions, type CacheStats, parseBytes } from "./cached-data-source";
 export { type CheckImagesOptions, type CheckReport, checkImages } from "./check-images";
 export {
   type BatchImage,
@@ -32,10 +33,21 @@ export {
 } from "./coco-results";
 export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
 export { DataLoader, type LoaderState } from "./data-loader";
-export { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";
+export {
+  type ByteRange,
+  type CallOptions,
+  DataSource,
+  type ObjectInfo,
+  type ReadOptions,
+  SourceError,
+  type SourceFailure,
+} from "./data-source";
 export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
 export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
+export { DiskCache, type DiskCacheOptions } from "./disk-cache";
+export { type GcsCredentials, GcsDataSource, type GcsOptions } from "./gcs-data-source";
+export { HttpDataSource, type HttpOptions } from "./http-data-source";
 export {
   type ImagePlan,
   type InputMapping,
@@ -47,9 +59,13 @@ export {
   writeTransform,
 } from "./image-plan";
 export { LocalDataSource } from "./local-data-source";
+export { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
 export { type Problem, type ProblemAction, ProblemList } from "./problems";
 export { type ProgressListener, showProgress } from "./progress";
 export { CounterRandom, philox4x32, type RandomKey, shuffledOrder } from "./random";
+export type { RemoteOptions, RemoteStats } from "./remote-data-source";
+export { type RetryOptions, retrying, TransientError } from "./retry";
+export { S3DataSource, type S3Options } from "./s3-data-source";
 export { SQLiteAnnStore } from "./sqlite-ann-store";
 export {
   HorizontalFlip,

@@ -1,8 +1,19 @@
 import { randomUUID } from "node:crypto";
 import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
-import { check, DlfsError, ErrorCode } from "../native/error";
-import { DataSource, type ObjectInfo, type ReadOptions } from "./data-source";
+import { check, DlfsError } from "../native/error";
+import {
+  type CallOptions,
+  checkRange,
+  DataSource,
+  keyProblem,
+  type ObjectInfo,
+  type ReadOptions,
+  SourceError,
+  type SourceFailure,
+} from "./data-source";
+
+export { keyProblem };
 
 const REASONS: Record<string, string> = {
   ENOENT: "no such file",
@@ -16,14 +27,25 @@ const REASONS: Record<string, string> = {
   ELOOP: "too many symbolic links",
   EMFILE: "too many open files",
   EIO: "input/output error",
+  EDQUOT: "the disk quota is used up",
 };
 
-/** A DlfsError for an error of the file system: `op`, the path, and what went wrong in words. */
+const FAILURES: Record<string, SourceFailure> = {
+  ENOENT: "missing",
+  ENOTDIR: "missing",
+  EACCES: "denied",
+  EPERM: "denied",
+  EROFS: "denied",
+  ENOSPC: "full",
+  EDQUOT: "full",
+};
+
+/** An error for one of the file system: `op`, the path, and what went wrong in words. */
 export function fileError(op: string, path: string, error: unknown): DlfsError {
   if (error instanceof DlfsError) return error;
   const code = (error as NodeJS.ErrnoException | null)?.code;
   const reason = (code && REASONS[code]) ?? (error instanceof Error ? error.message : String(error));
-  return new DlfsError(ErrorCode.io, op, `${path}: ${reason}`, { cause: error });
+  return new SourceError(op, path, (code && FAILURES[code]) || "other", reason, { cause: error });
 }
 
 /** Whether an error of the file system says that the file is not there. */
@@ -60,14 +82,7 @@ export class LocalDataSource extends DataSource {
         signal?.throwIfAborted();
         return bytes as Uint8Array<ArrayBuffer>;
       }
-      check(
-        Number.isSafeInteger(range.start) &&
-          Number.isSafeInteger(range.end) &&
-          range.start >= 0 &&
-          range.end >= range.start,
-        "LocalDataSource.read",
-        () => `${path}: bad range [${range.start}, ${range.end})`,
-      );
+      checkRange(range, "LocalDataSource.read", path);
       await using file = await open(path, "r");
       const bytes = new Uint8Array(range.end - range.start);
       let filled = 0;
@@ -84,12 +99,13 @@ export class LocalDataSource extends DataSource {
     }
   }
 
-  override async *list(prefix: string): AsyncIterable<ObjectInfo> {
+  override async *list(prefix: string, { signal }: CallOptions = {}): AsyncIterable<ObjectInfo> {
     const folder = prefix.slice(0, prefix.lastIndexOf("/") + 1);
-    yield* this.#walk(folder, prefix);
+    yield* this.#walk(folder, prefix, signal);
   }
 
-  async *#walk(folder: string, prefix: string): AsyncIterable<ObjectInfo> {
+  async *#walk(folder: string, prefix: string, signal: AbortSignal | undefined): AsyncIterable<ObjectInfo> {
+    signal?.throwIfAborted();
     const path = folder === "" ? this.root : this.locate(folder.slice(0, -1));
     let names: string[];
     try {
@@ -102,16 +118,17 @@ export class LocalDataSource extends DataSource {
     for (const name of names.sort((a, b) => (a < b ? -1 : 1))) {
       const key = folder + name;
       if (name.endsWith("/")) {
-        if (key.startsWith(prefix) || prefix.startsWith(key)) yield* this.#walk(key, prefix);
+        if (key.startsWith(prefix) || prefix.startsWith(key)) yield* this.#walk(key, prefix, signal);
       } else if (key.startsWith(prefix)) {
-        const info = await this.stat(key);
+        const info = await this.stat(key, { signal });
         if (info) yield info;
       }
     }
   }
 
-  override async stat(key: string): Promise<ObjectInfo | null> {
+  override async stat(key: string, { signal }: CallOptions = {}): Promise<ObjectInfo | null> {
     const path = this.locate(key);
+    signal?.throwIfAborted();
     try {
       const info = await stat(path);
       return info.isFile() ? { key, size: info.size, modified: Math.floor(info.mtimeMs) } : null;
@@ -121,18 +138,26 @@ export class LocalDataSource extends DataSource {
     }
   }
 
-  override async write(key: string, bytes: Uint8Array): Promise<void> {
+  /** The path of a key's file, whether there is one or not. */
+  override pathOf(key: string): string {
+    return this.locate(key);
+  }
+
+  override async write(key: string, bytes: Uint8Array, { signal }: CallOptions = {}): Promise<void> {
     const path = this.locate(key);
+    signal?.throwIfAborted();
     const partial = `${path}.${randomUUID()}.partial`;
     try {
       await mkdir(dirname(path), { recursive: true });
       {
         await using file = await open(partial, "wx");
         await file.writeFile(bytes);
+        signal?.throwIfAborted();
       }
       await rename(partial, path);
     } catch (error) {
       await rm(partial, { force: true }).catch(() => {}); // what failed first is what to report
+      if (signal?.aborted) throw signal.reason;
       throw fileError("LocalDataSource.write", path, error);
     }
   }
@@ -142,14 +167,4 @@ export class LocalDataSource extends DataSource {
     check(problem === null, "LocalDataSource", () => `key ${JSON.stringify(key)} in ${this.root}: ${problem}`);
     return key;
   }
-}
-
-/** Why `key` cannot be an object's key, or null where it can. */
-export function keyProblem(key: string): string | null {
-  if (key === "") return "is empty";
-  if (key.includes("\0")) return "contains a NUL character";
-  if (key.startsWith("/") || /^[A-Za-z]:[\\/]/.test(key)) return "is an absolute path";
-  if (key.split(/[\\/]/).includes("..")) return 'leaves the folder with ".."';
-  if (key.endsWith("/")) return "ends with a slash";
-  return null;
 }

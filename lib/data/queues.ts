@@ -7,12 +7,25 @@ export class Semaphore {
     this.#free = count;
   }
 
-  acquire(): Promise<void> {
+  /** Waits for its turn; rejects with the signal's reason, and takes no turn, where that is aborted before. */
+  acquire(signal?: AbortSignal): Promise<void> {
+    if (signal?.aborted) return Promise.reject(signal.reason);
     if (this.#free > 0) {
       this.#free--;
       return Promise.resolve();
     }
-    return new Promise((resolve) => this.#waiting.push(resolve));
+    return new Promise((resolve, reject) => {
+      const granted = (): void => {
+        signal?.removeEventListener("abort", stop);
+        resolve();
+      };
+      const stop = (): void => {
+        this.#waiting.splice(this.#waiting.indexOf(granted), 1);
+        reject(signal?.reason);
+      };
+      signal?.addEventListener("abort", stop, { once: true });
+      this.#waiting.push(granted);
+    });
   }
 
   release(): void {

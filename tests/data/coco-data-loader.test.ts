@@ -306,14 +306,36 @@ describe("CocoDataLoader", () => {
       ]);
       expect([...(batches[0]?.boxes.subarray(36) ?? [])]).toEqual(Array(12).fill(0));
       expect(warned.sort()).toEqual([
-        `${folder}/3.jpg: LocalDataSource.read: ${folder}/3.jpg: no such file; trained as an image without boxes`,
         `${folder}/6.jpg: bad Huffman code; trained as an image without boxes`,
+        `LocalDataSource.read: ${folder}/3.jpg: no such file; trained as an image without boxes`,
       ]);
       await loader.dispose();
       // Batches prepared ahead count too, how many is a matter of timing.
       const counts = new Map(loader.failures.map(({ fileName, count }) => [fileName, count]));
       expect([...counts.keys()].sort()).toEqual(["3.jpg", "6.jpg"]);
       for (const count of counts.values()) expect(count).toBeGreaterThanOrEqual(2);
+    });
+  });
+
+  test("stops at the first image that fails where that is wanted, and can go on", async () => {
+    await inFolder(async (folder) => {
+      const data = await prepare(folder);
+      await rm(join(folder, "3.jpg"));
+      const decoder = new FakeDecoder(4, 32, 48, 2);
+      const { loader, warned } = make(data, {
+        decoder,
+        shuffle: false,
+        preprocessing: [new Resize()],
+        failures: "stop",
+      });
+      const error = await failure(() => loader.getBatch());
+      expect(error.message).toBe(`CocoDataLoader: LocalDataSource.read: ${folder}/3.jpg: no such file`);
+      expect(warned).toEqual([]);
+      // The slot is free again: the batches after it come.
+      (await loader.getBatch()).release();
+      (await loader.getBatch()).release();
+      await failure(() => loader.getBatch());
+      await loader.dispose();
     });
   });
 

@@ -9,6 +9,7 @@ import { CheckpointStore } from "../../lib/formats";
 import { readMetrics } from "../../lib/monitor";
 import { loadTrainedModel } from "../../lib/train";
 import { backend, testDevice } from "../support/device";
+import { objectServer } from "../support/object-server";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
@@ -22,16 +23,24 @@ afterAll(async () => {
 });
 
 function start(...args: string[]) {
+  return startWith({}, ...args);
+}
+
+function startWith(env: Record<string, string>, ...args: string[]) {
   return Bun.spawn([process.execPath, "run", "examples/train_coco.ts", ...args], {
     cwd: root,
-    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder },
+    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder, ...env },
     stdout: "pipe",
     stderr: "pipe",
   });
 }
 
 async function run(...args: string[]): Promise<{ exitCode: number; stdout: string; stderr: string }> {
-  const child = start(...args);
+  return await runWith({}, ...args);
+}
+
+async function runWith(env: Record<string, string>, ...args: string[]) {
+  const child = startWith(env, ...args);
   const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   return { exitCode: await child.exited, stdout, stderr };
 }
@@ -200,4 +209,37 @@ test("what cannot be trained on stops before the first step with an error that n
   ]) {
     expect(help.stdout).toContain(option);
   }
+});
+
+test("a run reads its data from a bucket, finds it again when resumed, and skips what is gone", async () => {
+  await using server = await objectServer();
+  const files = new Bun.Glob("{annotations,train2017,val2017}/*");
+  for await (const key of files.scan({ cwd: folder })) {
+    server.put(`sets/tiny/${key}`, await Bun.file(join(folder, key)).bytes());
+  }
+  const bucket = { STORAGE_EMULATOR_HOST: server.address, DLFS_CACHE: join(folder, "bucket-cache") };
+  const out = join(folder, "bucket-runs");
+  const data = "gs://boxes/sets/tiny";
+  const first = await runWith(bucket, "--data", data, ...small, "--iterations", "3", "--out", out);
+  expect(first.stderr).toBe("");
+  expect(first.exitCode).toBe(0);
+  expect(first.stdout).toContain(`data: ${data}\n  train2017: 8 images, 12 boxes, 2 classes`);
+  const runFolder = /run folder: (.*)/.exec(first.stdout)?.[1] as string;
+  expect(JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8")).data).toBe(data);
+  server.log = [];
+  const more = await runWith(bucket, "--resume", runFolder, "--iterations", "4");
+  expect(more.stderr).toBe("");
+  expect(more.stdout).toContain("trained 4 iterations");
+  expect(server.log.filter((line) => line.includes("alt=media"))).toEqual([]);
+
+  // Gone from the bucket after the check, and not in this cache.
+  server.faults = [{ kind: 404, match: /train2017%2F5\.jpg\?alt=media/, times: 1000 }];
+  const elsewhere = { ...bucket, DLFS_CACHE: join(folder, "other-cache") };
+  const skipped = await runWith(elsewhere, "--data", data, ...small, "--iterations", "2", "--out", out);
+  expect(skipped.stdout).toContain("1 image skipped: cannot be read (5.jpg: GcsDataSource.read: gs://boxes/sets/tiny/");
+  const wrong = await run("--data", folder, "--on-bad-image", "ignore");
+  expect([wrong.exitCode, wrong.stderr]).toEqual([
+    2,
+    expect.stringContaining("--on-bad-image: expected one of skip, stop"),
+  ]);
 });
