@@ -46,6 +46,14 @@ export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } f
 export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
 export { DiskCache, type DiskCacheOptions } from "./disk-cache";
+export {
+  type DatasetArchive,
+  type DatasetArchives,
+  type DownloadOptions,
+  type DownloadReport,
+  downloadDataset,
+  publishedDatasets,
+} from "./download";
 export { type GcsCredentials, GcsDataSource, type GcsOptions } from "./gcs-data-source";
 export { HttpDataSource, type HttpOptions } from "./http-data-source";
 export {
