@@ -12,6 +12,7 @@ import {
 import { DiskCache, type Version } from "./disk-cache";
 import { fileError } from "./local-data-source";
 import type { ProgressListener } from "./progress";
+import { Semaphore } from "./queues";
 import { RetriesExhausted, raced, retrying, TransientError } from "./retry";
 
 export interface CacheOptions {
@@ -51,8 +52,9 @@ export interface CacheStats {
 const LARGE = 64 << 20;
 const PIECE = 16 << 20;
 
-/** Bytes waiting to be written, beyond which reads wait for the disk. */
-const PENDING = 256 << 20;
+/** Bytes waiting to be written, beyond which reads wait for the disk, and files written at a time. */
+const PENDING = 64 << 20;
+const WRITERS = 8;
 
 /** Objects of which size and time are remembered from stat and list. */
 const REMEMBERED = 1 << 17;
@@ -85,9 +87,12 @@ export class CachedDataSource extends DataSource {
   readonly #known = new Map<string, ObjectInfo>();
   readonly #fetches = new Map<string, Fetch>();
   readonly #storing = new Set<Promise<void>>();
+  readonly #writers = new Semaphore(WRITERS);
   /** Names of copies that are out of date but could not be removed. */
   readonly #distrusted = new Set<string>();
   #pending = 0;
+  /** Reads that wait until less is pending. */
+  readonly #waiting: (() => void)[] = [];
   #pausedUntil = Number.NEGATIVE_INFINITY;
 
   constructor(source: DataSource, options: CacheOptions = {}) {
@@ -325,21 +330,27 @@ export class CachedDataSource extends DataSource {
     const own = bytes.slice(); // the reader may change what it gets
     this.#pending += own.length;
     const name = this.#nameOf(key);
-    const work = this.cache
-      .store(name, info, async (file) => {
-        await file.writeFile(own);
-      })
-      .then(async () => {
+    const write = async (): Promise<void> => {
+      await this.#writers.acquire();
+      try {
+        if (fetch.outdated) return;
+        await this.cache.store(name, info, async (file) => {
+          await file.writeFile(own);
+        });
         this.#distrusted.delete(name);
         if (fetch.outdated) await this.#drop(name);
-      })
-      .catch((error: unknown) => this.#storeFailed(error))
-      .finally(() => {
+      } catch (error) {
+        this.#storeFailed(error);
+      } finally {
+        this.#writers.release();
         this.#pending -= own.length;
         this.#storing.delete(work);
-      });
+        if (this.#pending <= PENDING) for (const resume of this.#waiting.splice(0)) resume();
+      }
+    };
+    const work = write();
     this.#storing.add(work);
-    while (this.#pending > PENDING) await Promise.race(this.#storing);
+    if (this.#pending > PENDING) await new Promise<void>((resolve) => this.#waiting.push(resolve));
   }
 
   async #download(key: string, { signal, progress }: CallOptions & { progress?: ProgressListener }): Promise<string> {
