@@ -128,6 +128,42 @@ export async function downloadDataset(
   return report;
 }
 
+/** Reads a description of archives from a JSON file: {"name", "archives": [{"name", "url", "size", ...}]}. */
+export async function readDatasetArchives(path: string): Promise<DatasetArchives> {
+  const fail = (what: string): never => {
+    throw new DlfsError(ErrorCode.io, OP, `${path}: ${what}`);
+  };
+  const text = await readFile(path, "utf8").catch((error: unknown) => {
+    throw fileError(OP, path, error);
+  });
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch (error) {
+    fail(`expected JSON: ${(error as Error).message}`);
+  }
+  const { name, archives } = (typeof json === "object" && json !== null ? json : {}) as Record<string, unknown>;
+  if (typeof name !== "string" || name === "") fail("name: expected a text");
+  if (!Array.isArray(archives) || archives.length === 0) fail("archives: expected a list of archives");
+  for (const [i, entry] of (archives as Record<string, unknown>[]).entries()) {
+    const field = (key: string, expected: string, good: (value: unknown) => boolean): void => {
+      if (!good(entry?.[key])) fail(`archives[${i}].${key}: expected ${expected}, got ${JSON.stringify(entry?.[key])}`);
+    };
+    const isSize = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0;
+    field(
+      "name",
+      "a file name",
+      (value) => typeof value === "string" && /^[^/\\]+$/.test(value) && keyProblem(value) === null,
+    );
+    field("url", "an http(s) address", (value) => typeof value === "string" && /^https?:\/\//.test(value));
+    field("size", "a number of bytes", isSize);
+    field("unpacked", "a number of bytes", isSize);
+    field("sha256", "64 hexadecimal digits", (value) => typeof value === "string" && /^[0-9a-f]{64}$/.test(value));
+    field("only", "a text", (value) => value === undefined || typeof value === "string");
+  }
+  return json as DatasetArchives;
+}
+
 const OP = "downloadDataset";
 const MEGABYTE = 1e6;
 

@@ -53,6 +53,7 @@ export {
   type DownloadReport,
   downloadDataset,
   publishedDatasets,
+  readDatasetArchives,
 } from "./download";
 export { type GcsCredentials, GcsDataSource, type GcsOptions } from "./gcs-data-source";
 export { HttpDataSource, type HttpOptions } from "./http-data-source";

@@ -6,6 +6,7 @@ import {
   type DownloadOptions,
   downloadDataset,
   publishedDatasets,
+  readDatasetArchives,
 } from "../../lib/data/download";
 import { type ObjectServer, objectServer } from "../support/object-server";
 import { zipOf } from "../support/zip";
@@ -209,6 +210,32 @@ describe("downloadDataset", () => {
       await writeFile(join(folder, "file"), "");
       expect((await failure(() => download(join(folder, "file")))).message).toContain("file/.download: ");
       expect(server.log).toEqual([]);
+    });
+  });
+
+  test("reads descriptions of archives, and names the field that is wrong", async () => {
+    await inFolder(async (folder) => {
+      const path = join(folder, "tiny.json");
+      await writeFile(path, JSON.stringify(tiny));
+      expect(await readDatasetArchives(path)).toEqual(tiny);
+      const [archive] = tiny.archives;
+      for (const [value, words] of [
+        ["{", "expected JSON"],
+        [null, "name: expected a text"],
+        [{ name: "x" }, "archives: expected a list of archives"],
+        [{ name: "x", archives: [{ ...archive, name: "../x" }] }, 'archives[0].name: expected a file name, got "../x"'],
+        [
+          { name: "x", archives: [archive, { ...archive, url: "x" }] },
+          'archives[1].url: expected an http(s) address, got "x"',
+        ],
+        [{ name: "x", archives: [{ ...archive, size: -1 }] }, "archives[0].size: expected a number of bytes, got -1"],
+        [{ name: "x", archives: [{ ...archive, sha256: "0" }] }, "archives[0].sha256: expected 64 hexadecimal digits"],
+      ] as const) {
+        await writeFile(path, typeof value === "string" ? value : JSON.stringify(value));
+        const error = await failure(() => readDatasetArchives(path));
+        expect(error.message).toStartWith(`downloadDataset: ${path}: ${words}`);
+      }
+      expect((await failure(() => readDatasetArchives(join(folder, "none")))).message).toContain("no such file");
     });
   });
 
