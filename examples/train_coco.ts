@@ -13,9 +13,11 @@ import { homedir } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
+  AspectRatioBatches,
   autotune,
   boxLossKinds,
   CheckpointStore,
+  ClassBalancedSampler,
   CocoDataLoader,
   type CompactConfig,
   type DetectionModel,
@@ -30,6 +32,7 @@ import {
   Evaluator,
   generateDemo,
   HorizontalFlip,
+  type ImageFailure,
   isRemoteLocation,
   type LoadedWeights,
   loadBackboneWeights,
@@ -46,6 +49,7 @@ import {
   type PreprocessJson,
   parseRecompute,
   type RecomputeOption,
+  RepeatFactorSampler,
   Reporter,
   Resize,
   RunFolder,
@@ -67,6 +71,12 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
                       "demo"; default: ~/datasets/coco where that exists, else the demo
   --on-bad-image HOW  an image that becomes unreadable during training: "skip" trains without it and counts it, "stop" ends
                       the training; default skip
+  --max-bad-images X  end the training when more than this share of the images was skipped; default 0.1, 1 for never
+  --sampler NAME      which images a pass has: shuffle (each once), class-balanced (classes take turns), or repeat-factor (images
+                      with rare classes several times, as for LVIS); default shuffle
+  --repeat-threshold X
+                      repeat-factor repeats classes that less than this share of the images have; default 0.001
+  --group-by-aspect   batches of images with similar height / width
   --train-split NAME  default train2017
   --val-split NAME    default val2017
   --iterations N      steps; default 1500 for the demo, else 12 passes over the data, at least 2000
@@ -107,6 +117,10 @@ Models: ${detectorNames.join(", ")}`;
 const options = {
   data: { type: "string" },
   "on-bad-image": { type: "string" },
+  "max-bad-images": { type: "string" },
+  sampler: { type: "string" },
+  "repeat-threshold": { type: "string" },
+  "group-by-aspect": { type: "boolean" },
   "train-split": { type: "string" },
   "val-split": { type: "string" },
   iterations: { type: "string" },
@@ -145,6 +159,9 @@ const MODEL_OPTIONS = [
   "box-loss",
 ] as const;
 
+const SAMPLERS = ["shuffle", "class-balanced", "repeat-factor"] as const;
+type SamplerName = (typeof SAMPLERS)[number];
+
 /** The options with all defaults resolved: what config.json and checkpoints keep. */
 interface Config {
   data: string;
@@ -163,6 +180,12 @@ interface Config {
   flip: "none" | "horizontal" | "both";
   /** Largest 2-norm of a step's gradients, beyond which they are scaled down; null: as they are. */
   clipNorm: number | null;
+  /** Which images a pass has and how often; absent: each once. */
+  sampler?: SamplerName;
+  /** Of repeat-factor sampling. */
+  repeatThreshold?: number;
+  /** Whether batches have images of similar aspect ratios. */
+  groupByAspect?: boolean;
   /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
   scaleJitter: boolean;
   /** Names of the classes, by class index. */
@@ -190,6 +213,12 @@ function integer(name: string, text: string, least: number): number {
 function positive(name: string, text: string): number {
   const value = Number(text);
   if (!(Number.isFinite(value) && value > 0)) usage(`--${name}: expected a number above 0, got "${text}"`);
+  return value;
+}
+
+function share(name: string, text: string): number {
+  const value = positive(name, text);
+  if (value > 1) usage(`--${name}: expected a share of at most 1, got "${text}"`);
   return value;
 }
 
@@ -274,7 +303,14 @@ async function main(): Promise<number> {
     flip: args.flip === undefined ? undefined : oneOf("flip", args.flip, ["none", "horizontal", "both"]),
     recompute: args.recompute === undefined ? undefined : recomputeOf(args.recompute),
     failures: oneOf("on-bad-image", args["on-bad-image"] ?? "skip", ["skip", "stop"]),
+    maxFailureShare: args["max-bad-images"] === undefined ? undefined : share("max-bad-images", args["max-bad-images"]),
+    sampler: args.sampler === undefined ? undefined : oneOf("sampler", args.sampler, SAMPLERS),
+    repeatThreshold:
+      args["repeat-threshold"] === undefined ? undefined : share("repeat-threshold", args["repeat-threshold"]),
   };
+  const sampler = given.sampler ?? earlier?.sampler ?? "shuffle";
+  if (given.repeatThreshold !== undefined && sampler !== "repeat-factor")
+    usage(`--repeat-threshold: needs --sampler repeat-factor, the sampler is ${sampler}`);
   const chosen: NamedModel = earlier?.model ?? chooseModel(args);
   const deterministic = args.deterministic ?? earlier?.deterministic ?? false;
   const seed = given.seed ?? earlier?.seed ?? 0;
@@ -328,6 +364,9 @@ async function main(): Promise<number> {
     learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
     clipNorm: clipNormOf(given.clipNorm, earlier, network),
+    sampler,
+    repeatThreshold: given.repeatThreshold ?? earlier?.repeatThreshold,
+    groupByAspect: args["group-by-aspect"] ?? earlier?.groupByAspect ?? false,
     scaleJitter: earlier?.scaleJitter ?? !isDemo,
     classes: dataset.classes.names,
     preprocessing: evaluation.map((op) => op.toJSON()),
@@ -354,8 +393,15 @@ async function main(): Promise<number> {
   using decoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: training });
   using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });
   const { store, source } = dataset;
-  const common = { store, source, batchSize: batch, size, seed, failures: given.failures };
-  await using loader = new CocoDataLoader({ ...common, split: config.trainSplit, decoder, preprocessing: training });
+  const { failures, maxFailureShare } = given;
+  let reporter: Reporter | null = null;
+  const onFailure = ({ message }: ImageFailure) =>
+    reporter ? reporter.print(`warning: ${message}`) : console.warn(`warning: ${message}`);
+  const common = { store, source, batchSize: batch, size, seed, failures, maxFailureShare, onFailure };
+  await using loader = new CocoDataLoader({
+    ...{ ...common, split: config.trainSplit, decoder, preprocessing: training },
+    ...samplingOf(config),
+  });
   await using evalLoader = new CocoDataLoader({
     ...common,
     split: config.valSplit,
@@ -398,7 +444,7 @@ async function main(): Promise<number> {
   console.log("training; Ctrl-C stops with a checkpoint");
 
   const { iterations } = config;
-  const reporter = new Reporter({ run, dataset, codec, iterations, start: checkpoint?.metadata.iteration ?? 0 });
+  reporter = new Reporter({ run, dataset, codec, iterations, start: checkpoint?.metadata.iteration ?? 0 });
   const milestones = new Set([0.7, 0.9].map((share) => Math.max(1, Math.round(iterations * share))));
   const schedule = warmup(multiStep(config.learningRate, [...milestones]), Math.min(500, Math.ceil(iterations * 0.1)));
   using trainer = new Trainer({
@@ -432,6 +478,12 @@ async function main(): Promise<number> {
       return 130;
     }
     const result = outcome.evaluation?.result;
+    const unreadable = loader.failures;
+    if (unreadable.length > 0) {
+      const times = unreadable.reduce((sum, { count }) => sum + count, 0);
+      reporter.print(`${unreadable.length} images could not be read or decoded, and were skipped ${times} times:`);
+      for (const { message } of unreadable.slice(0, 5)) reporter.print(`  ${message}`);
+    }
     await run.writeSummary({ ...result?.stats, iterations: outcome.iteration, seconds });
     console.log(`\n${result?.summarize() ?? ""}`);
     console.log(
@@ -453,6 +505,15 @@ async function main(): Promise<number> {
     await loader.dispose();
     await evalLoader.dispose();
   }
+}
+
+/** The loader's options for what `--sampler` and `--group-by-aspect` ask for. */
+function samplingOf({ sampler, repeatThreshold, groupByAspect }: Config) {
+  return {
+    ...(sampler === "class-balanced" && { sampler: new ClassBalancedSampler() }),
+    ...(sampler === "repeat-factor" && { sampler: new RepeatFactorSampler({ threshold: repeatThreshold }) }),
+    ...(groupByAspect && { batchSampler: new AspectRatioBatches() }),
+  };
 }
 
 /** The model that the options name, without the number of classes. */

@@ -1,5 +1,7 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, ImageRecord } from "./annotation-store";
+import type { BatchSampler } from "./batch-sampler";
+import { type BatchPlace, BatchSchedule } from "./batch-schedule";
 import type { BatchDecoder } from "./codec";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
@@ -13,7 +15,8 @@ import {
   writeTransform,
 } from "./image-plan";
 import { Semaphore, SlotRing } from "./queues";
-import { CounterRandom, shuffledOrder } from "./random";
+import { CounterRandom } from "./random";
+import type { SampledImages, Sampler } from "./sampler";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
 /** An image of a batch. */
@@ -27,6 +30,11 @@ export interface BatchImage {
   height: number;
   /** Image pixels to network input pixels; mapBoxesToImage goes the other way. */
   toInput: InputMapping;
+  /**
+   * How often it came in this pass before, on any rank, where it did: because a sampler repeats it, or to fill up a batch. A pass
+   * that is to have each image once, such as an evaluation on several ranks, leaves those out.
+   */
+  repeat?: number;
 }
 
 /** A batch in device memory, with its boxes. The arrays are the loader's: they are valid until release(). */
@@ -62,15 +70,24 @@ export interface CocoDataLoaderOptions {
   source: DataSource;
   split: string;
   decoder: BatchDecoder;
+  /** Images in a batch, of this rank. */
   batchSize: number;
   /** Height and width of the network input. */
   size: readonly [height: number, width: number];
   /** Default: letterbox, then ImageNet's mean and standard deviation. The decoder must normalise as it says. */
   preprocessing?: readonly PreprocessOp[];
-  /** Whether each epoch has an order of its own; else it is that of the image ids. */
+  /** Whether each epoch has an order of its own; else it is that of the image ids. Default true; not beside `sampler`. */
   shuffle?: boolean;
+  /** Decides which images an epoch has, how often, in which order. */
+  sampler?: Sampler;
+  /** Decides which images of an epoch make up a batch. Default: they are taken as they come. */
+  batchSampler?: BatchSampler;
+  /** This process among those that share the data, from 0, and how many they are; see BatchSchedule. Default 0 of 1. */
+  rank?: number;
+  ranks?: number;
+  /** Of order and augmentation; the same on all ranks. */
   seed?: number;
-  /** Whether images that do not fill a last batch are left out. Default: as shuffle. */
+  /** Whether images that do not fill a last batch of all ranks are left out. Default: unless the order is that of the ids. */
   dropLast?: boolean;
   /** Batches prepared ahead. */
   prefetch?: number;
@@ -85,8 +102,22 @@ export interface CocoDataLoaderOptions {
    * counts it and goes on; "stop" makes getBatch fail with what is wrong with it. Default: skip.
    */
   failures?: "skip" | "stop";
-  /** Told of each image that fails, the first time. Default: a line on standard error. */
+  /**
+   * The largest share of skipped images among those handed out, above which getBatch fails, once 100 images have been handed
+   * out; 1 for no limit. Default 0.1.
+   */
+  maxFailureShare?: number;
+  /** Told of each image that fails, when its batch is handed out, the first time. Default: a line on standard error. */
   onFailure?: (failure: ImageFailure) => void;
+}
+
+/** Images handed out before their share of failures is judged. */
+const LEAST_JUDGED = 100;
+
+/** A batch and its images that could not be read or decoded: their places in the loader's list, and why. */
+interface Prepared {
+  batch: DetectionBatch;
+  failed: [member: number, why: string][];
 }
 
 interface SlotArrays {
@@ -102,7 +133,6 @@ interface SlotArrays {
  * see CocoDataLoaderOptions.failures.
  */
 export class CocoDataLoader extends DataLoader<DetectionBatch> {
-  override readonly length: number;
   override readonly preprocessing: readonly PreprocessOp[];
   readonly batchSize: number;
   readonly height: number;
@@ -114,11 +144,12 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
 
   readonly #source: DataSource;
   readonly #decoder: BatchDecoder;
-  readonly #shuffle: boolean;
+  readonly #schedule: BatchSchedule;
   readonly #seed: number;
   readonly #prefetch: number;
   readonly #minBoxSize: number;
   readonly #stopAtFailure: boolean;
+  readonly #maxFailureShare: number;
   readonly #onFailure: (failure: ImageFailure) => void;
   /** Boxes of image i: entries starts[i] to starts[i + 1], x1, y1, x2, y2 in image pixels. */
   readonly #starts: Uint32Array;
@@ -131,31 +162,38 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #failures = new Map<number, ImageFailure>();
   readonly #running = new Set<Promise<unknown>>();
   /** Batches on their way, in order. */
-  #queue: Promise<DetectionBatch>[] = [];
+  #queue: Promise<Prepared>[] = [];
   #generation = new AbortController();
-  /** Batches handed out, and started, since the beginning of epoch 0. */
-  #handedOut = 0;
-  #started = 0;
+  /** The batches to be handed out, and to be started, next. */
+  #next: BatchPlace = { epoch: 0, index: 0 };
+  #start: BatchPlace = { epoch: 0, index: 0 };
+  /** Settled when the getBatch before has been answered. */
+  #answered: Promise<unknown> = Promise.resolve();
+  /** Images handed out, and those of them that failed. */
+  #images = 0;
+  #skipped = 0;
   #waited = 0;
   #disposed = false;
-  #order: { epoch: number; images: Uint32Array } | null = null;
 
   constructor(options: CocoDataLoaderOptions) {
     super();
     const { store, source, split, decoder, batchSize, size } = options;
-    const { shuffle = true, seed = 0, prefetch = 4, concurrency = 16, minBoxSize = 1 } = options;
-    const dropLast = options.dropLast ?? shuffle;
+    const { seed = 0, prefetch = 4, concurrency = 16, minBoxSize = 1, maxFailureShare = 0.1 } = options;
     for (const [name, value, least] of [
       ["batchSize", batchSize, 1],
       ["height", size[0], 1],
       ["width", size[1], 1],
       ["prefetch", prefetch, 1],
       ["concurrency", concurrency, 1],
-      ["seed", seed, 0],
     ] as const) {
       const good = Number.isSafeInteger(value) && value >= least;
       check(good, "CocoDataLoader", () => `${name} must be an integer >= ${least}, got ${value}`);
     }
+    check(
+      maxFailureShare >= 0 && maxFailureShare <= 1,
+      "CocoDataLoader",
+      () => `maxFailureShare must be in [0, 1], got ${maxFailureShare}`,
+    );
     check(
       decoder.height === size[0] && decoder.width === size[1] && decoder.batchSize >= batchSize && decoder.slots >= 1,
       "CocoDataLoader",
@@ -171,11 +209,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
 
     this.#source = source;
     this.#decoder = decoder;
-    this.#shuffle = shuffle;
     this.#seed = seed;
     this.#prefetch = prefetch;
     this.#minBoxSize = minBoxSize;
     this.#stopAtFailure = options.failures === "stop";
+    this.#maxFailureShare = maxFailureShare;
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
     this.#slots = new SlotRing(decoder.slots);
     this.#reads = new Semaphore(concurrency);
@@ -201,21 +239,30 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       "CocoDataLoader",
       () => `maxBoxes is ${this.maxBoxes}, but an image of split "${split}" has ${targets.most} boxes`,
     );
-    const { length } = this.images;
-    this.length = dropLast ? Math.floor(length / batchSize) : Math.ceil(length / batchSize);
-    check(
-      this.length > 0,
-      "CocoDataLoader",
-      () =>
-        `split "${split}" has ${length} usable images, fewer than one batch of ${batchSize}; choose a smaller batch`,
-    );
+    const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
+    const images: SampledImages = {
+      length: this.images.length,
+      ids: this.images.map(({ sourceId }) => sourceId),
+      aspectRatios: this.images.map(({ width, height }) => (height as number) / (width as number)),
+      classes: store.classes().length,
+      starts: this.#starts,
+      labels: this.#labels,
+    };
+    const order = { images, shuffle, sampler, batchSampler, seed, batchSize, rank, ranks, dropLast };
+    this.#schedule = new BatchSchedule({ name: "CocoDataLoader", data: `split "${split}"`, ...order });
+    // An order that gives no batch is said here.
+    this.#schedule.length(0);
+  }
+
+  override get length(): number {
+    return this.#schedule.length(this.#next.epoch);
   }
 
   override get waitSeconds(): number {
     return this.#waited / 1000;
   }
 
-  /** Images that could not be read or decoded since the loader was made. */
+  /** Images that could not be read or decoded, of the batches handed out since the loader was made. */
   get failures(): ImageFailure[] {
     return [...this.#failures.values()];
   }
@@ -223,12 +270,15 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   override async getBatch(): Promise<DetectionBatch> {
     this.#checkOpen();
     this.#fill(1);
-    const batch = this.#queue.shift() as Promise<DetectionBatch>;
-    this.#handedOut++;
+    const prepared = this.#queue.shift() as Promise<Prepared>;
+    this.#next = this.#schedule.after(this.#next);
     this.#fill(this.#prefetch);
     const asked = performance.now();
+    const before = this.#answered;
+    const answer = before.then(() => prepared).then((done) => this.#handOut(done));
+    this.#answered = answer.catch(() => {});
     try {
-      return await batch;
+      return await answer;
     } catch (error) {
       if (this.#disposed) this.#checkOpen();
       throw error;
@@ -238,37 +288,20 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   }
 
   override state(): LoaderState {
-    return this.#stateAt(this.#handedOut);
+    return this.#schedule.state(this.#next);
   }
 
   /** The state after a batch, for callers that ask for batches ahead of using them. */
   stateAfter(batch: DetectionBatch): LoaderState {
-    return this.#stateAt(batch.epoch * this.length + batch.index + 1);
+    return this.#schedule.state(this.#schedule.after(batch));
   }
 
   override restore(state: LoaderState): void {
     this.#checkOpen();
-    const own = this.#stateAt(0);
-    for (const name of ["seed", "shuffle", "batchSize", "images"] as const) {
-      check(
-        state[name] === own[name],
-        "CocoDataLoader.restore",
-        () => `${name} was ${state[name]}, but this loader has ${own[name]}`,
-      );
-    }
-    const { epoch, position } = state;
-    check(
-      Number.isSafeInteger(epoch) &&
-        epoch >= 0 &&
-        Number.isSafeInteger(position) &&
-        position >= 0 &&
-        position < this.length,
-      "CocoDataLoader.restore",
-      () => `there is no epoch ${epoch}, batch ${position} with ${this.length} batches per epoch`,
-    );
+    const place = this.#schedule.placeOf(state);
     this.#drop();
-    this.#handedOut = epoch * this.length + position;
-    this.#started = this.#handedOut;
+    this.#next = place;
+    this.#start = place;
   }
 
   override async dispose(): Promise<void> {
@@ -282,21 +315,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     check(!this.#disposed, "CocoDataLoader", () => "the loader is disposed", ErrorCode.handle);
   }
 
-  #stateAt(batches: number): LoaderState {
-    return {
-      epoch: Math.floor(batches / this.length),
-      position: batches % this.length,
-      seed: this.#seed,
-      shuffle: this.#shuffle,
-      batchSize: this.batchSize,
-      images: this.images.length,
-    };
-  }
-
   /** Starts batches until `count` are on their way. */
   #fill(count: number): void {
     while (this.#queue.length < count) {
-      const batch = this.#prepare(this.#started++, this.#generation.signal);
+      const batch = this.#prepare(this.#start, this.#generation.signal);
+      this.#start = this.#schedule.after(this.#start);
       this.#queue.push(batch);
       const settled = batch.then(
         () => {},
@@ -311,26 +334,25 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   #drop(): void {
     this.#generation.abort(new DlfsError(ErrorCode.handle, "CocoDataLoader", "the batch is no longer wanted"));
     this.#generation = new AbortController();
-    for (const batch of this.#queue) {
-      batch.then(
-        (unused) => unused.release(),
+    for (const prepared of this.#queue) {
+      prepared.then(
+        ({ batch }) => batch.release(),
         () => {},
       );
     }
     this.#queue = [];
   }
 
-  async #prepare(number: number, signal: AbortSignal): Promise<DetectionBatch> {
+  async #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
     // Asked for at once, so that slots go to the batches in their order: a later one can never starve an earlier one.
     const slotGranted = this.#slots.acquire();
     slotGranted.catch(() => {});
     let slot = -1;
     try {
-      const epoch = Math.floor(number / this.length);
-      const index = number % this.length;
-      const order = this.#epochOrder(epoch);
-      const members = Array.from(order.subarray(index * this.batchSize, (index + 1) * this.batchSize));
-      const plans = members.map((member) => this.#plan(member, epoch));
+      const scheduled = this.#schedule.batch({ epoch, index });
+      const members = Array.from(scheduled.members);
+      const repeats = Array.from(scheduled.repeats);
+      const plans = members.map((member, i) => this.#plan(member, epoch, repeats[i] as number));
       const transforms = new Float32Array(members.length * TRANSFORM_FLOATS);
       for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
       const unreadable = new Map<number, string>();
@@ -341,14 +363,13 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       signal.throwIfAborted();
 
       const { failures } = await this.#decoder.decode(slot, bytes, transforms);
-      const failed = new Set<number>();
-      for (const { index: i, message } of failures) {
-        failed.add(i);
-        this.#noteFailure(members[i] as number, unreadable.get(i) ?? message);
-      }
+      const failed = new Map(failures.map(({ index: i, message }) => [i, unreadable.get(i) ?? message]));
       const arrays = this.#fillArrays(slot, plans, failed);
-      const images = members.map((member, i) => this.#describe(member, plans[i] as ImagePlan));
-      return this.#batch({ slot, n: members.length, images, ...arrays, epoch, index });
+      const images = members.map((member, i) => this.#describe(member, plans[i] as ImagePlan, repeats[i] as number));
+      return {
+        batch: this.#batch({ slot, n: members.length, images, ...arrays, epoch, index }),
+        failed: [...failed].sort(([a], [b]) => a - b).map(([i, why]) => [members[i] as number, why]),
+      };
     } catch (error) {
       // The slot must go back whether it was granted before the failure or will be later.
       if (slot >= 0) this.#slots.release(slot);
@@ -366,17 +387,6 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return { ...content, release, [Symbol.dispose]: release };
   }
 
-  #epochOrder(epoch: number): Uint32Array {
-    if (this.#order?.epoch !== epoch) {
-      const { length } = this.images;
-      const images = this.#shuffle
-        ? shuffledOrder(length, this.#seed, epoch)
-        : Uint32Array.from({ length }, (_, i) => i);
-      this.#order = { epoch, images };
-    }
-    return this.#order.images;
-  }
-
   /** The bytes of an image; none where it cannot be read. */
   async #read(member: number, signal: AbortSignal, unreadable: (why: string) => void): Promise<Uint8Array> {
     const { key } = this.images[member] as ImageRecord;
@@ -392,7 +402,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     }
   }
 
-  #plan(member: number, epoch: number): ImagePlan {
+  #plan(member: number, epoch: number, repeat: number): ImagePlan {
     const { width, height, sourceId, fileName } = this.images[member] as ImageRecord;
     const start = this.#starts[member] as number;
     const end = this.#starts[member + 1] as number;
@@ -400,7 +410,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     const labels = this.#labels.subarray(start, end);
     let plan = startPlan(width as number, height as number, this.width, this.height, boxes, labels);
     for (const [operation, op] of this.preprocessing.entries()) {
-      plan = op.apply(plan, new CounterRandom({ seed: this.#seed, epoch, image: sourceId, operation }));
+      plan = op.apply(plan, new CounterRandom({ seed: this.#seed, epoch, image: sourceId, operation, repeat }));
     }
     check(
       plan.canvasWidth === this.width && plan.canvasHeight === this.height,
@@ -413,12 +423,13 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return dropSmallBoxes(plan, this.#minBoxSize);
   }
 
-  #describe(member: number, plan: ImagePlan): BatchImage {
+  #describe(member: number, plan: ImagePlan, repeat: number): BatchImage {
     const { id, sourceId, fileName } = this.images[member] as ImageRecord;
-    return { imageId: id, sourceId, fileName, width: plan.width, height: plan.height, toInput: mappingOf(plan) };
+    const { width, height } = plan;
+    return { imageId: id, sourceId, fileName, width, height, toInput: mappingOf(plan), ...(repeat > 0 && { repeat }) };
   }
 
-  #fillArrays(slot: number, plans: readonly ImagePlan[], failed: ReadonlySet<number>): SlotArrays {
+  #fillArrays(slot: number, plans: readonly ImagePlan[], failed: ReadonlyMap<number, string>): SlotArrays {
     let arrays = this.#arrays.get(slot);
     if (!arrays) {
       const boxes = this.batchSize * this.maxBoxes;
@@ -441,8 +452,37 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return arrays;
   }
 
+  /** Notes what failed. This goes by the order of batches, never by which was prepared first. */
+  #handOut({ batch, failed }: Prepared): DetectionBatch {
+    try {
+      this.#images += batch.n;
+      for (const [member, why] of failed) this.#noteFailure(member, why);
+      check(
+        this.#images < LEAST_JUDGED || this.#skipped <= this.#maxFailureShare * this.#images,
+        "CocoDataLoader",
+        () => this.#tooManyFailures(),
+        ErrorCode.image,
+      );
+      return batch;
+    } catch (error) {
+      batch.release();
+      throw error;
+    }
+  }
+
+  #tooManyFailures(): string {
+    const share = (100 * this.#skipped) / this.#images;
+    const [first, ...others] = this.failures.map(({ message }) => message);
+    const more = others.length > 0 ? `; and ${others.length} more ${others.length === 1 ? "file" : "files"}` : "";
+    return (
+      `${this.#skipped} of ${this.#images} images could not be read or decoded: ${share.toFixed(1)} %, more than ` +
+      `maxFailureShare allows, ${100 * this.#maxFailureShare} %; ${first}${more}`
+    );
+  }
+
   #noteFailure(member: number, why: string): void {
     const { id, fileName, key } = this.images[member] as ImageRecord;
+    this.#skipped++;
     const known = this.#failures.get(id);
     if (known) {
       known.count++;

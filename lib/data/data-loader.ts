@@ -7,10 +7,19 @@ export interface LoaderState {
   /** Batches of the present pass that have been handed out. */
   position: number;
   seed: number;
+  /** Whether images come in another order than that of their ids. */
   shuffle: boolean;
+  /** Images in a batch of all ranks together. */
   batchSize: number;
-  /** Images in a pass. */
+  /** Images that there are. */
   images: number;
+  /** Whether images that fill no batch are left out. */
+  dropLast?: boolean;
+  /** The sampler and the batch sampler, where some were given, with their options, as JSON. */
+  sampler?: string;
+  batchSampler?: string;
+  /** Stands for the images' ids and, where a sampler goes by more than their number, for their order in this pass. */
+  fingerprint?: string;
 }
 
 /**
@@ -18,11 +27,16 @@ export interface LoaderState {
  * depends on the options alone.
  */
 export abstract class DataLoader<Batch> implements AsyncDisposable {
-  /** Batches in a pass (epoch). */
+  /** Batches in the present pass (epoch); a sampler may make passes of different lengths. */
   abstract readonly length: number;
 
   /** What is done to each image, in this order. */
   abstract readonly preprocessing: readonly PreprocessOp[];
+
+  /** The operations on each image, another name of `preprocessing`. */
+  get operations(): readonly PreprocessOp[] {
+    return this.preprocessing;
+  }
 
   /** Seconds that callers have spent waiting in getBatch: 0 as long as loading keeps up. */
   abstract readonly waitSeconds: number;

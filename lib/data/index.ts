@@ -12,6 +12,8 @@ export {
   type NewImage,
   type StoreCounts,
 } from "./annotation-store";
+export { AspectRatioBatches, type AspectRatioBatchesOptions, BatchSampler } from "./batch-sampler";
+export { type BatchPlace, BatchSchedule, type ScheduledBatch, type ScheduleOptions } from "./batch-schedule";
 export { cacheFolder } from "./cache";
 export { CachedDataSource, type CacheOptions, type CacheStats, parseBytes } from "./cached-data-source";
 export { type CheckImagesOptions, type CheckReport, checkImages } from "./check-images";
@@ -71,10 +73,24 @@ export { LocalDataSource } from "./local-data-source";
 export { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
 export { type Problem, type ProblemAction, ProblemList } from "./problems";
 export { type ProgressListener, showProgress } from "./progress";
-export { CounterRandom, philox4x32, type RandomKey, shuffledOrder } from "./random";
+export { CounterRandom, EpochRandom, philox4x32, type RandomKey, shuffledOrder } from "./random";
 export type { RemoteOptions, RemoteStats } from "./remote-data-source";
 export { type RetryOptions, retrying, TransientError } from "./retry";
 export { S3DataSource, type S3Options } from "./s3-data-source";
+export {
+  ClassBalancedSampler,
+  type ClassBalancedSamplerOptions,
+  RepeatFactorSampler,
+  type RepeatFactorSamplerOptions,
+  type SampledImages,
+  type SampledPass,
+  Sampler,
+  type SamplerJson,
+  SequentialSampler,
+  ShuffleSampler,
+  WeightedSampler,
+  type WeightedSamplerOptions,
+} from "./sampler";
 export { SQLiteAnnStore } from "./sqlite-ann-store";
 export {
   HorizontalFlip,

@@ -61,7 +61,9 @@ export function philox4x32(
 
 const TWO_32 = 2 ** 32;
 
-/** What a stream of random numbers belongs to; all parts are integers in [0, 2^53), `operation` in [0, 65535]. */
+/**
+ * What a stream of random numbers belongs to; all parts are integers in [0, 2^53), `epoch` below 2^32, `operation` below 2^16.
+ */
 export interface RandomKey {
   seed: number;
   epoch: number;
@@ -69,10 +71,18 @@ export interface RandomKey {
   image: number;
   /** Tells independent uses apart: the place of an operation in the list of preprocessing operations. */
   operation: number;
+  /**
+   * How often the image came in this epoch before, for samplers that repeat images, so that each time is augmented in its own
+   * way; numbers that differ by 2048 give the same stream. Default 0.
+   */
+  repeat?: number;
 }
 
+/** Repeats that have streams of their own: what fits above an image id's 53 bits. */
+const REPEATS = 2 ** 11;
+
 /** Operation numbers that are not places in a list of preprocessing operations. */
-export const RandomOperation = { shuffle: 0xffff } as const;
+export const RandomOperation = { shuffle: 0xffff, sample: 0xfffe, repeat: 0xfffd } as const;
 
 /** The random numbers of one (seed, epoch, image, operation): always the same ones, independent of all other streams. */
 export class CounterRandom {
@@ -86,8 +96,8 @@ export class CounterRandom {
   #block = 0;
   #used = 4;
 
-  constructor({ seed, epoch, image, operation }: RandomKey) {
-    for (const [name, value] of Object.entries({ seed, epoch, image, operation })) {
+  constructor({ seed, epoch, image, operation, repeat = 0 }: RandomKey) {
+    for (const [name, value] of Object.entries({ seed, epoch, image, operation, repeat })) {
       check(
         Number.isSafeInteger(value) && value >= 0,
         "CounterRandom",
@@ -103,7 +113,7 @@ export class CounterRandom {
     this.#k1 = Math.floor(seed / TWO_32);
     this.#c1 = epoch;
     this.#c2 = image % TWO_32;
-    this.#c3 = Math.floor(image / TWO_32);
+    this.#c3 = (((repeat % REPEATS) << 21) | Math.floor(image / TWO_32)) >>> 0;
     this.#operation = operation;
   }
 
@@ -151,20 +161,56 @@ export class CounterRandom {
   }
 }
 
-/** A permutation of 0..n-1 that depends on the seed and the epoch alone (Fisher-Yates). */
+/** Random numbers that concern a whole epoch, as many as it takes: they depend on seed, epoch and operation alone. */
+export class EpochRandom {
+  readonly #key: Omit<RandomKey, "image">;
+  #random: CounterRandom;
+  #stream = 0;
+  #left: number;
+
+  constructor(seed: number, epoch: number, operation: number) {
+    this.#key = { seed, epoch, operation };
+    this.#random = new CounterRandom({ ...this.#key, image: 0 });
+    this.#left = EpochRandom.#perStream;
+  }
+
+  /** Numbers of one stream; the image part of the key numbers the streams. */
+  static readonly #perStream = 1 << 18;
+
+  /** The next 32 random bits. */
+  bits(): number {
+    if (this.#left === 0) {
+      this.#random = new CounterRandom({ ...this.#key, image: ++this.#stream });
+      this.#left = EpochRandom.#perStream;
+    }
+    this.#left--;
+    return this.#random.bits();
+  }
+
+  /** A uniform integer in [0, n). The bias is below n / 2^32. */
+  integer(n: number): number {
+    return Math.floor((this.bits() / TWO_32) * n);
+  }
+
+  /** Uniform in (0, 1), of 52 bits: fine enough to choose among millions of images by their weights. */
+  uniform(): number {
+    return ((this.bits() >>> 6) * 2 ** 26 + (this.bits() >>> 6) + 0.5) / 2 ** 52;
+  }
+
+  /** Shuffles in place (Fisher-Yates). */
+  shuffle<T extends Uint32Array | Uint8Array>(values: T): T {
+    for (let i = values.length - 1; i > 0; i--) {
+      const j = this.integer(i + 1);
+      const kept = values[i] as number;
+      values[i] = values[j] as number;
+      values[j] = kept;
+    }
+    return values;
+  }
+}
+
+/** A permutation of 0..n-1 that depends on the seed and the epoch alone. */
 export function shuffledOrder(n: number, seed: number, epoch: number): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
-  // One stream holds 2^18 numbers; the image part of the key numbers the streams.
-  const perStream = 1 << 18;
-  let random = new CounterRandom({ seed, epoch, image: 0, operation: RandomOperation.shuffle });
-  for (let i = n - 1, drawn = 0; i > 0; i--, drawn++) {
-    if (drawn > 0 && drawn % perStream === 0) {
-      random = new CounterRandom({ seed, epoch, image: drawn / perStream, operation: RandomOperation.shuffle });
-    }
-    const j = random.integer(i + 1);
-    const kept = order[i] as number;
-    order[i] = order[j] as number;
-    order[j] = kept;
-  }
-  return order;
+  return new EpochRandom(seed, epoch, RandomOperation.shuffle).shuffle(order);
 }

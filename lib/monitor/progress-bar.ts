@@ -146,14 +146,14 @@ export class ProgressBar {
       { text: `${String(this.iteration).padStart(String(this.total).length)}/${this.total}`, rank: 0 },
       { text: `${String(Math.floor(100 * share)).padStart(3)}%`, rank: 1 },
       { text: `${imagesPerSecond === undefined ? "-" : formatRate(imagesPerSecond)} img/s`, rank: 3 },
-      { text: `wait ${waitShare === undefined ? "-" : Math.round(100 * waitShare)}%`, rank: 5 },
+      { text: `wait ${waitShare === undefined ? "-" : Math.round(100 * waitShare)}%`, rank: 1 },
       { text: `ETA ${secondsLeft === undefined ? "-" : formatDuration(secondsLeft)}`, rank: 2 },
     ];
     for (const [name, value] of Object.entries(this.values.losses ?? {})) {
       parts.push({ text: `${name} ${formatNumber(value)}`, rank: 4 });
     }
     const { learningRate } = this.values;
-    if (learningRate !== undefined) parts.push({ text: `lr ${formatNumber(learningRate)}`, rank: 6 });
+    if (learningRate !== undefined) parts.push({ text: `lr ${formatNumber(learningRate)}`, rank: 5 });
 
     const join = () => parts.map(({ text }) => text).join("  ");
     while (parts.length > 1 && Bun.stringWidth(join()) > width) {
@@ -168,7 +168,7 @@ export class ProgressBar {
     const room = Math.min(width - Bun.stringWidth(join()) - 2, 24);
     if (this.terminal && room >= 8) {
       const filled = Math.floor(room * Math.min(share, 1));
-      parts.splice(2, 0, { text: "━".repeat(filled) + "─".repeat(room - filled), rank: 7 });
+      parts.splice(2, 0, { text: "━".repeat(filled) + "─".repeat(room - filled), rank: 6 });
     }
     return truncate(join(), width);
   }

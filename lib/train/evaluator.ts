@@ -68,15 +68,15 @@ export class Evaluator implements Disposable {
 
   async #detect(batch: DetectionBatch): Promise<ImageDetections[]> {
     const found = await this.#step.run(this.#options.decoder.images(batch.slot), batch.n);
-    return batch.images.map(({ imageId, fileName, toInput, width, height }, i) => ({
-      imageId,
-      fileName,
-      detections: (found[i] as Detection[]).map(({ box, score, label }) => {
+    return batch.images.flatMap(({ imageId, fileName, toInput, width, height, repeat }, i) => {
+      if (repeat) return []; // it fills up a batch, and its detections count once
+      const detections = (found[i] as Detection[]).map(({ box, score, label }) => {
         const mapped = Float64Array.from(box);
         mapBoxesToImage(mapped, toInput, width, height);
         return { box: [...mapped] as Detection["box"], score, label };
-      }),
-    }));
+      });
+      return [{ imageId, fileName, detections }];
+    });
   }
 
   dispose(): void {

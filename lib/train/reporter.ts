@@ -23,6 +23,10 @@ export interface ReporterOptions {
 export class Reporter implements TrainerObserver {
   readonly #options: Required<ReporterOptions>;
   readonly #progress: ProgressBar;
+  /** Since the last line in metrics.jsonl: its time, and the seconds for which training waited for data. */
+  #since: number | null = null;
+  #waited = 0;
+  #evaluationStart = 0;
 
   constructor(options: ReporterOptions) {
     this.#options = { logEvery: 10, pictures: 8, ...options };
@@ -37,6 +41,8 @@ export class Reporter implements TrainerObserver {
 
   onStep(_iteration: number, images: number, waitSeconds: number): void {
     this.#progress.step(images, waitSeconds);
+    this.#since ??= performance.now() - 1000 * waitSeconds;
+    this.#waited += waitSeconds;
   }
 
   onResult({ iteration, losses, rate, gradNorm, failed }: StepResult): void {
@@ -44,10 +50,24 @@ export class Reporter implements TrainerObserver {
     const { run, logEvery, iterations } = this.#options;
     if (iteration % logEvery !== 0 && iteration !== iterations - 1 && !failed) return;
     const norm = gradNorm === undefined ? {} : { gradNorm };
-    run.appendMetrics({ kind: "train", iteration, ...losses, learningRate: rate, ...norm });
+    run.appendMetrics({
+      ...{ kind: "train", iteration, ...losses, learningRate: rate, ...norm },
+      waitShare: this.#takeWaitShare(),
+    });
+  }
+
+  /** The share of time since the last call, evaluations apart, for which training waited for data. */
+  #takeWaitShare(): number {
+    const now = performance.now();
+    const seconds = (now - (this.#since ?? now)) / 1000;
+    const share = seconds > 0 ? Math.min(1, this.#waited / seconds) : 0;
+    this.#since = now;
+    this.#waited = 0;
+    return Math.round(1e4 * share) / 1e4;
   }
 
   onEvaluationStart(): void {
+    this.#evaluationStart = performance.now();
     this.#progress.pause();
   }
 
@@ -58,6 +78,7 @@ export class Reporter implements TrainerObserver {
     await this.#draw(iteration, result, detections);
     await this.#drawMetrics(detections);
     this.#progress.resume();
+    if (this.#since !== null) this.#since += performance.now() - this.#evaluationStart;
   }
 
   onCheckpoint(path: string): void {

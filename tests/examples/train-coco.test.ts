@@ -51,6 +51,7 @@ test("a run ends with its results, the run folder and the next command, and the 
   const out = join(folder, "runs");
   const { exitCode, stdout, stderr } = await run(
     ...["--data", folder, ...small, "--iterations", "4", "--clip-norm", "2.5", "--out", out],
+    ...["--sampler", "repeat-factor", "--repeat-threshold", "0.9", "--group-by-aspect"],
   );
   expect(stderr).toBe("");
   expect(exitCode).toBe(0);
@@ -61,8 +62,11 @@ test("a run ends with its results, the run folder and the next command, and the 
   const runFolder = /run folder: (.*)/.exec(stdout)?.[1] as string;
   const config = JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8"));
   expect(config).toMatchObject({ iterations: 4, batch: 2, size: [64, 64], seed: 0, clipNorm: 2.5 });
+  expect(config).toMatchObject({ sampler: "repeat-factor", repeatThreshold: 0.9, groupByAspect: true });
   const records = readMetrics(join(runFolder, "metrics.jsonl"));
-  expect(records.find(({ kind }) => kind === "train")!.gradNorm).toBeGreaterThan(0);
+  const line = records.find(({ kind }) => kind === "train")!;
+  expect(line.gradNorm).toBeGreaterThan(0);
+  expect(line.waitShare).toBeGreaterThanOrEqual(0);
   const kinds = records.map(({ kind }) => kind);
   expect(kinds).toContain("train");
   expect(kinds).toContain("evaluation");
@@ -166,6 +170,9 @@ test("what cannot be trained on stops before the first step with an error that n
   writeFileSync(join(damaged, "config.json"), '{"data": "de');
   for (const [args, message] of [
     [["--model", "yolo"], "--model: expected one of compact, retinanet_resnet18_fpn"],
+    [["--sampler", "random"], "--sampler: expected one of shuffle, class-balanced, repeat-factor"],
+    [["--repeat-threshold", "0.1"], "--repeat-threshold: needs --sampler repeat-factor, the sampler is shuffle"],
+    [["--max-bad-images", "2"], '--max-bad-images: expected a share of at most 1, got "2"'],
     [["--box-loss", "l3"], "--box-loss: expected one of l1, smooth_l1"],
     [["--model", "fcos_resnet50_fpn", "--box-loss", "giou"], "--box-loss: fcos_resnet50_fpn has a box loss of its own"],
     [["--norm", "frozen"], "--norm: the compact model has no such backbone"],

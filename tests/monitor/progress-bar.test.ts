@@ -58,9 +58,10 @@ describe("in a terminal", () => {
     }
     expect(bar.line(9)).toBe(" 500/1000");
     expect(bar.line(15)).toBe(" 500/1000   50%");
-    expect(bar.line(30)).toBe(" 500/1000   50%  ETA 1:00");
-    expect(bar.line(55)).toBe(" 500/1000   50%  267 img/s  ETA 1:00  классификация 1.5");
-    expect(bar.line(64)).toBe(" 500/1000   50%  267 img/s  ETA 1:00  классификация 1.5  箱 0.25");
+    expect(bar.line(30)).toBe(" 500/1000   50%  wait 50%");
+    expect(bar.line(40)).toBe(" 500/1000   50%  wait 50%  ETA 1:00");
+    expect(bar.line(65)).toBe(" 500/1000   50%  267 img/s  wait 50%  ETA 1:00  классификация 1.5");
+    expect(bar.line(74)).toBe(" 500/1000   50%  267 img/s  wait 50%  ETA 1:00  классификация 1.5  箱 0.25");
     expect(bar.line()).toContain("━━━━━━━━━━━━────────────");
   });
 

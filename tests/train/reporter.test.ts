@@ -1,11 +1,11 @@
 /** What an evaluation leaves in the run folder. */
-import { afterAll, beforeAll, expect, test } from "bun:test";
+import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { DeviceImageCodec, loadDataset } from "../../lib/data";
 import { RunFolder, readMetrics } from "../../lib/monitor";
-import { type ImageDetections, measure, Reporter } from "../../lib/train";
+import { type ImageDetections, measure, Reporter, type StepResult } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -17,6 +17,44 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
+});
+
+test("metrics say what share of the time training waited for data, evaluations apart", async () => {
+  using dataset = await loadDataset(folder, { codec: new DeviceImageCodec(device), store: ":memory:" });
+  const run = await RunFolder.create({ name: "waits", root: join(folder, "runs") });
+  let clock = 5000;
+  const now = spyOn(performance, "now").mockImplementation(() => clock);
+  const reporter = new Reporter({
+    ...{ run, dataset, codec: new DeviceImageCodec(device), iterations: 40, start: 0 },
+    logEvery: 2,
+  });
+  const step = (iteration: number, seconds: number, waitSeconds: number): void => {
+    clock += 1000 * seconds;
+    reporter.onStep(iteration, 2, waitSeconds);
+    const result = { iteration, losses: { loss: 1 }, rate: 0.1, failed: false };
+    reporter.onResult(result as unknown as StepResult);
+  };
+  clock += 60_000; // planning, before the first step, is no waiting
+  step(0, 0.5, 0.5);
+  step(1, 2, 0.5);
+  step(2, 2, 0.25);
+  step(3, 1, 0);
+  reporter.onEvaluationStart();
+  clock += 30_000;
+  const detections = dataset.store.images("val2017").map(({ id, fileName }) => {
+    return { imageId: id, fileName, detections: [] };
+  });
+  await reporter.onEvaluation(4, measure(dataset.store, "val2017", detections), detections);
+  step(4, 1, 1);
+  reporter.finish();
+  run.close();
+  now.mockRestore();
+  const lines = readMetrics(join(run.path, "metrics.jsonl")).filter(({ kind }) => kind === "train");
+  expect(lines.map(({ iteration, waitShare }) => [iteration, waitShare])).toEqual([
+    [0, 1],
+    [2, 0.1875],
+    [4, 0.5],
+  ]);
 });
 
 test("an evaluation draws predictions, the confusion matrix and the curves, each over the one before", async () => {

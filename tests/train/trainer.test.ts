@@ -3,12 +3,15 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import {
+  AspectRatioBatches,
   CocoDataLoader,
+  type CocoDataLoaderOptions,
   DeviceBatchDecoder,
   DeviceImageCodec,
   HorizontalFlip,
   loadDataset,
   Normalize,
+  RepeatFactorSampler,
   Resize,
 } from "../../lib/data";
 import { readCheckpoint } from "../../lib/formats";
@@ -37,6 +40,7 @@ interface RunOptions {
   evaluate?: boolean;
   signal?: AbortSignal;
   observer?: TrainerObserver;
+  sampling?: Pick<CocoDataLoaderOptions, "sampler" | "batchSampler" | "prefetch" | "concurrency">;
 }
 
 interface RunResult {
@@ -59,7 +63,7 @@ async function run(options: RunOptions): Promise<RunResult> {
     size: [64, 64] as const,
     preprocessing,
   };
-  await using loader = new CocoDataLoader({ ...loaderOptions, split: "train2017", seed: 3 });
+  await using loader = new CocoDataLoader({ ...loaderOptions, ...options.sampling, split: "train2017", seed: 3 });
   using evalDecoder = new DeviceBatchDecoder(device, shared);
   await using evalLoader = new CocoDataLoader({
     ...loaderOptions,
@@ -109,6 +113,27 @@ test("a resumed run ends with the bytes of an uninterrupted one", async () => {
   }
   const differs = [...whole.weights].some(([name, bytes]) => Buffer.compare(bytes, first.weights.get(name)!) !== 0);
   expect(differs, "training after the interruption changed nothing").toBe(true);
+});
+
+test("a run that repeats and groups images resumes in the middle of a pass, with other reading", async () => {
+  const checkpoints = join(folder, "resume-sampled");
+  const sampling = { sampler: new RepeatFactorSampler({ threshold: 1 }), batchSampler: new AspectRatioBatches() };
+  const whole = await run({ iterations: 12, sampling });
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 6 && stop.abort()) };
+  const first = await run({ iterations: 12, checkpoints, signal: stop.signal, observer, sampling });
+  const resume = first.outcome.checkpoint as string;
+  const second = await run({ iterations: 12, resume, sampling: { ...sampling, prefetch: 2, concurrency: 1 } });
+  for (const [name, bytes] of whole.weights) {
+    expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
+  }
+  const other = await run({ iterations: 12, resume }).then(
+    () => null,
+    (reason: unknown) => reason,
+  );
+  expect(String(other)).toContain(
+    'CocoDataLoader.restore: sampler was {"name":"RepeatFactorSampler","threshold":1}, but this loader has none',
+  );
 });
 
 test("training learns: the losses fall and an evaluation reports COCO's figures", async () => {

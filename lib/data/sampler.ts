@@ -1,0 +1,328 @@
+import { check } from "../native/error";
+import { CounterRandom, EpochRandom, RandomOperation, shuffledOrder } from "./random";
+
+/** What a sampler may go by: the images of a loader, each under its place in the loader's list. */
+export interface SampledImages {
+  readonly length: number;
+  /** (length): ids in the data set (COCO's image_id). */
+  readonly ids: ArrayLike<number>;
+  /** (length): height / width. */
+  readonly aspectRatios: ArrayLike<number>;
+  /** Class indices are below this. */
+  readonly classes: number;
+  /** (length + 1): image i has the boxes starts[i] to starts[i + 1] - 1; crowds are none of them. */
+  readonly starts: ArrayLike<number>;
+  /** Class index of each box. */
+  readonly labels: ArrayLike<number>;
+}
+
+/** A sampler's name and its options: what tells apart two samplers that give other orders. */
+export interface SamplerJson {
+  name: string;
+  [option: string]: string | number | boolean;
+}
+
+/** Which pass over the data is to be ordered. */
+export interface SampledPass {
+  seed: number;
+  epoch: number;
+}
+
+/**
+ * Decides which images a pass (epoch) over the data has, and in which order. A sampler of one's own is a class with these two
+ * methods:
+ *
+ * ```ts
+ * class LargestFirst extends Sampler {
+ *   toJSON() { return { name: "LargestFirst" }; }
+ *   order(images: SampledImages) {
+ *     const boxes = (i: number) => images.starts[i + 1]! - images.starts[i]!;
+ *     return Uint32Array.from({ length: images.length }, (_, i) => i).sort((a, b) => boxes(b) - boxes(a));
+ *   }
+ * }
+ * ```
+ */
+export abstract class Sampler {
+  /** Kept in a loader's state: going on with another sampler is refused. */
+  abstract toJSON(): SamplerJson;
+
+  /**
+   * The images of a pass by their places, in order. They may repeat or be left out, and passes may differ in length. Must depend on
+   * the arguments and the sampler's options alone: a state is restored by ordering its pass again, and each rank orders it
+   * for itself. Draw with EpochRandom or CounterRandom, keyed by seed and epoch.
+   */
+  abstract order(images: SampledImages, pass: SampledPass): Uint32Array;
+}
+
+/** Each image once, by ascending id. */
+export class SequentialSampler extends Sampler {
+  override toJSON(): SamplerJson {
+    return { name: "SequentialSampler" };
+  }
+
+  override order({ length }: SampledImages): Uint32Array {
+    return Uint32Array.from({ length }, (_, i) => i);
+  }
+}
+
+/** Each image once, in an order of its own in each pass. */
+export class ShuffleSampler extends Sampler {
+  override toJSON(): SamplerJson {
+    return { name: "ShuffleSampler" };
+  }
+
+  override order({ length }: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
+    return shuffledOrder(length, seed, epoch);
+  }
+}
+
+export interface WeightedSamplerOptions {
+  /** Weight of each image, 0 or more: an array in the loader's order, or a function of the image's place. */
+  weights: ArrayLike<number> | ((image: number, images: SampledImages) => number);
+  /** Images in a pass. Default: as many as there are. */
+  samples?: number;
+  /** Whether an image may come several times in a pass. Default true. */
+  replacement?: boolean;
+}
+
+/**
+ * Images with a probability in proportion to their weights. Without replacement, the next image is always drawn from those left
+ * over, by weight (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", Information Processing Letters 97, 2006).
+ */
+export class WeightedSampler extends Sampler {
+  readonly #weights: WeightedSamplerOptions["weights"];
+  readonly #samples: number | undefined;
+  readonly #replacement: boolean;
+
+  constructor({ weights, samples, replacement = true }: WeightedSamplerOptions) {
+    super();
+    checkSamples("WeightedSampler", samples);
+    this.#weights = typeof weights === "function" ? weights : Float64Array.from(weights);
+    this.#samples = samples;
+    this.#replacement = replacement;
+  }
+
+  override toJSON(): SamplerJson {
+    return { name: "WeightedSampler", samples: this.#samples ?? "all", replacement: this.#replacement };
+  }
+
+  override order(images: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
+    const weights = this.#weightsOf(images);
+    const samples = this.#samples ?? images.length;
+    const random = new EpochRandom(seed, epoch, RandomOperation.sample);
+    return this.#replacement
+      ? drawWithReplacement(weights, samples, random)
+      : this.#withoutReplacement(weights, random);
+  }
+
+  #weightsOf(images: SampledImages): Float64Array {
+    const given = this.#weights;
+    check(
+      typeof given === "function" || given.length === images.length,
+      "WeightedSampler",
+      () => `${(given as ArrayLike<number>).length} weights for ${images.length} images`,
+    );
+    const weights = Float64Array.from({ length: images.length }, (_, i) =>
+      typeof given === "function" ? given(i, images) : (given[i] as number),
+    );
+    const bad = weights.findIndex((weight) => !(weight >= 0 && weight < Infinity));
+    check(
+      bad < 0,
+      "WeightedSampler",
+      () => `the weight of image ${images.ids[bad]} is ${weights[bad]}, expected a number >= 0`,
+    );
+    check(
+      weights.some((weight) => weight > 0),
+      "WeightedSampler",
+      () => "all weights are 0",
+    );
+    return weights;
+  }
+
+  #withoutReplacement(weights: Float64Array, random: EpochRandom): Uint32Array {
+    const keys = weights.map((weight) => Math.log(random.uniform()) / weight);
+    const drawable = Uint32Array.from(weights.keys()).filter((i) => (weights[i] as number) > 0);
+    const samples = this.#samples ?? drawable.length;
+    check(
+      samples <= drawable.length,
+      "WeightedSampler",
+      () => `${samples} samples without replacement, but ${drawable.length} images have a weight above 0`,
+    );
+    return drawable.sort((a, b) => (keys[b] as number) - (keys[a] as number) || a - b).subarray(0, samples);
+  }
+}
+
+/** `samples` places, each drawn in proportion to `weights`, some of which are above 0. */
+function drawWithReplacement(weights: Float64Array, samples: number, random: EpochRandom): Uint32Array {
+  const sums = new Float64Array(weights.length);
+  let sum = 0;
+  for (let i = 0; i < weights.length; i++) sums[i] = sum += weights[i] as number;
+  const last = weights.findLastIndex((weight) => weight > 0);
+  return Uint32Array.from({ length: samples }, () => {
+    const wanted = random.uniform() * sum;
+    // The first place whose sum is above: never one of weight 0.
+    let [low, high] = [0, last];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((sums[middle] as number) > wanted) high = middle;
+      else low = middle + 1;
+    }
+    return low;
+  });
+}
+
+export interface ClassBalancedSamplerOptions {
+  /** Images in a pass. Default: as many as there are. */
+  samples?: number;
+  /** Share of a pass that images without boxes make up, in [0, 1). Default 0: none of them comes. */
+  background?: number;
+}
+
+/**
+ * Each class equally often: classes take turns, in a new order each round, and a class's images take turns within it, in a new order
+ * each time all have come (class-aware sampling: Shen, Lin and Huang, "Relay Backpropagation for Effective Learning of Deep
+ * Convolutional Neural Networks", ECCV 2016). What is balanced are the classes that images are drawn for; an image brings its
+ * boxes of other classes along.
+ */
+export class ClassBalancedSampler extends Sampler {
+  readonly #samples: number | undefined;
+  readonly #background: number;
+
+  constructor({ samples, background = 0 }: ClassBalancedSamplerOptions = {}) {
+    super();
+    checkSamples("ClassBalancedSampler", samples);
+    check(
+      background >= 0 && background < 1,
+      "ClassBalancedSampler",
+      () => `background must be in [0, 1), got ${background}`,
+    );
+    this.#samples = samples;
+    this.#background = background;
+  }
+
+  override toJSON(): SamplerJson {
+    return { name: "ClassBalancedSampler", samples: this.#samples ?? "all", background: this.#background };
+  }
+
+  override order(images: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
+    const random = new EpochRandom(seed, epoch, RandomOperation.sample);
+    const samples = this.#samples ?? images.length;
+    const members = imagesOfClasses(images);
+    const empty = Array.from({ length: images.length }, (_, i) => i).filter(
+      (i) => images.starts[i] === images.starts[i + 1],
+    );
+    const background = Math.round(this.#background * samples);
+    check(members.length > 0, "ClassBalancedSampler", () => "no image has boxes");
+    check(
+      background === 0 || empty.length > 0,
+      "ClassBalancedSampler",
+      () => `background is ${this.#background}, but all images have boxes`,
+    );
+    const turns = members.map((list) => new Turns(Uint32Array.from(list), random));
+    const classTurns = new Turns(Uint32Array.from(turns.keys()), random);
+    const emptyTurns = new Turns(Uint32Array.from(empty), random);
+    const isBackground = random.shuffle(new Uint8Array(samples).fill(1, 0, background));
+    return Uint32Array.from(isBackground, (flag) => (flag ? emptyTurns : (turns[classTurns.next()] as Turns)).next());
+  }
+}
+
+/** Elements of a list one after the other, in a new order whenever all have come. */
+class Turns {
+  #at = 0;
+
+  constructor(
+    private readonly list: Uint32Array,
+    private readonly random: EpochRandom,
+  ) {}
+
+  next(): number {
+    if (this.#at === 0) this.random.shuffle(this.list);
+    const value = this.list[this.#at] as number;
+    this.#at = (this.#at + 1) % this.list.length;
+    return value;
+  }
+}
+
+/** The images that have boxes of a class, for each class that has any. */
+function imagesOfClasses(images: SampledImages): number[][] {
+  const members: number[][] = Array.from({ length: images.classes }, () => []);
+  for (let i = 0; i < images.length; i++) {
+    for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
+      const list = members[images.labels[k] as number] as number[];
+      if (list.at(-1) !== i) list.push(i);
+    }
+  }
+  return members.filter((list) => list.length > 0);
+}
+
+export interface RepeatFactorSamplerOptions {
+  /** Classes in a smaller share of the images than this are repeated: the paper's t. Default 0.001. */
+  threshold?: number;
+}
+
+/**
+ * Images with rare classes several times a pass (repeat factor sampling: Gupta, Dollár and Girshick, "LVIS: A Dataset for Large
+ * Vocabulary Instance Segmentation", CVPR 2019). Class c, which a share f(c) of the images have, gets the factor r(c) = max(1,
+ * sqrt(t / f(c))), an image the largest factor of its classes, 1 without any. The fraction of a factor is rounded at random, for
+ * each pass and image by itself, so that the factor holds on average; passes differ somewhat in length.
+ */
+export class RepeatFactorSampler extends Sampler {
+  readonly threshold: number;
+
+  constructor({ threshold = 0.001 }: RepeatFactorSamplerOptions = {}) {
+    super();
+    check(
+      threshold > 0 && threshold <= 1,
+      "RepeatFactorSampler",
+      () => `threshold must be above 0 and at most 1, got ${threshold}`,
+    );
+    this.threshold = threshold;
+  }
+
+  override toJSON(): SamplerJson {
+    return { name: "RepeatFactorSampler", threshold: this.threshold };
+  }
+
+  /** The factor of each image. */
+  factors(images: SampledImages): Float64Array {
+    const frequencies = new Float64Array(images.classes);
+    const lastSeen = new Int32Array(images.classes).fill(-1);
+    for (let i = 0; i < images.length; i++) {
+      for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
+        const label = images.labels[k] as number;
+        if (lastSeen[label] !== i) frequencies[label] = (frequencies[label] as number) + 1 / images.length;
+        lastSeen[label] = i;
+      }
+    }
+    const ofClass = frequencies.map((frequency) => Math.max(1, Math.sqrt(this.threshold / frequency)));
+    return Float64Array.from({ length: images.length }, (_, i) => {
+      let factor = 1;
+      for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
+        factor = Math.max(factor, ofClass[images.labels[k] as number] as number);
+      }
+      return factor;
+    });
+  }
+
+  override order(images: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
+    const order: number[] = [];
+    for (const [i, factor] of this.factors(images).entries()) {
+      let times = Math.floor(factor);
+      if (times < factor) {
+        // Keyed by the image: images that come or go leave the rounding of all others as it was.
+        const key = { seed, epoch, image: images.ids[i] as number, operation: RandomOperation.repeat };
+        if (new CounterRandom(key).chance(factor - times)) times++;
+      }
+      for (let k = 0; k < times; k++) order.push(i);
+    }
+    return new EpochRandom(seed, epoch, RandomOperation.shuffle).shuffle(Uint32Array.from(order));
+  }
+}
+
+function checkSamples(name: string, samples: number | undefined): void {
+  check(
+    samples === undefined || (Number.isSafeInteger(samples) && samples >= 1),
+    name,
+    () => `samples must be an integer >= 1, got ${samples}`,
+  );
+}
