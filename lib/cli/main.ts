@@ -27,6 +27,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "time training, inference, layers and post-processing, with the device's ceilings and floors beside them",
     load: () => import("./bench"),
   },
+  data: {
+    summary: "a store of images and boxes: import, export, check, view, split, stats, download",
+    load: () => import("./data"),
+  },
   doctor: {
     summary: "print what was found here: Bun, the native libraries, devices, the backend that is used",
     load: () => import("./doctor"),

@@ -1,8 +1,8 @@
 import { DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, FileFacts, ImageRecord, ImageUpdate } from "./annotation-store";
-import { BOX_REASONS, placeBox } from "./coco-import";
 import type { ImageCodec, JpegInfo } from "./codec";
 import type { DataSource, ObjectInfo } from "./data-source";
+import { BOX_REASONS, placeBox } from "./import-content";
 import { hasEndOfImage, looksLike } from "./jpeg";
 import { ProblemList } from "./problems";
 import { type ProgressListener, showProgress } from "./progress";
@@ -170,7 +170,7 @@ function commonFolder(keys: Iterable<string>): string {
 const NO_FACTS = { width: 0, height: 0, components: 0, bits: 0, process: 0, problem: null };
 
 /** Reads as much of a file as it takes to judge it. */
-async function inspectFile(
+export async function inspectFile(
   source: DataSource,
   file: ObjectInfo,
   codec: ImageCodec,
@@ -209,7 +209,7 @@ function readHeader(codec: ImageCodec, bytes: Uint8Array): JpegInfo | string {
 }
 
 /** Why an image is left out: the reason, and what names the image in a report; null where it can be used. */
-function imageFault(
+export function imageFault(
   image: ImageRecord,
   facts: FileFacts | null,
   source: DataSource,

@@ -2,8 +2,8 @@
 import { readFile } from "node:fs/promises";
 import { basename } from "node:path";
 import { check, ErrorCode } from "../native/error";
-import type { Category } from "./annotation-store";
-import { ANNOTATION_FIELDS, readCocoContent } from "./coco-import";
+import type { Category, NewImage } from "./annotation-store";
+import { readCoco, sameId } from "./coco-reader";
 import { END_OF_OBJECT, JsonKeys, JsonReader } from "./json-reader";
 import { fileError } from "./local-data-source";
 import { type ProgressListener, showProgress, yieldToEventLoop } from "./progress";
@@ -54,23 +54,40 @@ export async function readCocoAnnotations(
   path: string,
   { progress = showProgress() }: { progress?: ProgressListener } = {},
 ): Promise<AnnotationFile> {
-  const bytes = await load("readCocoAnnotations", path);
-  const { images, categories, annotations, annotationCount } = await readCocoContent(bytes, path, progress);
-  const objects = Array.from({ length: annotationCount }, (_, i): AnnotatedObject => {
-    const row = annotations.subarray(i * ANNOTATION_FIELDS, (i + 1) * ANNOTATION_FIELDS);
-    const [id, imageId, categoryId, x, y, width, height, area, crowd] = row as unknown as number[];
-    const bbox = [x!, y!, width!, height!] as const;
-    const known = !Number.isNaN(area);
-    return {
-      id: id!,
-      imageId: imageId!,
-      categoryId: categoryId!,
-      bbox,
-      area: known ? area! : bbox[2] * bbox[3],
-      iscrowd: crowd === 1,
-    };
-  });
-  return { path, images: images.map(({ sourceId: id, fileName }) => ({ id, fileName })), categories, objects };
+  const file: AnnotationFile = { path, images: [], categories: [], objects: [] };
+  const categoryRows = new Map<number, number>();
+  const imageRows = new Map<number, number>();
+  const unique = (rows: Map<number, number>, list: string, index: number, id: number): void => {
+    const first = rows.get(id);
+    if (first !== undefined) throw sameId(path, list, index, id, first);
+    rows.set(id, index);
+  };
+  using reader = JsonReader.open(path);
+  const visitor = {
+    category(category: Category, index: number): void {
+      unique(categoryRows, "categories", index, category.id);
+      file.categories.push(category);
+    },
+    image({ sourceId: id, fileName }: NewImage, index: number): void {
+      unique(imageRows, "images", index, id);
+      file.images.push({ id, fileName });
+    },
+    annotation(values: Float64Array): void {
+      const [id, imageId, categoryId, x, y, width, height, area, crowd] = values as unknown as number[];
+      const bbox = [x!, y!, width!, height!] as const;
+      const known = !Number.isNaN(area);
+      file.objects.push({
+        id: id!,
+        imageId: imageId!,
+        categoryId: categoryId!,
+        bbox,
+        area: known ? area! : bbox[2] * bbox[3],
+        iscrowd: crowd === 1,
+      });
+    },
+  };
+  await readCoco(reader, visitor, progress);
+  return file;
 }
 
 const ROW_KEYS = new JsonKeys(["image_id", "category_id", "bbox", "score"]);

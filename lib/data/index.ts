@@ -1,22 +1,32 @@
 export {
   type AnnotationRecord,
+  type AnnotationSource,
   AnnotationStore,
+  type AnnotationUpdate,
+  type AssignSplitsOptions,
+  type Attribution,
   type Category,
+  type Change,
   ClassMap,
   type CocoBox,
   type FileFacts,
+  type ImageQuery,
   type ImageRecord,
   type ImageUpdate,
   type ImportRecord,
   type NewAnnotation,
   type NewImage,
+  type PageOptions,
+  type SplitShares,
   type StoreCounts,
 } from "./annotation-store";
 export { AspectRatioBatches, type AspectRatioBatchesOptions, BatchSampler } from "./batch-sampler";
 export { type BatchPlace, BatchSchedule, type ScheduledBatch, type ScheduleOptions } from "./batch-schedule";
+export { type BoxStats, type BoxStatsOptions, boxStats, type Spread } from "./box-stats";
 export { cacheFolder } from "./cache";
 export { CachedDataSource, type CacheOptions, type CacheStats, parseBytes } from "./cached-data-source";
 export { type CheckImagesOptions, type CheckReport, checkImages } from "./check-images";
+export { type CheckRowsOptions, type CheckRowsReport, checkRows, type Finding } from "./check-rows";
 export {
   type BatchImage,
   CocoDataLoader,
@@ -24,7 +34,7 @@ export {
   type DetectionBatch,
   type ImageFailure,
 } from "./coco-data-loader";
-export { type ImportOptions, type ImportReport, importCoco } from "./coco-import";
+export { importCoco } from "./coco-import";
 export {
   type AnnotatedObject,
   type AnnotationFile,
@@ -57,6 +67,7 @@ export {
   publishedDatasets,
   readDatasetArchives,
 } from "./download";
+export * from "./exchange/index";
 export { type GcsCredentials, GcsDataSource, type GcsOptions } from "./gcs-data-source";
 export { HttpDataSource, type HttpOptions } from "./http-data-source";
 export {
@@ -69,6 +80,7 @@ export {
   TRANSFORM_FLOATS,
   writeTransform,
 } from "./image-plan";
+export type { ImportOptions, ImportReport } from "./import-content";
 export { LocalDataSource } from "./local-data-source";
 export { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
 export { type Problem, type ProblemAction, ProblemList } from "./problems";
@@ -91,6 +103,7 @@ export {
   WeightedSampler,
   type WeightedSamplerOptions,
 } from "./sampler";
+export { seededFraction, splitOf } from "./split-hash";
 export { SQLiteAnnStore } from "./sqlite-ann-store";
 export {
   HorizontalFlip,
@@ -111,3 +124,4 @@ export {
   VerticalFlip,
   withoutAugmentation,
 } from "./transforms";
+export { serveDataset, type ViewOptions } from "./view-server";

@@ -1,99 +1,80 @@
 import { Database, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import { dirname, resolve } from "node:path";
 import { check, DlfsError, ErrorCode } from "../native/error";
 import {
   type AnnotationRecord,
   AnnotationStore,
+  type AnnotationUpdate,
+  type AssignSplitsOptions,
+  type Attribution,
   type Category,
+  type Change,
   type FileFacts,
+  type ImageQuery,
   type ImageRecord,
   type ImageUpdate,
   type ImportRecord,
   type NewAnnotation,
   type NewImage,
+  type PageOptions,
   type StoreCounts,
 } from "./annotation-store";
+import { splitOf } from "./split-hash";
+import { ANNOTATION_INDICES, categoryKey, migrate } from "./sqlite-schema";
 
-const SCHEMA_VERSION = 1;
+const IMAGE_COLUMNS = `i.id, i.split, i.source_id AS sourceId, i.file_name AS fileName, i.key, i.width, i.height, i.problem`;
 
-const SCHEMA = `
-CREATE TABLE categories (id INTEGER PRIMARY KEY, name TEXT NOT NULL, supercategory TEXT) STRICT;
+const ANNOTATION_COLUMNS = `a.id, a.source_id, a.image_id, a.category_id, a.x, a.y, a.width, a.height, a.area, a.is_crowd,
+  a.score, a.origin, a.modified`;
 
-CREATE TABLE images (
-  id INTEGER PRIMARY KEY,
-  split TEXT NOT NULL,
-  source_id INTEGER NOT NULL,
-  file_name TEXT NOT NULL,
-  key TEXT NOT NULL,
-  width INTEGER,
-  height INTEGER,
-  problem TEXT,
-  UNIQUE (split, source_id),
-  UNIQUE (split, key)
-) STRICT;
+const CATEGORY_KEY = categoryKey("a.category_id", "a.image_id");
 
-CREATE TABLE annotations (
-  id INTEGER PRIMARY KEY,
-  source_id INTEGER NOT NULL,
-  image_id INTEGER NOT NULL REFERENCES images (id) ON DELETE CASCADE,
-  category_id INTEGER NOT NULL REFERENCES categories (id),
-  x REAL NOT NULL,
-  y REAL NOT NULL,
-  width REAL NOT NULL,
-  height REAL NOT NULL,
-  area REAL NOT NULL,
-  is_crowd INTEGER NOT NULL
-) STRICT;
-CREATE INDEX annotations_by_image ON annotations (image_id);
-CREATE INDEX annotations_by_category ON annotations (category_id, image_id);
+/** The values of ANNOTATION_COLUMNS. */
+type AnnotationRow = [
+  id: number,
+  sourceId: number,
+  imageId: number,
+  categoryId: number,
+  x: number,
+  y: number,
+  width: number,
+  height: number,
+  area: number,
+  isCrowd: number,
+  score: number | null,
+  origin: number,
+  modified: number,
+];
 
-CREATE TABLE imports (
-  id INTEGER PRIMARY KEY,
-  split TEXT NOT NULL,
-  source TEXT NOT NULL,
-  size INTEGER,
-  modified INTEGER,
-  imported_at INTEGER NOT NULL,
-  problems TEXT NOT NULL
-) STRICT;
+/** Rows that one statement inserts, and the values that each of them needs. */
+const ROWS = 64;
+const ROW_VALUES = 13;
 
-CREATE TABLE files (
-  key TEXT PRIMARY KEY,
-  size INTEGER NOT NULL,
-  modified INTEGER NOT NULL,
-  width INTEGER NOT NULL,
-  height INTEGER NOT NULL,
-  components INTEGER NOT NULL,
-  bits INTEGER NOT NULL,
-  process INTEGER NOT NULL,
-  problem TEXT
-) STRICT, WITHOUT ROWID;
+/** Boxes from which on an index is rather made anew than kept up to date: 4 times as fast, but no use to later imports. */
+const LARGE = 100_000;
 
-CREATE TABLE metadata (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-`;
+/** Images that are held at a time while many are gone through. */
+const PAGE = 10_000;
 
-const IMAGE_COLUMNS = `id, split, source_id AS sourceId, file_name AS fileName, key, width, height, problem`;
+const HUMAN: Attribution = { source: "human" };
+const IMPORTED: Attribution = { source: "imported" };
 
-const ANNOTATION_COLUMNS = `a.id, a.source_id AS sourceId, a.image_id AS imageId, a.category_id AS categoryId,
-  a.x, a.y, a.width, a.height, a.area, a.is_crowd AS isCrowd`;
-
-interface AnnotationRow {
-  id: number;
-  sourceId: number;
-  imageId: number;
-  categoryId: number;
-  x: number;
-  y: number;
-  width: number;
-  height: number;
-  area: number;
-  isCrowd: number;
+/** Rows of a table that one change concerns. */
+interface Range {
+  first: number;
+  last: number;
 }
 
-/** An AnnotationStore in an SQLite file, or in memory. A file may be opened by several processes at a time. */
+/**
+ * An AnnotationStore in an SQLite file, or in memory. A file may be opened by several processes at a time: readers see the
+ * state of a moment and never wait, writers take turns. Files of earlier versions of dlfs are brought up to date when opened.
+ */
 export class SQLiteAnnStore extends AnnotationStore {
   readonly path: string;
   readonly #db: Database;
   #open = true;
+  /** Known rows of the table origins. */
+  readonly #origins = new Map<number, { source: Attribution["source"]; author: string }>();
 
   /** Opens the file, creating it where there is none; ":memory:" gives a store that ends with the process. */
   constructor(path = ":memory:") {
@@ -109,21 +90,9 @@ export class SQLiteAnnStore extends AnnotationStore {
         db.run("PRAGMA journal_mode = WAL");
         db.run("PRAGMA synchronous = NORMAL");
       }
-      const created = db;
-      const version = created.transaction(() => {
-        const present = (created.query("PRAGMA user_version").get() as { user_version: number }).user_version;
-        if (present !== 0) return present;
-        created.run(SCHEMA);
-        created.run(`PRAGMA user_version = ${SCHEMA_VERSION}`);
-        return SCHEMA_VERSION;
-      });
-      const found = version.immediate();
-      check(
-        found === SCHEMA_VERSION,
-        "SQLiteAnnStore",
-        () => `${path} has schema version ${found}, this dlfs reads ${SCHEMA_VERSION}`,
-        ErrorCode.io,
-      );
+      // For batches of rows that lie together, and for the leaves that an import appends to; in KiB.
+      db.run("PRAGMA cache_size = -65536");
+      migrate(db, path);
       this.#db = db;
     } catch (error) {
       db?.close();
@@ -146,7 +115,9 @@ export class SQLiteAnnStore extends AnnotationStore {
           "addCategories",
           () => `category ${id} is "${name}", but the store ${this.path} has it as "${other?.name}"`,
         );
-        if (!other) insert.run(id, name, supercategory);
+        if (other) continue;
+        insert.run(id, name, supercategory);
+        this.#log("category", "add", { first: id, last: id }, IMPORTED, { name, supercategory });
       }
     });
   }
@@ -158,100 +129,318 @@ export class SQLiteAnnStore extends AnnotationStore {
   override images(split: string, { usable = false }: { usable?: boolean } = {}): ImageRecord[] {
     const filter = usable ? "AND problem IS NULL" : "";
     return this.#all<ImageRecord>(
-      `SELECT ${IMAGE_COLUMNS} FROM images WHERE split = ? ${filter} ORDER BY source_id`,
+      `SELECT ${IMAGE_COLUMNS} FROM images i WHERE split = ? ${filter} ORDER BY source_id`,
       split,
     );
   }
 
   override image(id: number): ImageRecord | null {
-    return this.#all<ImageRecord>(`SELECT ${IMAGE_COLUMNS} FROM images WHERE id = ?`, id)[0] ?? null;
+    return this.#all<ImageRecord>(`SELECT ${IMAGE_COLUMNS} FROM images i WHERE id = ?`, id)[0] ?? null;
   }
 
-  override addImages(split: string, images: Iterable<NewImage>): number[] {
+  override findImages(query: ImageQuery, { after, limit }: PageOptions = {}): ImageRecord[] {
+    const { from, parameters } = selectionOf(query, after);
+    const most = limit === undefined ? "" : " LIMIT ?";
+    if (limit !== undefined) parameters.push(limit);
+    return this.#all<ImageRecord>(`SELECT ${IMAGE_COLUMNS} ${from}${most}`, ...parameters);
+  }
+
+  override countImages(query: ImageQuery): number {
+    const { from, parameters } = selectionOf(query);
+    const simple = query.categoryId === undefined && query.split !== undefined && Object.keys(query).length === 1;
+    const sql = simple
+      ? "SELECT count(*) AS n FROM images WHERE split = ?"
+      : `SELECT count(*) AS n FROM (SELECT 1 ${from})`;
+    return this.#all<{ n: number }>(sql, ...parameters)[0]?.n ?? 0;
+  }
+
+  override addImages(split: string, images: Iterable<NewImage>, by: Attribution = IMPORTED): number[] {
     return this.transaction(() => {
       const insert = this.#prepare(
-        "INSERT INTO images (split, source_id, file_name, key, width, height) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO images (id, split, source_id, file_name, key, width, height) VALUES (?, ?, ?, ?, ?, ?, ?)",
       );
+      const first = this.#counter("images") + 1;
       const ids: number[] = [];
-      for (const image of images) {
+      for (const { sourceId, fileName, key, width, height } of images) {
+        const id = first + ids.length;
         try {
-          const { sourceId, fileName, key, width, height } = image;
-          ids.push(Number(insert.run(split, sourceId, fileName, key, width, height).lastInsertRowid));
+          insert.run(id, split, sourceId, fileName, key, width, height);
         } catch (error) {
-          throw storeError("addImages", `image ${image.sourceId} (${image.key}) of split ${split}`, error);
+          throw storeError("addImages", `image ${sourceId} (${key}) of split ${split}`, error);
         }
+        ids.push(id);
       }
+      this.#added("image", { first, last: first + ids.length - 1 }, by);
       return ids;
     });
   }
 
-  override updateImages(updates: Iterable<ImageUpdate>): void {
+  override updateImages(updates: Iterable<ImageUpdate>, by: Attribution = HUMAN): void {
     this.transaction(() => {
-      const size = this.#prepare(
-        "UPDATE images SET width = coalesce(?, width), height = coalesce(?, height) WHERE id = ?",
+      const change = this.#prepare(
+        "UPDATE images SET width = coalesce(?, width), height = coalesce(?, height), problem = ? WHERE id = ?",
       );
-      const problem = this.#prepare("UPDATE images SET problem = ? WHERE id = ?");
-      for (const update of updates) {
-        const { id, width, height } = update;
-        check(this.image(id) !== null, "updateImages", () => `no image has id ${id} in ${this.path}`);
-        if (width !== undefined || height !== undefined) size.run(width ?? null, height ?? null, id);
-        if (update.problem !== undefined) problem.run(update.problem, id);
+      for (const { id, width, height, problem } of updates) {
+        const old = this.image(id);
+        if (old === null) throw unknown("updateImages", "image", id, this.path);
+        change.run(width ?? null, height ?? null, problem === undefined ? old.problem : problem, id);
+        const detail = { width: old.width, height: old.height, problem: old.problem };
+        this.#log("image", "change", { first: id, last: id }, by, detail);
       }
     });
   }
 
-  override deleteImages(ids: Iterable<number>): void {
-    this.#deleteEach("DELETE FROM images WHERE id = ?", ids);
+  override deleteImages(ids: Iterable<number>, by: Attribution = HUMAN): void {
+    this.transaction(() => {
+      const statement = this.#prepare("DELETE FROM images WHERE id = ?");
+      for (const id of ids) {
+        const old = this.image(id);
+        if (old === null) continue;
+        statement.run(id);
+        this.#log("image", "delete", { first: id, last: id }, by, old);
+      }
+    });
+  }
+
+  override tags(): { tag: string; images: number }[] {
+    return this.#all("SELECT tag, count(*) AS images FROM tags GROUP BY tag ORDER BY tag");
+  }
+
+  override tagsOf(imageId: number): string[] {
+    const rows = this.#all<{ tag: string }>("SELECT tag FROM tags WHERE image_id = ? ORDER BY tag", imageId);
+    return rows.map((row) => row.tag);
+  }
+
+  override addTag(tag: string, imageIds: Iterable<number>, by: Attribution = HUMAN): void {
+    check(tag !== "", "addTag", () => "the tag's name is empty");
+    this.#changeTag("INSERT OR IGNORE INTO tags (tag, image_id) VALUES (?, ?)", { added: tag }, imageIds, by);
+  }
+
+  override removeTag(tag: string, imageIds: Iterable<number>, by: Attribution = HUMAN): void {
+    this.#changeTag("DELETE FROM tags WHERE tag = ? AND image_id = ?", { removed: tag }, imageIds, by);
+  }
+
+  override assignSplits(options: AssignSplitsOptions): Record<string, number> {
+    const { shares, seed, from, groupOf, by = HUMAN } = options;
+    const names = Object.keys(shares);
+    const choose = splitOf(shares, seed);
+    return this.transaction(() => {
+      const counts = Object.fromEntries(names.map((name) => [name, 0]));
+      const query = from === undefined ? {} : { split: from };
+      check(
+        this.countImages(query) > 0,
+        "assignSplits",
+        () => `${this.path} has no images${from === undefined ? "" : ` of split "${from}"`}`,
+      );
+      const move = this.#prepare("UPDATE images SET split = ? WHERE id = ?");
+      let range = null as Range | null;
+      for (let page = this.findImages(query, { limit: PAGE }); page.length > 0; ) {
+        for (const image of page) {
+          const split = choose(groupOf?.(image) ?? image.key);
+          (counts[split] as number)++;
+          if (split === image.split) continue;
+          try {
+            move.run(split, image.id);
+          } catch (error) {
+            throw storeError("assignSplits", `image ${image.sourceId} (${image.key}) to split "${split}"`, error);
+          }
+          range = { first: range?.first ?? image.id, last: image.id };
+        }
+        page = this.findImages(query, { limit: PAGE, after: (page.at(-1) as ImageRecord).id });
+      }
+      if (range) this.#log("split", "change", range, by, { shares, seed, from: from ?? null });
+      return counts;
+    });
   }
 
   override annotationsOf(imageId: number): AnnotationRecord[] {
-    const sql = `SELECT ${ANNOTATION_COLUMNS} FROM annotations a WHERE a.image_id = ? ORDER BY a.id`;
-    return this.#all<AnnotationRow>(sql, imageId).map(annotationRecord);
+    return this.annotationsOfBatch([imageId])[0] as AnnotationRecord[];
+  }
+
+  override annotationsOfBatch(imageIds: readonly number[]): AnnotationRecord[][] {
+    const statement = this.#prepare(
+      `SELECT ${ANNOTATION_COLUMNS} FROM annotations a WHERE a.image_id = ? ORDER BY a.id`,
+    );
+    return this.#guard("annotationsOfBatch", () =>
+      imageIds.map((id) => (statement.values(id) as AnnotationRow[]).map((row) => this.#record(row))),
+    );
   }
 
   override *annotations(split: string): Iterable<AnnotationRecord> {
     // Not a cached statement: two walks may be under way at a time.
-    using statement = this.#database().prepare(
-      `SELECT ${ANNOTATION_COLUMNS} FROM images i CROSS JOIN annotations a ON a.image_id = i.id
-       WHERE i.split = ? ORDER BY i.source_id, a.id`,
-    ) as Statement<AnnotationRow> & Disposable;
-    for (const row of statement.iterate(split)) yield annotationRecord(row as AnnotationRow);
+    const database = this.#database();
+    using images = database.prepare("SELECT id FROM images WHERE split = ? ORDER BY source_id") as Statement<{
+      id: number;
+    }> &
+      Disposable;
+    let batch: number[] = [];
+    for (const row of images.iterate(split)) {
+      batch.push((row as { id: number }).id);
+      if (batch.length < 256) continue;
+      for (const records of this.annotationsOfBatch(batch)) yield* records;
+      batch = [];
+    }
+    for (const records of this.annotationsOfBatch(batch)) yield* records;
   }
 
-  override addAnnotations(annotations: Iterable<NewAnnotation>): number {
+  override addAnnotations(
+    annotations: Iterable<NewAnnotation>,
+    { by = IMPORTED, expected = 0 }: { by?: Attribution; expected?: number } = {},
+  ): number {
     return this.transaction(() => {
-      const insert = this.#prepare(
-        `INSERT INTO annotations (source_id, image_id, category_id, x, y, width, height, area, is_crowd)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-      );
-      let count = 0;
-      for (const { sourceId, imageId, categoryId, bbox, area, isCrowd } of annotations) {
-        const [x, y, width, height] = bbox;
-        try {
-          insert.run(sourceId, imageId, categoryId, x, y, width, height, area, isCrowd ? 1 : 0);
-        } catch (error) {
-          const what = `annotation ${sourceId} of image ${imageId}, category ${categoryId}`;
-          throw storeError("addAnnotations", what, error);
-        }
-        count++;
-      }
-      return count;
+      // Rows come image by image, so that the other index only grows at its end.
+      const later = "annotations_by_category";
+      const indexLater = expected > LARGE && expected > this.#rows("annotations");
+      if (indexLater) this.#database().run(`DROP INDEX ${later}`);
+      const first = this.#counter("annotations") + 1;
+      const last = this.#insertAnnotations(annotations, first, by);
+      if (indexLater) this.#database().run(`CREATE INDEX ${later} ON ${ANNOTATION_INDICES[later]}`);
+      this.#added("annotation", { first, last }, by);
+      return last - first + 1;
     });
   }
 
-  override deleteAnnotations(ids: Iterable<number>): void {
-    this.#deleteEach("DELETE FROM annotations WHERE id = ?", ids);
+  /** Inserts rows with ids from `first` on; the last one's. Many at a time: a call costs as much as three rows. */
+  #insertAnnotations(annotations: Iterable<NewAnnotation>, first: number, by: Attribution): number {
+    const origin = this.#originId(by);
+    const time = by.time ?? Date.now();
+    const insert = (rows: number): Statement =>
+      this.#prepare(
+        `INSERT INTO annotations (id, source_id, image_id, category_id, x, y, width, height, area, is_crowd,
+           score, origin, modified) VALUES ${Array(rows).fill("(?,?,?,?,?,?,?,?,?,?,?,?,?)").join(",")}`,
+      );
+    const many = insert(ROWS);
+    const single = insert(1);
+    const values: (number | null)[] = new Array(ROWS * ROW_VALUES);
+    let filled = 0;
+    let id = first;
+    const flush = (): void => {
+      try {
+        if (filled === values.length) {
+          many.run(...values);
+          return;
+        }
+      } catch {
+        // One row is refused, and with it all of the statement: found below.
+      }
+      for (let at = 0; at < filled; at += ROW_VALUES) {
+        const row = values.slice(at, at + ROW_VALUES) as number[];
+        try {
+          single.run(...row);
+        } catch (error) {
+          const what = `annotation ${row[1]} of image ${row[2]}, category ${row[3]}`;
+          throw storeError("addAnnotations", what, error);
+        }
+      }
+    };
+    for (const { sourceId, imageId, categoryId, bbox, area, isCrowd, score, by: own } of annotations) {
+      values[filled++] = id++;
+      values[filled++] = sourceId;
+      values[filled++] = imageId;
+      values[filled++] = categoryId;
+      values[filled++] = bbox[0];
+      values[filled++] = bbox[1];
+      values[filled++] = bbox[2];
+      values[filled++] = bbox[3];
+      values[filled++] = area;
+      values[filled++] = isCrowd ? 1 : 0;
+      values[filled++] = score ?? null;
+      values[filled++] = own ? this.#originId(own) : origin;
+      values[filled++] = own?.time ?? time;
+      if (filled < values.length) continue;
+      flush();
+      filled = 0;
+    }
+    flush();
+    return id - 1;
+  }
+
+  override updateAnnotations(updates: Iterable<AnnotationUpdate>, by: Attribution = HUMAN): void {
+    this.transaction(() => {
+      const origin = this.#originId(by);
+      const time = by.time ?? Date.now();
+      const change = this.#prepare(
+        `UPDATE annotations SET category_id = ?, x = ?, y = ?, width = ?, height = ?, area = ?, is_crowd = ?, score = ?,
+           origin = ?, modified = ? WHERE id = ?`,
+      );
+      for (const update of updates) {
+        const { id } = update;
+        const old = this.#annotation(id);
+        if (old === null) throw unknown("updateAnnotations", "annotation", id, this.path);
+        const { categoryId = old.categoryId, bbox = old.bbox, isCrowd = old.isCrowd, score = old.score } = update;
+        const area = update.area ?? (update.bbox ? bbox[2] * bbox[3] : old.area);
+        try {
+          change.run(categoryId, ...bbox, area, isCrowd ? 1 : 0, score, origin, time, id);
+        } catch (error) {
+          throw storeError("updateAnnotations", `annotation ${id}, category ${categoryId}`, error);
+        }
+        this.#log("annotation", "change", { first: id, last: id }, by, old);
+      }
+    });
+  }
+
+  override deleteAnnotations(ids: Iterable<number>, by: Attribution = HUMAN): void {
+    this.transaction(() => {
+      const statement = this.#prepare("DELETE FROM annotations WHERE id = ?");
+      for (const id of ids) {
+        const old = this.#annotation(id);
+        if (old === null) continue;
+        statement.run(id);
+        this.#log("annotation", "delete", { first: id, last: id }, by, old);
+      }
+    });
+  }
+
+  override lastChange(): number {
+    return this.#all<{ n: number }>("SELECT coalesce(max(number), 0) AS n FROM changes")[0]?.n ?? 0;
+  }
+
+  override changesSince(since: number, limit = 1000): Change[] {
+    return this.#all<Change & { detail: string | null }>(
+      `SELECT c.number, c.time, o.source, o.author, c.entity, c.action, c.first, c.last, c.detail
+       FROM changes c JOIN origins o ON o.id = c.origin WHERE c.number > ? ORDER BY c.number LIMIT ?`,
+      since,
+      limit,
+    ).map((row) => ({ ...row, detail: row.detail === null ? null : JSON.parse(row.detail) }));
+  }
+
+  override checkIntegrity(): string[] {
+    const lines = this.#all<{ integrity_check: string }>("PRAGMA integrity_check")
+      .map((row) => row.integrity_check)
+      .filter((line) => line !== "ok");
+    const references = this.#all<{ table: string; rowid: number; parent: string }>("PRAGMA foreign_key_check");
+    for (const { table, rowid, parent } of references.slice(0, 100)) {
+      lines.push(`${table}, row ${rowid}: what it refers to in ${parent} is missing`);
+    }
+    const count = (sql: string): number => this.#all<{ n: number }>(sql)[0]?.n ?? 0;
+    const orphans = count("SELECT count(*) AS n FROM annotations WHERE origin NOT IN (SELECT id FROM origins)");
+    if (orphans > 0) lines.push(`annotations: ${orphans} with an origin that is missing`);
+    for (const table of ["images", "annotations"] as const) {
+      const last = count(`SELECT coalesce(max(id), 0) AS n FROM ${table}`);
+      if (last > this.#counter(table)) lines.push(`${table}: id ${last} is past the counter of ids`);
+    }
+    for (const name of Object.keys(ANNOTATION_INDICES)) {
+      if (count(`SELECT count(*) AS n FROM sqlite_schema WHERE type = 'index' AND name = '${name}'`) === 0) {
+        lines.push(`the index ${name} is missing`);
+      }
+    }
+    return lines;
   }
 
   override deleteSplit(split: string): void {
     this.transaction(() => {
       this.#prepare("DELETE FROM images WHERE split = ?").run(split);
       this.#prepare("DELETE FROM imports WHERE split = ?").run(split);
+      this.#log("split", "delete", { first: 0, last: 0 }, HUMAN, { split });
     });
   }
 
   override clear(): void {
     this.transaction(() => {
+      for (const split of this.splits()) this.#log("split", "delete", { first: 0, last: 0 }, HUMAN, { split });
+      for (const { id, name } of this.categories()) {
+        this.#log("category", "delete", { first: id, last: id }, HUMAN, { name });
+      }
       for (const table of ["annotations", "images", "imports", "categories"])
         this.#database().run(`DELETE FROM ${table}`);
     });
@@ -275,9 +464,10 @@ export class SQLiteAnnStore extends AnnotationStore {
 
   override classCounts(split: string): number[] {
     return this.#all<{ n: number }>(
-      `SELECT (SELECT count(*) FROM annotations a JOIN images i ON i.id = a.image_id
-               WHERE a.category_id = c.id AND a.is_crowd = 0 AND i.split = ? AND i.problem IS NULL) AS n
-       FROM categories c ORDER BY c.id`,
+      `SELECT coalesce(b.n, 0) AS n FROM categories c LEFT JOIN
+         (SELECT a.category_id AS id, count(*) AS n FROM images i CROSS JOIN annotations a ON a.image_id = i.id
+          WHERE i.split = ? AND i.problem IS NULL AND a.is_crowd = 0 GROUP BY a.category_id) b ON b.id = c.id
+       ORDER BY c.id`,
       split,
     ).map((row) => row.n);
   }
@@ -326,10 +516,37 @@ export class SQLiteAnnStore extends AnnotationStore {
     return this.#guard("transaction", () => (db.inTransaction ? guarded() : guarded.immediate()));
   }
 
+  override bulk<T>(expected: number, work: () => T): T {
+    const db = this.#database();
+    if (expected <= LARGE || db.inTransaction) return this.transaction(work);
+    const mode = (name: string): string =>
+      (db.query(`PRAGMA journal_mode = ${name}`).get() as { journal_mode: string }).journal_mode;
+    // Who adds to an empty file that nobody else has open writes every page once, not into the log first.
+    let direct = false;
+    if (this.path !== ":memory:" && this.#rows("images") === 0) {
+      try {
+        direct = mode("DELETE") === "delete";
+      } catch {
+        // Another process has it open: as always, then.
+      }
+    }
+    db.run("PRAGMA foreign_keys = OFF");
+    try {
+      return this.transaction(work);
+    } finally {
+      db.run("PRAGMA foreign_keys = ON");
+      if (direct) mode("WAL");
+    }
+  }
+
   override close(): void {
     if (!this.#open) return;
     this.#open = false;
     this.#db.close();
+  }
+
+  override get scratchFolder(): string {
+    return this.path === ":memory:" ? super.scratchFolder : dirname(resolve(this.path));
   }
 
   #database(): Database {
@@ -343,14 +560,101 @@ export class SQLiteAnnStore extends AnnotationStore {
   }
 
   #all<T>(sql: string, ...parameters: SQLQueryBindings[]): T[] {
-    const statement = this.#prepare(sql);
-    return this.#guard("query", () => statement.all(...parameters) as T[]);
+    return this.#guard("query", () => this.#prepare(sql).all(...parameters) as T[]);
   }
 
-  #deleteEach(sql: string, ids: Iterable<number>): void {
+  #annotation(id: number): AnnotationRecord | null {
+    const rows = this.#prepare(`SELECT ${ANNOTATION_COLUMNS} FROM annotations a WHERE a.id = ?`).values(id);
+    return rows.length === 0 ? null : this.#record(rows[0] as AnnotationRow);
+  }
+
+  #record(row: AnnotationRow): AnnotationRecord {
+    const [id, sourceId, imageId, categoryId, x, y, width, height, area, isCrowd, score, origin, modified] = row;
+    let from = this.#origins.get(origin);
+    if (!from) {
+      for (const { id, ...rest } of this.#all<{ id: number } & Required<Omit<Attribution, "time">>>(
+        "SELECT id, source, author FROM origins",
+      )) {
+        this.#origins.set(id, rest);
+      }
+      from = this.#origins.get(origin) ?? { source: "imported", author: "" };
+    }
+    return {
+      id,
+      sourceId,
+      imageId,
+      categoryId,
+      bbox: [x, y, width, height],
+      area,
+      isCrowd: isCrowd === 1,
+      score,
+      source: from.source,
+      author: from.author,
+      modified,
+    };
+  }
+
+  #originId({ source, author = "" }: Attribution): number {
+    const find = this.#prepare("SELECT id FROM origins WHERE source = ? AND author = ?");
+    const present = find.get(source, author) as { id: number } | null;
+    if (present) return present.id;
+    this.#prepare("INSERT INTO origins (source, author) VALUES (?, ?)").run(source, author);
+    return (find.get(source, author) as { id: number }).id;
+  }
+
+  #log(entity: Change["entity"], action: Change["action"], { first, last }: Range, by: Attribution, detail?: unknown) {
+    this.#prepare(
+      "INSERT INTO changes (time, origin, entity, action, first, last, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    ).run(
+      by.time ?? Date.now(),
+      this.#originId(by),
+      entity,
+      action,
+      first,
+      last,
+      detail === undefined ? null : JSON.stringify(detail),
+    );
+  }
+
+  /** Keeps the ids of rows that were added from being given again, and logs them. */
+  #added(entity: "image" | "annotation", range: Range, by: Attribution): void {
+    if (range.last < range.first) return;
+    this.#prepare("UPDATE counters SET value = ? WHERE name = ?").run(range.last, `${entity}s`);
+    this.#log(entity, "add", range, by);
+  }
+
+  /** The last id that a table has given. */
+  #counter(table: "images" | "annotations"): number {
+    return this.#all<{ value: number }>("SELECT value FROM counters WHERE name = ?", table)[0]?.value ?? 0;
+  }
+
+  /** How many rows a table has at most: ids that were given, less than there may have been deleted. */
+  #rows(table: "images" | "annotations"): number {
+    const range = this.#all<{ n: number }>(`SELECT coalesce(max(id) - min(id) + 1, 0) AS n FROM ${table}`);
+    return range[0]?.n ?? 0;
+  }
+
+  #changeTag(sql: string, detail: unknown, imageIds: Iterable<number>, by: Attribution): void {
     this.transaction(() => {
       const statement = this.#prepare(sql);
-      for (const id of ids) statement.run(id);
+      const tag = Object.values(detail as Record<string, string>)[0] as string;
+      let range: Range | null = null;
+      for (const id of imageIds) {
+        let changes: number;
+        try {
+          changes = statement.run(tag, id).changes;
+        } catch (error) {
+          throw storeError("changeTag", `tag "${tag}" of image ${id}`, error);
+        }
+        if (changes === 0) continue;
+        if (range && id === range.last + 1) {
+          range.last = id;
+        } else {
+          if (range) this.#log("image", "change", range, by, { tag: detail });
+          range = { first: id, last: id };
+        }
+      }
+      if (range) this.#log("image", "change", range, by, { tag: detail });
     });
   }
 
@@ -363,9 +667,34 @@ export class SQLiteAnnStore extends AnnotationStore {
   }
 }
 
-function annotationRecord(row: AnnotationRow): AnnotationRecord {
-  const { id, sourceId, imageId, categoryId, x, y, width, height, area } = row;
-  return { id, sourceId, imageId, categoryId, bbox: [x, y, width, height], area, isCrowd: row.isCrowd === 1 };
+/** What follows SELECT for the images of a query, as `i` and by ascending id, and the parameters. */
+function selectionOf(query: ImageQuery, after?: number): { from: string; parameters: SQLQueryBindings[] } {
+  const { split, tag, categoryId, ids, usable, where, parameters: own = [] } = query;
+  const terms: string[] = [];
+  const parameters: SQLQueryBindings[] = [];
+  const term = (sql: string, ...values: SQLQueryBindings[]): void => {
+    terms.push(sql);
+    parameters.push(...values);
+  };
+  if (categoryId !== undefined) {
+    // Keys of one category are in the order of the images: one walk along the index, from where the page begins.
+    const range = `BETWEEN ${categoryKey("?", "?")} AND ${categoryKey("?", String(2 ** 40 - 1))}`;
+    const first = Math.max(0, (after ?? -1) + 1, ids?.[0] ?? 0);
+    term(`${CATEGORY_KEY} ${range} AND a.category_id = ?`, categoryId, first, categoryId, categoryId);
+  }
+  if (split !== undefined) term("i.split = ?", split);
+  if (tag !== undefined) term("i.id IN (SELECT image_id FROM tags WHERE tag = ?)", tag);
+  if (ids) term("i.id BETWEEN ? AND ?", ...ids);
+  if (after !== undefined) term("i.id > ?", after);
+  if (usable !== undefined) term(`i.problem IS ${usable ? "" : "NOT "}NULL`);
+  if (where !== undefined) term(`(${where})`, ...own);
+  const tables = categoryId === undefined ? "images i" : "annotations a CROSS JOIN images i ON i.id = a.image_id";
+  const order = categoryId === undefined ? "ORDER BY i.id" : `GROUP BY ${CATEGORY_KEY} ORDER BY ${CATEGORY_KEY}`;
+  return { from: `FROM ${tables} WHERE ${terms.join(" AND ") || "1"} ${order}`, parameters };
+}
+
+function unknown(op: string, what: string, id: number, path: string): DlfsError {
+  return new DlfsError(ErrorCode.argument, op, `no ${what} has id ${id} in ${path}`);
 }
 
 function storeError(op: string, what: string, error: unknown): DlfsError {

@@ -68,7 +68,7 @@ describe("imports point down", () => {
       ...["metrics", "formats", "data", "monitor"],
     ],
     bench: ["native", "tensor", "graph", "layers", "models", "train"],
-    cli: ["native", "tensor", "train", "export", "bench"],
+    cli: ["native", "tensor", "data", "detection", "models", "train", "export", "bench"],
   };
 
   test("of every folder there is a rule", () => {

@@ -1,0 +1,164 @@
+/** Importing and exporting by a format's name, and telling formats apart. */
+import { open, readdir, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { DlfsError, ErrorCode } from "../../native/error";
+import type { AnnotationStore } from "../annotation-store";
+import { importCoco } from "../coco-import";
+import type { ImportReport } from "../import-content";
+import { fileError } from "../local-data-source";
+import type { ProgressListener } from "../progress";
+import { exportCoco } from "./coco-export";
+import { exportCsv, importCsv } from "./csv";
+import { exportLabelStudio, importLabelStudio, type LabelStudioImportOptions } from "./label-studio";
+import { exportVoc, importVoc, type VocOptions } from "./voc";
+import type { ExportOptions, ExportReport } from "./walk";
+import { exportYolo, importYolo, readYoloConfig } from "./yolo";
+
+export const importFormats = ["coco", "voc", "yolo", "csv", "label-studio"] as const;
+export const exportFormats = ["coco", "cvat", "voc", "yolo", "csv", "label-studio"] as const;
+
+export type ImportFormat = (typeof importFormats)[number];
+export type ExportFormat = (typeof exportFormats)[number];
+
+export interface ImportDatasetOptions
+  extends VocOptions,
+    Pick<LabelStudioImportOptions, "imagePrefix" | "predictions"> {
+  /** Default: as the input looks. */
+  format?: ImportFormat;
+  /** Default: what an annotation file called instances_SPLIT.json names, else "train"; of YOLO all splits. */
+  split?: string;
+  /** Put before the images' names to make their keys. Default: as the format has it. */
+  folder?: string;
+  /** Folder that keys are relative to. Default: the data set's; kept as the store's metadata "images". */
+  images?: string;
+  progress?: ProgressListener;
+}
+
+/**
+ * Imports a file or the folder of a data set.
+ *
+ * @throws DlfsError where the format cannot be told, and as the importers do
+ */
+export async function importDataset(
+  store: AnnotationStore,
+  input: string,
+  options: ImportDatasetOptions,
+): Promise<ImportReport[]> {
+  const { format = await formatOf(input), split = splitNamed(input), progress, firstPixel, imagePrefix } = options;
+  const given = options.images === undefined ? undefined : resolve(options.images);
+  const common = { split, folder: options.folder, progress };
+  const withImages = (images: string) => ({ ...common, metadata: { images } });
+  switch (format) {
+    case "coco": {
+      const { root, folder } = await cocoImages(input, split, given);
+      return [await importCoco(store, input, { ...withImages(root), folder: options.folder ?? folder })];
+    }
+    case "voc": {
+      const nested = (await kindOf(join(input, "JPEGImages"))) === "folder";
+      const folder = options.folder ?? (nested && !given ? "JPEGImages" : "");
+      return [await importVoc(store, input, { ...withImages(given ?? resolve(input)), folder, firstPixel })];
+    }
+    case "yolo": {
+      const { root, splits } = await readYoloConfig(input);
+      const reports: ImportReport[] = [];
+      for (const name of options.split === undefined ? Object.keys(splits) : [options.split]) {
+        reports.push(await importYolo(store, input, { ...withImages(given ?? root), split: name }));
+      }
+      return reports;
+    }
+    case "csv":
+      return [await importCsv(store, input, withImages(given ?? resolve(dirname(input))))];
+    case "label-studio": {
+      const { predictions } = options;
+      const images = withImages(given ?? resolve(dirname(input)));
+      return [await importLabelStudio(store, input, { ...images, imagePrefix, predictions })];
+    }
+  }
+}
+
+/** Where the images of a COCO file are: beside the folder of annotations, as loadDataset looks for them. */
+async function cocoImages(
+  input: string,
+  split: string,
+  given: string | undefined,
+): Promise<{ root: string; folder: string }> {
+  const here = resolve(dirname(input));
+  const root = given ?? (basename(here) === "annotations" ? dirname(here) : here);
+  for (const folder of [split, `images/${split}`, "images"]) {
+    if ((await kindOf(join(root, folder))) === "folder") return { root, folder };
+  }
+  return { root, folder: "" };
+}
+
+function splitNamed(input: string): string {
+  return /^(?:instances|labels|annotations)_(.+)\.\w+$/.exec(basename(input))?.[1] ?? "train";
+}
+
+async function kindOf(path: string): Promise<"file" | "folder" | null> {
+  const info = await stat(path).catch(() => null);
+  return info === null ? null : info.isDirectory() ? "folder" : "file";
+}
+
+/** What the input looks like. */
+async function formatOf(input: string): Promise<ImportFormat> {
+  const kind = await kindOf(input);
+  const fail = (message: string): never => {
+    const hint = `--format says what it is: ${importFormats.join(", ")}`;
+    throw new DlfsError(ErrorCode.io, "import", `${input}: ${message}; ${hint}`);
+  };
+  if (kind === null) throw new DlfsError(ErrorCode.io, "import", `${input}: no such file or folder`);
+  if (kind === "folder") {
+    if ((await kindOf(join(input, "data.yaml"))) === "file") return "yolo";
+    const names = await readdir(input);
+    if (names.includes("Annotations") || names.some((name) => name.endsWith(".xml"))) return "voc";
+    const annotations = (await readdir(join(input, "annotations")).catch(() => [])).filter((n) => n.endsWith(".json"));
+    if (annotations.length > 0) return fail(`a folder; name one of its files: annotations/${annotations.join(", ")}`);
+    return fail("neither data.yaml nor XML files are in it");
+  }
+  if (/\.csv$/i.test(input)) return "csv";
+  if (/\.ya?ml$/i.test(input)) return "yolo";
+  const first = await firstCharacter(input);
+  if (first === "{") return "coco";
+  return first === "[" ? "label-studio" : fail(`starts with ${JSON.stringify(first)}`);
+}
+
+async function firstCharacter(path: string): Promise<string> {
+  try {
+    await using file = await open(path, "r");
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(4096), 0, 4096, 0);
+    return (
+      buffer
+        .toString("utf8", 0, bytesRead)
+        .replace(/^\ufeff/, "")
+        .trimStart()[0] ?? ""
+    );
+  } catch (error) {
+    throw fileError("import", path, error);
+  }
+}
+
+export interface ExportDatasetOptions extends ExportOptions, VocOptions {
+  imagePrefix?: string;
+}
+
+/** Writes a split in a format: a file, or of voc and yolo into a folder. */
+export async function exportDataset(
+  store: AnnotationStore,
+  format: ExportFormat,
+  out: string,
+  options: ExportDatasetOptions,
+): Promise<ExportReport> {
+  switch (format) {
+    case "coco":
+    case "cvat":
+      return exportCoco(store, out, { ...options, cvat: format === "cvat" });
+    case "voc":
+      return exportVoc(store, out, options);
+    case "yolo":
+      return exportYolo(store, out, options);
+    case "csv":
+      return exportCsv(store, out, options);
+    case "label-studio":
+      return exportLabelStudio(store, out, options);
+  }
+}

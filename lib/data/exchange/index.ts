@@ -1,0 +1,22 @@
+export { type CocoExportOptions, exportCoco } from "./coco-export";
+export { exportCsv, importCsv } from "./csv";
+export {
+  type ExportDatasetOptions,
+  type ExportFormat,
+  exportDataset,
+  exportFormats,
+  type ImportDatasetOptions,
+  type ImportFormat,
+  importDataset,
+  importFormats,
+} from "./formats";
+export {
+  exportLabelStudio,
+  importLabelStudio,
+  type LabelStudioImportOptions,
+  type LabelStudioOptions,
+} from "./label-studio";
+export type { NamedImportOptions } from "./named-content";
+export { exportVoc, importVoc, type VocOptions } from "./voc";
+export type { ExportOptions, ExportReport } from "./walk";
+export { exportYolo, importYolo, readYoloConfig, type YoloConfig, type YoloImportOptions } from "./yolo";
