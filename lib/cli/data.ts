@@ -14,6 +14,7 @@ import {
   importFormats,
   LocalDataSource,
   publishedDatasets,
+  readDatasetArchives,
   SQLiteAnnStore,
   serveDataset,
 } from "../data";
@@ -33,7 +34,7 @@ Usage: dlfs data import INPUT --store FILE [options]
        dlfs data view --store FILE
        dlfs data split --store FILE --shares train=0.8,val=0.2 --seed N
        dlfs data stats --store FILE [--model NAME]
-       dlfs data download NAME [--out DIR]
+       dlfs data download NAME|FILE.json [--out DIR]
 
 Of all:
   --store FILE        the store, an SQLite file; import makes it where there is none
@@ -76,8 +77,12 @@ stats: sizes, boxes and classes
   --size N or HxW     the model's input, to which images are stretched; default 640
   --backend NAME      cuda or cpu, of check; default: DLFS_BACKEND, else cuda where it finds a device
 
-download: fetches, verifies and unpacks a published data set (${publishedDatasets.map(({ name }) => name).join(", ")}); called again, it goes on
-  --out DIR           default: ~/datasets/coco of coco2017`;
+download: fetches, verifies and unpacks a published data set (${publishedDatasets.map(({ name }) => name).join(", ")}); interrupted at any
+point, the same command goes on from there. FILE.json describes archives of one's own:
+{"name": ..., "archives": [{"name", "url", "size", "unpacked", "sha256"}]}
+  --out DIR           default: ~/datasets/coco of coco2017, else ~/datasets/NAME
+  --only NAMES        these archives, with commas between: annotations_trainval2017.zip,val2017.zip
+  --keep              keep the archives, in DIR/.download`;
 
 const options = {
   store: { type: "string" },
@@ -90,6 +95,8 @@ const options = {
   "image-prefix": { type: "string" },
   predictions: { type: "string" },
   out: { type: "string" },
+  only: { type: "string" },
+  keep: { type: "boolean" },
   unusable: { type: "boolean" },
   fix: { type: "boolean" },
   rows: { type: "string" },
@@ -273,11 +280,33 @@ async function runStats(args: Args): Promise<number> {
 
 async function runDownload(args: Args, input: string | undefined): Promise<number> {
   if (input === undefined) throw new UsageError("expected the name of a data set: dlfs data download coco2017");
-  const { folder, bytes, files, present } = await downloadDataset(input, { folder: args.out });
-  console.log(
-    `${folder}: ${files} files unpacked, ${present} there already; ${(bytes / 2 ** 20).toFixed(1)} MiB fetched`,
-  );
-  return 0;
+  const stop = new AbortController();
+  const interrupt = (): void => {
+    if (stop.signal.aborted) process.exit(130);
+    stop.abort();
+  };
+  process.on("SIGINT", interrupt);
+  try {
+    const { folder, bytes, files, present } = await downloadDataset(
+      input.endsWith(".json") ? await readDatasetArchives(input) : input,
+      {
+        folder: args.out,
+        only: args.only?.split(",").map((name) => name.trim()),
+        keepArchives: args.keep,
+        signal: stop.signal,
+      },
+    );
+    console.log(
+      `${folder}: ${files} files unpacked, ${present} there already; ${(bytes / 2 ** 20).toFixed(1)} MiB fetched`,
+    );
+    return 0;
+  } catch (error) {
+    if (!stop.signal.aborted) throw error;
+    console.error("interrupted; the same command goes on from here");
+    return 130;
+  } finally {
+    process.off("SIGINT", interrupt);
+  }
 }
 
 const commands: Readonly<Record<string, Command>> = {
@@ -287,7 +316,7 @@ const commands: Readonly<Record<string, Command>> = {
   view: { takes: ["port", "host"], run: runView },
   split: { takes: ["shares", "seed", "from"], run: runSplit },
   stats: { takes: ["model", "size"], run: runStats },
-  download: { takes: ["out"], run: runDownload },
+  download: { takes: ["out", "only", "keep"], run: runDownload },
 };
 
 export const verb: Verb = {
