@@ -198,10 +198,12 @@ export class BatchSchedule {
     );
     const padding = this.#dropLast ? 0 : (this.#ranks - (order.length % this.#ranks)) % this.#ranks;
     const total = this.#dropLast ? length * all : order.length + padding;
-    const members = Uint32Array.from({ length: total }, (_, i) => order[i % order.length] as number);
+    const members = new Uint32Array(total);
     const seen = new Uint16Array(images.length);
     const repeats = new Uint16Array(total);
-    for (const [i, member] of members.entries()) {
+    for (let i = 0; i < total; i++) {
+      const member = order[i < order.length ? i : i % order.length] as number;
+      members[i] = member;
       const before = seen[member] as number;
       repeats[i] = before;
       seen[member] = Math.min(before + 1, 0xffff);
@@ -214,11 +216,12 @@ export class BatchSchedule {
 
   #checkPlaces(order: Uint32Array, giver: Sampler | BatchSampler): void {
     const { name, images } = this.#options;
-    const wrong = order.findIndex((image) => image >= images.length);
+    let largest = 0;
+    for (let i = 0; i < order.length; i++) largest = Math.max(largest, order[i] as number);
     check(
-      wrong < 0,
+      order.length === 0 || largest < images.length,
       name,
-      () => `${giver.toJSON().name} gave image ${order[wrong]}, expected places below ${images.length}`,
+      () => `${giver.toJSON().name} gave image ${largest}, expected places below ${images.length}`,
     );
   }
 }

@@ -1,5 +1,5 @@
 import { check } from "../native/error";
-import { CounterRandom, EpochRandom, RandomOperation, shuffledOrder } from "./random";
+import { CounterRandom, EpochRandom, RandomOperation, range, shuffledOrder } from "./random";
 
 /** What a sampler may go by: the images of a loader, each under its place in the loader's list. */
 export interface SampledImages {
@@ -61,7 +61,7 @@ export class SequentialSampler extends Sampler {
   }
 
   override order({ length }: SampledImages): Uint32Array {
-    return Uint32Array.from({ length }, (_, i) => i);
+    return range(length);
   }
 }
 
@@ -122,15 +122,16 @@ export class WeightedSampler extends Sampler {
       "WeightedSampler",
       () => `${(given as ArrayLike<number>).length} weights for ${images.length} images`,
     );
-    const weights = Float64Array.from({ length: images.length }, (_, i) =>
-      typeof given === "function" ? given(i, images) : (given[i] as number),
-    );
-    const bad = weights.findIndex((weight) => !(weight >= 0 && weight < Infinity));
-    check(
-      bad < 0,
-      "WeightedSampler",
-      () => `the weight of image ${images.ids[bad]} is ${weights[bad]}, expected a number >= 0`,
-    );
+    const weights = new Float64Array(images.length);
+    for (let i = 0; i < weights.length; i++) {
+      const weight = typeof given === "function" ? given(i, images) : (given[i] as number);
+      check(
+        weight >= 0 && weight < Infinity,
+        "WeightedSampler",
+        () => `the weight of image ${images.ids[i]} is ${weight}, expected a number >= 0`,
+      );
+      weights[i] = weight;
+    }
     check(
       weights.some((weight) => weight > 0),
       "WeightedSampler",
@@ -141,7 +142,7 @@ export class WeightedSampler extends Sampler {
 
   #withoutReplacement(weights: Float64Array, random: EpochRandom): Uint32Array {
     const keys = weights.map((weight) => Math.log(random.uniform()) / weight);
-    const drawable = Uint32Array.from(weights.keys()).filter((i) => (weights[i] as number) > 0);
+    const drawable = range(weights.length).filter((i) => (weights[i] as number) > 0);
     const samples = this.#samples ?? drawable.length;
     check(
       samples <= drawable.length,
@@ -158,17 +159,20 @@ function drawWithReplacement(weights: Float64Array, samples: number, random: Epo
   let sum = 0;
   for (let i = 0; i < weights.length; i++) sums[i] = sum += weights[i] as number;
   const last = weights.findLastIndex((weight) => weight > 0);
-  return Uint32Array.from({ length: samples }, () => {
+  const order = new Uint32Array(samples);
+  for (let i = 0; i < samples; i++) {
     const wanted = random.uniform() * sum;
     // The first place whose sum is above: never one of weight 0.
-    let [low, high] = [0, last];
+    let low = 0;
+    let high = last;
     while (low < high) {
       const middle = (low + high) >>> 1;
       if ((sums[middle] as number) > wanted) high = middle;
       else low = middle + 1;
     }
-    return low;
-  });
+    order[i] = low;
+  }
+  return order;
 }
 
 export interface ClassBalancedSamplerOptions {
@@ -208,9 +212,7 @@ export class ClassBalancedSampler extends Sampler {
     const random = new EpochRandom(seed, epoch, RandomOperation.sample);
     const samples = this.#samples ?? images.length;
     const members = imagesOfClasses(images);
-    const empty = Array.from({ length: images.length }, (_, i) => i).filter(
-      (i) => images.starts[i] === images.starts[i + 1],
-    );
+    const empty = range(images.length).filter((i) => images.starts[i] === images.starts[i + 1]);
     const background = Math.round(this.#background * samples);
     check(members.length > 0, "ClassBalancedSampler", () => "no image has boxes");
     check(
@@ -218,11 +220,15 @@ export class ClassBalancedSampler extends Sampler {
       "ClassBalancedSampler",
       () => `background is ${this.#background}, but all images have boxes`,
     );
-    const turns = members.map((list) => new Turns(Uint32Array.from(list), random));
-    const classTurns = new Turns(Uint32Array.from(turns.keys()), random);
-    const emptyTurns = new Turns(Uint32Array.from(empty), random);
+    const turns = members.map((list) => new Turns(list, random));
+    const classTurns = new Turns(range(turns.length), random);
+    const emptyTurns = new Turns(empty, random);
     const isBackground = random.shuffle(new Uint8Array(samples).fill(1, 0, background));
-    return Uint32Array.from(isBackground, (flag) => (flag ? emptyTurns : (turns[classTurns.next()] as Turns)).next());
+    const order = new Uint32Array(samples);
+    for (let i = 0; i < samples; i++) {
+      order[i] = (isBackground[i] ? emptyTurns : (turns[classTurns.next()] as Turns)).next();
+    }
+    return order;
   }
 }
 
@@ -244,15 +250,35 @@ class Turns {
 }
 
 /** The images that have boxes of a class, for each class that has any. */
-function imagesOfClasses(images: SampledImages): number[][] {
-  const members: number[][] = Array.from({ length: images.classes }, () => []);
+function imagesOfClasses(images: SampledImages): Uint32Array[] {
+  const counts = imagesPerClass(images);
+  const members = Array.from(counts, (count) => new Uint32Array(count));
+  const filled = new Uint32Array(images.classes);
   for (let i = 0; i < images.length; i++) {
     for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
-      const list = members[images.labels[k] as number] as number[];
-      if (list.at(-1) !== i) list.push(i);
+      const label = images.labels[k] as number;
+      const list = members[label] as Uint32Array;
+      const at = filled[label] as number;
+      if (at > 0 && list[at - 1] === i) continue;
+      list[at] = i;
+      filled[label] = at + 1;
     }
   }
   return members.filter((list) => list.length > 0);
+}
+
+/** How many images have boxes of each class. */
+function imagesPerClass({ length, classes, starts, labels }: SampledImages): Uint32Array {
+  const counts = new Uint32Array(classes);
+  const lastSeen = new Int32Array(classes).fill(-1);
+  for (let i = 0; i < length; i++) {
+    for (let k = starts[i] as number; k < (starts[i + 1] as number); k++) {
+      const label = labels[k] as number;
+      if (lastSeen[label] !== i) counts[label] = (counts[label] as number) + 1;
+      lastSeen[label] = i;
+    }
+  }
+  return counts;
 }
 
 export interface RepeatFactorSamplerOptions {
@@ -285,28 +311,24 @@ export class RepeatFactorSampler extends Sampler {
 
   /** The factor of each image. */
   factors(images: SampledImages): Float64Array {
-    const frequencies = new Float64Array(images.classes);
-    const lastSeen = new Int32Array(images.classes).fill(-1);
-    for (let i = 0; i < images.length; i++) {
-      for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
-        const label = images.labels[k] as number;
-        if (lastSeen[label] !== i) frequencies[label] = (frequencies[label] as number) + 1 / images.length;
-        lastSeen[label] = i;
+    const { length, starts, labels } = images;
+    const ofClass = Array.from(imagesPerClass(images), (count) => {
+      return Math.max(1, Math.sqrt(this.threshold / (count / length)));
+    });
+    const factors = new Float64Array(length).fill(1);
+    for (let i = 0; i < length; i++) {
+      for (let k = starts[i] as number; k < (starts[i + 1] as number); k++) {
+        factors[i] = Math.max(factors[i] as number, ofClass[labels[k] as number] as number);
       }
     }
-    const ofClass = frequencies.map((frequency) => Math.max(1, Math.sqrt(this.threshold / frequency)));
-    return Float64Array.from({ length: images.length }, (_, i) => {
-      let factor = 1;
-      for (let k = images.starts[i] as number; k < (images.starts[i + 1] as number); k++) {
-        factor = Math.max(factor, ofClass[images.labels[k] as number] as number);
-      }
-      return factor;
-    });
+    return factors;
   }
 
   override order(images: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
     const order: number[] = [];
-    for (const [i, factor] of this.factors(images).entries()) {
+    const factors = this.factors(images);
+    for (let i = 0; i < factors.length; i++) {
+      const factor = factors[i] as number;
       let times = Math.floor(factor);
       if (times < factor) {
         // Keyed by the image: images that come or go leave the rounding of all others as it was.
