@@ -1,6 +1,7 @@
 /**
  * From annotations and JPEGs to batches in device memory: reads a data set, says what it holds, loads one pass over it with
- * augmentation, and draws some of what a network would be given.
+ * augmentation, and draws some of what a network would be given. Then the same from record files: the images of a split decoded
+ * and resized once, and loaded with no decoding.
  *
  *   bun run examples/01_data_loading.ts                             the demo data set, which is made where it is missing
  *   bun run examples/01_data_loading.ts DIR [TRAIN_SPLIT VAL_SPLIT] a data set in COCO's layout
@@ -12,6 +13,7 @@ import {
   Device,
   DeviceBatchDecoder,
   DeviceImageCodec,
+  DeviceRecordReader,
   demoFolder,
   describeDataset,
   drawBoxes,
@@ -20,11 +22,15 @@ import {
   loadDataset,
   Normalize,
   normalizationOf,
+  packRecords,
   paste,
   RandomCrop,
+  RecordLoader,
+  RecordSet,
   Resize,
   type RgbImage,
   ScaleJitter,
+  showProgress,
 } from "dlfs";
 
 const [dir, trainSplit = "train2017", valSplit = "val2017"] = process.argv.slice(2);
@@ -87,6 +93,38 @@ const seconds = (performance.now() - started) / 1000;
 console.log(
   `${images} images with ${boxes} boxes in ${seconds.toFixed(2)} s: ${(images / seconds).toFixed(0)} images/s`,
 );
+
+// Serialized: `dlfs data pack` does this from the command line. Called again, packRecords does what is left, here nothing.
+const packed = await packRecords({
+  store: dataset.store,
+  source: dataset.source,
+  split: valSplit,
+  folder: `runs/01_data_loading/records-${dir === undefined ? "demo" : Bun.hash(folder).toString(36)}`,
+  device,
+  size,
+  preprocessing: [new Resize(), new Normalize()],
+  progress: showProgress(),
+});
+console.log(`${packed.records} records of ${valSplit} in ${packed.folder}, ${packed.written} shards written now`);
+
+// What is random stays the loader's; it draws from the records as it would from the images.
+await using reader = new DeviceRecordReader(device, await RecordSet.open(packed.folder), { batchSize });
+await using records = new RecordLoader({
+  reader,
+  batchSize,
+  augmentation: [new ScaleJitter(0.7, 1.4), new HorizontalFlip()],
+  seed: 1,
+});
+for (const pass of ["first", "second"]) {
+  const start = performance.now();
+  let count = 0;
+  for await (const batch of records) {
+    count += batch.n;
+    batch.release();
+  }
+  const rate = (1000 * count) / (performance.now() - start);
+  console.log(`${count} images from records, ${pass} pass: ${rate.toFixed(0)} images/s`);
+}
 
 /** Draws the images of a batch side by side, with their boxes. */
 async function savePicture(batch: DetectionBatch, path: string): Promise<void> {

@@ -23,6 +23,7 @@ import { detectorNames, modelFromConfig, namedModel } from "../models";
 import { anchorLevels } from "../models/anchor-levels";
 import { Device } from "../tensor";
 import { oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import { packHelp, runPack } from "./data-pack";
 import { statsLines } from "./data-report";
 import type { Verb } from "./main";
 
@@ -35,6 +36,7 @@ Usage: dlfs data import INPUT --store FILE [options]
        dlfs data split --store FILE --shares train=0.8,val=0.2 --seed N
        dlfs data stats --store FILE [--model NAME]
        dlfs data download NAME|FILE.json [--out DIR]
+       dlfs data pack --data DIR --out DIR [options]
 
 Of all:
   --store FILE        the store, an SQLite file; import makes it where there is none
@@ -82,7 +84,9 @@ point, the same command goes on from there. FILE.json describes archives of one'
 {"name": ..., "archives": [{"name", "url", "size", "unpacked", "sha256"}]}
   --out DIR           default: ~/datasets/coco of coco2017, else ~/datasets/NAME
   --only NAMES        these archives, with commas between: annotations_trainval2017.zip,val2017.zip
-  --keep              keep the archives, in DIR/.download`;
+  --keep              keep the archives, in DIR/.download
+
+${packHelp}`;
 
 const options = {
   store: { type: "string" },
@@ -322,9 +326,10 @@ const commands: Readonly<Record<string, Command>> = {
 export const verb: Verb = {
   help,
   async run(argv) {
+    if (argv[0] === "pack") return runPack(argv.slice(1));
     const { values, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
     const [name, input, ...rest] = positionals;
-    const names = Object.keys(commands).join(", ");
+    const names = [...Object.keys(commands), "pack"].join(", ");
     const command = name !== undefined && Object.hasOwn(commands, name) ? commands[name] : undefined;
     if (!command) throw new UsageError(`expected one of ${names}${name === undefined ? "" : `, got "${name}"`}`);
     const extra = name === "import" || name === "download" ? rest[0] : input;

@@ -1,5 +1,6 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, ImageRecord } from "./annotation-store";
+import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
 import type { BatchDecoder } from "./codec";
@@ -146,7 +147,6 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #decoder: BatchDecoder;
   readonly #schedule: BatchSchedule;
   readonly #seed: number;
-  readonly #prefetch: number;
   readonly #minBoxSize: number;
   readonly #stopAtFailure: boolean;
   readonly #maxFailureShare: number;
@@ -160,20 +160,10 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #arrays = new Map<number, SlotArrays>();
   readonly #reads: Semaphore;
   readonly #failures = new Map<number, ImageFailure>();
-  readonly #running = new Set<Promise<unknown>>();
-  /** Batches on their way, in order. */
-  #queue: Promise<Prepared>[] = [];
-  #generation = new AbortController();
-  /** The batches to be handed out, and to be started, next. */
-  #next: BatchPlace = { epoch: 0, index: 0 };
-  #start: BatchPlace = { epoch: 0, index: 0 };
-  /** Settled when the getBatch before has been answered. */
-  #answered: Promise<unknown> = Promise.resolve();
+  readonly #queue: BatchQueue<Prepared>;
   /** Images handed out, and those of them that failed. */
   #images = 0;
   #skipped = 0;
-  #waited = 0;
-  #disposed = false;
 
   constructor(options: CocoDataLoaderOptions) {
     super();
@@ -210,7 +200,6 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.#source = source;
     this.#decoder = decoder;
     this.#seed = seed;
-    this.#prefetch = prefetch;
     this.#minBoxSize = minBoxSize;
     this.#stopAtFailure = options.failures === "stop";
     this.#maxFailureShare = maxFailureShare;
@@ -252,14 +241,21 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.#schedule = new BatchSchedule({ name: "CocoDataLoader", data: `split "${split}"`, ...order });
     // An order that gives no batch is said here.
     this.#schedule.length(0);
+    this.#queue = new BatchQueue<Prepared>(
+      "CocoDataLoader",
+      prefetch,
+      this.#schedule,
+      (place, signal) => this.#prepare(place, signal),
+      ({ batch }) => batch.release(),
+    );
   }
 
   override get length(): number {
-    return this.#schedule.length(this.#next.epoch);
+    return this.#schedule.length(this.#queue.place.epoch);
   }
 
   override get waitSeconds(): number {
-    return this.#waited / 1000;
+    return this.#queue.waitSeconds;
   }
 
   /** Images that could not be read or decoded, of the batches handed out since the loader was made. */
@@ -267,28 +263,12 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return [...this.#failures.values()];
   }
 
-  override async getBatch(): Promise<DetectionBatch> {
-    this.#checkOpen();
-    this.#fill(1);
-    const prepared = this.#queue.shift() as Promise<Prepared>;
-    this.#next = this.#schedule.after(this.#next);
-    this.#fill(this.#prefetch);
-    const asked = performance.now();
-    const before = this.#answered;
-    const answer = before.then(() => prepared).then((done) => this.#handOut(done));
-    this.#answered = answer.catch(() => {});
-    try {
-      return await answer;
-    } catch (error) {
-      if (this.#disposed) this.#checkOpen();
-      throw error;
-    } finally {
-      this.#waited += performance.now() - asked;
-    }
+  override getBatch(): Promise<DetectionBatch> {
+    return this.#queue.next((prepared) => this.#handOut(prepared));
   }
 
   override state(): LoaderState {
-    return this.#schedule.state(this.#next);
+    return this.#schedule.state(this.#queue.place);
   }
 
   /** The state after a batch, for callers that ask for batches ahead of using them. */
@@ -297,50 +277,14 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   }
 
   override restore(state: LoaderState): void {
-    this.#checkOpen();
-    const place = this.#schedule.placeOf(state);
-    this.#drop();
-    this.#next = place;
-    this.#start = place;
+    this.#queue.checkOpen();
+    this.#queue.seek(this.#schedule.placeOf(state));
   }
 
   override async dispose(): Promise<void> {
-    this.#disposed = true;
-    this.#drop();
+    this.#queue.close();
     this.#slots.close(new DlfsError(ErrorCode.handle, "CocoDataLoader", "the loader is disposed"));
-    while (this.#running.size > 0) await Promise.allSettled(this.#running);
-  }
-
-  #checkOpen(): void {
-    check(!this.#disposed, "CocoDataLoader", () => "the loader is disposed", ErrorCode.handle);
-  }
-
-  /** Starts batches until `count` are on their way. */
-  #fill(count: number): void {
-    while (this.#queue.length < count) {
-      const batch = this.#prepare(this.#start, this.#generation.signal);
-      this.#start = this.#schedule.after(this.#start);
-      this.#queue.push(batch);
-      const settled = batch.then(
-        () => {},
-        () => {}, // Reported by the getBatch that gets this batch, if there is one.
-      );
-      this.#running.add(settled);
-      settled.then(() => this.#running.delete(settled));
-    }
-  }
-
-  /** Gives up the batches on their way. */
-  #drop(): void {
-    this.#generation.abort(new DlfsError(ErrorCode.handle, "CocoDataLoader", "the batch is no longer wanted"));
-    this.#generation = new AbortController();
-    for (const prepared of this.#queue) {
-      prepared.then(
-        ({ batch }) => batch.release(),
-        () => {},
-      );
-    }
-    this.#queue = [];
+    await this.#queue.settled();
   }
 
   async #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {

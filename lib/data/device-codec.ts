@@ -63,8 +63,8 @@ export interface DeviceBatchDecoderOptions {
   width: number;
   /** Batches that can be in memory at a time. Default 7: four being prepared, two being trained on, one on its way. */
   slots?: number;
-  /** Dtype of the network's input. Default "f32". */
-  dtype?: Extract<DType, "f32" | "bf16" | "f16">;
+  /** Dtype of the network's input, or u8: the pixels as they are, in 0 to 255, without normalisation. Default "f32". */
+  dtype?: Extract<DType, "f32" | "bf16" | "f16" | "u8">;
   /** The loader's operations: what they say of mean, standard deviation and fill colour is applied here. */
   preprocessing: readonly PreprocessOp[];
   /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */

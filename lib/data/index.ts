@@ -56,7 +56,9 @@ export {
 } from "./data-source";
 export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
 export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
+export type { BatchImages, DetectionLoader } from "./detection-loader";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
+export { DeviceRecordReader, type DeviceRecordReaderOptions, type RecordFailure } from "./device-records";
 export { DiskCache, type DiskCacheOptions } from "./disk-cache";
 export {
   type DatasetArchive,
@@ -83,9 +85,24 @@ export {
 export type { ImportOptions, ImportReport } from "./import-content";
 export { LocalDataSource } from "./local-data-source";
 export { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
+export { type PackOptions, type PackReport, packRecords } from "./pack";
 export { type Problem, type ProblemAction, ProblemList } from "./problems";
 export { type ProgressListener, showProgress } from "./progress";
-export { CounterRandom, EpochRandom, philox4x32, type RandomKey, shuffledOrder } from "./random";
+export {
+  CounterRandom,
+  EpochRandom,
+  philox4x32,
+  type RandomKey,
+  shuffledOrder,
+} from "./random";
+export {
+  RecordLoader,
+  type RecordLoaderOptions,
+  type RecordLoaderState,
+  type RecordReader,
+  ShardWindowSampler,
+} from "./record-loader";
+export { type PackDescription, type RecordDType, RecordSet } from "./record-set";
 export type { RemoteOptions, RemoteStats } from "./remote-data-source";
 export { type RetryOptions, retrying, TransientError } from "./retry";
 export { S3DataSource, type S3Options } from "./s3-data-source";

@@ -158,7 +158,7 @@ export class AlignedFileReader {
    * Opens and checks header and index.
    *
    * @throws DlfsError of code `io` for a file that is missing, damaged or of another kind, and of code `unsupported`
-   *   for an intact file of a newer version
+   *   for an intact file of a newer version, or one written in big-endian order
    */
   static async open(path: string, format: AlignedFormat): Promise<AlignedFileReader> {
     let handle: FileHandle;
@@ -241,6 +241,15 @@ function decodeHeader(path: string, header: Uint8Array, format: AlignedFormat, s
       ? `"${magic}"`
       : `bytes ${header.subarray(0, 8).toHex()}`;
     throw damaged(path, "magic", `a ${format.what} starts with "${format.magic}", this file with ${found}`);
+  }
+  // Versions are small numbers: one whose bytes make sense only from the other end is of a big-endian writer.
+  if (view.getUint32(8, true) > 0xffff && view.getUint32(8, false) - 1 < 0xffff) {
+    const bytes = header.subarray(8, 12).toHex();
+    throw new DlfsError(
+      ErrorCode.unsupported,
+      path,
+      `byte order: expected little-endian numbers, got big-endian ones (format version: bytes ${bytes})`,
+    );
   }
   const checksum = checksumOf(header.subarray(0, HEADER_CHECKSUM_AT));
   const stored = view.getBigUint64(HEADER_CHECKSUM_AT, true);

@@ -59,15 +59,25 @@ export class FileBytes {
       throw new DlfsError(ErrorCode.io, this.path, `damaged: ${field}: ${place}`);
     }
     if (this.mapping) return this.mapping.subarray(offset, offset + length);
+    const bytes = new Uint8Array(length);
+    this.read(offset, bytes, field);
+    return bytes;
+  }
+
+  /** Copies the bytes from `offset` to `into`, as many as it holds; errors as of `slice`. */
+  copy(offset: number, into: Uint8Array, field: string): void {
+    if (this.mapping) into.set(this.slice(offset, into.length, field));
+    else this.read(offset, into, field);
+  }
+
+  private read(offset: number, into: Uint8Array, field: string): void {
     if (this.handle === undefined) throw new DlfsError(ErrorCode.handle, this.path, `${field}: the file is closed`);
     try {
-      const bytes = new Uint8Array(length);
-      for (let done = 0; done < length; ) {
-        const count = readSync(this.handle, bytes, done, length - done, offset + done);
+      for (let done = 0; done < into.length; ) {
+        const count = readSync(this.handle, into, done, into.length - done, offset + done);
         if (count === 0) throw new Error(`the file ends at ${offset + done}, it had ${this.size} bytes when opened`);
         done += count;
       }
-      return bytes;
     } catch (error) {
       throw fileError(this.path, `read ${field}`, error);
     }

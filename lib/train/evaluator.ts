@@ -1,10 +1,4 @@
-import {
-  type AnnotationStore,
-  type DataLoader,
-  type DetectionBatch,
-  type DeviceBatchDecoder,
-  mapBoxesToImage,
-} from "../data";
+import { type AnnotationStore, type BatchImages, type DataLoader, type DetectionBatch, mapBoxesToImage } from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import type { Quantization } from "./calibration";
@@ -24,7 +18,7 @@ export interface EvaluatorOptions {
   split: string;
   /** Goes over the split once, without augmentation and shuffling. */
   loader: DataLoader<DetectionBatch>;
-  decoder: DeviceBatchDecoder;
+  decoder: BatchImages;
   /** Convolutions of 8 bits; default: the model's precision. */
   quantization?: Quantization;
 }

@@ -1,4 +1,4 @@
-import type { CocoDataLoader, DeviceBatchDecoder } from "../data";
+import type { BatchImages, DetectionLoader } from "../data";
 import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats";
 import type { RecomputeOption } from "../graph";
 import type { CocoResult } from "../metrics";
@@ -29,9 +29,9 @@ export interface TrainerObserver {
 
 export interface TrainerOptions {
   model: DetectionModel;
-  /** Training batches; its decoder holds the images. */
-  loader: CocoDataLoader;
-  decoder: DeviceBatchDecoder;
+  /** Training batches: a CocoDataLoader or a RecordLoader; its decoder, or reader, holds the images. */
+  loader: DetectionLoader;
+  decoder: BatchImages;
   optimizer: Omit<SGDOptions, "iterations">;
   /** Steps in all. */
   iterations: number;

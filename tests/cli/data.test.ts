@@ -114,4 +114,31 @@ describe("dlfs data", () => {
     expect(stderr).toContain(message);
     expect(status).toBe(2);
   });
+
+  test("packs a split into record files, does what is left, and refuses another pack's folder", async () => {
+    await inFolder(async (folder) => {
+      const input = await dataset(folder);
+      const store = ["--store", join(folder, "store.sqlite")];
+      dlfs("import", input, ...store);
+      dlfs("check", ...store, "--no-duplicates", "--fix");
+      const out = join(folder, "records");
+      const pack = ["pack", ...store, "--split", "all", "--out", out];
+      const packed = dlfs(...pack, "--size", "32");
+      expect(packed.stderr).toBe("");
+      expect(packed.stdout).toContain(`${out}: 7 records in 1 shards\n1 shards written`);
+      expect(dlfs(...pack, "--size", "32").stdout).toContain("all shards were there already");
+      const other = dlfs(...pack, "--size", "64");
+      expect(other.status).toBe(1);
+      expect(other.stderr).toContain(`${out}: it was packed otherwise: size: asked for [64,64], it has [32,32]`);
+      for (const [args, message] of [
+        [["--store", "x"], "expected --out"],
+        [["--out", "x"], "expected one of --data and --store"],
+        [["--out", "x", "--data", "demo", "--dtype", "u4"], "--dtype: expected one of u8, bf16, f16, f32"],
+        [["--out", "x", "--data", "demo", "--dtype", "f16", "--padding", "drawn"], "--padding drawn is for --dtype u8"],
+      ] as const) {
+        const { status, stderr } = dlfs("pack", ...args);
+        expect([status, stderr.includes(message)]).toEqual([2, true]);
+      }
+    });
+  });
 });

@@ -61,7 +61,7 @@ describe("imports point down", () => {
     export: ["native", "tensor", "graph", "layers", "formats"],
     metrics: ["native"],
     formats: ["native", "tensor"],
-    data: ["native", "tensor"],
+    data: ["native", "tensor", "formats"],
     monitor: ["native", "formats"],
     train: [
       ...["native", "tensor", "graph", "layers", "detection", "models"],
