@@ -3,6 +3,7 @@ import type { AnnotationStore, ImageRecord } from "./annotation-store";
 import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
+import { BatchSlots } from "./batch-slots";
 import type { BatchDecoder } from "./codec";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
@@ -15,7 +16,7 @@ import {
   TRANSFORM_FLOATS,
   writeTransform,
 } from "./image-plan";
-import { Semaphore, SlotRing } from "./queues";
+import { Semaphore } from "./queues";
 import { CounterRandom } from "./random";
 import type { SampledImages, Sampler } from "./sampler";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
@@ -121,12 +122,6 @@ interface Prepared {
   failed: [member: number, why: string][];
 }
 
-interface SlotArrays {
-  boxes: Float32Array;
-  labels: Int32Array;
-  counts: Int32Array;
-}
-
 /**
  * Batches of a split of an AnnotationStore. Crowds are no training targets; images without boxes are part of the data.
  * Reading, decoding and drawing go on while the caller computes; the event loop is never blocked for longer than it takes to
@@ -156,8 +151,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #boxes: Float64Array;
   readonly #labels: Int32Array;
 
-  readonly #slots: SlotRing;
-  readonly #arrays = new Map<number, SlotArrays>();
+  readonly #slots: BatchSlots;
   readonly #reads: Semaphore;
   readonly #failures = new Map<number, ImageFailure>();
   readonly #queue: BatchQueue<Prepared>;
@@ -204,7 +198,6 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.#stopAtFailure = options.failures === "stop";
     this.#maxFailureShare = maxFailureShare;
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
-    this.#slots = new SlotRing(decoder.slots);
     this.#reads = new Semaphore(concurrency);
     this.batchSize = batchSize;
     [this.height, this.width] = size;
@@ -228,6 +221,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       "CocoDataLoader",
       () => `maxBoxes is ${this.maxBoxes}, but an image of split "${split}" has ${targets.most} boxes`,
     );
+    this.#slots = new BatchSlots(decoder.slots, batchSize, this.maxBoxes);
     const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
     const images: SampledImages = {
       length: this.images.length,
@@ -287,12 +281,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     await this.#queue.settled();
   }
 
-  async #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
-    // Asked for at once, so that slots go to the batches in their order: a later one can never starve an earlier one.
-    const slotGranted = this.#slots.acquire();
-    slotGranted.catch(() => {});
-    let slot = -1;
-    try {
+  #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
+    return this.#slots.prepare(async (granted) => {
       const scheduled = this.#schedule.batch({ epoch, index });
       const members = Array.from(scheduled.members);
       const repeats = Array.from(scheduled.repeats);
@@ -303,32 +293,18 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       const bytes = await Promise.all(
         members.map((member, i) => this.#read(member, signal, (why) => unreadable.set(i, why))),
       );
-      slot = await slotGranted;
+      const slot = await granted();
       signal.throwIfAborted();
 
       const { failures } = await this.#decoder.decode(slot, bytes, transforms);
       const failed = new Map(failures.map(({ index: i, message }) => [i, unreadable.get(i) ?? message]));
-      const arrays = this.#fillArrays(slot, plans, failed);
+      const arrays = this.#slots.fill(slot, plans, (i) => failed.has(i));
       const images = members.map((member, i) => this.#describe(member, plans[i] as ImagePlan, repeats[i] as number));
       return {
-        batch: this.#batch({ slot, n: members.length, images, ...arrays, epoch, index }),
+        batch: this.#slots.batch({ slot, n: members.length, images, ...arrays, epoch, index }),
         failed: [...failed].sort(([a], [b]) => a - b).map(([i, why]) => [members[i] as number, why]),
       };
-    } catch (error) {
-      // The slot must go back whether it was granted before the failure or will be later.
-      if (slot >= 0) this.#slots.release(slot);
-      else slotGranted.then((late) => this.#slots.release(late)).catch(() => {});
-      throw error;
-    }
-  }
-
-  #batch(content: Omit<DetectionBatch, "release" | typeof Symbol.dispose>): DetectionBatch {
-    let held = true;
-    const release = (): void => {
-      if (held) this.#slots.release(content.slot);
-      held = false;
-    };
-    return { ...content, release, [Symbol.dispose]: release };
+    });
   }
 
   /** The bytes of an image; none where it cannot be read. */
@@ -371,29 +347,6 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     const { id, sourceId, fileName } = this.images[member] as ImageRecord;
     const { width, height } = plan;
     return { imageId: id, sourceId, fileName, width, height, toInput: mappingOf(plan), ...(repeat > 0 && { repeat }) };
-  }
-
-  #fillArrays(slot: number, plans: readonly ImagePlan[], failed: ReadonlyMap<number, string>): SlotArrays {
-    let arrays = this.#arrays.get(slot);
-    if (!arrays) {
-      const boxes = this.batchSize * this.maxBoxes;
-      arrays = {
-        boxes: new Float32Array(4 * boxes),
-        labels: new Int32Array(boxes),
-        counts: new Int32Array(this.batchSize),
-      };
-      this.#arrays.set(slot, arrays);
-    }
-    arrays.boxes.fill(0);
-    arrays.labels.fill(0);
-    arrays.counts.fill(0);
-    for (const [i, { boxes, labels }] of plans.entries()) {
-      if (failed.has(i)) continue;
-      arrays.boxes.set(boxes, 4 * i * this.maxBoxes);
-      arrays.labels.set(labels, i * this.maxBoxes);
-      arrays.counts[i] = labels.length;
-    }
-    return arrays;
   }
 
   /** Notes what failed. This goes by the order of batches, never by which was prepared first. */

@@ -2,11 +2,11 @@ import { check, DlfsError, ErrorCode } from "../native/error";
 import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
+import { BatchSlots } from "./batch-slots";
 import type { BatchImage, DetectionBatch, ImageFailure } from "./coco-data-loader";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { RecordFailure } from "./device-records";
 import { dropSmallBoxes, type ImagePlan, mappingOf, TRANSFORM_FLOATS, writeTransform } from "./image-plan";
-import { SlotRing } from "./queues";
 import { CounterRandom, shuffledOrder } from "./random";
 import type { RecordSet } from "./record-set";
 import { type SampledImages, type SampledPass, Sampler, type SamplerJson } from "./sampler";
@@ -81,12 +81,6 @@ interface Prepared {
   failures: readonly RecordFailure[];
 }
 
-interface SlotArrays {
-  boxes: Float32Array;
-  labels: Int32Array;
-  counts: Int32Array;
-}
-
 /** Batches of record files, for the same training and evaluation as CocoDataLoader's: nothing is decoded. */
 export class RecordLoader extends DataLoader<DetectionBatch> {
   override readonly preprocessing: readonly PreprocessOp[];
@@ -105,8 +99,7 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
   readonly #stopAtFailure: boolean;
   readonly #maxFailureShare: number;
   readonly #onFailure: (failure: ImageFailure) => void;
-  readonly #slots: SlotRing;
-  readonly #arrays = new Map<number, SlotArrays>();
+  readonly #slots: BatchSlots;
   readonly #failures = new Map<number, ImageFailure>();
   readonly #queue: BatchQueue<Prepared>;
   /** Records handed out, and those of them that failed. */
@@ -153,7 +146,6 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
     this.#stopAtFailure = options.failures === "stop";
     this.#maxFailureShare = maxFailureShare;
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
-    this.#slots = new SlotRing(reader.slots);
     this.batchSize = batchSize;
     [this.height, this.width] = size;
     this.maxBoxes = options.maxBoxes ?? records.maxBoxes;
@@ -162,6 +154,7 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
       "RecordLoader",
       () => `maxBoxes is ${this.maxBoxes}, but a record of ${records.folder} has ${records.maxBoxes} boxes`,
     );
+    this.#slots = new BatchSlots(reader.slots, batchSize, this.maxBoxes);
     const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
     const order = {
       images: sampledRecords(records),
@@ -231,40 +224,24 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
     return { ...this.#schedule.state(place), data: this.records.description.data };
   }
 
-  async #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
-    // Asked for at once, so that slots go to the batches in their order: a later one can never starve an earlier one.
-    const slotGranted = this.#slots.acquire();
-    slotGranted.catch(() => {});
-    let slot = -1;
-    try {
+  #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
+    return this.#slots.prepare(async (granted) => {
       const scheduled = this.#schedule.batch({ epoch, index });
       const members = Array.from(scheduled.members);
       const n = members.length;
       const drawn = members.map((member, i) => this.#draw(member, epoch, scheduled.repeats[i] as number));
+      const plans = drawn.map(({ plan }) => plan);
       const augmented = this.#augmentation.length > 0;
       const transforms = augmented ? new Float32Array(n * TRANSFORM_FLOATS) : null;
-      if (transforms) for (const [i, { plan }] of drawn.entries()) writeTransform(transforms, i, plan);
-      slot = await slotGranted;
+      if (transforms) for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
+      const slot = await granted();
       signal.throwIfAborted();
       const { failures } = await this.#reader.read(slot, members, transforms);
-      const arrays = this.#fillArrays(slot, drawn, new Set(failures.map(({ index: i }) => i)));
+      const failed = new Set(failures.map(({ index: i }) => i));
+      const arrays = this.#slots.fill(slot, plans, (i) => failed.has(i));
       const images = drawn.map(({ image }) => image);
-      return { batch: this.#batch({ slot, n, images, ...arrays, epoch, index }), failures };
-    } catch (error) {
-      // The slot must go back whether it was granted before the failure or will be later.
-      if (slot >= 0) this.#slots.release(slot);
-      else slotGranted.then((late) => this.#slots.release(late)).catch(() => {});
-      throw error;
-    }
-  }
-
-  #batch(content: Omit<DetectionBatch, "release" | typeof Symbol.dispose>): DetectionBatch {
-    let held = true;
-    const release = (): void => {
-      if (held) this.#slots.release(content.slot);
-      held = false;
-    };
-    return { ...content, release, [Symbol.dispose]: release };
+      return { batch: this.#slots.batch({ slot, n, images, ...arrays, epoch, index }), failures };
+    });
   }
 
   /** Where a record's pixels and boxes go in an epoch. */
@@ -310,29 +287,6 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
       offsetY: (offsetY - y) * on.scaleY + on.offsetY,
     };
     return { plan, image: { ...image, toInput } };
-  }
-
-  #fillArrays(slot: number, drawn: readonly Drawn[], failed: ReadonlySet<number>): SlotArrays {
-    let arrays = this.#arrays.get(slot);
-    if (!arrays) {
-      const boxes = this.batchSize * this.maxBoxes;
-      arrays = {
-        boxes: new Float32Array(4 * boxes),
-        labels: new Int32Array(boxes),
-        counts: new Int32Array(this.batchSize),
-      };
-      this.#arrays.set(slot, arrays);
-    }
-    arrays.boxes.fill(0);
-    arrays.labels.fill(0);
-    arrays.counts.fill(0);
-    for (const [i, { plan }] of drawn.entries()) {
-      if (failed.has(i)) continue;
-      arrays.boxes.set(plan.boxes, 4 * i * this.maxBoxes);
-      arrays.labels.set(plan.labels, i * this.maxBoxes);
-      arrays.counts[i] = plan.labels.length;
-    }
-    return arrays;
   }
 
   /** Notes what failed. This goes by the order of batches, never by which was prepared first. */
