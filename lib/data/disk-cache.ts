@@ -203,15 +203,24 @@ export class DiskCache {
 
   /** Clears, in the background, where the limit may have been reached. */
   #lookAfterLimit(): void {
-    const due = this.#bytes === null || this.#bytes + this.#written > this.limit || this.#written > this.limit * RESCAN;
-    if (!due || this.#trimming) return;
-    this.#trimming = this.trim()
+    if (this.#trimming || !this.#isDue()) return;
+    this.#trimming = this.#trimWhileDue()
       .catch(() => {
         // A folder that cannot be read or cleared is noticed by those who read and store; the limit waits.
       })
       .finally(() => {
         this.#trimming = null;
       });
+  }
+
+  /** Clears until nothing was stored meanwhile that calls for it: nobody may ever store, and so look, again. */
+  async #trimWhileDue(): Promise<void> {
+    do await this.trim();
+    while (this.#isDue());
+  }
+
+  #isDue(): boolean {
+    return this.#bytes === null || this.#bytes + this.#written > this.limit || this.#written > this.limit * RESCAN;
   }
 
   async #freeBytes(): Promise<number> {
