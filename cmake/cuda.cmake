@@ -51,8 +51,8 @@ string(REPLACE ";" "," arch_names "${DLFS_CUDA_ARCHS}")
 target_compile_options(dlfs PRIVATE
   "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-lineinfo;--compress-mode=size;--expt-relaxed-constexpr;--threads=1;-Xcompiler=-Wall;${gencode}>")
 # Box, loss and sampling maths give the CPU's bits: no product is merged with a sum.
-foreach(name anchors candidates losses losses_anchor losses_softmax matching nms preprocess select_candidates soft_nms
-        topk)
+foreach(name anchors augment candidates losses losses_anchor losses_softmax matching nms preprocess select_candidates
+        soft_nms topk)
   set_source_files_properties("${PROJECT_SOURCE_DIR}/csrc/cuda/${name}.cu" PROPERTIES COMPILE_OPTIONS -fmad=false)
 endforeach()
 target_compile_definitions(dlfs PRIVATE "DLFS_CUDA_ARCHS=\"${arch_names}\"")

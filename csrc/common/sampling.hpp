@@ -12,22 +12,30 @@
 
 namespace dlfs {
 
+// How one axis of a source image is filtered.
+struct SampleFilter {
+  double scale;    // source pixels per output pixel
+  float inverse;   // its reciprocal
+  int32_t size;    // source pixels
+  bool antialias;  // triangle filter; only set where scale > 1
+};
+
+DLFS_HD inline SampleFilter sample_filter(double scale, int32_t size, bool antialias) {
+  return {scale, static_cast<float>(1.0 / scale), size, antialias && scale > 1.0};
+}
+
 // One axis of one image's transform.
-struct SampleAxis {
-  double scale;       // source pixels per output pixel
-  float inverse;      // its reciprocal
+struct SampleAxis : SampleFilter {
   float crop;         // where the crop starts, source pixels
   float target;       // where the target starts, output pixels
   float target_size;  // output pixels
-  int32_t size;       // source pixels
   bool flip;          // the target is mirrored
-  bool antialias;     // triangle filter; only set where scale > 1
 };
 
 DLFS_HD inline SampleAxis sample_axis(float crop, float crop_size, float target, float target_size, bool flip,
                                       int32_t size, bool antialias) {
   const double scale = static_cast<double>(crop_size) / target_size;
-  return {scale, static_cast<float>(1.0 / scale), crop, target, target_size, size, flip, antialias && scale > 1.0};
+  return {sample_filter(scale, size, antialias), crop, target, target_size, flip};
 }
 
 // The source pixels behind one output row or column: first to first + count - 1; count 0 means the fill colour.
@@ -38,41 +46,46 @@ struct Footprint {
 };
 
 // Weight before normalisation that the triangle filter gives the footprint's pixel j.
-DLFS_HD inline float triangle_weight(const SampleAxis& axis, float offset, int32_t j) {
-  const float d = (offset + static_cast<float>(j)) * axis.inverse;
+DLFS_HD inline float triangle_weight(const SampleFilter& filter, float offset, int32_t j) {
+  const float d = (offset + static_cast<float>(j)) * filter.inverse;
   const float w = 1.0f - (d < 0.0f ? -d : d);
   return w > 0.0f ? w : 0.0f;
 }
 
-// The sampled point, where pixel i spans i to i + 1, is computed in double: torch's fp32 coordinates, whose rounding
-// shows in the fifth digit of the result, differ between its kernels.
+// The footprint of a sampled point from 0 to size, where pixel i spans i to i + 1.
+DLFS_HD inline Footprint footprint_at(const SampleFilter& filter, double point) {
+  if (filter.antialias) {
+    const int32_t low = static_cast<int32_t>(point - filter.scale + 0.5);
+    const int32_t high = static_cast<int32_t>(point + filter.scale + 0.5);
+    const int32_t first = low > 0 ? low : 0;
+    const int32_t count = (high < filter.size ? high : filter.size) - first;
+    const float offset = static_cast<float>(first + 0.5 - point);
+    float total = 0.0f;
+    for (int32_t j = 0; j < count; ++j) total += triangle_weight(filter, offset, j);
+    return {first, count, offset, total};
+  }
+  const double last = filter.size - 1;
+  double s = point - 0.5;
+  s = s < 0.0 ? 0.0 : s;
+  s = s > last ? last : s;
+  const int32_t first = static_cast<int32_t>(s);
+  return {first, first + 1 < filter.size ? 2 : 1, 0.0f, static_cast<float>(s - first)};
+}
+
+// The sampled point is computed in double: torch's fp32 coordinates, whose rounding shows in the fifth digit of the
+// result, differ between its kernels.
 DLFS_HD inline Footprint footprint(const SampleAxis& axis, int32_t output) {
   double t = output + 0.5 - axis.target;
   if (t < 0.0 || t >= axis.target_size) return {0, 0, 0.0f, 0.0f};
   if (axis.flip) t = axis.target_size - t;
   const double point = axis.scale * t + axis.crop;
   if (!(point >= 0.0 && point <= axis.size)) return {0, 0, 0.0f, 0.0f};
-  if (axis.antialias) {
-    const int32_t low = static_cast<int32_t>(point - axis.scale + 0.5);
-    const int32_t high = static_cast<int32_t>(point + axis.scale + 0.5);
-    const int32_t first = low > 0 ? low : 0;
-    const int32_t count = (high < axis.size ? high : axis.size) - first;
-    const float offset = static_cast<float>(first + 0.5 - point);
-    float total = 0.0f;
-    for (int32_t j = 0; j < count; ++j) total += triangle_weight(axis, offset, j);
-    return {first, count, offset, total};
-  }
-  const double last = axis.size - 1;
-  double s = point - 0.5;
-  s = s < 0.0 ? 0.0 : s;
-  s = s > last ? last : s;
-  const int32_t first = static_cast<int32_t>(s);
-  return {first, first + 1 < axis.size ? 2 : 1, 0.0f, static_cast<float>(s - first)};
+  return footprint_at(axis, point);
 }
 
 // Weight of the footprint's pixel j; they add up to 1.
-DLFS_HD inline float footprint_weight(const SampleAxis& axis, const Footprint& f, int32_t j) {
-  if (axis.antialias) return triangle_weight(axis, f.offset, j) / f.value;
+DLFS_HD inline float footprint_weight(const SampleFilter& filter, const Footprint& f, int32_t j) {
+  if (filter.antialias) return triangle_weight(filter, f.offset, j) / f.value;
   return j == 0 ? 1.0f - f.value : f.value;
 }
 
@@ -102,10 +115,9 @@ static_assert(sizeof(ImageTransform) == DLFS_TRANSFORM_FLOATS * sizeof(float), "
 
 constexpr int32_t max_image_side = 65535;  // JPEG's own limit
 
-// Checks what dlfs_preprocess and dlfs_decoder_submit have in common, before anything is enqueued.
-inline void check_preprocess(const float* transforms, const float* normalisation, int32_t n, int32_t out_h,
-                             int32_t out_w, int32_t out_c, dlfs_dtype dtype, int32_t flags) {
-  check_pointer(transforms, "transforms");
+// Checks the output and normalisation of dlfs_preprocess, dlfs_decoder_submit and dlfs_augment.
+inline void check_image_format(const float* normalisation, int32_t n, int32_t out_h, int32_t out_w, int32_t out_c,
+                               dlfs_dtype dtype, int32_t flags, int32_t known_flags) {
   check_pointer(normalisation, "normalisation");
   check_range(n, 1, 1 << 20, "n");
   check_range(out_h, 1, max_image_side, "out_h");
@@ -113,8 +125,8 @@ inline void check_preprocess(const float* transforms, const float* normalisation
   check_range(out_c, 3, 1 << 16, "out_c");
   checked_product({n, out_h, out_w, out_c, dtype_size(dtype)}, "dst");
   check_dtype(dtype, {DLFS_F32, DLFS_BF16, DLFS_F16, DLFS_U8});
-  DLFS_CHECK((flags & ~(DLFS_PREPROCESS_ANTIALIAS | DLFS_PREPROCESS_BGR)) == 0, DLFS_ERROR_ARGUMENT,
-             "flags 0x%x has unknown bits", static_cast<unsigned>(flags));
+  DLFS_CHECK((flags & ~known_flags) == 0, DLFS_ERROR_ARGUMENT, "flags 0x%x has unknown bits",
+             static_cast<unsigned>(flags));
   for (int32_t i = 0; i < 9; ++i) {
     const double value = normalisation[i];
     const double size = value < 0 ? -value : value;
@@ -125,6 +137,14 @@ inline void check_preprocess(const float* transforms, const float* normalisation
                        : "fill",
                i % 3, value);
   }
+}
+
+// Checks what dlfs_preprocess and dlfs_decoder_submit have in common, before anything is enqueued.
+inline void check_preprocess(const float* transforms, const float* normalisation, int32_t n, int32_t out_h,
+                             int32_t out_w, int32_t out_c, dlfs_dtype dtype, int32_t flags) {
+  check_pointer(transforms, "transforms");
+  check_image_format(normalisation, n, out_h, out_w, out_c, dtype, flags,
+                     DLFS_PREPROCESS_ANTIALIAS | DLFS_PREPROCESS_BGR);
   const float limit = 0x1p24f;  // up to here fp32 holds every pixel's coordinate
   for (int32_t i = 0; i < n; ++i) {
     const float* t = transforms + int64_t{i} * DLFS_TRANSFORM_FLOATS;

@@ -8,43 +8,13 @@
 #include <memory>
 #include <type_traits>
 
-#include "cpu/numeric.hpp"
+#include "cpu/pixel.hpp"
 #include "cpu/runtime.hpp"
 
 namespace dlfs::cpu {
 namespace {
 
-// Four floats, one pixel and a channel that is not used (a vector extension of GCC and Clang).
-typedef float Pixel __attribute__((vector_size(16)));
-
 constexpr int64_t padding = 8;  // floats behind a row that vector loads of its last pixels touch
-
-inline Pixel load_pixel(const float* p) {
-  Pixel value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-
-template <class T>
-inline void put(T* p, float value) {
-  store(p, value);
-}
-inline void put(uint8_t* p, float value) { *p = static_cast<uint8_t>(round_u8(value)); }
-
-// Calls body with a null pointer of the element type.
-template <class Body>
-void dispatch_output(dlfs_dtype dtype, const Body& body) {
-  switch (dtype) {
-    case DLFS_F32:
-      return body(static_cast<float*>(nullptr));
-    case DLFS_BF16:
-      return body(static_cast<Bf16*>(nullptr));
-    case DLFS_F16:
-      return body(static_cast<F16*>(nullptr));
-    case DLFS_U8:
-      return body(static_cast<uint8_t*>(nullptr));
-  }
-}
 
 template <class T>
 void fill_pixels(T* row, const PreprocessFormat& format, int32_t begin, int32_t end) {
@@ -52,28 +22,6 @@ void fill_pixels(T* row, const PreprocessFormat& format, int32_t begin, int32_t 
   for (int32_t u = begin; u < end; ++u, p += format.out_c) {
     for (int32_t c = 0; c < 3; ++c) put(p + c, format.color.fill[c]);
     for (int32_t c = 3; c < format.out_c; ++c) put(p + c, 0.0f);
-  }
-}
-
-// Sums the source rows of a footprint into scratch.row.
-void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int32_t width, const SampleAxis& rows,
-              const Footprint& f) {
-  const int64_t stride = int64_t{width} * 3;
-  const int64_t count = int64_t{scratch.column_end - scratch.column_begin} * 3;
-  const uint8_t* p = src + f.first * stride + int64_t{scratch.column_begin} * 3;
-  float* row = scratch.row.data();
-  const float w0 = footprint_weight(rows, f, 0);
-  if (f.count == 1 || (!rows.antialias && f.value == 0.0f)) {
-    for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]);
-    return;
-  }
-  const float w1 = footprint_weight(rows, f, 1);
-  const uint8_t* q = p + stride;
-  for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]) + w1 * static_cast<float>(q[j]);
-  for (int32_t i = 2; i < f.count; ++i) {
-    const float w = footprint_weight(rows, f, i);
-    q += stride;
-    for (int64_t j = 0; j < count; ++j) row[j] += w * static_cast<float>(q[j]);
   }
 }
 
@@ -119,37 +67,70 @@ void write_row(T* out, const PreprocessScratch& scratch, const PreprocessFormat&
 
 }  // namespace
 
-void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, const PreprocessFormat& format) {
-  const size_t out_w = static_cast<size_t>(format.out_w);
-  scratch.bilinear = !columns.antialias;
+void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int64_t pitch, const SampleFilter& rows,
+              const Footprint& f) {
+  const int64_t count = int64_t{scratch.column_end - scratch.column_begin} * 3;
+  const uint8_t* p = src + f.first * pitch + int64_t{scratch.column_begin} * 3;
+  float* row = scratch.row.data();
+  const float w0 = footprint_weight(rows, f, 0);
+  if (f.count == 1 || (!rows.antialias && f.value == 0.0f)) {
+    for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]);
+    return;
+  }
+  const float w1 = footprint_weight(rows, f, 1);
+  const uint8_t* q = p + pitch;
+  for (int64_t j = 0; j < count; ++j) row[j] = w0 * static_cast<float>(p[j]) + w1 * static_cast<float>(q[j]);
+  for (int32_t i = 2; i < f.count; ++i) {
+    const float w = footprint_weight(rows, f, i);
+    q += pitch;
+    for (int64_t j = 0; j < count; ++j) row[j] += w * static_cast<float>(q[j]);
+  }
+}
+
+void begin_columns(PreprocessScratch& scratch, int32_t columns, int32_t source_width, bool antialias) {
+  const size_t out_w = static_cast<size_t>(columns);
+  scratch.bilinear = !antialias;
   scratch.offset.resize(out_w);
   scratch.weight_at.resize(out_w);
   scratch.taps.resize(out_w);
   scratch.weights.clear();
+  if (scratch.bilinear) scratch.weights.resize(2 * out_w);
   scratch.first = scratch.last = 0;
-  scratch.column_begin = columns.size;
+  scratch.column_begin = source_width;
   scratch.column_end = 0;
-  for (int32_t u = 0; u < format.out_w; ++u) {
-    const Footprint f = footprint(columns, u);
-    if (scratch.bilinear) scratch.weights.resize(2 * (static_cast<size_t>(u) + 1));
-    if (f.count == 0) continue;  // before and after the sampled columns only
-    if (scratch.last == 0) scratch.first = u;
-    scratch.last = u + 1;
-    scratch.column_begin = std::min(scratch.column_begin, f.first);
-    scratch.column_end = std::max(scratch.column_end, f.first + f.count);
-    scratch.offset[u] = f.first * 3;
-    scratch.taps[u] = f.count;
+}
+
+void add_column(PreprocessScratch& scratch, const SampleFilter& filter, int32_t column, const Footprint& f) {
+  const size_t u = static_cast<size_t>(column);
+  if (scratch.last == 0) scratch.first = column;
+  scratch.last = column + 1;
+  scratch.column_begin = std::min(scratch.column_begin, f.first);
+  scratch.column_end = std::max(scratch.column_end, f.first + f.count);
+  scratch.offset[u] = f.first * 3;
+  scratch.taps[u] = f.count;
+  if (scratch.bilinear) {
+    scratch.weight_at[u] = 2 * column;
+    scratch.weights[2 * u] = footprint_weight(filter, f, 0);
+    scratch.weights[2 * u + 1] = f.count == 2 ? footprint_weight(filter, f, 1) : 0.0f;
+  } else {
     scratch.weight_at[u] = static_cast<int32_t>(scratch.weights.size());
-    if (scratch.bilinear) {
-      scratch.weights[2 * u] = footprint_weight(columns, f, 0);
-      scratch.weights[2 * u + 1] = f.count == 2 ? footprint_weight(columns, f, 1) : 0.0f;
-    } else {
-      for (int32_t j = 0; j < f.count; ++j) scratch.weights.push_back(footprint_weight(columns, f, j));
-    }
+    for (int32_t j = 0; j < f.count; ++j) scratch.weights.push_back(footprint_weight(filter, f, j));
   }
+}
+
+void end_columns(PreprocessScratch& scratch) {
   for (int32_t u = scratch.first; u < scratch.last; ++u) scratch.offset[u] -= scratch.column_begin * 3;
   const int64_t floats = std::max<int64_t>(scratch.column_end - scratch.column_begin, 0) * 3;
   scratch.row.assign(static_cast<size_t>(floats + padding), 0.0f);
+}
+
+void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, const PreprocessFormat& format) {
+  begin_columns(scratch, format.out_w, columns.size, columns.antialias);
+  for (int32_t u = 0; u < format.out_w; ++u) {
+    const Footprint f = footprint(columns, u);
+    if (f.count > 0) add_column(scratch, columns, u, f);  // 0 before and after the sampled columns only
+  }
+  end_columns(scratch);
 }
 
 void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleAxis& rows,
@@ -163,7 +144,7 @@ void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleA
         fill_pixels(out, format, 0, format.out_w);
         continue;
       }
-      sum_rows(scratch, src, width, rows, f);
+      sum_rows(scratch, src, int64_t{width} * 3, rows, f);
       fill_pixels(out, format, 0, scratch.first);
       if (scratch.bilinear) {
         write_row<T, true>(out, scratch, format);

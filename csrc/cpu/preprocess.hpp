@@ -33,6 +33,16 @@ struct PreprocessScratch {
   std::vector<float> row;
 };
 
+// Starts the column tables of an image `source_width` wide for `columns` output columns; add_column follows for some of
+// them, ascending and with no gaps, then end_columns.
+void begin_columns(PreprocessScratch& scratch, int32_t columns, int32_t source_width, bool antialias);
+void add_column(PreprocessScratch& scratch, const SampleFilter& filter, int32_t column, const Footprint& f);
+void end_columns(PreprocessScratch& scratch);
+
+// Sums the source rows of a footprint (count > 0) into scratch.row; `pitch`: bytes from a source row to the next.
+void sum_rows(PreprocessScratch& scratch, const uint8_t* src, int64_t pitch, const SampleFilter& rows,
+              const Footprint& f);
+
 // Computes the column tables for an image of the given width.
 void prepare_columns(PreprocessScratch& scratch, const SampleAxis& columns, const PreprocessFormat& format);
 

@@ -4,14 +4,12 @@
 // follow the order of common/sampling.hpp and the file is compiled with -fmad=false, so the result has the CPU's bits.
 #include "cuda/preprocess.hpp"
 
-#include "cuda/numeric.cuh"
+#include "cuda/image_store.cuh"
 #include "cuda/runtime.cuh"
 
 namespace dlfs {
 namespace {
 
-constexpr int tile_w = 32;  // a warp to a row
-constexpr int tile_h = 8;
 constexpr int images_per_launch = 32;
 // Weights of footprints wider than this (shrinking more than 31 times) are computed as they are used.
 constexpr int cached_taps = 64;
@@ -22,12 +20,6 @@ struct Parameters {
   int32_t out_h, out_w, out_c;
 };
 static_assert(sizeof(Parameters) <= 4000, "kernel parameters are limited to 4 KB");
-
-__device__ __forceinline__ void put(uint8_t& out, float value) { out = static_cast<uint8_t>(round_u8(value)); }
-template <class T>
-__device__ __forceinline__ void put(T& out, float value) {
-  out = from_float<T>(value);
-}
 
 // Per block; weights are indexed [tap][column] and [row][tap] so that a warp reads consecutive or equal words.
 struct Footprints {
@@ -91,8 +83,7 @@ __device__ __forceinline__ float pick(const float (&rgb)[3], int32_t channel) {
   return channel == 0 ? rgb[0] : channel == 1 ? rgb[1] : rgb[2];
 }
 
-// Grid (columns / 32, rows / 8, images). dst: the first image's slot. C: 3, 4 or 8 channels stored by vectors (dst and
-// the row pitch are aligned then), or 0 for any number, one by one.
+// Grid (columns / 32, rows / 8, images). dst: the first image's slot. C as store_pixel.
 template <class T, int C>
 __global__ void __launch_bounds__(tile_w * tile_h)
     preprocess_kernel(T* dst, const __grid_constant__ Parameters parameters) {
@@ -100,8 +91,6 @@ __global__ void __launch_bounds__(tile_w * tile_h)
   const PreprocessSource& source = parameters.sources[blockIdx.z];
   const int32_t u0 = static_cast<int32_t>(blockIdx.x) * tile_w;
   const int32_t v0 = static_cast<int32_t>(blockIdx.y) * tile_h;
-  const int32_t u = u0 + static_cast<int32_t>(threadIdx.x);
-  const int32_t v = v0 + static_cast<int32_t>(threadIdx.y);
   const ColorTransform& color = parameters.color;
   float value[3] = {color.fill[0], color.fill[1], color.fill[2]};
   if (source.pixels != nullptr) {
@@ -113,49 +102,21 @@ __global__ void __launch_bounds__(tile_w * tile_h)
       for (int c = 0; c < 3; ++c) value[c] = pick(rgb, color.source[c]) * color.scale[c] + color.shift[c];
     }
   }
-  const bool inside = u < parameters.out_w && v < parameters.out_h;
-  const int64_t row = (int64_t{blockIdx.z} * parameters.out_h + v) * parameters.out_w;
-  if constexpr (C == 3) {
-    // A warp's 32 pixels are 96 consecutive values: written through shared memory by 16-byte accesses.
-    constexpr int V = vector_width<T>;
-    __shared__ __align__(16) T staged[tile_h][tile_w * 3];
-    T* const line = staged[threadIdx.y];
-#pragma unroll
-    for (int c = 0; c < 3; ++c) put(line[3 * threadIdx.x + c], value[c]);
-    __syncwarp();
-    // out_w is a multiple of 16, so that a tile has 16 or 32 of the row's pixels, a whole number of vectors.
-    const int32_t values = min(tile_w, parameters.out_w - u0) * 3;
-    const int32_t first = static_cast<int32_t>(threadIdx.x) * V;
-    if (v < parameters.out_h && first < values) {
-      *reinterpret_cast<uint4*>(dst + (row + u0) * 3 + first) = *reinterpret_cast<const uint4*>(line + first);
-    }
-  } else if constexpr (C > 0) {
-    if (!inside) return;
-    constexpr int V = C < vector_width<T> ? C : vector_width<T>;
-    T* out = dst + (row + u) * C;
-#pragma unroll
-    for (int first = 0; first < C; first += V) {
-      Pack<T, V> pack;
-#pragma unroll
-      for (int i = 0; i < V; ++i) put(pack.value[i], first + i < 3 ? value[(first + i) % 3] : 0.0f);
-      *reinterpret_cast<Pack<T, V>*>(out + first) = pack;
-    }
-  } else {
-    if (!inside) return;
-    T* out = dst + (row + u) * parameters.out_c;
-    for (int32_t c = 0; c < parameters.out_c; ++c) {
-      put(out[c], c == 0 ? value[0] : c == 1 ? value[1] : c == 2 ? value[2] : 0.0f);
-    }
-  }
+  store_pixel<T, C>(dst, value, parameters.out_h, parameters.out_w, parameters.out_c);
 }
 
 template <class T>
 auto kernel_for(const PreprocessFormat& format, const void* dst) {
-  const bool aligned = aligned16({dst});
-  if (aligned && format.out_c == 3 && format.out_w % 16 == 0) return preprocess_kernel<T, 3>;
-  if (aligned && format.out_c == 4) return preprocess_kernel<T, 4>;
-  if (aligned && format.out_c == 8) return preprocess_kernel<T, 8>;
-  return preprocess_kernel<T, 0>;
+  switch (stored_channels(dst, format.out_w, format.out_c)) {
+    case 3:
+      return preprocess_kernel<T, 3>;
+    case 4:
+      return preprocess_kernel<T, 4>;
+    case 8:
+      return preprocess_kernel<T, 8>;
+    default:
+      return preprocess_kernel<T, 0>;
+  }
 }
 
 template <class T>

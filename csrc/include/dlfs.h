@@ -853,6 +853,39 @@ DLFS_API dlfs_status dlfs_preprocess(dlfs_stream stream, void *dst, DLFS_HOST co
 DLFS_API dlfs_status dlfs_normalize_pixels(dlfs_stream stream, void *dst, const uint8_t *src,
                                            DLFS_HOST const float *normalisation, int64_t pixels, dlfs_dtype dtype);
 
+#define DLFS_LAYER_NUMBERS 40     /* numbers that describe one layer of dlfs_augment */
+#define DLFS_MAX_LAYERS 64        /* the most layers of one image */
+#define DLFS_LAYER_ANTIALIAS 1    /* flag: triangle filter over the footprint when shrinking (Pillow's bilinear) */
+
+/* Composes n images out of warped, recoloured sources and writes them normalised to dst (n, out_h, out_w, out_c), out_c >= 3,
+ * further channels 0: crop, resize, flip, rotation, shear, letterbox, colour jitter, mosaic, paste, cutout and mixup in one
+ * pass, with nothing rounded in between. An image is the fill colour on which its layers are drawn in order. Layer j draws
+ * the uint8 RGB image at device address sources[j], or with address 0 one colour. layers (layer_count, DLFS_LAYER_NUMBERS):
+ *   0       the image it is drawn on; not descending, and an image has DLFS_MAX_LAYERS at most
+ *   1..3    the source's height, width and bytes from row to row (at least 3 width); 0 without a source
+ *   4..9    the output to source map a, b, c, d, e, f: output pixel (u, v) samples the point
+ *           (a (u + 0.5) + b (v + 0.5) + c, d (u + 0.5) + e (v + 0.5) + f) of the source, whose pixel i spans i to i + 1
+ *   10..13  the part of the source that is drawn: x1, y1, x2, y2 in source pixels, x2 and y2 exclusive. A pixel whose point
+ *           lies outside it, or outside the image, is left as it is; what is sampled near its edge may reach beyond it
+ *   14..17  the part of the output that is drawn on: x1, y1, x2, y2, whole pixels inside the output, x2 and y2 exclusive
+ *   18..29  a colour matrix (3, 4): red = m[0] r + m[1] g + m[2] b + m[3] and so on, in levels of 255, clamped to 0..255
+ *   30..32  then, in hue, saturation and value: the hue's shift in turns (-1 to 1), factors of saturation and value (0 to
+ *           1000), both clamped
+ *   33..35  the colour of a layer without a source, 0..255; it is drawn as it is
+ *   36      opacity, 0 to 1: drawn over what is there
+ *   37      0, or the weight, above 0 and up to 1, of a new picture that begins with this layer on the fill colour: what
+ *           was drawn so far is finished, and the result is (1 - weight) of it and weight of the new picture. It means
+ *           nothing on an image's first layer
+ *   38      flags
+ *   39      unused, 0
+ * Sampling is bilinear, coordinates clamped to the image. With ANTIALIAS, the filter's support along the source's axes is
+ * max(1, |a| + |b|) and max(1, |d| + |e|) pixels: without rotation and shear, Pillow's bilinear resize, and with them
+ * somewhat smoother. normalisation, dtype and flags as dlfs_preprocess (DLFS_PREPROCESS_BGR alone). */
+DLFS_API dlfs_status dlfs_augment(dlfs_stream stream, void *dst, DLFS_HOST const int64_t *sources,
+                                  DLFS_HOST const double *layers, DLFS_HOST const float *normalisation, int32_t n,
+                                  int32_t layer_count, int32_t out_h, int32_t out_w, int32_t out_c, dlfs_dtype dtype,
+                                  int32_t flags);
+
 /* Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
 DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads);
 DLFS_API dlfs_status dlfs_decoder_destroy(dlfs_decoder decoder); /* Waits for its jobs, then ends the threads. */

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "c3c77f59fab54fc7";
+export const headerHash = "e0d26bf1c85544f7";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -71,6 +71,9 @@ export const constants = {
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
+  LAYER_NUMBERS: 40,
+  MAX_LAYERS: 64,
+  LAYER_ANTIALIAS: 1,
 } as const;
 
 /** A device address: an integer that JavaScript holds exactly. */
@@ -209,6 +212,7 @@ export const symbols = {
   dlfs_jpeg_encode_sync: { args: ["i64", "buffer", "buffer", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_preprocess: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_normalize_pixels: { args: ["i64", "ptr", "ptr", "buffer", "i64", "i32"], returns: "i32" },
+  dlfs_augment: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_decoder_create: { args: ["i64", "buffer", "i32"], returns: "i32" },
   dlfs_decoder_destroy: { args: ["i64"], returns: "i32" },
   dlfs_decoder_submit: { args: ["i64", "buffer", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -351,6 +355,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_jpeg_encode_sync: ["stream", "out", "length", "pixels", "capacity", "width", "height", "quality"],
   dlfs_preprocess: ["stream", "dst", "sources", "sizes", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
   dlfs_normalize_pixels: ["stream", "dst", "src", "normalisation", "pixels", "dtype"],
+  dlfs_augment: ["stream", "dst", "sources", "layers", "normalisation", "n", "layerCount", "outH", "outW", "outC", "dtype", "flags"],
   dlfs_decoder_create: ["ctx", "out", "threads"],
   dlfs_decoder_destroy: ["decoder"],
   dlfs_decoder_submit: ["decoder", "out", "dst", "sources", "lengths", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
@@ -900,6 +905,33 @@ export interface NativeFunctions {
    * F16, with normalisation = {mean[3], std[3]}: what dlfs_preprocess writes of an image that it leaves its size.
    */
   normalizePixels(stream: number, dst: Address | null, src: Address | null, normalisation: HostView, pixels: number, dtype: number): number;
+  /**
+   * Composes n images out of warped, recoloured sources and writes them normalised to dst (n, out_h, out_w, out_c), out_c >= 3,
+   * further channels 0: crop, resize, flip, rotation, shear, letterbox, colour jitter, mosaic, paste, cutout and mixup in one
+   * pass, with nothing rounded in between. An image is the fill colour on which its layers are drawn in order. Layer j draws
+   * the uint8 RGB image at device address sources[j], or with address 0 one colour. layers (layer_count, DLFS_LAYER_NUMBERS):
+   *   0       the image it is drawn on; not descending, and an image has DLFS_MAX_LAYERS at most
+   *   1..3    the source's height, width and bytes from row to row (at least 3 width); 0 without a source
+   *   4..9    the output to source map a, b, c, d, e, f: output pixel (u, v) samples the point
+   *           (a (u + 0.5) + b (v + 0.5) + c, d (u + 0.5) + e (v + 0.5) + f) of the source, whose pixel i spans i to i + 1
+   *   10..13  the part of the source that is drawn: x1, y1, x2, y2 in source pixels, x2 and y2 exclusive. A pixel whose point
+   *           lies outside it, or outside the image, is left as it is; what is sampled near its edge may reach beyond it
+   *   14..17  the part of the output that is drawn on: x1, y1, x2, y2, whole pixels inside the output, x2 and y2 exclusive
+   *   18..29  a colour matrix (3, 4): red = m[0] r + m[1] g + m[2] b + m[3] and so on, in levels of 255, clamped to 0..255
+   *   30..32  then, in hue, saturation and value: the hue's shift in turns (-1 to 1), factors of saturation and value (0 to
+   *           1000), both clamped
+   *   33..35  the colour of a layer without a source, 0..255; it is drawn as it is
+   *   36      opacity, 0 to 1: drawn over what is there
+   *   37      0, or the weight, above 0 and up to 1, of a new picture that begins with this layer on the fill colour: what
+   *           was drawn so far is finished, and the result is (1 - weight) of it and weight of the new picture. It means
+   *           nothing on an image's first layer
+   *   38      flags
+   *   39      unused, 0
+   * Sampling is bilinear, coordinates clamped to the image. With ANTIALIAS, the filter's support along the source's axes is
+   * max(1, |a| + |b|) and max(1, |d| + |e|) pixels: without rotation and shear, Pillow's bilinear resize, and with them
+   * somewhat smoother. normalisation, dtype and flags as dlfs_preprocess (DLFS_PREPROCESS_BGR alone).
+   */
+  augment(stream: number, dst: Address | null, sources: HostView, layers: HostView, normalisation: HostView, n: number, layerCount: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
   /** Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
   decoderCreate(ctx: number, out: HostView, threads: number): number;
   /** Waits for its jobs, then ends the threads. */

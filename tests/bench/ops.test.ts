@@ -6,6 +6,7 @@ import { test } from "bun:test";
 import { captured, expectFinite, fillNormal, line, time, title } from "../../lib/bench";
 import { type Device, dtypeCode, Tensor } from "../../lib/tensor";
 import { activationBenches } from "../ops/cases/activation";
+import { augmentBenches } from "../ops/cases/augment";
 import { boxBenches } from "../ops/cases/boxes";
 import { type Arrays, type Input, kindOf, type OpCase } from "../ops/cases/case";
 import { channelBenches } from "../ops/cases/channel";
@@ -109,6 +110,7 @@ const lists = [
   postprocessBenches,
   optimizerBenches,
   preprocessBenches,
+  augmentBenches,
   quantizeBenches,
 ];
 

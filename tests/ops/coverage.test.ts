@@ -2,6 +2,7 @@
 import { expect, test } from "bun:test";
 import { argumentNames } from "../../lib/native/symbols.generated";
 import { activationCases } from "./cases/activation";
+import { augmentCases } from "./cases/augment";
 import { boxCases } from "./cases/boxes";
 import { channelCases } from "./cases/channel";
 import { convCases } from "./cases/conv";
@@ -44,6 +45,7 @@ const elsewhere = {
 test("every operation on a stream is in a case list", () => {
   const lists = [
     activationCases,
+    augmentCases,
     boxCases,
     channelCases,
     convCases,
