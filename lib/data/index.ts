@@ -20,6 +20,34 @@ export {
   type SplitShares,
   type StoreCounts,
 } from "./annotation-store";
+export {
+  Augmentation,
+  type AugmentationOptions,
+  type AugmentationPreset,
+  augmentationPreset,
+  type ImageSet,
+  multiScaleSize,
+  parseAugmentation,
+} from "./augmentation";
+export {
+  AugmentOp,
+  CopyPaste,
+  type CopyPasteOptions,
+  Cutout,
+  type CutoutOptions,
+  HsvJitter,
+  type HsvJitterOptions,
+  MixUp,
+  type MixUpOptions,
+  Mosaic,
+  type OtherImages,
+  PhotometricDistort,
+  type PhotometricDistortOptions,
+  RandomAffine,
+  type RandomAffineOptions,
+  ZoomOut,
+  type ZoomOutOptions,
+} from "./augmentations";
 export { AspectRatioBatches, type AspectRatioBatchesOptions, BatchSampler } from "./batch-sampler";
 export { type BatchPlace, BatchSchedule, type ScheduledBatch, type ScheduleOptions } from "./batch-schedule";
 export { type BoxStats, type BoxStatsOptions, boxStats, type Spread } from "./box-stats";
@@ -44,6 +72,14 @@ export {
   readCocoResults,
 } from "./coco-results";
 export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+export {
+  type Composition,
+  type CompositionLayer,
+  packCompositions,
+  type SourceImage,
+  type SourcePixels,
+  startComposition,
+} from "./composition";
 export { DataLoader, type LoaderState } from "./data-loader";
 export {
   type ByteRange,
@@ -57,6 +93,7 @@ export {
 export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
 export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
 export type { BatchImages, DetectionLoader } from "./detection-loader";
+export { type DrawOptions, drawCompositions } from "./device-augment";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
 export { DeviceRecordReader, type DeviceRecordReaderOptions, type RecordFailure } from "./device-records";
 export { DiskCache, type DiskCacheOptions } from "./disk-cache";

@@ -1,0 +1,55 @@
+import { check, ErrorCode } from "../native";
+import { dtypeCode, type Tensor } from "../tensor";
+import { type Composition, packCompositions, type SourcePixels } from "./composition";
+import { normalizationOf, type PreprocessOp } from "./transforms";
+
+export interface DrawOptions {
+  /** What they say of mean, standard deviation and fill colour is applied. */
+  preprocessing: readonly PreprocessOp[];
+  /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
+  antialias?: boolean;
+}
+
+/**
+ * Draws compositions into a batch (n, height, width, channels) of f32, bf16, f16 or (not normalised) u8, in one native call on
+ * the device's stream; it returns at once. `pixels` says where the decoded image of an id lies; null for one that could not be
+ * decoded, in whose place the fill colour stays. The images must stay in memory until the stream has passed the call.
+ */
+export function drawCompositions(
+  batch: Tensor,
+  compositions: readonly Composition[],
+  pixels: (id: number) => SourcePixels | null,
+  { preprocessing, antialias = false }: DrawOptions,
+): void {
+  const [n, height, width, channels] = batch.shape as unknown as [number, number, number, number];
+  check(
+    batch.shape.length === 4 && compositions.length >= 1 && compositions.length <= n,
+    "drawCompositions",
+    () => `expected 1 to ${n} compositions for a batch of (${batch.shape.join(", ")}), got ${compositions.length}`,
+    ErrorCode.shape,
+  );
+  for (const [i, { outputWidth, outputHeight }] of compositions.entries()) {
+    check(
+      outputWidth === width && outputHeight === height,
+      "drawCompositions",
+      () => `composition ${i} is for ${outputHeight}x${outputWidth} (height x width), the batch is ${height}x${width}`,
+      ErrorCode.shape,
+    );
+  }
+  const { sources, layers, count } = packCompositions(compositions, pixels, antialias);
+  const { native, stream } = batch.device;
+  native.augment(
+    stream.handle,
+    batch.address,
+    sources,
+    layers,
+    normalizationOf(preprocessing),
+    compositions.length,
+    count,
+    height,
+    width,
+    channels,
+    dtypeCode(batch.dtype),
+    0,
+  );
+}
