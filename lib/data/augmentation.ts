@@ -69,9 +69,17 @@ export class Augmentation {
     return epoch >= this.#closedFrom;
   }
 
-  /** The composition of the image at a place, for a network input of a size. */
-  compose(images: ImageSet, place: number, epoch: number, size: readonly [height: number, width: number]): Composition {
-    return this.#run(images, images.at(place), epoch, size, this.operations.length);
+  /**
+   * The composition of the image at a place, for a network input of a size. `repeat`: how often it came in this epoch before.
+   */
+  compose(
+    images: ImageSet,
+    place: number,
+    epoch: number,
+    size: readonly [height: number, width: number],
+    repeat = 0,
+  ): Composition {
+    return this.#run(images, images.at(place), epoch, size, this.operations.length, repeat);
   }
 
   #run(
@@ -80,10 +88,11 @@ export class Augmentation {
     epoch: number,
     size: readonly [height: number, width: number],
     until: number,
+    repeat = 0,
   ): Composition {
     let composition = startComposition(image, size[1], size[0]);
     for (const [operation, op] of this.operations.slice(0, until).entries()) {
-      const random = new CounterRandom({ seed: this.seed, epoch, image: image.id, operation });
+      const random = new CounterRandom({ seed: this.seed, epoch, image: image.id, operation, repeat });
       if (!(op instanceof AugmentOp)) {
         composition = applyPlanned(composition, op, random);
       } else if (!(op.composes && this.closed(epoch))) {

@@ -1,5 +1,5 @@
 import { check, ErrorCode } from "../native";
-import { dtypeCode, type Tensor } from "../tensor";
+import { dtypeCode, type Stream, type Tensor } from "../tensor";
 import { type Composition, packCompositions, type SourcePixels } from "./composition";
 import { normalizationOf, type PreprocessOp } from "./transforms";
 
@@ -8,18 +8,20 @@ export interface DrawOptions {
   preprocessing: readonly PreprocessOp[];
   /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
   antialias?: boolean;
+  /** Default: the device's. */
+  stream?: Stream;
 }
 
 /**
- * Draws compositions into a batch (n, height, width, channels) of f32, bf16, f16 or (not normalised) u8, in one native call on
- * the device's stream; it returns at once. `pixels` says where the decoded image of an id lies; null for one that could not be
+ * Draws compositions into a batch (n, height, width, channels) of f32, bf16, f16 or (not normalised) u8, in one native call; it
+ * returns at once. `pixels` says where the decoded image of an id lies; null for one that could not be
  * decoded, in whose place the fill colour stays. The images must stay in memory until the stream has passed the call.
  */
 export function drawCompositions(
   batch: Tensor,
   compositions: readonly Composition[],
   pixels: (id: number) => SourcePixels | null,
-  { preprocessing, antialias = false }: DrawOptions,
+  { preprocessing, antialias = false, stream = batch.device.stream }: DrawOptions,
 ): void {
   const [n, height, width, channels] = batch.shape as unknown as [number, number, number, number];
   check(
@@ -37,8 +39,7 @@ export function drawCompositions(
     );
   }
   const { sources, layers, count } = packCompositions(compositions, pixels, antialias);
-  const { native, stream } = batch.device;
-  native.augment(
+  batch.device.native.augment(
     stream.handle,
     batch.address,
     sources,

@@ -96,6 +96,11 @@ export type { BatchImages, DetectionLoader } from "./detection-loader";
 export { type DrawOptions, drawCompositions } from "./device-augment";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
 export { DeviceRecordReader, type DeviceRecordReaderOptions, type RecordFailure } from "./device-records";
+export {
+  type CompositionFailure,
+  DeviceCompositionDecoder,
+  type DeviceCompositionDecoderOptions,
+} from "./device-composition-decoder";
 export { DiskCache, type DiskCacheOptions } from "./disk-cache";
 export {
   type DatasetArchive,

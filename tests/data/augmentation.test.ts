@@ -26,6 +26,8 @@ import {
   startComposition,
 } from "../../lib/data/composition";
 import { drawCompositions } from "../../lib/data/device-augment";
+import { DeviceImageCodec } from "../../lib/data/device-codec";
+import { DeviceCompositionDecoder } from "../../lib/data/device-composition-decoder";
 import { CounterRandom } from "../../lib/data/random";
 import {
   HorizontalFlip,
@@ -37,6 +39,7 @@ import {
 } from "../../lib/data/transforms";
 import { constants } from "../../lib/native";
 import { Tensor } from "../../lib/tensor";
+import { expectSameBytes } from "../support/compare";
 import { testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 
@@ -175,6 +178,7 @@ describe("what is drawn depends on (seed, epoch, image, operation) alone", () =>
     const second = [3, 1, 0, 2].map((place) => [place, again.compose(set, place, 2, size)] as const);
     for (const [place, composition] of second) expect(composition).toEqual(first[place]!);
     expect(made.compose(set, 0, 3, size)).not.toEqual(first[0]!);
+    expect(made.compose(set, 0, 2, size, 1)).not.toEqual(first[0]!);
     expect(new Augmentation({ operations, seed: 6 }).compose(set, 0, 2, size)).not.toEqual(first[0]!);
   });
 
@@ -314,6 +318,66 @@ describe("orders of operations that cannot be", () => {
     () => new Cutout({ holes: 0 }),
   ])("bad options are errors that name the operation (%#)", (make) => {
     expect(errorOf(make).message).toMatch(/^(HsvJitter|PhotometricDistort|RandomAffine|Mosaic|MixUp|copyPaste|cutout)/);
+  });
+});
+
+describe("from encoded images to a batch", () => {
+  const codec = new DeviceImageCodec(device);
+  const encoded = new Map(
+    images.map((image) => {
+      const { width, height } = image;
+      return [image.id, codec.encode({ width, height, data: picture(image) }, 95)] as const;
+    }),
+  );
+  const preprocessing = [new Normalize({ fill: [7, 9, 11] })];
+  const augmentation = new Augmentation({ operations: augmentationPreset("yolo"), seed: 2 });
+  const compositions = images.map((_, place) => augmentation.compose(set, place, 0, size));
+
+  test("a slot holds what drawing the decoded images gives; each is decoded once", async () => {
+    const [batchSize, [height, width]] = [4, size];
+    using decoder = new DeviceCompositionDecoder(device, { batchSize, height, width, preprocessing });
+    using resources = new DisposableStack();
+    const tensors = new Map(
+      [...encoded].map(([id, bytes]) => {
+        const decoded = codec.decode(bytes);
+        const shape = [decoded.height, decoded.width, 3];
+        return [id, resources.use(Tensor.from(device, decoded.data, shape, "u8"))] as const;
+      }),
+    );
+    using expected = Tensor.empty(device, [batchSize, height, width, 3]);
+    const pixels = (id: number) => ({ address: tensors.get(id)!.address, pitch: 3 * tensors.get(id)!.shape[1]! });
+    drawCompositions(expected, compositions, pixels, { preprocessing });
+    // Two batches at a time, in two slots.
+    const results = await Promise.all([0, 2].map((slot) => decoder.decode(slot, compositions, encoded)));
+    expect(results).toEqual([{ failures: [] }, { failures: [] }]);
+    for (const slot of [0, 2]) expectSameBytes(decoder.images(slot).readBytes(), expected.readBytes(), `slot ${slot}`);
+  });
+
+  test("images that are damaged, missing or of another size are named; the others are drawn", async () => {
+    const [height, width] = size;
+    using decoder = new DeviceCompositionDecoder(device, { batchSize: 4, height, width, preprocessing });
+    const plain = new Augmentation({ operations: [new Resize(), new Normalize()] });
+    const whole = images.map((_, place) => plain.compose(set, place, 0, size));
+    const damaged = new Map(encoded);
+    damaged.set(100, damaged.get(100)!.slice(0, 300));
+    damaged.set(101, damaged.get(102)!);
+    damaged.delete(103);
+    const { failures } = await decoder.decode(1, whole, damaged);
+    expect(failures.map(({ id }) => id).sort()).toEqual([100, 101, 103]);
+    expect(failures.find(({ id }) => id === 101)!.message).toContain("expected an image of 90x200, got one of 128x96");
+    const values = decoder.images(1).read() as Float32Array;
+    const perImage = values.length / 4;
+    const different = (i: number) => new Set(values.subarray(i * perImage, (i + 1) * perImage)).size;
+    expect([0, 1, 3].map(different)).toEqual([3, 3, 3]);
+    expect(different(2)).toBeGreaterThan(20);
+  });
+
+  test("more pixels than the limit are an error that names both", async () => {
+    const [height, width] = size;
+    const options = { batchSize: 4, height, width, preprocessing, maxPixelBytes: 100_000 };
+    using decoder = new DeviceCompositionDecoder(device, options);
+    const error = await decoder.decode(0, compositions, encoded).catch((e) => e);
+    expect(error.message).toContain("more than the limit of 100000");
   });
 });
 
