@@ -105,7 +105,7 @@ DLFS_HD inline void recolor(float (&rgb)[3], const Layer& layer) {
   if (layer.changes_hsv) change_hsv(rgb, layer.hue, layer.saturation, layer.value);
 }
 
-// `over` drawn on `under` with an opacity, and two pictures mixed.
+// `over` drawn on `under` with an opacity; two pictures are mixed alike.
 DLFS_HD inline float blend(float under, float over, float opacity) {
   return opacity == 1.0f ? over : under * (1.0f - opacity) + over * opacity;
 }
@@ -115,17 +115,17 @@ DLFS_HD inline float blend(float under, float over, float opacity) {
 // Layer j of dlfs_augment's arrays, checked; `numbers`: its DLFS_LAYER_NUMBERS.
 inline Layer parse_layer(int32_t j, int64_t source, const double* numbers, int32_t out_h, int32_t out_w) {
   static const char* const names[DLFS_LAYER_NUMBERS] = {
-      "image",        "source height", "source width", "row pitch",    "map a",        "map b",     "map c",
-      "map d",        "map e",         "map f",        "crop x1",      "crop y1",      "crop x2",   "crop y2",
-      "region x1",    "region y1",     "region x2",    "region y2",    "matrix[0]",    "matrix[1]", "matrix[2]",
-      "matrix[3]",    "matrix[4]",     "matrix[5]",    "matrix[6]",    "matrix[7]",    "matrix[8]", "matrix[9]",
-      "matrix[10]",   "matrix[11]",    "hue shift",    "saturation",   "value",        "red",       "green",
-      "blue",         "opacity",       "picture weight", "flags",      "unused"};
+      "image",     "source height", "source width", "row pitch",      "map a",      "map b",     "map c",
+      "map d",     "map e",         "map f",        "crop x1",        "crop y1",    "crop x2",   "crop y2",
+      "region x1", "region y1",     "region x2",    "region y2",      "matrix[0]",  "matrix[1]", "matrix[2]",
+      "matrix[3]", "matrix[4]",     "matrix[5]",    "matrix[6]",      "matrix[7]",  "matrix[8]", "matrix[9]",
+      "matrix[10]", "matrix[11]",   "hue shift",    "saturation",     "value",      "red",       "green",
+      "blue",      "opacity",       "picture weight", "flags",        "unused"};
   const auto expect = [&](int32_t k, double low, double high, bool whole) {
     const double value = numbers[k];
     DLFS_CHECK(value >= low && value <= high && (!whole || value == std::floor(value)), DLFS_ERROR_ARGUMENT,
-               "layer %d: expected %s %s from %g to %g, got %g", j, names[k], whole ? "a whole number" : "a number", low,
-               high, value);
+               "layer %d: expected %s %s from %g to %g, got %g", j, names[k], whole ? "a whole number" : "a number",
+               low, high, value);
     return value;
   };
   const double limit = 0x1p24;

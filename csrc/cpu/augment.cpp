@@ -75,8 +75,11 @@ struct Batch {
     for (int32_t k = 0; k < count(image); ++k) {
       const Layer& layer = first(image)[k];
       if (k > 0 && layer.weight > 0.0f) {
-        if (mixes) mix(scratch.finished, scratch.picture, weight, scratch.finished);
-        else scratch.finished.swap(scratch.picture);
+        if (mixes) {
+          mix(scratch.finished, scratch.picture, weight, scratch.finished);
+        } else {
+          scratch.finished.swap(scratch.picture);
+        }
         std::fill(scratch.picture.begin(), scratch.picture.end(), fill);
         weight = layer.weight;
         mixes = true;

@@ -9,6 +9,7 @@ import {
   intersect,
   mapBounds,
   move,
+  SAME_COLORS,
   type SourceImage,
   withBoxes,
 } from "./composition";
@@ -69,6 +70,7 @@ function changeMatrix(composition: Composition, matrix: readonly number[], op: s
   return recolored(composition, (layer) => {
     const [hue, saturation, value] = layer.hsv;
     check(hue === 0 && saturation === 1 && value === 1, op, () => "it must come before changes of hue and saturation");
+    if (layer.matrix === SAME_COLORS) return { ...layer, matrix };
     const rows = [0, 1, 2].flatMap((row) =>
       [0, 1, 2, 3].map((column) => {
         const sum = [0, 1, 2].reduce((s, k) => s + (matrix[4 * row + k] ?? 0) * (layer.matrix[4 * k + column] ?? 0), 0);

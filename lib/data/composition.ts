@@ -107,9 +107,13 @@ const isAligned = ([, b, , d]: Affine): boolean => b === 0 && d === 0;
 
 /** The smallest rectangle around what a map makes of a rectangle. */
 export function mapBounds([a, b, c, d, e, f]: Affine, [x1, y1, x2, y2]: Bounds): Bounds {
-  const x = [a * x1 + b * y1, a * x2 + b * y1, a * x1 + b * y2, a * x2 + b * y2];
-  const y = [d * x1 + e * y1, d * x2 + e * y1, d * x1 + e * y2, d * x2 + e * y2];
-  return [Math.min(...x) + c, Math.min(...y) + f, Math.max(...x) + c, Math.max(...y) + f];
+  // Each product is least, and largest, at one of the two sides.
+  return [
+    Math.min(a * x1, a * x2) + Math.min(b * y1, b * y2) + c,
+    Math.min(d * x1, d * x2) + Math.min(e * y1, e * y2) + f,
+    Math.max(a * x1, a * x2) + Math.max(b * y1, b * y2) + c,
+    Math.max(d * x1, d * x2) + Math.max(e * y1, e * y2) + f,
+  ];
 }
 
 /** What two rectangles share; of no size where that is nothing. */
@@ -142,12 +146,20 @@ interface Boxes {
   labels: Int32Array;
 }
 
+const boxAt = (boxes: Float64Array, i: number): Bounds => [
+  boxes[4 * i] as number,
+  boxes[4 * i + 1] as number,
+  boxes[4 * i + 2] as number,
+  boxes[4 * i + 3] as number,
+];
+
 /** Moves boxes, clips them and drops those of which the rule leaves too little. */
 function moveBoxes({ boxes, labels }: Boxes, map: Affine, visible: Bounds, rule: BoxRule): Boxes {
-  const kept: number[] = [];
-  const keptLabels: number[] = [];
-  for (const [i, label] of labels.entries()) {
-    const moved = mapBounds(map, [...boxes.subarray(4 * i, 4 * i + 4)] as unknown as Bounds);
+  const kept = new Float64Array(boxes.length);
+  const keptLabels = new Int32Array(labels.length);
+  let count = 0;
+  for (let i = 0; i < labels.length; i++) {
+    const moved = mapBounds(map, boxAt(boxes, i));
     const clipped = intersect(moved, visible);
     const area = areaOf(clipped);
     if (!(area > 0)) continue;
@@ -157,10 +169,10 @@ function moveBoxes({ boxes, labels }: Boxes, map: Affine, visible: Bounds, rule:
     } else if (area < rule * areaOf(moved)) {
       continue;
     }
-    kept.push(...clipped);
-    keptLabels.push(label);
+    kept.set(clipped, 4 * count);
+    keptLabels[count++] = labels[i] as number;
   }
-  return { boxes: Float64Array.from(kept), labels: Int32Array.from(keptLabels) };
+  return { boxes: kept.slice(0, 4 * count), labels: keptLabels.slice(0, count) };
 }
 
 /**
@@ -210,13 +222,13 @@ export function cover(
   minVisible: number,
 ): Composition {
   const kept = [...composition.labels.keys()].filter((i) => {
-    const box = [...composition.boxes.subarray(4 * i, 4 * i + 4)] as unknown as Bounds;
+    const box = boxAt(composition.boxes, i);
     return 1 - areaOf(intersect(box, over)) / areaOf(box) >= minVisible;
   });
   return {
     ...composition,
     layers: [...composition.layers, ...layers],
-    boxes: Float64Array.from(kept.flatMap((i) => [...composition.boxes.subarray(4 * i, 4 * i + 4)])),
+    boxes: Float64Array.from(kept.flatMap((i) => boxAt(composition.boxes, i))),
     labels: Int32Array.from(kept, (i) => composition.labels[i] as number),
   };
 }

@@ -35,11 +35,17 @@ export interface DeviceCompositionDecoderOptions {
   maxPixelBytes?: number;
 }
 
-/** An image that could not be decoded; the fill colour is in its place. */
+/** An image that could not be decoded. */
 export interface CompositionFailure {
   /** SourceImage.id. */
   id: number;
   message: string;
+}
+
+export interface CompositionResult {
+  failures: CompositionFailure[];
+  /** Places of the compositions that draw on an image that failed: they are the fill colour alone, and have no boxes. */
+  blank: number[];
 }
 
 /** Memory of a slot, as large as the largest batch so far needed. */
@@ -102,14 +108,15 @@ export class DeviceCompositionDecoder extends NativeObject {
 
   /**
    * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has the bytes of each image that
-   * they draw on, by SourceImage.id; one that is missing, damaged or of another size than the composition says is a failure.
+   * they draw on, by SourceImage.id; one that is missing, damaged or of another size than the composition says is a failure, and
+   * what would be drawn on it with others is left blank, so that no picture shows objects whose boxes are not known to be there.
    * One call at a time for each slot; places n and up of the slot keep what they held.
    */
   async decode(
     slot: number,
     compositions: readonly Composition[],
     encoded: ReadonlyMap<number, Uint8Array>,
-  ): Promise<{ failures: CompositionFailure[] }> {
+  ): Promise<CompositionResult> {
     const memory = this.#ring[slot];
     check(memory !== undefined, "decode", () => `there is no slot ${slot} among ${this.slots}`);
     const failures: CompositionFailure[] = [];
@@ -136,9 +143,11 @@ export class DeviceCompositionDecoder extends NativeObject {
       const place = places.get(id);
       return place ? { address: place.pixels, pitch: 3 * (widths.get(id) as number) } : null;
     };
-    drawCompositions((memory as Slot).batch, compositions, pixels, { ...this.#options, stream: this.#stream });
+    const whole = compositions.map(({ layers }) => layers.every(({ source }) => !source || places.has(source.id)));
+    const drawn = compositions.map((composition, i) => (whole[i] ? composition : { ...composition, layers: [] }));
+    drawCompositions((memory as Slot).batch, drawn, pixels, { ...this.#options, stream: this.#stream });
     await this.#stream.done();
-    return { failures };
+    return { failures, blank: [...whole.keys()].filter((i) => !whole[i]) };
   }
 
   /** Each image that the compositions draw on, once, where its bytes can be decoded. */

@@ -75,10 +75,13 @@ export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec"
 export {
   type Composition,
   type CompositionLayer,
+  cover as coverComposition,
+  move as moveComposition,
   packCompositions,
   type SourceImage,
   type SourcePixels,
   startComposition,
+  withBoxes as withCompositionBoxes,
 } from "./composition";
 export { DataLoader, type LoaderState } from "./data-loader";
 export {
@@ -95,12 +98,13 @@ export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo
 export type { BatchImages, DetectionLoader } from "./detection-loader";
 export { type DrawOptions, drawCompositions } from "./device-augment";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
-export { DeviceRecordReader, type DeviceRecordReaderOptions, type RecordFailure } from "./device-records";
 export {
   type CompositionFailure,
+  type CompositionResult,
   DeviceCompositionDecoder,
   type DeviceCompositionDecoderOptions,
 } from "./device-composition-decoder";
+export { DeviceRecordReader, type DeviceRecordReaderOptions, type RecordFailure } from "./device-records";
 export { DiskCache, type DiskCacheOptions } from "./disk-cache";
 export {
   type DatasetArchive,

@@ -349,7 +349,10 @@ describe("from encoded images to a batch", () => {
     drawCompositions(expected, compositions, pixels, { preprocessing });
     // Two batches at a time, in two slots.
     const results = await Promise.all([0, 2].map((slot) => decoder.decode(slot, compositions, encoded)));
-    expect(results).toEqual([{ failures: [] }, { failures: [] }]);
+    expect(results).toEqual([
+      { failures: [], blank: [] },
+      { failures: [], blank: [] },
+    ]);
     for (const slot of [0, 2]) expectSameBytes(decoder.images(slot).readBytes(), expected.readBytes(), `slot ${slot}`);
   });
 
@@ -362,7 +365,8 @@ describe("from encoded images to a batch", () => {
     damaged.set(100, damaged.get(100)!.slice(0, 300));
     damaged.set(101, damaged.get(102)!);
     damaged.delete(103);
-    const { failures } = await decoder.decode(1, whole, damaged);
+    const { failures, blank } = await decoder.decode(1, whole, damaged);
+    expect(blank).toEqual([0, 1, 3]);
     expect(failures.map(({ id }) => id).sort()).toEqual([100, 101, 103]);
     expect(failures.find(({ id }) => id === 101)!.message).toContain("expected an image of 90x200, got one of 128x96");
     const values = decoder.images(1).read() as Float32Array;
@@ -370,6 +374,15 @@ describe("from encoded images to a batch", () => {
     const different = (i: number) => new Set(values.subarray(i * perImage, (i + 1) * perImage)).size;
     expect([0, 1, 3].map(different)).toEqual([3, 3, 3]);
     expect(different(2)).toBeGreaterThan(20);
+  });
+
+  test("what draws on an image that failed is blank as a whole", async () => {
+    const [height, width] = size;
+    using decoder = new DeviceCompositionDecoder(device, { batchSize: 1, height, width, preprocessing });
+    const mosaic = compositions.find(({ layers }) => new Set(layers.map(({ source }) => source!.id)).size > 1)!;
+    const some = new Map([...encoded].filter(([id]) => id !== mosaic.layers[0]!.source!.id));
+    expect((await decoder.decode(0, [mosaic], some)).blank).toEqual([0]);
+    expect(new Set(decoder.images(0).read()).size).toBe(3);
   });
 
   test("more pixels than the limit are an error that names both", async () => {
