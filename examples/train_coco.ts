@@ -14,6 +14,8 @@ import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import {
   AspectRatioBatches,
+  augmentationPreset,
+  augmentationPresets,
   autotune,
   boxLossKinds,
   CheckpointStore,
@@ -23,6 +25,7 @@ import {
   type DetectionModel,
   Device,
   DeviceBatchDecoder,
+  DeviceCompositionDecoder,
   DeviceImageCodec,
   DlfsError,
   demoFolder,
@@ -46,7 +49,10 @@ import {
   type NamedModel,
   Normalize,
   namedModel,
+  needCompositions,
   type PreprocessJson,
+  type PreprocessOp,
+  parsePreprocessing,
   parseRecompute,
   type RecomputeOption,
   RepeatFactorSampler,
@@ -101,6 +107,10 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --seed N            of the weights, the order and the augmentation; default 0
   --flip HOW          mirror training images: none, horizontal, or both ways (where up and down mean nothing, as under a
                       microscope); default horizontal
+  --augment NAME      what else is done to training images: default (scaled by up to 1.4 either way; not for the demo), none, ssd
+                      (colours, zoom out, crops), retinanet (scaled), or yolo (mosaic, scale and shift, mixup, colours)
+  --close-augment N   passes at the end without mosaic and mixup; default a tenth of all
+  --antialias         filter over what an input pixel covers when images shrink, as Pillow; the trained model keeps to it
   --clip-norm X       scale a step's gradients down to this 2-norm where theirs is larger, 0 or "none" for never; default 10,
                       for the compact model none
   --tune-ms N         time for choosing each convolution's algorithm where none is saved from an earlier start, 0 for heuristics;
@@ -139,6 +149,9 @@ const options = {
   backend: { type: "string" },
   seed: { type: "string" },
   flip: { type: "string" },
+  augment: { type: "string" },
+  "close-augment": { type: "string" },
+  antialias: { type: "boolean" },
   "clip-norm": { type: "string" },
   "tune-ms": { type: "string" },
   recompute: { type: "string" },
@@ -161,6 +174,8 @@ const MODEL_OPTIONS = [
 
 const SAMPLERS = ["shuffle", "class-balanced", "repeat-factor"] as const;
 type SamplerName = (typeof SAMPLERS)[number];
+
+const AUGMENTATIONS = ["default", "none", ...augmentationPresets] as const;
 
 /** The options with all defaults resolved: what config.json and checkpoints keep. */
 interface Config {
@@ -186,8 +201,12 @@ interface Config {
   repeatThreshold?: number;
   /** Whether batches have images of similar aspect ratios. */
   groupByAspect?: boolean;
-  /** Training images are scaled by up to 1.4 either way. The drawn ones are varied enough. */
+  /** Training images are scaled by up to 1.4 either way, where no preset says more. The drawn ones are varied enough. */
   scaleJitter: boolean;
+  /** What is done to training images: a preset; absent: mirroring and what scaleJitter says. */
+  augment?: (typeof AUGMENTATIONS)[number];
+  /** Passes at the end without operations that compose images; absent: a tenth. */
+  closeAugment?: number;
   /** Names of the classes, by class index. */
   classes: readonly string[];
   /** From a decoded image to the network input, without augmentation. */
@@ -304,6 +323,8 @@ async function main(): Promise<number> {
     recompute: args.recompute === undefined ? undefined : recomputeOf(args.recompute),
     failures: oneOf("on-bad-image", args["on-bad-image"] ?? "skip", ["skip", "stop"]),
     maxFailureShare: args["max-bad-images"] === undefined ? undefined : share("max-bad-images", args["max-bad-images"]),
+    augment: args.augment === undefined ? undefined : oneOf("augment", args.augment, AUGMENTATIONS),
+    closeAugment: args["close-augment"] === undefined ? undefined : integer("close-augment", args["close-augment"], 0),
     sampler: args.sampler === undefined ? undefined : oneOf("sampler", args.sampler, SAMPLERS),
     repeatThreshold:
       args["repeat-threshold"] === undefined ? undefined : share("repeat-threshold", args["repeat-threshold"]),
@@ -348,7 +369,10 @@ async function main(): Promise<number> {
   const rate = network.name !== "compact" ? 0.01 * (batch / 16) : isDemo ? 0.04 * (batch / 8) : 0.02 * (batch / 16);
   const modelConfig: ModelConfig = { ...network, classes: dataset.classes.length };
   using model = modelFromConfig(modelConfig, resumed ? `${resumed.run}/config.json: model` : undefined);
-  const evaluation = [new Resize(), new Normalize(model.normalization)];
+  if (earlier && args.antialias) usage("--antialias: a resumed run keeps how its images are resized");
+  const evaluation = earlier
+    ? parsePreprocessing(earlier.preprocessing)
+    : [new Resize({ antialias: args.antialias }), new Normalize(model.normalization)];
   const config: Config = {
     data: isDemo ? "demo" : folder,
     trainSplit: dataset.trainSplit,
@@ -363,6 +387,8 @@ async function main(): Promise<number> {
     recompute: given.recompute ?? earlier?.recompute,
     learningRate: given.lr ?? earlier?.learningRate ?? rate,
     flip: given.flip ?? earlier?.flip ?? "horizontal",
+    augment: given.augment ?? earlier?.augment,
+    closeAugment: given.closeAugment ?? earlier?.closeAugment,
     clipNorm: clipNormOf(given.clipNorm, earlier, network),
     sampler,
     repeatThreshold: given.repeatThreshold ?? earlier?.repeatThreshold,
@@ -383,14 +409,12 @@ async function main(): Promise<number> {
 
   if (!resumed) await loadInitialWeights(model, config, args.partial ?? false);
 
-  const training = [
-    ...(config.scaleJitter ? [new ScaleJitter(0.7, 1.4)] : []),
-    ...(config.flip === "none" ? [] : [new HorizontalFlip()]),
-    ...(config.flip === "both" ? [new VerticalFlip()] : []),
-    ...evaluation,
-  ];
+  const training = trainingOperations(config, evaluation);
+  const epochs = Math.ceil(config.iterations / Math.max(1, Math.floor(dataset.train.usable / batch)));
+  const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
   const decoderOptions = { batchSize: batch, height: size[0], width: size[1], dtype: config.precision };
-  using decoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: training });
+  const Decoder = needCompositions(training) ? DeviceCompositionDecoder : DeviceBatchDecoder;
+  using decoder = new Decoder(device, { ...decoderOptions, preprocessing: training });
   using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });
   const { store, source } = dataset;
   const { failures, maxFailureShare } = given;
@@ -400,6 +424,7 @@ async function main(): Promise<number> {
   const common = { store, source, batchSize: batch, size, seed, failures, maxFailureShare, onFailure };
   await using loader = new CocoDataLoader({
     ...{ ...common, split: config.trainSplit, decoder, preprocessing: training },
+    ...{ epochs, closeLast },
     ...samplingOf(config),
   });
   await using evalLoader = new CocoDataLoader({
@@ -505,6 +530,21 @@ async function main(): Promise<number> {
     await loader.dispose();
     await evalLoader.dispose();
   }
+}
+
+/** What is done to training images: the preset, or mirroring and scaling, around what evaluation does. */
+function trainingOperations({ augment, flip, scaleJitter }: Config, evaluation: PreprocessOp[]): PreprocessOp[] {
+  const preset = augmentationPresets.find((name) => name === augment);
+  const flips = [...(flip === "none" ? [] : [new HorizontalFlip()]), ...(flip === "both" ? [new VerticalFlip()] : [])];
+  if (!preset) {
+    const scaling = augment === "none" || (!scaleJitter && augment === undefined) ? [] : [new ScaleJitter(0.7, 1.4)];
+    return [...scaling, ...flips, ...evaluation];
+  }
+  const resize = evaluation.find((op) => op instanceof Resize);
+  const normalize = evaluation.find((op) => op instanceof Normalize);
+  // `--flip` says how images are mirrored, whatever the preset does.
+  const operations = augmentationPreset(preset, { resize, normalize }).filter((op) => !(op instanceof HorizontalFlip));
+  return [...operations, ...flips];
 }
 
 /** The loader's options for what `--sampler` and `--group-by-aspect` ask for. */

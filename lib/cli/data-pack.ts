@@ -70,10 +70,10 @@ export async function runPack(argv: string[]): Promise<number> {
       new Resize({
         mode: resize === "stretch" ? "stretch" : "letterbox",
         align: resize === "letterbox-corner" ? "corner" : "center",
+        antialias: args.antialias,
       }),
       new Normalize(),
     ],
-    antialias: args.antialias,
     dtype,
     padding: args.padding === undefined ? undefined : oneOf("padding", args.padding, ["drawn", "stored"]),
     shardBytes: 2 ** 20 * (args["shard-size"] === undefined ? 1024 : positiveInteger("shard-size", args["shard-size"])),

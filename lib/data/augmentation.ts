@@ -116,37 +116,31 @@ export function multiScaleSize(
   return sizes[random.integer(sizes.length)] as readonly [number, number];
 }
 
-export type AugmentationPreset = "ssd" | "retinanet" | "yolo";
+export const augmentationPresets = ["ssd", "retinanet", "yolo"] as const;
+export type AugmentationPreset = (typeof augmentationPresets)[number];
+
+export interface PresetOptions {
+  normalize?: Normalize;
+  /** How the model that is trained expects images to be resized. */
+  resize?: Resize;
+}
 
 /**
  * The operations of a preset.
  * - `ssd`: colours distorted, zoomed out, cropped by IoU, mirrored, stretched (Liu et al. 2016; torchvision's preset "ssd").
  * - `retinanet`: mirrored, letterboxed, scaled by 0.8 to 1.25.
  * - `yolo`: letterboxed, mosaic, affine, mixup, hue, saturation and value, mirrored (YOLOv5's and later ones' defaults).
+ * `resize` and `normalize` stand in for the preset's own.
  */
-export function augmentationPreset(name: AugmentationPreset, normalize: Normalize = new Normalize()): PreprocessOp[] {
+export function augmentationPreset(name: AugmentationPreset, options: PresetOptions = {}): PreprocessOp[] {
+  const { normalize = new Normalize(), resize = new Resize(name === "ssd" ? { mode: "stretch" } : {}) } = options;
   switch (name) {
     case "ssd":
-      return [
-        new PhotometricDistort(),
-        new ZoomOut(),
-        new RandomCrop(),
-        new HorizontalFlip(),
-        new Resize({ mode: "stretch" }),
-        normalize,
-      ];
+      return [new PhotometricDistort(), new ZoomOut(), new RandomCrop(), new HorizontalFlip(), resize, normalize];
     case "retinanet":
-      return [new HorizontalFlip(), new Resize(), new ScaleJitter(0.8, 1.25), normalize];
+      return [new HorizontalFlip(), resize, new ScaleJitter(0.8, 1.25), normalize];
     case "yolo":
-      return [
-        new Resize(),
-        new Mosaic(),
-        new RandomAffine(),
-        new MixUp(),
-        new HsvJitter(),
-        new HorizontalFlip(),
-        normalize,
-      ];
+      return [resize, new Mosaic(), new RandomAffine(), new MixUp(), new HsvJitter(), new HorizontalFlip(), normalize];
     default:
       return check(false, "augmentationPreset", () => `expected "ssd", "retinanet" or "yolo", got "${name}"`) as never;
   }

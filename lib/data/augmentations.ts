@@ -36,6 +36,11 @@ export abstract class AugmentOp extends PreprocessOp {
 
   abstract compose(composition: Composition, random: CounterRandom, others: OtherImages): Composition;
 
+  /** The most boxes that a composition has after it, where one has `boxes` at most before. */
+  room(boxes: number): number {
+    return boxes;
+  }
+
   override apply(plan: ImagePlan): ImagePlan {
     return check(
       plan === null,
@@ -330,6 +335,10 @@ export class Mosaic extends AugmentOp {
     };
   }
 
+  override room(boxes: number): number {
+    return 4 * boxes;
+  }
+
   override toJSON(): PreprocessJson {
     return { name: this.name, p: this.p };
   }
@@ -369,6 +378,10 @@ export class MixUp extends AugmentOp {
     const mixed = other.layers.map((layer, i) => (i === 0 ? { ...layer, weight } : layer));
     const whole = { ...composition, layers: [...composition.layers, ...mixed] };
     return withBoxes(whole, other.boxes, other.labels);
+  }
+
+  override room(boxes: number): number {
+    return 2 * boxes;
   }
 
   override toJSON(): PreprocessJson {
@@ -453,6 +466,10 @@ export class CopyPaste extends AugmentOp {
       result = withBoxes(result, over, [other.labels[i] as number]);
     }
     return result;
+  }
+
+  override room(boxes: number): number {
+    return boxes + this.most;
   }
 
   override toJSON(): PreprocessJson {

@@ -1,6 +1,7 @@
 /** Slots of device memory that batches are prepared in, with the arrays of their boxes; what the loaders of detection share. */
+
+import type { PlannedInput } from "./batch-planner";
 import type { DetectionBatch } from "./coco-data-loader";
-import type { ImagePlan } from "./image-plan";
 import { SlotRing } from "./queues";
 
 /** The boxes of a batch: see DetectionBatch. */
@@ -44,12 +45,16 @@ export class BatchSlots {
   }
 
   /** A slot's arrays with the boxes of these images, none for those that failed. */
-  fill(slot: number, plans: readonly ImagePlan[], hasFailed: (index: number) => boolean): TargetArrays {
+  fill(
+    slot: number,
+    inputs: readonly Pick<PlannedInput, "boxes" | "labels">[],
+    hasFailed: (index: number) => boolean,
+  ): TargetArrays {
     const arrays = this.#arraysOf(slot);
     arrays.boxes.fill(0);
     arrays.labels.fill(0);
     arrays.counts.fill(0);
-    for (const [i, { boxes, labels }] of plans.entries()) {
+    for (const [i, { boxes, labels }] of inputs.entries()) {
       if (hasFailed(i)) continue;
       arrays.boxes.set(boxes, 4 * i * this.maxBoxes);
       arrays.labels.set(labels, i * this.maxBoxes);

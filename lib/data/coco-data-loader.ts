@@ -1,23 +1,23 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, ImageRecord } from "./annotation-store";
+import { Augmentation } from "./augmentation";
+import {
+  type BatchMember,
+  type BatchPlanner,
+  CompositionPlanner,
+  needCompositions,
+  PlanPlanner,
+  type TargetImages,
+} from "./batch-planner";
 import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
 import { BatchSlots } from "./batch-slots";
-import type { BatchDecoder } from "./codec";
+import type { BatchDecoder, CompositionDecoder } from "./codec";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
-import {
-  dropSmallBoxes,
-  type ImagePlan,
-  type InputMapping,
-  mappingOf,
-  startPlan,
-  TRANSFORM_FLOATS,
-  writeTransform,
-} from "./image-plan";
+import type { InputMapping } from "./image-plan";
 import { Semaphore } from "./queues";
-import { CounterRandom } from "./random";
 import type { SampledImages, Sampler } from "./sampler";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
@@ -30,8 +30,11 @@ export interface BatchImage {
   /** Size of the image file, in pixels. */
   width: number;
   height: number;
-  /** Image pixels to network input pixels; mapBoxesToImage goes the other way. */
-  toInput: InputMapping;
+  /**
+   * Image pixels to network input pixels; mapBoxesToImage goes the other way. Null where an augmentation has turned the image, or
+   * put it together with others.
+   */
+  toInput: InputMapping | null;
   /**
    * How often it came in this pass before, on any rank, where it did: because a sampler repeats it, or to fill up a batch. A pass
    * that is to have each image once, such as an evaluation on several ranks, leaves those out.
@@ -71,13 +74,17 @@ export interface CocoDataLoaderOptions {
   store: AnnotationStore;
   source: DataSource;
   split: string;
-  decoder: BatchDecoder;
+  /** A DeviceBatchDecoder, or a DeviceCompositionDecoder, which some operations need: those that are an AugmentOp. */
+  decoder: BatchDecoder | CompositionDecoder;
   /** Images in a batch, of this rank. */
   batchSize: number;
   /** Height and width of the network input. */
   size: readonly [height: number, width: number];
   /** Default: letterbox, then ImageNet's mean and standard deviation. The decoder must normalise as it says. */
   preprocessing?: readonly PreprocessOp[];
+  /** In the last `closeLast` (default 0) of so many epochs, operations that compose several images are left out. */
+  epochs?: number;
+  closeLast?: number;
   /** Whether each epoch has an order of its own; else it is that of the image ids. Default true; not beside `sampler`. */
   shuffle?: boolean;
   /** Decides which images an epoch has, how often, in which order. */
@@ -95,7 +102,10 @@ export interface CocoDataLoaderOptions {
   prefetch?: number;
   /** Files read at a time. */
   concurrency?: number;
-  /** Boxes that one image has room for. Default, and at least: the most that an image of the split has. */
+  /**
+   * Boxes that one image has room for. Default, and at least: the most that an image of the split has, and several times as many
+   * with operations that compose images (AugmentOp.room).
+   */
   maxBoxes?: number;
   /** Boxes that become narrower or lower than this, in network input pixels, are dropped. */
   minBoxSize?: number;
@@ -116,10 +126,12 @@ export interface CocoDataLoaderOptions {
 /** Images handed out before their share of failures is judged. */
 const LEAST_JUDGED = 100;
 
-/** A batch and its images that could not be read or decoded: their places in the loader's list, and why. */
 interface Prepared {
   batch: DetectionBatch;
-  failed: [member: number, why: string][];
+  /** Images that could not be read or decoded: their places in the loader's list, and why. */
+  failed: [place: number, why: string][];
+  /** Images of the batch that are blank for that. */
+  blank: number;
 }
 
 /**
@@ -139,18 +151,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly images: readonly ImageRecord[];
 
   readonly #source: DataSource;
-  readonly #decoder: BatchDecoder;
   readonly #schedule: BatchSchedule;
-  readonly #seed: number;
-  readonly #minBoxSize: number;
+  readonly #planner: BatchPlanner;
   readonly #stopAtFailure: boolean;
   readonly #maxFailureShare: number;
   readonly #onFailure: (failure: ImageFailure) => void;
-  /** Boxes of image i: entries starts[i] to starts[i + 1], x1, y1, x2, y2 in image pixels. */
-  readonly #starts: Uint32Array;
-  readonly #boxes: Float64Array;
-  readonly #labels: Int32Array;
-
   readonly #slots: BatchSlots;
   readonly #reads: Semaphore;
   readonly #failures = new Map<number, ImageFailure>();
@@ -189,12 +194,14 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.preprocessing = options.preprocessing ?? [new Resize(), new Normalize()];
     normalizationOf(this.preprocessing);
     const resizes = this.preprocessing.filter((op) => op instanceof Resize).length;
-    check(resizes === 1, "CocoDataLoader", () => `preprocessing has ${resizes} Resize operations, expected one`);
+    // A composition may be resized again, as after the crop of a mosaic.
+    check(
+      resizes === 1 || (resizes > 1 && needCompositions(this.preprocessing)),
+      "CocoDataLoader",
+      () => `preprocessing has ${resizes} Resize operations, expected one`,
+    );
 
     this.#source = source;
-    this.#decoder = decoder;
-    this.#seed = seed;
-    this.#minBoxSize = minBoxSize;
     this.#stopAtFailure = options.failures === "stop";
     this.#maxFailureShare = maxFailureShare;
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
@@ -211,15 +218,16 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
         () => `${fileName}: size unknown, run checkImages first`,
       );
     }
-    const targets = collectTargets(store, split, this.images);
-    this.#starts = targets.starts;
-    this.#boxes = targets.boxes;
-    this.#labels = targets.labels;
-    this.maxBoxes = options.maxBoxes ?? Math.max(1, targets.most);
+    const { targets, most } = collectTargets(store, split, this.images);
+    this.#planner = plannerOf(options, targets, this.preprocessing, { size, seed, minBoxSize });
+    const room = this.#planner.room(most);
+    this.maxBoxes = options.maxBoxes ?? Math.max(1, room);
     check(
-      this.maxBoxes >= targets.most && this.maxBoxes >= 1,
+      this.maxBoxes >= room && this.maxBoxes >= 1,
       "CocoDataLoader",
-      () => `maxBoxes is ${this.maxBoxes}, but an image of split "${split}" has ${targets.most} boxes`,
+      () =>
+        `maxBoxes is ${this.maxBoxes}, but an image of split "${split}" has ${most} boxes` +
+        (room > most ? `, and with others that are put together with it up to ${room}` : ""),
     );
     this.#slots = new BatchSlots(decoder.slots, batchSize, this.maxBoxes);
     const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
@@ -228,8 +236,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       ids: this.images.map(({ sourceId }) => sourceId),
       aspectRatios: this.images.map(({ width, height }) => (height as number) / (width as number)),
       classes: store.classes().length,
-      starts: this.#starts,
-      labels: this.#labels,
+      starts: targets.starts,
+      labels: targets.labels,
     };
     const order = { images, shuffle, sampler, batchSampler, seed, batchSize, rank, ranks, dropLast };
     this.#schedule = new BatchSchedule({ name: "CocoDataLoader", data: `split "${split}"`, ...order });
@@ -283,33 +291,32 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
 
   #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
     return this.#slots.prepare(async (granted) => {
-      const scheduled = this.#schedule.batch({ epoch, index });
-      const members = Array.from(scheduled.members);
-      const repeats = Array.from(scheduled.repeats);
-      const plans = members.map((member, i) => this.#plan(member, epoch, repeats[i] as number));
-      const transforms = new Float32Array(members.length * TRANSFORM_FLOATS);
-      for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
+      const { members: places, repeats } = this.#schedule.batch({ epoch, index });
+      const members = Array.from(places, (place, i): BatchMember => ({ place, repeat: repeats[i] as number }));
+      const plan = this.#planner.plan(members, epoch);
       const unreadable = new Map<number, string>();
-      const bytes = await Promise.all(
-        members.map((member, i) => this.#read(member, signal, (why) => unreadable.set(i, why))),
-      );
+      const encoded = new Map<number, Uint8Array>();
+      const read = async (place: number): Promise<void> => {
+        encoded.set(place, await this.#read(place, signal, (why) => unreadable.set(place, why)));
+      };
+      await Promise.all(plan.sources.map(read));
       const slot = await granted();
       signal.throwIfAborted();
 
-      const { failures } = await this.#decoder.decode(slot, bytes, transforms);
-      const failed = new Map(failures.map(({ index: i, message }) => [i, unreadable.get(i) ?? message]));
-      const arrays = this.#slots.fill(slot, plans, (i) => failed.has(i));
-      const images = members.map((member, i) => this.#describe(member, plans[i] as ImagePlan, repeats[i] as number));
+      const { failures, blank } = await plan.draw(slot, encoded);
+      const arrays = this.#slots.fill(slot, plan.inputs, (i) => blank.includes(i));
+      const images = members.map((member, i) => this.#describe(member, plan.inputs[i]?.toInput ?? null));
       return {
         batch: this.#slots.batch({ slot, n: members.length, images, ...arrays, epoch, index }),
-        failed: [...failed].sort(([a], [b]) => a - b).map(([i, why]) => [members[i] as number, why]),
+        failed: failures.map(([place, why]) => [place, unreadable.get(place) ?? why]),
+        blank: blank.length,
       };
     });
   }
 
   /** The bytes of an image; none where it cannot be read. */
-  async #read(member: number, signal: AbortSignal, unreadable: (why: string) => void): Promise<Uint8Array> {
-    const { key } = this.images[member] as ImageRecord;
+  async #read(place: number, signal: AbortSignal, unreadable: (why: string) => void): Promise<Uint8Array> {
+    const { key } = this.images[place] as ImageRecord;
     await this.#reads.acquire();
     try {
       return await this.#source.read(key, { signal });
@@ -322,38 +329,18 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     }
   }
 
-  #plan(member: number, epoch: number, repeat: number): ImagePlan {
-    const { width, height, sourceId, fileName } = this.images[member] as ImageRecord;
-    const start = this.#starts[member] as number;
-    const end = this.#starts[member + 1] as number;
-    const boxes = this.#boxes.subarray(4 * start, 4 * end);
-    const labels = this.#labels.subarray(start, end);
-    let plan = startPlan(width as number, height as number, this.width, this.height, boxes, labels);
-    for (const [operation, op] of this.preprocessing.entries()) {
-      plan = op.apply(plan, new CounterRandom({ seed: this.#seed, epoch, image: sourceId, operation, repeat }));
-    }
-    check(
-      plan.canvasWidth === this.width && plan.canvasHeight === this.height,
-      "CocoDataLoader",
-      () =>
-        `${fileName}: preprocessing ends with a canvas of ${plan.canvasWidth}x${plan.canvasHeight} (width x height) instead ` +
-        `of ${this.width}x${this.height}; operations that change the size belong before Resize`,
-      ErrorCode.shape,
-    );
-    return dropSmallBoxes(plan, this.#minBoxSize);
-  }
-
-  #describe(member: number, plan: ImagePlan, repeat: number): BatchImage {
-    const { id, sourceId, fileName } = this.images[member] as ImageRecord;
-    const { width, height } = plan;
-    return { imageId: id, sourceId, fileName, width, height, toInput: mappingOf(plan), ...(repeat > 0 && { repeat }) };
+  #describe({ place, repeat }: BatchMember, toInput: InputMapping | null): BatchImage {
+    const { id, sourceId, fileName, width, height } = this.images[place] as ImageRecord;
+    const size = { width: width as number, height: height as number };
+    return { imageId: id, sourceId, fileName, ...size, toInput, ...(repeat > 0 && { repeat }) };
   }
 
   /** Notes what failed. This goes by the order of batches, never by which was prepared first. */
-  #handOut({ batch, failed }: Prepared): DetectionBatch {
+  #handOut({ batch, failed, blank }: Prepared): DetectionBatch {
     try {
       this.#images += batch.n;
-      for (const [member, why] of failed) this.#noteFailure(member, why);
+      this.#skipped += blank;
+      for (const [place, why] of failed) this.#noteFailure(place, why);
       check(
         this.#images < LEAST_JUDGED || this.#skipped <= this.#maxFailureShare * this.#images,
         "CocoDataLoader",
@@ -377,9 +364,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     );
   }
 
-  #noteFailure(member: number, why: string): void {
-    const { id, fileName, key } = this.images[member] as ImageRecord;
-    this.#skipped++;
+  #noteFailure(place: number, why: string): void {
+    const { id, fileName, key } = this.images[place] as ImageRecord;
     const known = this.#failures.get(id);
     if (known) {
       known.count++;
@@ -396,16 +382,31 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   }
 }
 
-interface Targets {
-  starts: Uint32Array;
-  boxes: Float64Array;
-  labels: Int32Array;
-  /** The most boxes of one image. */
-  most: number;
+function plannerOf(
+  { decoder, epochs, closeLast }: CocoDataLoaderOptions,
+  images: TargetImages,
+  operations: readonly PreprocessOp[],
+  options: { size: readonly [number, number]; seed: number; minBoxSize: number },
+): BatchPlanner {
+  if (!("compose" in decoder)) {
+    const composing = operations.filter((op) => needCompositions([op])).map(({ name }) => name);
+    check(
+      composing.length === 0,
+      "CocoDataLoader",
+      () => `${composing.join(", ")}: the decoder draws no compositions, expected a DeviceCompositionDecoder`,
+    );
+    return new PlanPlanner(decoder, { images, preprocessing: operations, ...options });
+  }
+  const augmentation = new Augmentation({ operations, seed: options.seed, epochs, closeLast });
+  return new CompositionPlanner(decoder, augmentation, { images, ...options });
 }
 
-/** The boxes of all images that are no crowds, clipped to their image, with their class indices. */
-function collectTargets(store: AnnotationStore, split: string, images: readonly ImageRecord[]): Targets {
+/** The boxes of all images that are no crowds, clipped to their image, with their class indices; and the most of one image. */
+function collectTargets(
+  store: AnnotationStore,
+  split: string,
+  images: readonly ImageRecord[],
+): { targets: TargetImages; most: number } {
   const classes = store.classes();
   const places = new Map(images.map((image, i) => [image.id, i]));
   const perImage: number[][] = images.map(() => []);
@@ -436,5 +437,5 @@ function collectTargets(store: AnnotationStore, split: string, images: readonly 
       labels[at] = entries[k + 4] as number;
     }
   }
-  return { starts, boxes, labels, most };
+  return { targets: { records: images, starts, boxes, labels }, most };
 }

@@ -1,3 +1,5 @@
+import type { Composition } from "./composition";
+
 /** What a JPEG's header says: the values of dlfs_jpeg_info_sync. */
 export interface JpegInfo {
   width: number;
@@ -40,4 +42,34 @@ export interface BatchDecoder {
    * decoded at a time. Places n and up of the slot keep what they held.
    */
   decode(slot: number, images: Uint8Array[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }>;
+}
+
+/** An image that could not be decoded, by SourceImage.id. */
+export interface CompositionFailure {
+  id: number;
+  message: string;
+}
+
+export interface CompositionResult {
+  failures: CompositionFailure[];
+  /** Places of the compositions that draw on an image that failed: they are the fill colour alone, and have no boxes. */
+  blank: number[];
+}
+
+/** Decodes images and draws compositions of them into a ring of slots, as BatchDecoder's are. */
+export interface CompositionDecoder {
+  readonly slots: number;
+  readonly batchSize: number;
+  readonly height: number;
+  readonly width: number;
+
+  /**
+   * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has the bytes of each image that
+   * they draw on, by SourceImage.id. Several slots may be drawn at a time; places n and up of the slot keep what they held.
+   */
+  compose(
+    slot: number,
+    compositions: readonly Composition[],
+    encoded: ReadonlyMap<number, Uint8Array>,
+  ): Promise<CompositionResult>;
 }

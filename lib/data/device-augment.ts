@@ -1,13 +1,11 @@
 import { check, ErrorCode } from "../native";
 import { dtypeCode, type Stream, type Tensor } from "../tensor";
 import { type Composition, packCompositions, type SourcePixels } from "./composition";
-import { normalizationOf, type PreprocessOp } from "./transforms";
+import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 export interface DrawOptions {
-  /** What they say of mean, standard deviation and fill colour is applied. */
+  /** What they say of mean, standard deviation, fill colour and antialiasing is applied. */
   preprocessing: readonly PreprocessOp[];
-  /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
-  antialias?: boolean;
   /** Default: the device's. */
   stream?: Stream;
 }
@@ -21,7 +19,7 @@ export function drawCompositions(
   batch: Tensor,
   compositions: readonly Composition[],
   pixels: (id: number) => SourcePixels | null,
-  { preprocessing, antialias = false, stream = batch.device.stream }: DrawOptions,
+  { preprocessing, stream = batch.device.stream }: DrawOptions,
 ): void {
   const [n, height, width, channels] = batch.shape as unknown as [number, number, number, number];
   check(
@@ -38,7 +36,7 @@ export function drawCompositions(
       ErrorCode.shape,
     );
   }
-  const { sources, layers, count } = packCompositions(compositions, pixels, antialias);
+  const { sources, layers, count } = packCompositions(compositions, pixels, antialiasOf(preprocessing));
   batch.device.native.augment(
     stream.handle,
     batch.address,

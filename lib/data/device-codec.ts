@@ -1,7 +1,7 @@
 import { check, constants, ErrorCode, fromCString } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
 import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
-import { normalizationOf, type PreprocessOp } from "./transforms";
+import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
 export interface Pixels {
@@ -65,10 +65,8 @@ export interface DeviceBatchDecoderOptions {
   slots?: number;
   /** Dtype of the network's input, or u8: the pixels as they are, in 0 to 255, without normalisation. Default "f32". */
   dtype?: Extract<DType, "f32" | "bf16" | "f16" | "u8">;
-  /** The loader's operations: what they say of mean, standard deviation and fill colour is applied here. */
+  /** The loader's operations: what they say of mean, standard deviation, fill colour and antialiasing is applied here. */
   preprocessing: readonly PreprocessOp[];
-  /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
-  antialias?: boolean;
   /** Decoding threads; 0 chooses. */
   threads?: number;
 }
@@ -100,7 +98,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.height = height;
     this.width = width;
     this.#dtype = dtypeCode(dtype);
-    this.#flags = options.antialias ? constants.PREPROCESS_ANTIALIAS : 0;
+    this.#flags = antialiasOf(preprocessing) ? constants.PREPROCESS_ANTIALIAS : 0;
     this.#normalization = normalizationOf(preprocessing);
     const shape = [batchSize, height, width, 3];
     this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));

@@ -10,10 +10,12 @@ import {
   Tensor,
   until,
 } from "../tensor";
+import type { CompositionDecoder, CompositionFailure, CompositionResult } from "./codec";
 import type { Composition, SourceImage, SourcePixels } from "./composition";
 import { drawCompositions } from "./device-augment";
 import { DeviceImageCodec } from "./device-codec";
 import { startPlan, writeTransform } from "./image-plan";
+import { SlotRing } from "./queues";
 import { normalizationOf, type PreprocessOp } from "./transforms";
 
 export interface DeviceCompositionDecoderOptions {
@@ -21,36 +23,22 @@ export interface DeviceCompositionDecoderOptions {
   /** Size of the network's input. */
   height: number;
   width: number;
-  /** Batches that can be in memory at a time. Default 3. */
+  /** Batches that can be in memory at a time. Default 7, as DeviceBatchDecoder's. */
   slots?: number;
+  /** Batches that can be decoded at a time; each needs memory for all decoded pixels. Default 3. */
+  decoding?: number;
   /** Dtype of the network's input. Default "f32". */
   dtype?: Extract<DType, "f32" | "bf16" | "f16">;
-  /** What they say of mean, standard deviation and fill colour is applied. */
+  /** What they say of mean, standard deviation, fill colour and antialiasing is applied. */
   preprocessing: readonly PreprocessOp[];
-  /** Filter over the footprint when shrinking, as Pillow's bilinear. Default false, as torchvision's detection models. */
-  antialias?: boolean;
   /** Decoding threads; 0 chooses. */
   threads?: number;
   /** Most bytes of decoded pixels that a batch may need, 3 for each pixel of each image. Default 2 GiB. */
   maxPixelBytes?: number;
 }
 
-/** An image that could not be decoded. */
-export interface CompositionFailure {
-  /** SourceImage.id. */
-  id: number;
-  message: string;
-}
-
-export interface CompositionResult {
-  failures: CompositionFailure[];
-  /** Places of the compositions that draw on an image that failed: they are the fill colour alone, and have no boxes. */
-  blank: number[];
-}
-
-/** Memory of a slot, as large as the largest batch so far needed. */
-interface Slot {
-  readonly batch: Tensor;
+/** Memory for the images of one batch, as large as the largest batch so far needed. */
+interface Sources {
   encoded: PinnedBuffer | null;
   pixels: Tensor | null;
 }
@@ -63,7 +51,7 @@ const round = (bytes: number): number => Math.ceil(Math.max(1, bytes) / 256) * 2
  * Decodes the JPEGs that compositions draw on, each once a batch, and draws the compositions into a ring of batches in device
  * memory. Native threads decode, a stream of its own draws; the event loop is never blocked.
  */
-export class DeviceCompositionDecoder extends NativeObject {
+export class DeviceCompositionDecoder extends NativeObject implements CompositionDecoder {
   readonly device: Device;
   readonly slots: number;
   readonly batchSize: number;
@@ -72,10 +60,13 @@ export class DeviceCompositionDecoder extends NativeObject {
   readonly #options: DeviceCompositionDecoderOptions;
   readonly #codec: DeviceImageCodec;
   readonly #stream: Stream;
-  readonly #ring: Slot[];
+  readonly #ring: Tensor[];
+  /** What batches are decoded into, and who has which. */
+  readonly #sources: Sources[];
+  readonly #free: SlotRing;
 
   constructor(device: Device, options: DeviceCompositionDecoderOptions) {
-    const { batchSize, height, width, slots = 3, dtype = "f32" } = options;
+    const { batchSize, height, width, slots = 7, decoding = 3, dtype = "f32" } = options;
     const out = outHandle();
     device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
     super(out.value, "DeviceCompositionDecoder", (handle) => device.native.decoderDestroy(handle));
@@ -92,18 +83,16 @@ export class DeviceCompositionDecoder extends NativeObject {
     this.#codec = new DeviceImageCodec(device);
     this.#stream = made.use(new Stream(device));
     const shape = [batchSize, height, width, 3];
-    this.#ring = Array.from({ length: slots }, () => ({
-      batch: made.use(Tensor.zeros(device, shape, dtype)),
-      encoded: null,
-      pixels: null,
-    }));
+    this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));
+    this.#sources = Array.from({ length: decoding }, () => ({ encoded: null, pixels: null }));
+    this.#free = new SlotRing(decoding);
     device.stream.synchronize(); // batches are written from another stream
     made.move();
   }
 
   /** The images of a slot: (batchSize, height, width, 3), normalised. */
   images(slot: number): Tensor {
-    return (this.#ring[slot] as Slot).batch;
+    return this.#ring[slot] as Tensor;
   }
 
   /**
@@ -112,16 +101,30 @@ export class DeviceCompositionDecoder extends NativeObject {
    * what would be drawn on it with others is left blank, so that no picture shows objects whose boxes are not known to be there.
    * One call at a time for each slot; places n and up of the slot keep what they held.
    */
-  async decode(
+  async compose(
     slot: number,
     compositions: readonly Composition[],
     encoded: ReadonlyMap<number, Uint8Array>,
   ): Promise<CompositionResult> {
-    const memory = this.#ring[slot];
-    check(memory !== undefined, "decode", () => `there is no slot ${slot} among ${this.slots}`);
+    const batch = this.#ring[slot];
+    check(batch !== undefined, "compose", () => `there is no slot ${slot} among ${this.slots}`);
+    const place = await this.#free.acquire();
+    try {
+      return await this.#compose(batch as Tensor, this.#sources[place] as Sources, compositions, encoded);
+    } finally {
+      this.#free.release(place);
+    }
+  }
+
+  async #compose(
+    batch: Tensor,
+    memory: Sources,
+    compositions: readonly Composition[],
+    encoded: ReadonlyMap<number, Uint8Array>,
+  ): Promise<CompositionResult> {
     const failures: CompositionFailure[] = [];
     const sources = this.#usable(compositions, encoded, failures);
-    const places = this.#reserve(memory as Slot, sources, encoded);
+    const places = this.#reserve(memory, sources, encoded);
     const jobs: [job: number, source: Source][] = [];
     try {
       for (const source of sources) {
@@ -145,7 +148,7 @@ export class DeviceCompositionDecoder extends NativeObject {
     };
     const whole = compositions.map(({ layers }) => layers.every(({ source }) => !source || places.has(source.id)));
     const drawn = compositions.map((composition, i) => (whole[i] ? composition : { ...composition, layers: [] }));
-    drawCompositions((memory as Slot).batch, drawn, pixels, { ...this.#options, stream: this.#stream });
+    drawCompositions(batch, drawn, pixels, { ...this.#options, stream: this.#stream });
     await this.#stream.done();
     return { failures, blank: [...whole.keys()].filter((i) => !whole[i]) };
   }
@@ -165,7 +168,7 @@ export class DeviceCompositionDecoder extends NativeObject {
         const info = this.#codec.info(encoded.get(id) ?? new Uint8Array(0));
         check(
           info.width === width && info.height === height,
-          "decode",
+          "compose",
           () => `expected an image of ${width}x${height}, got one of ${info.width}x${info.height}`,
           ErrorCode.image,
         );
@@ -180,7 +183,7 @@ export class DeviceCompositionDecoder extends NativeObject {
 
   /** Where each image's bytes and pixels lie; the bytes are there, in pinned memory, afterwards. */
   #reserve(
-    memory: Slot,
+    memory: Sources,
     sources: readonly Source[],
     encoded: ReadonlyMap<number, Uint8Array>,
   ): Map<number, { bytes: number; pixels: number }> {
@@ -194,7 +197,7 @@ export class DeviceCompositionDecoder extends NativeObject {
     const most = this.#options.maxPixelBytes ?? 2 ** 31;
     check(
       pixels <= most,
-      "decode",
+      "compose",
       () => `a batch of ${sources.length} images needs ${pixels} bytes of pixels, more than the limit of ${most}`,
       ErrorCode.memory,
     );
@@ -254,8 +257,9 @@ export class DeviceCompositionDecoder extends NativeObject {
     if (this.disposed) return;
     super.dispose(); // waits for the jobs
     this.#stream.dispose();
-    for (const { batch, encoded, pixels } of this.#ring) {
-      batch.dispose();
+    this.#free.close(new DlfsError(ErrorCode.handle, "DeviceCompositionDecoder", "the decoder is disposed"));
+    for (const batch of this.#ring) batch.dispose();
+    for (const { encoded, pixels } of this.#sources) {
       encoded?.dispose();
       pixels?.dispose();
     }

@@ -178,8 +178,8 @@ export function mirror(plan: ImagePlan, axis: "x" | "y"): ImagePlan {
     : { ...plan, boxes, flipY: !plan.flipY, target: { ...target, y: canvas - target.y - target.height } };
 }
 
-/** The plan without boxes narrower or lower than `size` canvas pixels. */
-export function dropSmallBoxes(plan: ImagePlan, size: number): ImagePlan {
+/** A plan, or a composition, without boxes narrower or lower than `size` canvas pixels. */
+export function dropSmallBoxes<Plan extends Pick<ImagePlan, "boxes" | "labels">>(plan: Plan, size: number): Plan {
   const large: number[] = [];
   for (let i = 0; i < plan.labels.length; i++) {
     const width = (plan.boxes[4 * i + 2] as number) - (plan.boxes[4 * i] as number);

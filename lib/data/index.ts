@@ -25,6 +25,7 @@ export {
   type AugmentationOptions,
   type AugmentationPreset,
   augmentationPreset,
+  augmentationPresets,
   type ImageSet,
   multiScaleSize,
   parseAugmentation,
@@ -48,6 +49,7 @@ export {
   ZoomOut,
   type ZoomOutOptions,
 } from "./augmentations";
+export { needCompositions } from "./batch-planner";
 export { AspectRatioBatches, type AspectRatioBatchesOptions, BatchSampler } from "./batch-sampler";
 export { type BatchPlace, BatchSchedule, type ScheduledBatch, type ScheduleOptions } from "./batch-schedule";
 export { type BoxStats, type BoxStatsOptions, boxStats, type Spread } from "./box-stats";
@@ -71,7 +73,15 @@ export {
   readCocoAnnotations,
   readCocoResults,
 } from "./coco-results";
-export type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+export type {
+  BatchDecoder,
+  CompositionDecoder,
+  CompositionFailure,
+  CompositionResult,
+  DecodeFailure,
+  ImageCodec,
+  JpegInfo,
+} from "./codec";
 export {
   type Composition,
   type CompositionLayer,
@@ -99,8 +109,6 @@ export type { BatchImages, DetectionLoader } from "./detection-loader";
 export { type DrawOptions, drawCompositions } from "./device-augment";
 export { DeviceBatchDecoder, type DeviceBatchDecoderOptions, DeviceImageCodec, type Pixels } from "./device-codec";
 export {
-  type CompositionFailure,
-  type CompositionResult,
   DeviceCompositionDecoder,
   type DeviceCompositionDecoderOptions,
 } from "./device-composition-decoder";

@@ -9,6 +9,7 @@ import type { AnnotationStore } from "./annotation-store";
 import { type BatchImage, CocoDataLoader, type DetectionBatch, type ImageFailure } from "./coco-data-loader";
 import type { DataSource } from "./data-source";
 import { DeviceBatchDecoder } from "./device-codec";
+import type { InputMapping } from "./image-plan";
 import type { ProgressListener } from "./progress";
 import {
   DESCRIPTION_FILE,
@@ -43,8 +44,6 @@ export interface PackOptions {
   padding?: "stored" | "drawn";
   /** Operations that are not random, Resize among them. Default: letterbox, then ImageNet's mean and standard deviation. */
   preprocessing?: readonly PreprocessOp[];
-  /** Filter over the footprint when shrinking. Default false, as DeviceBatchDecoder. */
-  antialias?: boolean;
   /** Boxes that become narrower or lower than this, in network input pixels, are dropped. Default 1. */
   minBoxSize?: number;
   /** About how large a shard may be, in bytes. Default 1 GiB. */
@@ -108,8 +107,8 @@ export async function packRecords(options: PackOptions): Promise<PackReport> {
     const [height, width] = description.size;
     const { dtype, recordsPerShard } = description;
     const batchSize = Math.min(BATCH, recordsPerShard);
-    const { antialias, threads, concurrency, minBoxSize } = options;
-    const shape = { batchSize, height, width, dtype, antialias, threads, slots: 4 };
+    const { threads, concurrency, minBoxSize } = options;
+    const shape = { batchSize, height, width, dtype, threads, slots: 4 };
     using decoder = new DeviceBatchDecoder(device, { ...shape, preprocessing });
     const reasons = new Map<number, string>();
     const onFailure = ({ imageId, message }: ImageFailure): void => {
@@ -173,7 +172,7 @@ function imagesOf({ images, recordsPerShard }: PackDescription, shard: number): 
 
 /** Checks the options, and says what a folder made with them holds. */
 function describe(options: PackOptions): PackDescription {
-  const { store, split, size, dtype = "u8", antialias = false, minBoxSize = 1, shardBytes = 2 ** 30 } = options;
+  const { store, split, size, dtype = "u8", minBoxSize = 1, shardBytes = 2 ** 30 } = options;
   const preprocessing = options.preprocessing ?? [new Resize(), new Normalize()];
   const padding = options.padding ?? (dtype === "u8" ? "drawn" : "stored");
   for (const [name, value] of Object.entries({ height: size[0], width: size[1], shardBytes })) {
@@ -204,7 +203,6 @@ function describe(options: PackOptions): PackDescription {
     size,
     dtype,
     padding,
-    antialias,
     minBoxSize,
     preprocessing: preprocessing.map((op) => op.toJSON()),
     images: images.length,
@@ -314,7 +312,8 @@ class BatchPixels implements Disposable {
     const count = batch.counts[i] as number;
     const first = i * maxBoxes;
     const part = padding === "stored" ? { x: 0, y: 0, width, height } : visiblePart(image, width, height);
-    const { imageId, sourceId, fileName, toInput } = image;
+    const { imageId, sourceId, fileName } = image;
+    const toInput = mappingOfRecord(image);
     const info: RecordInfo = {
       ...{ imageId, sourceId, fileName, width: image.width, height: image.height, ...toInput },
       x: part.x,
@@ -341,8 +340,16 @@ class BatchPixels implements Disposable {
   }
 }
 
+/** Records are of single images, which no operation of packing turns or combines. */
+function mappingOfRecord({ fileName, toInput }: BatchImage): InputMapping {
+  check(toInput !== null, "pack", () => `${fileName} is turned or combined with others, which a record cannot say`);
+  return toInput;
+}
+
 /** The part of a network input that shows the image, in whole pixels. */
-function visiblePart({ width, height, toInput }: BatchImage, inputWidth: number, inputHeight: number) {
+function visiblePart(image: BatchImage, inputWidth: number, inputHeight: number) {
+  const { width, height } = image;
+  const toInput = mappingOfRecord(image);
   // A mapping is a quotient of sizes: an edge that falls between pixels by rounding errors alone lies on the pixel's.
   const tolerance = 1e-6;
   const span = (scale: number, offset: number, length: number, limit: number): [number, number] => {

@@ -23,7 +23,6 @@ export interface PackDescription {
   dtype: RecordDType;
   /** Whether what surrounds a letterboxed image is in the record, or drawn when it is loaded. */
   padding: "stored" | "drawn";
-  antialias: boolean;
   /** Boxes narrower or lower than this, in network input pixels, were dropped. */
   minBoxSize: number;
   preprocessing: readonly PreprocessJson[];
@@ -91,7 +90,6 @@ function checkedDescription(path: string, json: Record<string, unknown>): PackDe
     size: ["height and width", (value) => list(count)(value) && (value as number[]).length === 2],
     dtype: ["u8, bf16, f16 or f32", (value) => text(value) && Object.hasOwn(RECORD_DTYPE_BYTES, value as string)],
     padding: ['"stored" or "drawn"', (value) => value === "stored" || value === "drawn"],
-    antialias: ["true or false", (value) => typeof value === "boolean"],
     minBoxSize: ["a number", Number.isFinite],
     preprocessing: ["a list of operations", list((value) => typeof value === "object" && value !== null)],
     images: ["an integer above 0", count],

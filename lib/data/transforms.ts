@@ -25,20 +25,27 @@ export interface ResizeOptions {
   mode?: "letterbox" | "stretch";
   /** Where a letterboxed image lies: in the middle, or in the top left corner. */
   align?: "center" | "corner";
+  /**
+   * Filter over the footprint when shrinking, as Pillow's bilinear and torch's antialias=True. Default false, as torchvision's
+   * detection models. It is said of the whole: an input is drawn once, whatever else changes its size.
+   */
+  antialias?: boolean;
 }
 
-/** Makes the canvas the network input. Every list of operations needs exactly one; what follows it keeps the size. */
+/** Makes the canvas the network input. Every list of operations needs one; what follows it keeps the size. */
 export class Resize extends PreprocessOp {
   override readonly name = "resize";
   readonly mode: "letterbox" | "stretch";
   readonly align: "center" | "corner";
+  readonly antialias: boolean;
 
-  constructor({ mode = "letterbox", align = "center" }: ResizeOptions = {}) {
+  constructor({ mode = "letterbox", align = "center", antialias = false }: ResizeOptions = {}) {
     super();
     check(mode === "letterbox" || mode === "stretch", "Resize", () => `mode is "letterbox" or "stretch", got ${mode}`);
     check(align === "center" || align === "corner", "Resize", () => `align is "center" or "corner", got ${align}`);
     this.mode = mode;
     this.align = align;
+    this.antialias = antialias;
   }
 
   override apply(plan: ImagePlan): ImagePlan {
@@ -67,7 +74,8 @@ export class Resize extends PreprocessOp {
   }
 
   override toJSON(): PreprocessJson {
-    return { name: this.name, mode: this.mode, align: this.align };
+    const { name, mode, align, antialias } = this;
+    return { name, mode, align, ...(antialias && { antialias }) };
   }
 }
 
@@ -312,6 +320,11 @@ export function normalizationOf(preprocessing: readonly PreprocessOp[]): Float32
   check(found.length <= 1, "preprocessing", () => `${found.length} Normalize operations, expected one at most`);
   const { mean, std, fill } = found[0] ?? { mean: [0, 0, 0], std: [1, 1, 1], fill: [0, 0, 0] };
   return Float32Array.from([...mean, ...std, ...fill]);
+}
+
+/** Whether a list of operations asks for a filter over the footprint when shrinking. */
+export function antialiasOf(preprocessing: readonly PreprocessOp[]): boolean {
+  return preprocessing.some((op) => op instanceof Resize && op.antialias);
 }
 
 /** The operations that evaluation and prediction share with training: all that are not random. */

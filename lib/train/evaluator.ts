@@ -1,6 +1,7 @@
 import { type AnnotationStore, type BatchImages, type DataLoader, type DetectionBatch, mapBoxesToImage } from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
+import { check } from "../native";
 import type { Quantization } from "./calibration";
 import { type Detection, DetectStep } from "./detect-step";
 
@@ -64,6 +65,11 @@ export class Evaluator implements Disposable {
     const found = await this.#step.run(this.#options.decoder.images(batch.slot), batch.n);
     return batch.images.flatMap(({ imageId, fileName, toInput, width, height, repeat }, i) => {
       if (repeat) return []; // it fills up a batch, and its detections count once
+      check(
+        toInput !== null,
+        "Evaluator",
+        () => `${fileName} is turned or combined with others: evaluate without that`,
+      );
       const detections = (found[i] as Detection[]).map(({ box, score, label }) => {
         const mapped = Float64Array.from(box);
         mapBoxesToImage(mapped, toInput, width, height);

@@ -348,7 +348,7 @@ describe("from encoded images to a batch", () => {
     const pixels = (id: number) => ({ address: tensors.get(id)!.address, pitch: 3 * tensors.get(id)!.shape[1]! });
     drawCompositions(expected, compositions, pixels, { preprocessing });
     // Two batches at a time, in two slots.
-    const results = await Promise.all([0, 2].map((slot) => decoder.decode(slot, compositions, encoded)));
+    const results = await Promise.all([0, 2].map((slot) => decoder.compose(slot, compositions, encoded)));
     expect(results).toEqual([
       { failures: [], blank: [] },
       { failures: [], blank: [] },
@@ -365,7 +365,7 @@ describe("from encoded images to a batch", () => {
     damaged.set(100, damaged.get(100)!.slice(0, 300));
     damaged.set(101, damaged.get(102)!);
     damaged.delete(103);
-    const { failures, blank } = await decoder.decode(1, whole, damaged);
+    const { failures, blank } = await decoder.compose(1, whole, damaged);
     expect(blank).toEqual([0, 1, 3]);
     expect(failures.map(({ id }) => id).sort()).toEqual([100, 101, 103]);
     expect(failures.find(({ id }) => id === 101)!.message).toContain("expected an image of 90x200, got one of 128x96");
@@ -381,7 +381,7 @@ describe("from encoded images to a batch", () => {
     using decoder = new DeviceCompositionDecoder(device, { batchSize: 1, height, width, preprocessing });
     const mosaic = compositions.find(({ layers }) => new Set(layers.map(({ source }) => source!.id)).size > 1)!;
     const some = new Map([...encoded].filter(([id]) => id !== mosaic.layers[0]!.source!.id));
-    expect((await decoder.decode(0, [mosaic], some)).blank).toEqual([0]);
+    expect((await decoder.compose(0, [mosaic], some)).blank).toEqual([0]);
     expect(new Set(decoder.images(0).read()).size).toBe(3);
   });
 
@@ -389,7 +389,7 @@ describe("from encoded images to a batch", () => {
     const [height, width] = size;
     const options = { batchSize: 4, height, width, preprocessing, maxPixelBytes: 100_000 };
     using decoder = new DeviceCompositionDecoder(device, options);
-    const error = await decoder.decode(0, compositions, encoded).catch((e) => e);
+    const error = await decoder.compose(0, compositions, encoded).catch((e) => e);
     expect(error.message).toContain("more than the limit of 100000");
   });
 });

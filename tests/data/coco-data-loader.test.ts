@@ -96,7 +96,7 @@ describe("CocoDataLoader", () => {
       for (const [i, value] of expected.entries()) expect(found[i]).toBeCloseTo(value, 4);
       expect([...batch.boxes.subarray(0, 12)]).toEqual(Array(12).fill(0));
       expect(batch.images[2]).toMatchObject({ sourceId: 102, fileName: "2.jpg", width: 42, height: 30 });
-      expect(batch.images[2]?.toInput.scaleX).toBeCloseTo(sx, 10);
+      expect(batch.images[2]?.toInput?.scaleX).toBeCloseTo(sx, 10);
       const { bytes, transforms } = take(batch, decoder);
       expect(bytes).toEqual([0, 1, 2, 3]);
       expect(transforms?.length).toBe(4 * TRANSFORM_FLOATS);

@@ -1,0 +1,204 @@
+/** From the images of a batch to its network inputs: planned on the host, drawn by a decoder. */
+import { check, ErrorCode } from "../native/error";
+import type { ImageRecord } from "./annotation-store";
+import type { Augmentation, ImageSet } from "./augmentation";
+import { AugmentOp } from "./augmentations";
+import type { BatchDecoder, CompositionDecoder } from "./codec";
+import type { Composition, SourceImage } from "./composition";
+import {
+  dropSmallBoxes,
+  type ImagePlan,
+  type InputMapping,
+  mappingOf,
+  startPlan,
+  TRANSFORM_FLOATS,
+  writeTransform,
+} from "./image-plan";
+import { CounterRandom } from "./random";
+import type { PreprocessOp } from "./transforms";
+
+/** The images of a split with their boxes. */
+export interface TargetImages {
+  readonly records: readonly ImageRecord[];
+  /** Boxes of image i: entries starts[i] to starts[i + 1]. */
+  readonly starts: Uint32Array;
+  /** (n, 4): x1, y1, x2, y2 in image pixels. */
+  readonly boxes: Float64Array;
+  /** (n): class indices. */
+  readonly labels: Int32Array;
+}
+
+/** An image of a batch: its place among the images, and how often it came in the epoch before. */
+export interface BatchMember {
+  readonly place: number;
+  readonly repeat: number;
+}
+
+/** A network input as it is planned. */
+export interface PlannedInput {
+  /** (n, 4): x1, y1, x2, y2 in its pixels. */
+  readonly boxes: Float64Array;
+  readonly labels: Int32Array;
+  /** Image pixels to its pixels; null where it is turned, or shows several images. */
+  readonly toInput: InputMapping | null;
+}
+
+/** What drawing a batch has come to. */
+export interface DrawnBatch {
+  /** Images that could not be decoded, by place, and why. */
+  failures: [place: number, message: string][];
+  /** Places in the batch that are the fill colour and have no boxes, because an image failed. */
+  blank: number[];
+}
+
+export interface BatchPlan {
+  readonly inputs: readonly PlannedInput[];
+  /** The images that it needs, by place, each once. */
+  readonly sources: readonly number[];
+  /** Draws it into a slot of the decoder, from the encoded images by place; one that could not be read has no bytes. */
+  draw(slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch>;
+}
+
+export interface BatchPlanner {
+  /** Boxes that an input may have, where an image has `most` at most. */
+  room(most: number): number;
+  plan(members: readonly BatchMember[], epoch: number): BatchPlan;
+}
+
+interface PlannerOptions {
+  images: TargetImages;
+  preprocessing: readonly PreprocessOp[];
+  /** Height and width of the network input. */
+  size: readonly [height: number, width: number];
+  seed: number;
+  /** Boxes that become narrower or lower than this are dropped. */
+  minBoxSize: number;
+}
+
+/** Whether operations need compositions, rather than a crop, a resize and flips of one image. */
+export function needCompositions(operations: readonly PreprocessOp[]): boolean {
+  return operations.some((op) => op instanceof AugmentOp);
+}
+
+/** Inputs that are a crop of one image each, resized and mirrored: decoded and drawn image by image. */
+export class PlanPlanner implements BatchPlanner {
+  constructor(
+    private readonly decoder: BatchDecoder,
+    private readonly options: PlannerOptions,
+  ) {}
+
+  room(most: number): number {
+    return most;
+  }
+
+  plan(members: readonly BatchMember[], epoch: number): BatchPlan {
+    const plans = members.map((member) => this.#planOf(member, epoch));
+    const draw = async (slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch> => {
+      const transforms = new Float32Array(plans.length * TRANSFORM_FLOATS);
+      for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
+      const bytes = members.map(({ place }) => encoded.get(place) ?? new Uint8Array(0));
+      const { failures } = await this.decoder.decode(slot, bytes, transforms);
+      failures.sort((a, b) => a.index - b.index);
+      return {
+        failures: failures.map(({ index, message }) => [(members[index] as BatchMember).place, message]),
+        blank: failures.map(({ index }) => index),
+      };
+    };
+    const inputs = plans.map((plan) => ({ boxes: plan.boxes, labels: plan.labels, toInput: mappingOf(plan) }));
+    return { inputs, sources: [...new Set(members.map(({ place }) => place))], draw };
+  }
+
+  #planOf({ place, repeat }: BatchMember, epoch: number): ImagePlan {
+    const { images, preprocessing, size, seed, minBoxSize } = this.options;
+    const { width, height, sourceId, fileName } = images.records[place] as ImageRecord;
+    const { boxes, labels } = boxesOf(images, place);
+    let plan = startPlan(width as number, height as number, size[1], size[0], boxes, labels);
+    for (const [operation, op] of preprocessing.entries()) {
+      plan = op.apply(plan, new CounterRandom({ seed, epoch, image: sourceId, operation, repeat }));
+    }
+    checkCanvas(fileName, plan.canvasWidth, plan.canvasHeight, size);
+    return dropSmallBoxes(plan, minBoxSize);
+  }
+}
+
+/** Inputs that are compositions of one or several images, by an Augmentation. */
+export class CompositionPlanner implements BatchPlanner {
+  readonly #set: ImageSet;
+  /** Places by the id that compositions know an image by: its id in the data set, which keys its random numbers. */
+  readonly #places: Map<number, number>;
+
+  constructor(
+    private readonly decoder: CompositionDecoder,
+    private readonly augmentation: Augmentation,
+    private readonly options: Omit<PlannerOptions, "preprocessing" | "seed">,
+  ) {
+    const { images } = options;
+    const { records } = images;
+    this.#places = new Map(records.map(({ sourceId }, place) => [sourceId, place]));
+    check(
+      this.#places.size === records.length,
+      "CocoDataLoader",
+      () => `${records.length} images have ${this.#places.size} different ids, and compositions go by those`,
+    );
+    this.#set = { length: records.length, at: (place) => sourceImage(images, place) };
+  }
+
+  room(most: number): number {
+    const room = (boxes: number, op: PreprocessOp) => (op instanceof AugmentOp ? op.room(boxes) : boxes);
+    return this.augmentation.operations.reduce(room, most);
+  }
+
+  plan(members: readonly BatchMember[], epoch: number): BatchPlan {
+    const { images, size, minBoxSize } = this.options;
+    const compositions = members.map(({ place, repeat }) => {
+      const composition = this.augmentation.compose(this.#set, place, epoch, size, repeat);
+      checkCanvas((images.records[place] as ImageRecord).fileName, composition.width, composition.height, size);
+      return dropSmallBoxes(composition, minBoxSize);
+    });
+    const placeOf = (id: number): number => this.#places.get(id) as number;
+    const draw = async (slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch> => {
+      const byId = new Map(
+        [...encoded].map(([place, bytes]) => [(images.records[place] as ImageRecord).sourceId, bytes]),
+      );
+      const { failures, blank } = await this.decoder.compose(slot, compositions, byId);
+      const failed = failures.map(({ id, message }): [number, string] => [placeOf(id), message]);
+      return { failures: failed.sort(([a], [b]) => a - b), blank };
+    };
+    const sources = compositions.flatMap(({ layers }) => layers.flatMap(({ source }) => source?.id ?? []));
+    const inputs = compositions.map((composition) => ({
+      boxes: composition.boxes,
+      labels: composition.labels,
+      toInput: onlyMapping(composition),
+    }));
+    return { inputs, sources: [...new Set(sources)].map(placeOf), draw };
+  }
+}
+
+/** Where a composition shows one image that is not turned, its mapping. */
+function onlyMapping({ layers }: Composition): InputMapping | null {
+  const [first, ...others] = layers.filter(({ source }) => source !== null);
+  if (!first || others.length > 0) return null;
+  const [scaleX, b, offsetX, d, scaleY, offsetY] = first.map;
+  return b === 0 && d === 0 ? { scaleX, scaleY, offsetX, offsetY } : null;
+}
+
+function boxesOf({ starts, boxes, labels }: TargetImages, place: number) {
+  const [start, end] = [starts[place] as number, starts[place + 1] as number];
+  return { boxes: boxes.subarray(4 * start, 4 * end), labels: labels.subarray(start, end) };
+}
+
+function sourceImage(images: TargetImages, place: number): SourceImage {
+  const { sourceId, width, height } = images.records[place] as ImageRecord;
+  return { id: sourceId, width: width as number, height: height as number, ...boxesOf(images, place) };
+}
+
+function checkCanvas(fileName: string, width: number, height: number, size: readonly [number, number]): void {
+  check(
+    width === size[1] && height === size[0],
+    "CocoDataLoader",
+    () =>
+      `${fileName}: preprocessing ends with a canvas of ${width}x${height} (width x height) instead of ` +
+      `${size[1]}x${size[0]}; operations that change the size belong before Resize`,
+    ErrorCode.shape,
+  );
+}
