@@ -44,7 +44,7 @@ Of all:
   --split NAME        one split; check and stats default to all, import to what the input is called
   --author NAME       whose work changes are, in the log of changes
 
-import: INPUT is an annotation file, or the folder of a data set
+import: INPUT is an annotation file, or the folder of a data set: of COCO with annotations/instances_SPLIT.json, all splits
   --format NAME       coco (CVAT's COCO too), voc, yolo, csv or label-studio; default: as the input looks
   --folder NAME       comes before the images' names in their keys: train2017. Default of coco: SPLIT, images/SPLIT or images
                       beside the annotation file's folder, whichever there is

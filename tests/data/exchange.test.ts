@@ -164,14 +164,14 @@ describe("what is exported is imported as it was", () => {
 });
 
 /** Writes files and imports one of them. */
-async function importing(files: Record<string, string>, input: string, format?: ImportFormat) {
+async function importing(files: Record<string, string>, input: string, format?: ImportFormat, split?: string) {
   return inFolder(async (folder) => {
     for (const [name, text] of Object.entries(files)) {
       mkdirSync(dirname(join(folder, name)), { recursive: true });
       writeFileSync(join(folder, name), text);
     }
     using store = new SQLiteAnnStore();
-    const error = await failure(() => importDataset(store, join(folder, input), { format, progress: quiet }));
+    const error = await failure(() => importDataset(store, join(folder, input), { format, split, progress: quiet }));
     expect([store.splits(), store.categories()]).toEqual([[], []]);
     return error.message.replaceAll(`${folder}/`, "");
   });
@@ -290,12 +290,38 @@ describe("errors name file, place, what was expected and what came", () => {
     expect(await importing({ "a.txt": "hello" }, "a.txt")).toContain(
       'a.txt: starts with "h"; --format says what it is',
     );
-    expect(await importing({ "annotations/x.json": "{}" }, ".")).toContain("name one of its files: annotations/x.json");
+    expect(await importing({ "annotations/x.json": "{}" }, ".")).toContain("annotations/x.json: images: missing");
+    const splits = { "annotations/instances_a.json": "{}", "annotations/instances_b.json": "{}" };
+    expect(await importing(splits, ".", undefined, "c")).toContain('no split "c", there are a, b');
     expect(await importing({}, "gone.json")).toContain("gone.json: no such file or folder");
   });
 });
 
 describe("importers", () => {
+  test("bring in all splits of a folder in COCO's layout, none twice", async () => {
+    await inFolder(async (folder) => {
+      const write = (name: string, ids: number[]) => {
+        const images = ids.map((id) => ({ id, file_name: `${id}.jpg`, width: 8, height: 8 }));
+        const content = { images, annotations: [], categories: [{ id: 1, name: "cell" }] };
+        writeFileSync(join(folder, "annotations", name), JSON.stringify(content));
+      };
+      mkdirSync(join(folder, "annotations"));
+      write("instances_train.json", [1, 2]);
+      write("instances_val.json", [3]);
+      write("instances_trainval.json", [1, 2, 3]);
+      write("captions_train.json", [1, 2]);
+      using store = new SQLiteAnnStore();
+      const reports = await importDataset(store, folder, { progress: quiet });
+      expect(reports.map(({ split, images }) => [split, images])).toEqual([
+        ["train", 2],
+        ["val", 1],
+      ]);
+      using one = new SQLiteAnnStore();
+      await importDataset(one, folder, { progress: quiet, split: "trainval" });
+      expect(one.images("trainval").map(({ key }) => key)).toEqual(["1.jpg", "2.jpg", "3.jpg"]);
+    });
+  });
+
   test("leave out and report what a store cannot hold", async () => {
     await inFolder(async (folder) => {
       const path = join(folder, "x.csv");

@@ -25,7 +25,10 @@ export interface ImportDatasetOptions
     Pick<LabelStudioImportOptions, "imagePrefix" | "predictions"> {
   /** Default: as the input looks. */
   format?: ImportFormat;
-  /** Default: what an annotation file called instances_SPLIT.json names, else "train"; of YOLO all splits. */
+  /**
+   * Default: what an annotation file called instances_SPLIT.json names, else "train"; of YOLO, and of a folder in COCO's layout, all
+   * splits.
+   */
   split?: string;
   /** Put before the images' names to make their keys. Default: as the format has it. */
   folder?: string;
@@ -50,8 +53,14 @@ export async function importDataset(
   const withImages = (images: string) => ({ ...common, metadata: { images } });
   switch (format) {
     case "coco": {
-      const { root, folder } = await cocoImages(input, split, given);
-      return [await importCoco(store, input, { ...withImages(root), folder: options.folder ?? folder })];
+      const files = (await kindOf(input)) === "folder" ? await cocoFiles(input, options.split) : { [split]: input };
+      const reports: ImportReport[] = [];
+      for (const [name, file] of Object.entries(files)) {
+        const { root, folder } = await cocoImages(file, name, given);
+        const images = { ...withImages(root), split: name, folder: options.folder ?? folder };
+        reports.push(await importCoco(store, file, images));
+      }
+      return reports;
     }
     case "voc": {
       const nested = (await kindOf(join(input, "JPEGImages"))) === "folder";
@@ -74,6 +83,35 @@ export async function importDataset(
       return [await importLabelStudio(store, input, { ...images, imagePrefix, predictions })];
     }
   }
+}
+
+/**
+ * The annotation files of a folder in COCO's layout, by split: annotations/instances_SPLIT.json, or annotations/SPLIT.json where
+ * none is called that. Without a name: all, but for one that holds two others (trainval, beside train and val), whose images
+ * would come twice.
+ */
+async function cocoFiles(input: string, wanted: string | undefined): Promise<Record<string, string>> {
+  const folder = join(input, "annotations");
+  const names = (await readdir(folder).catch(() => [])).filter((name) => name.endsWith(".json")).sort();
+  const instances = names.filter((name) => name.startsWith("instances_"));
+  const found = Object.fromEntries(
+    (instances.length > 0 ? instances : names).map((name) => [
+      instances.length > 0 ? splitNamed(name) : basename(name, ".json"),
+      join(folder, name),
+    ]),
+  );
+  const splits = Object.keys(found);
+  const fail = (message: string): never => {
+    throw new DlfsError(ErrorCode.io, "import", `${input}: ${message}`);
+  };
+  if (splits.length === 0) return fail("no annotations/instances_SPLIT.json is in it");
+  if (wanted !== undefined) {
+    const file = found[wanted] ?? fail(`no split "${wanted}", there are ${splits.join(", ")}`);
+    return { [wanted]: file };
+  }
+  const isJoined = (name: string) => splits.some((a) => splits.some((b) => a !== name && b !== name && a + b === name));
+  for (const name of splits) if (isJoined(name)) delete found[name];
+  return found;
 }
 
 /** Where the images of a COCO file are: beside the folder of annotations, as loadDataset looks for them. */
@@ -111,9 +149,9 @@ async function formatOf(input: string): Promise<ImportFormat> {
     if ((await kindOf(join(input, "data.yaml"))) === "file") return "yolo";
     const names = await readdir(input);
     if (names.includes("Annotations") || names.some((name) => name.endsWith(".xml"))) return "voc";
-    const annotations = (await readdir(join(input, "annotations")).catch(() => [])).filter((n) => n.endsWith(".json"));
-    if (annotations.length > 0) return fail(`a folder; name one of its files: annotations/${annotations.join(", ")}`);
-    return fail("neither data.yaml nor XML files are in it");
+    const annotations = await readdir(join(input, "annotations")).catch(() => []);
+    if (annotations.some((name) => name.endsWith(".json"))) return "coco";
+    return fail("neither annotations/instances_SPLIT.json nor data.yaml nor XML files are in it");
   }
   if (/\.csv$/i.test(input)) return "csv";
   if (/\.ya?ml$/i.test(input)) return "yolo";
