@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "common/arguments.hpp"
+#include "common/exif.hpp"
 
 namespace dlfs {
 namespace {
@@ -24,6 +24,7 @@ enum Marker : int {
   marker_soi = 0xd8,
   marker_eoi = 0xd9,
   marker_sos = 0xda,
+  marker_app1 = 0xe1,
   marker_app14 = 0xee,
   marker_sof55 = 0xf7,  // JPEG-LS
 };
@@ -149,7 +150,7 @@ void read_frame(JpegHeader& header, int marker, const uint8_t* segment, int64_t 
 // at most. Arithmetic coding has no such bound, so its own is generous.
 int64_t most_pixels(const JpegHeader& header, int64_t bytes) {
   const int64_t pixels_per_byte = header.process == JpegProcess::arithmetic ? 65536 : 1024;
-  return bytes > max_jpeg_pixels ? max_jpeg_pixels : bytes * pixels_per_byte;
+  return bytes > max_image_pixels ? max_image_pixels : bytes * pixels_per_byte;
 }
 
 }  // namespace
@@ -159,7 +160,8 @@ JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length) {
   JpegHeader header{};
   header.adobe_transform = -1;
   header.scan = -1;
-  bool frame = false;
+  header.orientation = orientation_upright;
+  bool frame = false, exif = false;
   MarkerReader reader(bytes, length, 2);
   for (;;) {
     const int marker = reader.next();
@@ -181,6 +183,10 @@ JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length) {
       frame = true;
     } else if (marker == marker_app14 && reader.size() >= 12 && memcmp(reader.segment(), "Adobe", 5) == 0) {
       header.adobe_transform = reader.segment()[11];
+    } else if (marker == marker_app1 && !exif && !frame && reader.size() >= 6 &&
+               memcmp(reader.segment(), "Exif\0", 6) == 0) {
+      exif = true;
+      header.orientation = exif_orientation(reader.segment() + 6, reader.size() - 6);
     }
   }
   DLFS_CHECK(frame, DLFS_ERROR_IMAGE, "truncated JPEG: no frame header in its %lld bytes",
@@ -191,8 +197,8 @@ JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length) {
 JpegHeader check_jpeg(const uint8_t* bytes, int64_t length) {
   const JpegHeader header = read_jpeg_header(bytes, length);
   const int64_t pixels = int64_t{header.width} * header.height;
-  DLFS_CHECK(pixels <= max_jpeg_pixels, DLFS_ERROR_IMAGE, "the JPEG claims %d x %d pixels, more than the limit of %lld",
-             header.width, header.height, static_cast<long long>(max_jpeg_pixels));
+  DLFS_CHECK(pixels <= max_image_pixels, DLFS_ERROR_IMAGE, "the JPEG claims %d x %d pixels, more than the limit of %lld",
+             header.width, header.height, static_cast<long long>(max_image_pixels));
   DLFS_CHECK(header.scan >= 0, DLFS_ERROR_IMAGE, "truncated JPEG: no scan in its %lld bytes",
              static_cast<long long>(length));
   DLFS_CHECK(pixels <= most_pixels(header, length - header.scan), DLFS_ERROR_IMAGE,
@@ -211,18 +217,3 @@ JpegHeader check_jpeg(const uint8_t* bytes, int64_t length) {
 }
 
 }  // namespace dlfs
-
-extern "C" dlfs_status dlfs_jpeg_info_sync(int32_t* values, const void* bytes, int64_t length) {
-  return dlfs::guard("dlfs_jpeg_info_sync", [&] {
-    dlfs::check_pointer(values, "values");
-    dlfs::check_count(length, "length");
-    if (length > 0) dlfs::check_pointer(bytes, "bytes");
-    const dlfs::JpegHeader header = dlfs::read_jpeg_header(static_cast<const uint8_t*>(bytes), length);
-    values[0] = header.width;
-    values[1] = header.height;
-    values[2] = header.components;
-    values[3] = header.bits;
-    values[4] = static_cast<int32_t>(header.process);
-    values[5] = header.adobe_transform;
-  });
-}

@@ -9,14 +9,15 @@
 
 namespace dlfs {
 
-constexpr int64_t max_jpeg_pixels = int64_t{1} << 28;
+// Of an image of any format.
+constexpr int64_t max_image_pixels = int64_t{1} << 28;
 // Scans of one image. Progressive files have some ten; each costs a pass over all blocks, however few bytes it has.
 constexpr int32_t max_jpeg_scans = 100;
 
 enum class JpegProcess : int32_t { sequential = 0, progressive = 1, lossless = 2, arithmetic = 3 };
 
 struct JpegHeader {
-  int32_t width, height;  // >= 1
+  int32_t width, height;  // of the pixels as they lie in the file, >= 1
   int32_t components;     // 1 to 4 but for lossless files
   int32_t bits;           // per sample
   JpegProcess process;
@@ -24,13 +25,14 @@ struct JpegHeader {
   uint8_t sof;              // the frame's marker, 0xc0 to 0xcf
   uint8_t sampling[4];      // of the first four components: 16 * horizontal + vertical
   int64_t scan;             // offset of the first scan's marker (SOS), -1 if the bytes end before it
+  int32_t orientation;      // of the first EXIF segment, if one comes before the frame header; else 1
 };
 
 // Throws DLFS_ERROR_IMAGE where the bytes are not a JPEG or end before the frame header.
 JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length);
 
 // read_jpeg_header, and throws DLFS_ERROR_IMAGE as well for what must not be decoded: no scan, no end marker (a
-// truncated file), fewer bytes than the pixels need at least, more than max_jpeg_pixels or max_jpeg_scans.
+// truncated file), fewer bytes than the pixels need at least, more than max_image_pixels or max_jpeg_scans.
 JpegHeader check_jpeg(const uint8_t* bytes, int64_t length);
 
 }  // namespace dlfs

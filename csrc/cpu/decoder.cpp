@@ -1,4 +1,4 @@
-// JPEG decoding threads on the CPU. Jobs queue up in order; a thread takes one image at a time, decodes it into memory
+// Image decoding threads on the CPU. Jobs queue up in order; a thread takes one image at a time, decodes it into memory
 // of its own and preprocesses it into its slot of the batch. A failing image fills its slot and keeps its message.
 #include <pthread.h>
 
@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "common/jpeg_turbo.hpp"
+#include "common/image.hpp"
 #include "cpu/preprocess.hpp"
 #include "cpu/runtime.hpp"
 
@@ -27,6 +27,7 @@ constexpr int64_t kept_bytes = int64_t{64} << 20;
 struct Scratch {
   std::unique_ptr<uint8_t[]> pixels;
   int64_t capacity = 0;
+  ImageScratch stored;
   PreprocessScratch preprocess;
 
   uint8_t* reserve(int64_t bytes) {
@@ -40,6 +41,7 @@ struct Scratch {
   }
 
   void trim() {
+    stored.trim();
     if (capacity <= kept_bytes) return;
     pixels.reset();
     capacity = 0;
@@ -75,9 +77,9 @@ struct Job {
 
   // Decodes and preprocesses image i; throws where that fails.
   void decode(int32_t i, Scratch& scratch) const {
-    const JpegHeader header = check_jpeg(sources[i], lengths[i]);
-    uint8_t* pixels = scratch.reserve(int64_t{header.width} * header.height * 3);
-    jpeg_turbo_decode(pixels, sources[i], lengths[i], header);
+    const ImageHeader header = check_image(sources[i], lengths[i]);
+    uint8_t* pixels = scratch.reserve(header.bytes());
+    decode_image(pixels, sources[i], lengths[i], header, scratch.stored);
     const ImageTransform transform = image_transform(transforms.data(), i);
     prepare_columns(scratch.preprocess, sample_columns(transform, header.width, format.flags), format);
     preprocess_rows(slot(i), pixels, header.width, sample_rows(transform, header.height, format.flags), format,

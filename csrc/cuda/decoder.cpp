@@ -12,8 +12,7 @@
 #include <thread>
 
 #include "common/arguments.hpp"
-#include "common/jpeg_header.hpp"
-#include "cuda/jpeg.hpp"
+#include "cuda/image.hpp"
 #include "cuda/preprocess.hpp"
 
 namespace dlfs {
@@ -135,10 +134,10 @@ class Lane {
 
   void decode(const Job& job, int32_t i) {
     const size_t at = static_cast<size_t>(i);
-    const JpegHeader header = check_jpeg(job.sources[at], job.lengths[at]);
+    const ImageHeader header = check_image(job.sources[at], job.lengths[at]);
     prepare();
-    if (!codec_) codec_ = std::make_unique<JpegCodec>(context_);
-    const int64_t bytes = int64_t{header.width} * header.height * 3;
+    if (!codec_) codec_ = std::make_unique<ImageCodec>(context_);
+    const int64_t bytes = header.bytes();
     if (bytes > pixels_.bytes()) {
       pixels_ = DeviceBuffer();
       pixels_ = DeviceBuffer(context_, std::max(bytes + bytes / 4, first_bytes), "a decoded image");
@@ -162,7 +161,7 @@ class Lane {
   Context& context_;  // held by the decoder
   std::unique_ptr<Stream> stream_;
   cudaEvent_t event_ = nullptr;
-  std::unique_ptr<JpegCodec> codec_;
+  std::unique_ptr<ImageCodec> codec_;
   DeviceBuffer pixels_;
   std::shared_ptr<Job> job_;
   int32_t image_ = 0;

@@ -11,7 +11,6 @@
 #include <map>
 #include <type_traits>
 
-#include "common/arguments.hpp"
 #include "common/jpeg_turbo.hpp"
 #include "cuda/jpeg_route.hpp"
 
@@ -377,58 +376,4 @@ std::string images_build_info() {
   return text;
 }
 
-namespace {
-
-// The codec that a stream keeps.
-JpegCodec& codec_of(Stream& stream) {
-  if (!stream.images) stream.images = std::make_shared<JpegCodec>(*stream.context);
-  return *static_cast<JpegCodec*>(stream.images.get());
-}
-
-}  // namespace
 }  // namespace dlfs
-
-using namespace dlfs;
-
-extern "C" {
-
-dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void* dst, const void* bytes, int64_t length, int32_t width,
-                                  int32_t height) {
-  return stream_call("dlfs_jpeg_decode_sync", stream, [&](Stream& s) {
-    s.require_not_capturing("decoding");
-    check_pointer(dst, "dst");
-    check_count(length, "length");
-    if (length > 0) check_pointer(bytes, "bytes");
-    check_range(width, 1, INT32_MAX, "width");
-    check_range(height, 1, INT32_MAX, "height");
-    const uint8_t* file = static_cast<const uint8_t*>(bytes);
-    const JpegHeader header = check_jpeg(file, length);
-    DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
-               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width,
-               height);
-    s.synchronize();  // reports errors of earlier work as such, not as this file's
-    JpegCodec& codec = codec_of(s);
-    codec.decode(s, static_cast<uint8_t*>(dst), file, length, header);
-    s.synchronize();
-    codec.trim();
-  });
-}
-
-dlfs_status dlfs_jpeg_encode_sync(dlfs_stream stream, void* out, int64_t* length, const void* pixels, int64_t capacity,
-                                  int32_t width, int32_t height, int32_t quality) {
-  return stream_call("dlfs_jpeg_encode_sync", stream, [&](Stream& s) {
-    s.require_not_capturing("encoding");
-    check_pointer(out, "out");
-    check_pointer(length, "length");
-    check_pointer(pixels, "pixels");
-    check_count(capacity, "capacity");
-    DLFS_CHECK(width >= 1 && height >= 1 && width <= 65500 && height <= 65500, DLFS_ERROR_ARGUMENT,
-               "expected an image of 1 to 65500 pixels in width and height, got %d x %d", width, height);
-    DLFS_CHECK(quality >= 1 && quality <= 100, DLFS_ERROR_ARGUMENT, "expected a quality from 1 to 100, got %d",
-               quality);
-    *length = codec_of(s).encode(s, static_cast<uint8_t*>(out), capacity, static_cast<const uint8_t*>(pixels), width,
-                                 height, quality);
-  });
-}
-
-}  // extern "C"

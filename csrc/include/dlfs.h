@@ -88,7 +88,7 @@ typedef int64_t dlfs_event;   /* a point in a stream */
 typedef int64_t dlfs_graph;   /* a captured sequence of calls */
 typedef int64_t dlfs_conv;    /* a planned convolution */
 typedef int64_t dlfs_sgd;     /* the tensor lists of an optimizer */
-typedef int64_t dlfs_decoder; /* JPEG decoding threads with their own streams */
+typedef int64_t dlfs_decoder; /* image decoding threads with their own streams */
 typedef int64_t dlfs_job;     /* one batch being decoded */
 
 /* ---- library ------------------------------------------------------------------------------------------------- */
@@ -812,17 +812,23 @@ DLFS_API dlfs_status dlfs_gather_detections(dlfs_stream stream, float *detection
 
 /* ---- images -------------------------------------------------------------------------------------------------- */
 
-/* Reads a JPEG's header: values[0..5] = width, height, components, bits per sample, process (0 baseline or extended
- * sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), Adobe transform (-1 none). No pixels are decoded, nothing is
- * allocated. DLFS_ERROR_IMAGE says what is wrong (not a JPEG, no frame before the end, size 0, ...). */
-DLFS_API dlfs_status dlfs_jpeg_info_sync(DLFS_HOST int32_t *values, DLFS_HOST const void *bytes, int64_t length);
+#define DLFS_IMAGE_JPEG 1
 
-/* Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
- * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
- * DLFS_ERROR_IMAGE (damage inside the coded data as far as the decoder notices it; libjpeg-turbo notices more than
- * nvJPEG); one over 2^28 pixels is refused before anything is allocated. */
-DLFS_API dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void *dst, DLFS_HOST const void *bytes, int64_t length,
-                                           int32_t width, int32_t height);
+/* Reads the header of an image file: values[0..7] = width, height, format (DLFS_IMAGE_JPEG), components, bits per sample,
+ * process of a JPEG (0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), EXIF orientation (1
+ * where there is none), Adobe transform of a JPEG (-1 none). Width and height are those of the upright picture: with an
+ * orientation of 5 to 8 the stored picture's height and width. Only EXIF data before the frame header counts, as the bytes
+ * may end behind that; what is malformed in it is ignored. No pixels are decoded, nothing is allocated. DLFS_ERROR_IMAGE says
+ * what is wrong (not an image, no frame before the end, size 0, ...). */
+DLFS_API dlfs_status dlfs_image_info_sync(DLFS_HOST int32_t *values, DLFS_HOST const void *bytes, int64_t length);
+
+/* Decodes an image file (JPEG, of whatever coding, sampling and colours; CMYK and YCCK where supported) to RGB: dst (height,
+ * width, 3) uint8 on the device, turned upright by the file's EXIF orientation. width and height must be those that
+ * dlfs_image_info_sync gives. Waits for the result. A truncated or damaged file is DLFS_ERROR_IMAGE (damage inside the coded
+ * data as far as the decoder notices it; libjpeg-turbo notices more than nvJPEG); one over 2^28 pixels is refused before
+ * anything is allocated. */
+DLFS_API dlfs_status dlfs_image_decode_sync(dlfs_stream stream, void *dst, DLFS_HOST const void *bytes, int64_t length,
+                                            int32_t width, int32_t height);
 
 /* Encodes pixels (height, width, 3) uint8 RGB on the device as a baseline JPEG, 4:2:0, quality 1 to 100; waits. *length
  * receives the size; a capacity too small is DLFS_ERROR_ARGUMENT naming the size needed. */
@@ -890,7 +896,7 @@ DLFS_API dlfs_status dlfs_augment(dlfs_stream stream, void *dst, DLFS_HOST const
 DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads);
 DLFS_API dlfs_status dlfs_decoder_destroy(dlfs_decoder decoder); /* Waits for its jobs, then ends the threads. */
 
-/* Decodes n JPEGs and preprocesses each into its slot of dst, as dlfs_jpeg_decode_sync and dlfs_preprocess do; returns at
+/* Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns at
  * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
  * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
  * the fill colour; the others are not affected. */

@@ -178,15 +178,16 @@ export interface FileFacts {
   key: string;
   size: number;
   modified: number;
+  /** Of the picture as it is to be seen. */
   width: number;
   height: number;
-  /** Colour components: 1 gray, 3 RGB or YCbCr, 4 CMYK or YCCK. */
+  /** As ImageInfo has them. */
+  format: string;
   components: number;
-  /** Bits per sample. */
   bits: number;
-  /** As dlfs_jpeg_info_sync: 0 sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. */
   process: number;
-  /** Why it cannot be read as an image, or null; the numbers above are 0 then. */
+  orientation: number;
+  /** Why it cannot be read as an image, or null; the numbers above are 0 then, and the format is empty. */
   problem: string | null;
 }
 

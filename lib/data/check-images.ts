@@ -1,16 +1,16 @@
 import { DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, FileFacts, ImageRecord, ImageUpdate } from "./annotation-store";
-import type { ImageCodec, JpegInfo } from "./codec";
+import type { ImageCodec, ImageInfo } from "./codec";
 import type { DataSource, ObjectInfo } from "./data-source";
+import { hasEndOfImage, looksLike } from "./image-file";
 import { BOX_REASONS, placeBox } from "./import-content";
-import { hasEndOfImage, looksLike } from "./jpeg";
 import { ProblemList } from "./problems";
 import { type ProgressListener, showProgress } from "./progress";
 
 export interface CheckImagesOptions {
   split: string;
   codec: ImageCodec;
-  /** Images of more pixels are left out; 2^28 is the most that dlfs_jpeg_decode_sync takes. */
+  /** Images of more pixels are left out; 2^28 is the most that dlfs_image_decode_sync takes. */
   maxPixels?: number;
   /** Files read at a time. */
   concurrency?: number;
@@ -110,6 +110,9 @@ export async function checkImages(
       problems.add("image", "skipped", fault.reason, fault.example);
     } else {
       usable++;
+      if (facts && turnsWithin(image, facts)) {
+        problems.add("image", "kept", TURNED, `${image.fileName}: EXIF orientation ${facts.orientation}`);
+      }
       if (facts && image.width === null) {
         update.width = facts.width;
         update.height = facts.height;
@@ -167,7 +170,24 @@ function commonFolder(keys: Iterable<string>): string {
   return common ?? "";
 }
 
-const NO_FACTS = { width: 0, height: 0, components: 0, bits: 0, process: 0, problem: null };
+/** Of a file that could not be read as an image. */
+export const NO_FACTS = {
+  width: 0,
+  height: 0,
+  format: "",
+  components: 0,
+  bits: 0,
+  process: 0,
+  orientation: 0,
+  problem: null,
+} as const;
+
+const TURNED = "EXIF data turns it without changing its size; its boxes are taken for those of the upright picture";
+
+/** Whether the picture is turned and the annotations' size cannot tell which way up its boxes were drawn. */
+function turnsWithin({ width, height }: ImageRecord, { orientation }: FileFacts): boolean {
+  return width !== null && orientation > 1 && (orientation < 5 || width === height);
+}
 
 /** Reads as much of a file as it takes to judge it. */
 export async function inspectFile(
@@ -194,12 +214,12 @@ export async function inspectFile(
     if (bytes.length < size) bytes = await source.read(key, { signal });
     if (!hasEndOfImage(bytes)) return { ...facts, problem: "truncated file" };
   }
-  const { width, height, components, bits, process } = header;
-  return { ...facts, width, height, components, bits, process };
+  const { width, height, format, components, bits, process, orientation } = header;
+  return { ...facts, width, height, format, components, bits, process, orientation };
 }
 
 /** The header, or what is wrong with it. */
-function readHeader(codec: ImageCodec, bytes: Uint8Array): JpegInfo | string {
+function readHeader(codec: ImageCodec, bytes: Uint8Array): ImageInfo | string {
   try {
     return codec.info(bytes);
   } catch (error) {
@@ -207,6 +227,8 @@ function readHeader(codec: ImageCodec, bytes: Uint8Array): JpegInfo | string {
     throw error;
   }
 }
+
+export const SIZE_DIFFERS = "the file's size differs from the annotations'";
 
 /** Why an image is left out: the reason, and what names the image in a report; null where it can be used. */
 export function imageFault(
@@ -224,17 +246,16 @@ export function imageFault(
   const { width, height, components, bits, process } = facts;
   const size = `${width}x${height}`;
   if (width * height > maxPixels) return { reason: `more than ${maxPixels} pixels`, example: `${example}: ${size}` };
-  if (process === 2 || process === 3) {
-    return { reason: `${process === 2 ? "lossless" : "arithmetic-coded"} JPEG, which is not supported`, example };
-  }
+  if (process === 2) return { reason: "lossless JPEG, which is not supported", example };
   if (bits !== 8) return { reason: "JPEG with samples of other than 8 bits", example: `${example}: ${bits} bits` };
   if (components !== 1 && components !== 3 && components !== 4) {
     return { reason: "JPEG with an odd number of components", example: `${example}: ${components}` };
   }
   if (image.width !== null && (image.width !== width || image.height !== height)) {
-    const turned = image.width === height && image.height === width ? ", turned?" : "";
-    const detail = `annotated as ${image.width}x${image.height}, the file is ${size}${turned}`;
-    return { reason: "the file's size differs from the annotations'", example: `${example}: ${detail}` };
+    const swapped = image.width === height && image.height === width;
+    const why = facts.orientation >= 5 ? `, swapped: the file has EXIF orientation ${facts.orientation}` : ", turned?";
+    const detail = `annotated as ${image.width}x${image.height}, the file is ${size}${swapped ? why : ""}`;
+    return { reason: SIZE_DIFFERS, example: `${example}: ${detail}` };
   }
   return null;
 }

@@ -9,7 +9,7 @@ import type {
   ImageRecord,
   ImageUpdate,
 } from "./annotation-store";
-import { imageFault, inspectFile } from "./check-images";
+import { imageFault, inspectFile, NO_FACTS, SIZE_DIFFERS } from "./check-images";
 import type { ImageCodec } from "./codec";
 import type { DataSource } from "./data-source";
 import { BOX_REASONS, placeBox } from "./import-content";
@@ -26,7 +26,7 @@ export interface Finding {
   reason: string;
   detail: string;
   /** What --fix does about it. */
-  fix: "leave out image" | "use image again" | "set size" | "delete box" | "clip box";
+  fix: "leave out image" | "use image again" | "set size" | "turn boxes" | "delete box" | "clip box";
 }
 
 export interface CheckRowsOptions {
@@ -97,13 +97,14 @@ export async function checkRows(
       );
       const boxes = store.annotationsOfBatch(page.map((image) => image.id));
       const changes = new Changes();
-      for (const [i, image] of page.entries()) {
+      for (const [i, record] of page.entries()) {
         signal?.throwIfAborted();
-        const findings = new Findings(image, onFinding, report.problems);
+        const findings = new Findings(record, onFinding, report.problems);
         const state = files[i] as FileState;
+        const { image, rows } = turnUpright(record, boxes[i] as AnnotationRecord[], state.facts, findings, changes);
         checkFile(image, state.facts, source, maxPixels, findings, changes);
         await checkDuplicate(image, state, source, firstOf, findings);
-        checkBoxes(image, boxes[i] as AnnotationRecord[], state.facts, categories, findings, changes);
+        checkBoxes(image, rows, state.facts, categories, findings, changes);
         findings.settle(changes);
         report.boxes += (boxes[i] as AnnotationRecord[]).length;
       }
@@ -140,8 +141,7 @@ async function readFiles(
       } catch (error) {
         if (!(error instanceof DlfsError)) throw error;
         const problem = `cannot be read: ${error.message}`;
-        const unknown = { size: 0, modified: 0, width: 0, height: 0, components: 0, bits: 0, process: 0 };
-        state.facts = { key, ...unknown, problem };
+        state.facts = { ...NO_FACTS, key, size: 0, modified: 0, problem };
       }
       done(++finished);
     }
@@ -187,7 +187,11 @@ class Findings {
   add(noun: "image" | "box", reason: string, detail: string, fix: Finding["fix"], annotationId: number | null = null) {
     const { id, split, key } = this.image;
     const action =
-      fix === "clip box" ? "clipped" : fix === "use image again" || fix === "set size" ? "kept" : "skipped";
+      fix === "clip box"
+        ? "clipped"
+        : fix === "use image again" || fix === "set size" || fix === "turn boxes"
+          ? "kept"
+          : "skipped";
     const name = annotationId === null ? key : `${key}, box ${annotationId}`;
     this.problems.add(noun, action, reason, detail === "" ? name : `${name}: ${detail}`);
     this.onFinding?.({ split, imageId: id, key, annotationId, reason, detail, fix });
@@ -203,6 +207,45 @@ class Findings {
     }
     changes.images.push({ id, problem: this.problem });
   }
+}
+
+/**
+ * An image whose annotations have the size of the picture as it lies in the file, which EXIF data turns on its side: the size
+ * becomes that of the upright picture, and so do the boxes, unless one of them shows that they were drawn on that already.
+ */
+function turnUpright(
+  image: ImageRecord,
+  rows: readonly AnnotationRecord[],
+  facts: FileFacts | null,
+  findings: Findings,
+  changes: Changes,
+): { image: ImageRecord; rows: readonly AnnotationRecord[] } {
+  if (facts === null || facts.problem !== null || facts.orientation < 5) return { image, rows };
+  const { width, height, orientation } = facts;
+  if (width === height || image.width !== height || image.height !== width) return { image, rows };
+  const upright = { ...image, width, height };
+  const drawnUpright = rows.some(({ bbox }) => {
+    return placeBox(bbox, width, height) === "inside" && placeBox(bbox, height, width) !== "inside";
+  });
+  const why = `annotated as ${height}x${width}, the file is ${width}x${height}, swapped: the file has EXIF orientation`;
+  changes.images.push({ id: image.id, width, height });
+  if (drawnUpright || rows.length === 0) {
+    findings.add("image", SIZE_DIFFERS, `${why} ${orientation}`, "set size");
+    return { image: upright, rows };
+  }
+  findings.add("image", SIZE_DIFFERS, `${why} ${orientation}`, "turn boxes");
+  const turned = rows.map((row) => ({ ...row, bbox: turnedBox(row.bbox, orientation, width, height) }));
+  for (const { id, bbox, area } of turned) changes.boxes.push({ id, bbox, area });
+  return { image: upright, rows: turned };
+}
+
+/** A box of a stored picture in the upright one of width x height, for an EXIF orientation of 5 to 8. */
+function turnedBox([x, y, w, h]: CocoBox, orientation: number, width: number, height: number): CocoBox {
+  const [left, top] = [
+    orientation === 6 || orientation === 7 ? width - y - h : y,
+    orientation >= 7 ? height - x - w : x,
+  ];
+  return [left, top, h, w];
 }
 
 function checkFile(

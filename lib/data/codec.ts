@@ -1,21 +1,28 @@
 import type { Composition } from "./composition";
 
-/** What a JPEG's header says: the values of dlfs_jpeg_info_sync. */
-export interface JpegInfo {
+/** Formats of image files that can be decoded. */
+export type ImageFormat = "jpeg";
+
+/** What an image file's header says: the values of dlfs_image_info_sync. */
+export interface ImageInfo {
+  /** Of the picture as it is to be seen: with an orientation of 5 to 8, the stored picture's height. */
   width: number;
   height: number;
+  format: ImageFormat;
   /** 1 gray, 3 RGB or YCbCr, 4 CMYK or YCCK. */
   components: number;
   /** Bits per sample. */
   bits: number;
-  /** 0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. */
+  /** Of a JPEG: 0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. Else 0. */
   process: number;
+  /** EXIF's, 1 (upright) to 8. */
+  orientation: number;
 }
 
 /** Reads image headers. */
 export interface ImageCodec {
-  /** The header of a JPEG; `bytes` may end after it. Throws a DlfsError that says what is wrong. */
-  info(bytes: Uint8Array): JpegInfo;
+  /** The header of an image file; `bytes` may end after it. Throws a DlfsError that says what is wrong. */
+  info(bytes: Uint8Array): ImageInfo;
 }
 
 /** An image of a batch that could not be decoded. */
@@ -26,7 +33,7 @@ export interface DecodeFailure {
 }
 
 /**
- * Decodes and preprocesses batches of JPEGs into a ring of slots, each of which holds `batchSize` network inputs of
+ * Decodes and preprocesses batches of image files into a ring of slots, each of which holds `batchSize` network inputs of
  * `height` x `width` in device memory.
  */
 export interface BatchDecoder {

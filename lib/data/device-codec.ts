@@ -1,6 +1,6 @@
 import { check, constants, ErrorCode, fromCString } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
-import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "./codec";
+import type { BatchDecoder, DecodeFailure, ImageCodec, ImageFormat, ImageInfo } from "./codec";
 import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
@@ -10,30 +10,32 @@ export interface Pixels {
   data: Uint8Array;
 }
 
-/** Reads, decodes and encodes single JPEGs with a device's library; each call waits for its result. */
+const FORMATS: ReadonlyMap<number, ImageFormat> = new Map([[constants.IMAGE_JPEG, "jpeg"]]);
+
+/** Reads and decodes single image files and encodes JPEGs with a device's library; each call waits for its result. */
 export class DeviceImageCodec implements ImageCodec {
   constructor(readonly device: Device) {}
 
-  info(bytes: Uint8Array): JpegInfo {
-    check(bytes.byteLength > 0, "jpeg", () => "the file is empty", ErrorCode.image);
-    const values = new Int32Array(6);
-    this.device.native.jpegInfoSync(values, bytes, bytes.byteLength);
-    const [width, height, components, bits, process] = values as unknown as [number, number, number, number, number];
-    return { width, height, components, bits, process };
+  info(bytes: Uint8Array): ImageInfo {
+    check(bytes.byteLength > 0, "image", () => "the file is empty", ErrorCode.image);
+    const values = new Int32Array(8);
+    this.device.native.imageInfoSync(values, bytes, bytes.byteLength);
+    const [width = 0, height = 0, format = 0, components = 0, bits = 0, process = 0, orientation = 0] = values;
+    return { width, height, format: FORMATS.get(format) as ImageFormat, components, bits, process, orientation };
   }
 
-  /** All pixels of a JPEG. Throws DlfsError for what is damaged or no JPEG. */
+  /** All pixels of an image file, upright. Throws DlfsError for what is damaged or no image. */
   decode(bytes: Uint8Array): Pixels {
     const { width, height } = this.info(bytes);
     check(
       width * height <= 2 ** 28,
-      "jpeg",
+      "image",
       () => `${width} x ${height} pixels are more than the limit of 2^28`,
       ErrorCode.image,
     );
     const { native, stream } = this.device;
     using pixels = Tensor.empty(this.device, [height, width, 3], "u8");
-    native.jpegDecodeSync(stream.handle, pixels.address, bytes, bytes.byteLength, width, height);
+    native.imageDecodeSync(stream.handle, pixels.address, bytes, bytes.byteLength, width, height);
     return { width, height, data: pixels.readBytes() };
   }
 

@@ -80,7 +80,8 @@ export type {
   CompositionResult,
   DecodeFailure,
   ImageCodec,
-  JpegInfo,
+  ImageFormat,
+  ImageInfo,
 } from "./codec";
 export {
   type Composition,

@@ -490,9 +490,10 @@ export class SQLiteAnnStore extends AnnotationStore {
 
   override saveFileFacts(facts: Iterable<FileFacts>): void {
     this.transaction(() => {
-      const replace = this.#prepare("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+      const replace = this.#prepare("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
       for (const f of facts) {
-        replace.run(f.key, f.size, f.modified, f.width, f.height, f.components, f.bits, f.process, f.problem);
+        const { key, size, modified, width, height, format, components, bits, process, orientation, problem } = f;
+        replace.run(key, size, modified, width, height, format, components, bits, process, orientation, problem);
       }
     });
   }

@@ -2,7 +2,7 @@
 import type { Database } from "bun:sqlite";
 import { check, ErrorCode } from "../native/error";
 
-export const SCHEMA_VERSION = 2;
+export const SCHEMA_VERSION = 3;
 
 /**
  * Category and image of an annotation as one integer: an index of it is built in half the time that one of both columns takes,
@@ -118,7 +118,28 @@ INSERT INTO counters SELECT 'images', coalesce(max(id), 0) FROM images;
 INSERT INTO counters SELECT 'annotations', coalesce(max(id), 0) FROM annotations;
 `;
 
-const STEPS = [VERSION_1, VERSION_2];
+/**
+ * Formats of files and how their pictures are to be turned. What was found out about files before is forgotten: it did not look
+ * at that, so sizes may be those of pictures that lie on their side.
+ */
+const VERSION_3 = `
+DROP TABLE files;
+CREATE TABLE files (
+  key TEXT PRIMARY KEY,
+  size INTEGER NOT NULL,
+  modified INTEGER NOT NULL,
+  width INTEGER NOT NULL,
+  height INTEGER NOT NULL,
+  format TEXT NOT NULL,
+  components INTEGER NOT NULL,
+  bits INTEGER NOT NULL,
+  process INTEGER NOT NULL,
+  orientation INTEGER NOT NULL,
+  problem TEXT
+) STRICT, WITHOUT ROWID;
+`;
+
+const STEPS = [VERSION_1, VERSION_2, VERSION_3];
 
 /**
  * Brings an open database to SCHEMA_VERSION, an empty one included, in one transaction: another process sees the file as it

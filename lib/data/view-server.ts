@@ -1,7 +1,7 @@
 import { DlfsError } from "../native/error";
 import type { AnnotationStore, ImageQuery, ImageRecord } from "./annotation-store";
 import type { DataSource } from "./data-source";
-import { looksLike } from "./jpeg";
+import { looksLike } from "./image-file";
 import { VIEW_PAGE } from "./view-page";
 
 export interface ViewOptions {
@@ -156,9 +156,8 @@ async function image(
       throw new BadRequest(`w: expected an integer from ${THUMBNAIL.min} to ${THUMBNAIL.max}, got "${width}"`);
     }
     try {
-      // Rows say how a picture lies in its file; it is shown as that, whatever a camera wrote about turning it.
-      const picture = new Bun.Image(bytes, { autoOrient: false });
-      const small = await picture
+      // Upright, as it is trained and as browsers show the file itself.
+      const small = await new Bun.Image(bytes)
         .resize(side, side, { fit: "inside", withoutEnlargement: true })
         .jpeg({ quality: 82 })
         .bytes();

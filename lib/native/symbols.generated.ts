@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "e0d26bf1c85544f7";
+export const headerHash = "22d7868f31acdcc2";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -68,6 +68,7 @@ export const constants = {
   SCORES_VALUES: 1,
   SOFT_NMS_LINEAR: 0,
   SOFT_NMS_GAUSSIAN: 1,
+  IMAGE_JPEG: 1,
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
@@ -207,8 +208,8 @@ export const symbols = {
   dlfs_soft_nms_workspace: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_soft_nms: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "i32"], returns: "i32" },
   dlfs_gather_detections: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_jpeg_info_sync: { args: ["buffer", "buffer", "i64"], returns: "i32" },
-  dlfs_jpeg_decode_sync: { args: ["i64", "ptr", "buffer", "i64", "i32", "i32"], returns: "i32" },
+  dlfs_image_info_sync: { args: ["buffer", "buffer", "i64"], returns: "i32" },
+  dlfs_image_decode_sync: { args: ["i64", "ptr", "buffer", "i64", "i32", "i32"], returns: "i32" },
   dlfs_jpeg_encode_sync: { args: ["i64", "buffer", "buffer", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_preprocess: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_normalize_pixels: { args: ["i64", "ptr", "ptr", "buffer", "i64", "i32"], returns: "i32" },
@@ -350,8 +351,8 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_soft_nms_workspace: ["ctx", "out", "n", "k"],
   dlfs_soft_nms: ["stream", "keep", "keepCounts", "keepScores", "boxes", "scores", "labels", "workspace", "n", "k", "maxOut", "method", "iouThreshold", "sigma", "minScore", "classAware"],
   dlfs_gather_detections: ["stream", "detections", "boxes", "scores", "labels", "keep", "keepScores", "n", "k", "maxOut"],
-  dlfs_jpeg_info_sync: ["values", "bytes", "length"],
-  dlfs_jpeg_decode_sync: ["stream", "dst", "bytes", "length", "width", "height"],
+  dlfs_image_info_sync: ["values", "bytes", "length"],
+  dlfs_image_decode_sync: ["stream", "dst", "bytes", "length", "width", "height"],
   dlfs_jpeg_encode_sync: ["stream", "out", "length", "pixels", "capacity", "width", "height", "quality"],
   dlfs_preprocess: ["stream", "dst", "sources", "sizes", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
   dlfs_normalize_pixels: ["stream", "dst", "src", "normalisation", "pixels", "dtype"],
@@ -871,18 +872,22 @@ export interface NativeFunctions {
    */
   gatherDetections(stream: number, detections: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, keep: Address | null, keepScores: Address | null, n: number, k: number, maxOut: number): number;
   /**
-   * Reads a JPEG's header: values[0..5] = width, height, components, bits per sample, process (0 baseline or extended
-   * sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), Adobe transform (-1 none). No pixels are decoded, nothing is
-   * allocated. DLFS_ERROR_IMAGE says what is wrong (not a JPEG, no frame before the end, size 0, ...).
+   * Reads the header of an image file: values[0..7] = width, height, format (DLFS_IMAGE_JPEG), components, bits per sample,
+   * process of a JPEG (0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), EXIF orientation (1
+   * where there is none), Adobe transform of a JPEG (-1 none). Width and height are those of the upright picture: with an
+   * orientation of 5 to 8 the stored picture's height and width. Only EXIF data before the frame header counts, as the bytes
+   * may end behind that; what is malformed in it is ignored. No pixels are decoded, nothing is allocated. DLFS_ERROR_IMAGE says
+   * what is wrong (not an image, no frame before the end, size 0, ...).
    */
-  jpegInfoSync(values: HostView, bytes: HostView, length: number): number;
+  imageInfoSync(values: HostView, bytes: HostView, length: number): number;
   /**
-   * Decodes a JPEG (baseline or progressive; gray, YCbCr, RGB, CMYK or YCCK where supported) to RGB: dst (height, width, 3)
-   * uint8 on the device. width and height must be the file's. Waits for the result. A truncated or damaged file is
-   * DLFS_ERROR_IMAGE (damage inside the coded data as far as the decoder notices it; libjpeg-turbo notices more than
-   * nvJPEG); one over 2^28 pixels is refused before anything is allocated.
+   * Decodes an image file (JPEG, of whatever coding, sampling and colours; CMYK and YCCK where supported) to RGB: dst (height,
+   * width, 3) uint8 on the device, turned upright by the file's EXIF orientation. width and height must be those that
+   * dlfs_image_info_sync gives. Waits for the result. A truncated or damaged file is DLFS_ERROR_IMAGE (damage inside the coded
+   * data as far as the decoder notices it; libjpeg-turbo notices more than nvJPEG); one over 2^28 pixels is refused before
+   * anything is allocated.
    */
-  jpegDecodeSync(stream: number, dst: Address | null, bytes: HostView, length: number, width: number, height: number): number;
+  imageDecodeSync(stream: number, dst: Address | null, bytes: HostView, length: number, width: number, height: number): number;
   /**
    * Encodes pixels (height, width, 3) uint8 RGB on the device as a baseline JPEG, 4:2:0, quality 1 to 100; waits. *length
    * receives the size; a capacity too small is DLFS_ERROR_ARGUMENT naming the size needed.
@@ -937,7 +942,7 @@ export interface NativeFunctions {
   /** Waits for its jobs, then ends the threads. */
   decoderDestroy(decoder: number): number;
   /**
-   * Decodes n JPEGs and preprocesses each into its slot of dst, as dlfs_jpeg_decode_sync and dlfs_preprocess do; returns at
+   * Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns at
    * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
    * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
    * the fill colour; the others are not affected.

@@ -2,7 +2,7 @@ import { describe, expect, test } from "bun:test";
 import { mkdir, utimes } from "node:fs/promises";
 import { join } from "node:path";
 import { checkImages } from "../../lib/data/check-images";
-import { hasEndOfImage, looksLike } from "../../lib/data/jpeg";
+import { hasEndOfImage, looksLike } from "../../lib/data/image-file";
 import { LocalDataSource } from "../../lib/data/local-data-source";
 import { SQLiteAnnStore } from "../../lib/data/sqlite-ann-store";
 import { FakeCodec, failure, fakeJpeg, inFolder, quiet } from "./fakes";
@@ -69,7 +69,7 @@ const entries: Entry[] = [
     name: "arithmetic.jpg",
     bytes: fakeJpeg(40, 30, { frame: 0xc9 }),
     size: [40, 30],
-    problem: "arithmetic-coded JPEG, which is not supported",
+    problem: null,
   },
   {
     name: "deep.jpg",
@@ -130,6 +130,28 @@ describe("checkImages", () => {
           "40x30, turned.jpg: annotated as 30x40, the file is 40x30, turned?)",
       );
     });
+  });
+
+  test("names pictures that EXIF data turns, where that may be news to the annotations", async () => {
+    const checked = async (orientation: number, size: Entry["size"]) =>
+      await inFolder(async (folder) => {
+        const { store, source } = await prepare(folder, [{ name: "a.jpg", bytes: good, size, problem: null }]);
+        const options = { split: "train", codec: new FakeCodec(orientation), progress: quiet };
+        const { problems, usable } = await checkImages(store, source, options);
+        return [usable, ...problems.lines()];
+      });
+    const within =
+      "1 image kept: EXIF data turns it without changing its size; its boxes are taken for those of the upright picture " +
+      "(a.jpg: EXIF orientation 3)";
+    expect(await checked(6, [40, 30])).toEqual([1]);
+    expect(await checked(6, null)).toEqual([1]);
+    expect(await checked(3, null)).toEqual([1]);
+    expect(await checked(3, [40, 30])).toEqual([1, within]);
+    expect(await checked(6, [30, 40])).toEqual([
+      0,
+      "1 image skipped: the file's size differs from the annotations' (a.jpg: annotated as 30x40, the file is 40x30, " +
+        "swapped: the file has EXIF orientation 6)",
+    ]);
   });
 
   test("reads a file again only when it has changed", async () => {

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { CocoBox, ImageRecord } from "../../lib/data/annotation-store";
 import { boxStats } from "../../lib/data/box-stats";
 import { checkRows, type Finding } from "../../lib/data/check-rows";
 import { LocalDataSource } from "../../lib/data/local-data-source";
@@ -114,6 +115,74 @@ describe("checkRows", () => {
       expect(found.find(({ fix }) => fix === "use image again")).toMatchObject({ key: "good", detail: "no such file" });
       expect(store.image(good?.id as number)?.problem).toBeNull();
     });
+  });
+});
+
+describe("an image that EXIF data turns on its side", () => {
+  // The upright picture has 40 x 30 pixels, the stored one 30 x 40: a box of it and where it lies upright.
+  const stored = [2, 5, 10, 20] as const;
+  const upright: Record<number, readonly number[]> = {
+    5: [5, 2, 20, 10],
+    6: [40 - 5 - 20, 2, 20, 10],
+    7: [40 - 5 - 20, 30 - 2 - 10, 20, 10],
+    8: [5, 30 - 2 - 10, 20, 10],
+  };
+
+  async function checked(orientation: number, size: readonly [number, number], boxes: readonly CocoBox[], fix = true) {
+    return inFolder(async (folder) => {
+      using store = new SQLiteAnnStore();
+      store.addCategories([{ id: 1, name: "cat", supercategory: null }]);
+      const image = { sourceId: 1, fileName: "a.jpg", key: "a.jpg", width: size[0], height: size[1] };
+      const [imageId] = store.addImages("train", [image]) as [number];
+      store.updateImages([{ id: imageId, problem: "the file's size differs from the annotations'" }]);
+      const common = { sourceId: 1, imageId, categoryId: 1, area: 77, isCrowd: false };
+      store.addAnnotations(boxes.map((bbox) => ({ ...common, bbox })));
+      writeFileSync(join(folder, "a.jpg"), fakeJpeg(40, 30));
+      const found: string[] = [];
+      const onFinding = ({ detail, fix }: Finding) => found.push(`${fix}: ${detail}`);
+      const options = { codec: new FakeCodec(orientation), fix, onFinding, progress: quiet };
+      await checkRows(store, new LocalDataSource(folder), options);
+      const { width, height, problem } = store.image(imageId) as ImageRecord;
+      const rows = store.annotationsOf(imageId).map(({ bbox, area }) => [...bbox, area]);
+      return { found, size: [width, height], problem, rows };
+    });
+  }
+
+  test.each([5, 6, 7, 8])("gets the upright size, and its boxes are turned: orientation %d", async (orientation) => {
+    const { found, size, problem, rows } = await checked(orientation, [30, 40], [stored]);
+    expect(found).toEqual([
+      `turn boxes: annotated as 30x40, the file is 40x30, swapped: the file has EXIF orientation ${orientation}`,
+      "use image again: the file's size differs from the annotations'",
+    ]);
+    expect([size, problem]).toEqual([[40, 30], null]);
+    expect(rows).toEqual([[...(upright[orientation] as number[]), 77]]);
+  });
+
+  test("keeps boxes that were drawn on the upright picture", async () => {
+    const { found, size, rows } = await checked(
+      6,
+      [30, 40],
+      [
+        [2, 2, 5, 5],
+        [25, 10, 15, 20],
+      ],
+    );
+    expect(found[0]).toStartWith("set size: annotated as 30x40, ");
+    expect(size).toEqual([40, 30]);
+    expect(rows).toEqual([
+      [2, 2, 5, 5, 77],
+      [25, 10, 15, 20, 77],
+    ]);
+  });
+
+  test("is left as it is without fix, and where the annotations have the upright size", async () => {
+    const { found, size, rows } = await checked(6, [30, 40], [stored], false);
+    expect([found.length, size, rows]).toEqual([2, [30, 40], [[...stored, 77]]]);
+    expect(await checked(6, [40, 30], [stored])).toMatchObject({ size: [40, 30], rows: [[...stored, 77]] });
+    // Neither the stored nor the upright size.
+    expect((await checked(6, [31, 40], [stored])).found).toEqual([
+      "leave out image: annotated as 31x40, the file is 40x30",
+    ]);
   });
 });
 

@@ -2,7 +2,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { BatchDecoder, DecodeFailure, ImageCodec, JpegInfo } from "../../lib/data/codec";
+import type { BatchDecoder, DecodeFailure, ImageCodec, ImageInfo } from "../../lib/data/codec";
 import { DlfsError, ErrorCode } from "../../lib/native/error";
 
 export interface JpegOptions {
@@ -39,11 +39,14 @@ export function fakeJpeg(width: number, height: number, options: JpegOptions = {
   ]);
 }
 
-/** Reads the headers of JPEGs as dlfs_jpeg_info_sync does, and counts its calls. */
+/** Reads the headers of JPEGs as dlfs_image_info_sync does, EXIF data aside, and counts its calls. */
 export class FakeCodec implements ImageCodec {
   calls = 0;
 
-  info(bytes: Uint8Array): JpegInfo {
+  /** `orientation`: of every file; `width` and `height` of a file are those of the upright picture. */
+  constructor(readonly orientation = 1) {}
+
+  info(bytes: Uint8Array): ImageInfo {
     this.calls++;
     const fail = (message: string): never => {
       throw new DlfsError(ErrorCode.image, "jpeg", message);
@@ -57,7 +60,8 @@ export class FakeCodec implements ImageCodec {
       const height = (byte(at + 5) << 8) + byte(at + 6);
       const width = (byte(at + 7) << 8) + byte(at + 8);
       if (width === 0 || height === 0) fail(`size ${width}x${height}`);
-      return { width, height, components: byte(at + 9), bits: byte(at + 4), process };
+      const facts = { components: byte(at + 9), bits: byte(at + 4), process, orientation: this.orientation };
+      return { width, height, format: "jpeg", ...facts };
     }
   }
 }

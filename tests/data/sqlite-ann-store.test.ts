@@ -129,9 +129,11 @@ describe("SQLiteAnnStore", () => {
       modified: 1_700_000_000_123,
       width: 4,
       height: 3,
+      format: "jpeg",
       components: 1,
       bits: 8,
       process: 1,
+      orientation: 6,
       problem: null,
     };
     store.saveFileFacts([facts, { ...facts, key: "other", problem: "empty file" }]);

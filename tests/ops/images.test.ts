@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { ErrorCode, fromCString } from "../../lib/native";
+import { constants, ErrorCode, fromCString } from "../../lib/native";
 import { dtypeCode, elementCount, outHandle, PinnedBuffer, Tensor, until } from "../../lib/tensor";
 import { runChild } from "../support/child";
 import { expectClose, expectSameBytes } from "../support/compare";
@@ -12,7 +12,16 @@ const device = testDevice();
 const { native } = device;
 const stream = device.stream.handle;
 
-const files = loadGolden<{ components: number; process: number }>("images");
+interface Params {
+  format: "jpeg";
+  components: number;
+  bits: number;
+  process: number;
+  orientation: number;
+}
+
+const files = loadGolden<Params>("images");
+const FORMATS = { jpeg: constants.IMAGE_JPEG };
 const file = (name: string) => files.find((golden) => golden.name === name)!;
 const bytesOf = (golden: GoldenCase<unknown>) => golden.array("bytes") as Uint8Array<ArrayBuffer>;
 const sizeOf = (golden: GoldenCase<unknown>) =>
@@ -20,13 +29,13 @@ const sizeOf = (golden: GoldenCase<unknown>) =>
 
 function decode(bytes: Uint8Array, height: number, width: number): Uint8Array {
   using pixels = Tensor.empty(device, [height, width, 3], "u8");
-  native.jpegDecodeSync(stream, pixels.address, bytes, bytes.byteLength, width, height);
+  native.imageDecodeSync(stream, pixels.address, bytes, bytes.byteLength, width, height);
   return pixels.read() as Uint8Array;
 }
 
 function info(bytes: Uint8Array): number[] {
-  const values = new Int32Array(6);
-  native.jpegInfoSync(values, bytes, bytes.byteLength);
+  const values = new Int32Array(8);
+  native.imageInfoSync(values, bytes, bytes.byteLength);
   return Array.from(values);
 }
 
@@ -57,25 +66,28 @@ function expectPixels(actual: Uint8Array, expected: ArrayLike<number>, { mean, m
   expect(differences.reduce((a, b) => a + b) / differences.length).toBeLessThanOrEqual(mean);
 }
 
-describe("reading JPEG headers", () => {
+describe("reading headers", () => {
   test.each(files.map((golden) => [golden.name, golden] as const))("%s", (_name, golden) => {
     const [height, width] = sizeOf(golden);
-    const [w, h, components, bits, process, adobe] = info(bytesOf(golden));
-    expect([w, h, components, bits, process]).toEqual([
+    const { format, components, bits, process, orientation } = golden.params;
+    const adobe = golden.name === "YCCK" ? 2 : golden.name === "CMYK" ? 0 : -1;
+    expect(info(bytesOf(golden))).toEqual([
       width,
       height,
-      golden.params.components,
-      8,
-      golden.params.process,
+      FORMATS[format],
+      components,
+      bits,
+      process,
+      orientation,
+      adobe,
     ]);
-    expect(adobe).toBe(golden.name === "YCCK" ? 2 : golden.name === "CMYK" ? 0 : -1);
   });
 
   const plain = bytesOf(file("4:2:0"));
 
   test("lossless and arithmetic-coded files are told apart", () => {
-    expect(info(withFrame(plain, { marker: 0xc3 }))[4]).toBe(2);
-    expect(info(withFrame(plain, { marker: 0xc9 }))[4]).toBe(3);
+    expect(info(withFrame(plain, { marker: 0xc3 }))[5]).toBe(2);
+    expect(info(withFrame(plain, { marker: 0xc9 }))[5]).toBe(3);
   });
 
   test("a claimed size is reported, not believed", () => {
@@ -93,7 +105,7 @@ describe("reading JPEG headers", () => {
   ])("%s is an image error that says why", (_name, bytes) => {
     const error = errorOf(() => info(bytes));
     expect(error.code).toBe(ErrorCode.image);
-    expect(error.message.length).toBeGreaterThan("dlfs_jpeg_info_sync: ".length + 5);
+    expect(error.message.length).toBeGreaterThan("dlfs_image_info_sync: ".length + 5);
   });
 
   test("no bytes at all are refused before native code sees them", () => {
@@ -101,11 +113,11 @@ describe("reading JPEG headers", () => {
   });
 
   test("a length of 0 is an image error", () => {
-    expect(errorOf(() => native.jpegInfoSync(new Int32Array(6), plain, 0)).code).toBe(ErrorCode.image);
+    expect(errorOf(() => native.imageInfoSync(new Int32Array(8), plain, 0)).code).toBe(ErrorCode.image);
   });
 });
 
-describe("decoding JPEGs", () => {
+describe("decoding images", () => {
   for (const golden of files) {
     const reason =
       golden.params.components === 4 ? missing(device, "u8", ["jpeg.cmyk"]) : missing(device, "u8", ["jpeg.decode"]);
@@ -141,7 +153,7 @@ describe("decoding JPEGs", () => {
     const before = device.memory().peak;
     using small = Tensor.empty(device, [16], "u8");
     const bytes = withFrame(plain, { height: 65500, width: 65500 });
-    const error = errorOf(() => native.jpegDecodeSync(stream, small.address, bytes, bytes.byteLength, 65500, 65500));
+    const error = errorOf(() => native.imageDecodeSync(stream, small.address, bytes, bytes.byteLength, 65500, 65500));
     expect(error.code).toBe(ErrorCode.image);
     expect(error.message).toContain("65500");
     expect(device.memory().peak - before).toBeLessThan(1 << 20);
@@ -170,7 +182,7 @@ describe("decoding JPEGs", () => {
           const flips = random.integer(1, 12);
           for (let i = 0; i < flips; ++i) bytes[random.integer(2, bytes.length)] = random.integer(0, 256);
           try {
-            device.native.jpegDecodeSync(device.stream.handle, pixels.address, bytes, bytes.length, width, height);
+            device.native.imageDecodeSync(device.stream.handle, pixels.address, bytes, bytes.length, width, height);
             ++decoded;
           } catch (error) {
             if (![-100, -101, -104, -301].includes(error.code)) throw error;
@@ -188,6 +200,63 @@ describe("decoding JPEGs", () => {
       stdout: "both kinds",
       stderr: "",
     });
+  });
+});
+
+describe("EXIF data", () => {
+  const golden = file("orientation 6");
+  const [height, width] = sizeOf(golden);
+  const bytes = bytesOf(golden);
+  const tiff = bytes.findIndex((_, i) => String.fromCharCode(...bytes.subarray(i, i + 4)) === "Exif") + 6;
+  /** Where the entry of the orientation begins: behind the header, the number of entries and the first of them. */
+  const entry = tiff + 8 + 2 + 12;
+  const changed = (change: (copy: Uint8Array) => void): Uint8Array<ArrayBuffer> => {
+    const copy = bytes.slice();
+    change(copy);
+    return copy;
+  };
+  const upright = changed((copy) => copy.fill(1, entry + 8, entry + 9));
+
+  test("turns the picture that is decoded without it", () => {
+    const stored = decode(upright, width, height);
+    const pixel = (data: Uint8Array, across: number, x: number, y: number) =>
+      Array.from(data.subarray(3 * (y * across + x), 3 * (y * across + x) + 3));
+    const turned = decode(bytes, height, width);
+    // Clockwise by 90 degrees: the stored picture's left column, from below, is the first row.
+    for (let x = 0; x < width; x++) expect(pixel(turned, width, x, 0)).toEqual(pixel(stored, height, 0, width - 1 - x));
+  });
+
+  test.each<[string, (copy: Uint8Array) => void]>([
+    ["an orientation of 0", (copy) => copy.fill(0, entry + 8, entry + 9)],
+    ["an orientation of 9", (copy) => copy.fill(9, entry + 8, entry + 9)],
+    ["an orientation of 6 + 256", (copy) => copy.fill(1, entry + 9, entry + 10)],
+    ["the orientation as text", (copy) => copy.fill(2, entry + 2, entry + 3)],
+    ["many orientations", (copy) => copy.fill(200, entry + 4, entry + 5)],
+    ["another byte order", (copy) => copy.set([0x4d, 0x4d], tiff)],
+    ["no TIFF header", (copy) => copy.fill(0, tiff, tiff + 8)],
+    ["a directory behind the end", (copy) => copy.fill(0xff, tiff + 4, tiff + 8)],
+    ["a directory at the last byte", (copy) => copy.fill(entry + 16 - tiff - 1, tiff + 4, tiff + 5)],
+    ["no entries", (copy) => copy.fill(0, tiff + 8, tiff + 10)],
+    ["another name", (copy) => copy.fill(0x65, tiff - 6, tiff - 5)],
+  ])("with %s is as if it were not there", (_name, change) => {
+    const damaged = changed(change);
+    expect(info(damaged)).toEqual(info(upright));
+    expectSameBytes(decode(damaged, width, height), decode(upright, width, height));
+  });
+
+  test("with more entries than there are bytes has the orientation all the same", () => {
+    expect(info(changed((copy) => copy.fill(0xff, tiff + 8, tiff + 10)))).toEqual(info(bytes));
+  });
+
+  test("of the first segment counts, and none after the frame header", () => {
+    const segment = bytes.slice(tiff - 10, entry + 12 + 4);
+    expect([segment[0], segment[1]]).toEqual([0xff, 0xe1]);
+    const start = tiff - 10;
+    const twice = Uint8Array.from([...upright.slice(0, start), ...segment, ...upright.slice(start)]);
+    expect(info(twice)[6]).toBe(6);
+    const after = upright.findIndex((byte, i) => byte === 0xff && upright[i + 1] === 0xda);
+    const late = Uint8Array.from([...upright.slice(0, after), ...segment, ...upright.slice(after)]);
+    expect(info(late)[6]).toBe(1);
   });
 });
 
@@ -209,7 +278,7 @@ describe("encoding JPEGs", () => {
 
   encodes("the decoded file is the picture again", () => {
     const bytes = encode(95);
-    expect(info(bytes)).toEqual([width, height, 3, 8, 0, expect.any(Number) as unknown as number]);
+    expect(info(bytes).slice(0, 7)).toEqual([width, height, constants.IMAGE_JPEG, 3, 8, 0, 1]);
     expectPixels(decode(bytes, height, width), picture, { mean: 2, most: 24 });
   });
 
@@ -247,7 +316,7 @@ describe("decoding and preprocessing batches", () => {
     const [height, width] = sizeOf(golden);
     const bytes = bytesOf(golden);
     using pixels = Tensor.empty(device, [height, width, 3], "u8");
-    native.jpegDecodeSync(stream, pixels.address, bytes, bytes.byteLength, width, height);
+    native.imageDecodeSync(stream, pixels.address, bytes, bytes.byteLength, width, height);
     using out = Tensor.empty(device, [outH, outW, channels]);
     native.preprocess(
       stream,
@@ -320,7 +389,8 @@ describe("decoding and preprocessing batches", () => {
     };
   }
 
-  const good = files.filter((golden) => golden.params.components !== 4);
+  // One of each way of decoding and turning.
+  const good = files.filter(({ name, params }) => params.components !== 4 && !name.startsWith("sampling"));
   const whole = (golden: GoldenCase<unknown>): number[] => {
     const [height, width] = sizeOf(golden);
     return packTransform({ crop: [0, 0, width, height], target: [3, 2, outW - 6, outH - 5], flipX: true });

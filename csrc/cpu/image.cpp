@@ -1,4 +1,5 @@
-// JPEG decoding and encoding on the CPU, by libjpeg-turbo (common/jpeg_turbo.hpp).
+// Decoding of image files and encoding of JPEGs on the CPU (common/image.hpp, common/jpeg_turbo.hpp).
+#include "common/image.hpp"
 #include "common/jpeg_turbo.hpp"
 
 #include <cstring>
@@ -8,20 +9,23 @@
 using namespace dlfs;
 using namespace dlfs::cpu;
 
-extern "C" dlfs_status dlfs_jpeg_decode_sync(dlfs_stream stream, void* dst, const void* bytes, int64_t length,
-                                             int32_t width, int32_t height) {
-  return on_stream("dlfs_jpeg_decode_sync", stream, [&](Stream& s) {
+extern "C" dlfs_status dlfs_image_decode_sync(dlfs_stream stream, void* dst, const void* bytes, int64_t length,
+                                              int32_t width, int32_t height) {
+  return on_stream("dlfs_image_decode_sync", stream, [&](Stream& s) {
     check_pointer(dst, "dst");
     check_count(length, "length");
     if (length > 0) check_pointer(bytes, "bytes");
     check_range(width, 1, INT32_MAX, "width");
     check_range(height, 1, INT32_MAX, "height");
     const uint8_t* file = static_cast<const uint8_t*>(bytes);
-    const JpegHeader header = check_jpeg(file, length);
-    DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
-               "the JPEG has %d x %d pixels, but width and height are %d x %d", header.width, header.height, width,
-               height);
-    s.run_sync([&] { jpeg_turbo_decode(static_cast<uint8_t*>(dst), file, length, header); }, Lane::copy);
+    const ImageHeader header = check_image(file, length);
+    check_image_size(header, width, height);
+    s.run_sync(
+        [&] {
+          ImageScratch scratch;
+          decode_image(static_cast<uint8_t*>(dst), file, length, header, scratch);
+        },
+        Lane::copy);
   });
 }
 
