@@ -45,6 +45,18 @@ export interface ProgramOptions extends LoweringOptions {
   after?: CallSource;
   /** Default: the device's own stream. */
   stream?: Stream;
+  /**
+   * A program whose memory is used, where it is large enough: the same computation for another size. The two run in turns, on one
+   * stream; what one computed is gone once the other runs.
+   */
+  sharing?: Program;
+}
+
+/** Memory of one or several programs, and the one that it has the hoisted values of. */
+interface SharedMemory {
+  readonly arena: Arena;
+  owner: Program | null;
+  users: number;
 }
 
 /** One line of `profile()`. */
@@ -71,7 +83,7 @@ export class Program implements Disposable {
   /** Fixed addresses to write inputs to. */
   readonly inputs: Record<string, Tensor> = {};
   readonly results: Record<string, Tensor> = {};
-  readonly #arena: Arena;
+  readonly #shared: SharedMemory;
   readonly #hoisted: Call[];
   /** Index of the first call of a node, and of the first call after them. */
   readonly #nodeCalls: readonly [number, number];
@@ -101,11 +113,22 @@ export class Program implements Disposable {
     this.#bound = lowering.bound;
     this.memory = lowering.memory;
     this.lanes = lowering.lanes.lanes;
-    try {
-      this.#arena = new Arena(device, this.memory.bytes);
-    } catch (error) {
-      throw outOfMemory(error, { device, specs, forward, options, lowering });
+    const { sharing } = options;
+    check(
+      sharing === undefined || sharing.stream === this.stream,
+      "Program",
+      () => "programs that share memory must run on one stream",
+    );
+    if (sharing && sharing.#shared.arena.byteLength >= this.memory.bytes) {
+      this.#shared = sharing.#shared;
+    } else {
+      try {
+        this.#shared = { arena: new Arena(device, this.memory.bytes), owner: null, users: 0 };
+      } catch (error) {
+        throw outOfMemory(error, { device, specs, forward, options, lowering });
+      }
     }
+    this.#shared.users++;
     watchLeak(this, "Program");
 
     try {
@@ -237,7 +260,7 @@ export class Program implements Disposable {
     this.#disposed = true;
     unwatchLeak(this);
     if (this.#graph !== 0) this.device.native.graphDestroy(this.#graph);
-    this.#arena.dispose();
+    if (--this.#shared.users === 0) this.#shared.arena.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -245,8 +268,9 @@ export class Program implements Disposable {
   }
 
   #prologue(): void {
-    if (!this.#stale) return;
+    if (!this.#stale && this.#shared.owner === this) return;
     this.#stale = false;
+    this.#shared.owner = this;
     for (const call of this.#hoisted) this.#issue(call);
   }
 
@@ -312,7 +336,7 @@ export class Program implements Disposable {
     if (bound !== undefined) return bound;
     if (root.leaf && root.leaf.leaf !== "input") return root.leaf.parameter.inDType(root.dtype).address;
     const offset = this.memory.offsetOf(root);
-    return offset === null ? null : this.#arena.at(offset);
+    return offset === null ? null : this.#shared.arena.at(offset);
   }
 
   #address(value: Value): Address {
@@ -354,7 +378,7 @@ export class Program implements Disposable {
       get stream() {
         return target();
       },
-      workspace: offset === null ? null : this.#arena.at(offset),
+      workspace: offset === null ? null : this.#shared.arena.at(offset),
       state: prepared.get(node)?.state,
       address: (value) => this.#address(value),
       optional: (value) => (value ? this.#addressOrNull(value) : null),

@@ -15,7 +15,7 @@ import type { SGD } from "./sgd";
 
 export interface TrainStepOptions {
   batchSize: number;
-  /** Size of the network's input. */
+  /** Size of the network's input; the largest, where batches of several sizes are trained on. */
   height: number;
   width: number;
   /** Boxes an image is padded to; at least the data set's largest number. */
@@ -74,9 +74,12 @@ interface InFlight {
  * without waiting for the device, a fixed number ahead; their losses come back through events.
  */
 export class TrainStep implements Disposable {
+  /** The step for inputs of options.height x options.width. */
   readonly program: Program;
   readonly lossNames: readonly string[];
   readonly #device: Device;
+  /** By the shape of their images; all in the memory of the first, which is the largest. */
+  readonly #programs = new Map<string, Program>();
   readonly #ring: InFlight[];
   readonly #offsets: { boxes: number; labels: number; counts: number };
   #iteration: number;
@@ -96,32 +99,54 @@ export class TrainStep implements Disposable {
     autotune(device);
     this.#revision = model.revision;
     model.train();
-    let names: string[] = [];
-    const losses = (inputs: Record<string, Value>) => {
-      const values = lossesOf(model, inputs);
-      names = Object.keys(values);
-      return values;
-    };
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
-    this.program = new Program(device, inputSpecs(model, options), losses, {
-      ...loweringOptions(options),
-      before: (program) => optimizer.scheduleCalls(program),
-      after: (program) => optimizer.stepCalls(program, names),
-    });
-    made.use(this.program);
-    this.lossNames = names;
+    const first = this.#build(options.height, options.width);
+    this.program = made.use(first.program);
+    this.lossNames = first.losses;
+    this.#programs.set(sizeKey(options.height, options.width), this.program);
     const labels = align(n * m * 16);
     this.#offsets = { boxes: 0, labels, counts: labels + align(n * m * 4) };
     const bytes = this.#offsets.counts + align(n * 4);
     this.#ring = Array.from({ length: options.inFlight ?? 2 }, () => ({
       targets: made.use(new PinnedBuffer(device, bytes)),
-      report: made.use(new PinnedBuffer(device, 4 * (names.length + 3))),
+      report: made.use(new PinnedBuffer(device, 4 * (first.losses.length + 3))),
       event: made.use(new Event(device)),
       iteration: null,
       release: () => {},
     }));
     made.move();
+  }
+
+  /** The step for inputs of a size, in the memory of the first one where there is one and it is large enough. */
+  #build(height: number, width: number, sharing?: Program): { program: Program; losses: string[] } {
+    const { model, optimizer } = this;
+    const options = { ...this.options, height, width };
+    let losses: string[] = [];
+    const forward = (inputs: Record<string, Value>) => {
+      const values = lossesOf(model, inputs);
+      losses = Object.keys(values);
+      return values;
+    };
+    const program = new Program(model.device, inputSpecs(model, options), forward, {
+      ...loweringOptions(options),
+      before: (made) => optimizer.scheduleCalls(made),
+      after: (made) => optimizer.stepCalls(made, losses),
+      sharing,
+    });
+    return { program, losses };
+  }
+
+  /** The step for these images, which is built the first time that their size comes. */
+  #programFor(images: Tensor): Program {
+    const [, height, width] = images.shape as unknown as [number, number, number];
+    const key = sizeKey(height, width);
+    const known = this.#programs.get(key);
+    if (known) return known;
+    this.model.train(); // an evaluation may have come between
+    const { program } = this.#build(height, width, this.program);
+    this.#programs.set(key, program);
+    return program;
   }
 
   /** The memory that a step would take besides parameters, gradients and momentum; allocates none of it. */
@@ -138,7 +163,8 @@ export class TrainStep implements Disposable {
   }
 
   /**
-   * Enqueues one step on images (N, H, W, 3) on the device. Waits, without blocking the event loop, while too many steps are in
+   * Enqueues one step on images (N, H, W, 3) on the device; images of another size than the options' get a program of their own, the
+   * first time that they come, in the same memory if they are no larger. Waits, without blocking the event loop, while too many steps are in
    * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves: when the
    * step's own report has been collected, by a later submit(), drain() or dispose().
    */
@@ -171,7 +197,8 @@ export class TrainStep implements Disposable {
         `expected targets of ${n} images padded to ${m} boxes, got ${targets.boxes.length / 4} boxes, ${targets.labels.length} labels and ${targets.counts.length} counts`,
     );
     const { native } = this.#device;
-    const { inputs, results, stream } = this.program;
+    const program = this.#programFor(images);
+    const { inputs, results, stream } = program;
     const { bytes, address } = place.targets;
     const stage = (offset: number, view: Float32Array | Int32Array, target: Tensor) => {
       bytes.set(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), offset);
@@ -181,9 +208,11 @@ export class TrainStep implements Disposable {
     stage(this.#offsets.labels, targets.labels, inputs.labels!);
     stage(this.#offsets.counts, targets.counts, inputs.counts!);
     inputs.images!.copyFrom(images, stream);
-    if (this.#revision !== this.model.revision) this.program.refresh(); // the folded weights of frozen layers
+    if (this.#revision !== this.model.revision) {
+      for (const made of this.#programs.values()) made.refresh(); // the folded weights of frozen layers
+    }
     this.#revision = this.model.revision;
-    this.program.run();
+    program.run();
     const report = [
       ...this.lossNames.map((name) => results[name] as Tensor),
       this.optimizer.rate,
@@ -218,7 +247,7 @@ export class TrainStep implements Disposable {
     } catch {
       // Disposing happens while an error of the work is on its way up, too; it must not take its place.
     }
-    this.program.dispose();
+    for (const program of this.#programs.values()) program.dispose();
     for (const { targets, report, event, release } of this.#ring) {
       release();
       targets.dispose();
@@ -231,6 +260,8 @@ export class TrainStep implements Disposable {
     this.dispose();
   }
 }
+
+const sizeKey = (height: number, width: number): string => `${height}x${width}`;
 
 function inputSpecs(
   { precision }: DetectionModel,

@@ -101,6 +101,44 @@ test("the folded weights of a frozen layer follow the model's refresh()", async 
   expect(await losses(1)).toEqual(first);
 });
 
+test("steps on images of several sizes run in the memory of the largest, as if each had its own", async () => {
+  const sizes = [
+    [64, 96],
+    [64, 64],
+    [32, 96],
+  ] as const;
+  const order = [0, 1, 1, 2, 0, 0, 2, 1, 0];
+  const exact = testDevice({ deterministic: true });
+  const train = async (apart: boolean) => {
+    using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+    // What is folded ahead of the steps is folded again where another size's step has overwritten it.
+    Object.assign(model.stem, { norm: new FrozenBatchNorm2d(4) });
+    model.stem.conv.weight.requiresGrad = false;
+    model.to(exact, { seed: 4 });
+    using optimizer = new SGD(model, { schedule: constantRate(0.01), iterations: order.length });
+    using resources = new DisposableStack();
+    const make = ([height, width]: readonly [number, number]) =>
+      resources.use(new TrainStep(model, optimizer, { batchSize: 1, height, width, maxBoxes: 1 }));
+    const first = make(sizes[0]);
+    const { allocated } = exact.memory();
+    const steps = apart ? [first, make(sizes[1]), make(sizes[2])] : [first, first, first];
+    const losses: Record<string, number>[] = [];
+    for (const [i, size] of order.entries()) {
+      const [height, width] = sizes[size] as readonly [number, number];
+      using images = Tensor.from(exact, new Random(`noise ${i}`).normal(height * width * 3), [1, height, width, 3]);
+      await steps[size]!.submit(images, targets);
+      losses.push(...(await steps[size]!.drain()).map((result) => result.losses));
+    }
+    const more = exact.memory().allocated - allocated;
+    return { losses, weights: model.parameters().map(({ tensor }) => tensor.readBytes()), more };
+  };
+  const [shared, separate] = [await train(false), await train(true)];
+  expect([shared.more, separate.more > 0]).toEqual([0, true]);
+  expect(shared.losses.length).toBe(order.length);
+  expect(shared.losses).toEqual(separate.losses);
+  for (const [i, bytes] of shared.weights.entries()) expect(Buffer.compare(bytes, separate.weights[i]!)).toBe(0);
+});
+
 test("a norm that is not finite changes no weight and raises the flag, though the loss is finite", () => {
   /** Loss 0 at w = 0, with a slope that fp32 cannot hold. */
   class Steep extends Model {
