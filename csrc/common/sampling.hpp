@@ -95,6 +95,17 @@ struct ColorTransform {
   int32_t source[3];  // the source channel (0 R, 1 G, 2 B) of output channels 0 to 2
 };
 
+// What one dlfs_preprocess or dlfs_decoder_submit asks of every image.
+struct PreprocessFormat {
+  int32_t out_h, out_w, out_c;
+  dlfs_dtype dtype;
+  int32_t flags;
+  ColorTransform color;
+
+  int64_t row_bytes() const { return int64_t{out_w} * out_c * dtype_size(dtype); }
+  int64_t image_bytes() const { return out_h * row_bytes(); }
+};
+
 // A value of U8 output: rounded to the nearest integer (to even between two), limited to 0..255.
 DLFS_HD inline float round_u8(float value) {
   value = value > 0.0f ? value : 0.0f;

@@ -7,17 +7,6 @@
 
 namespace dlfs::cpu {
 
-// What one dlfs_preprocess or dlfs_decoder_submit asks of every image.
-struct PreprocessFormat {
-  int32_t out_h, out_w, out_c;
-  dlfs_dtype dtype;
-  int32_t flags;
-  ColorTransform color;
-
-  int64_t row_bytes() const { return int64_t{out_w} * out_c * dtype_size(dtype); }
-  int64_t image_bytes() const { return out_h * row_bytes(); }
-};
-
 // Memory that a thread reuses from row to row and image to image.
 struct PreprocessScratch {
   // The output columns [first, last) are sampled, the others filled. Column u adds up taps[u] pixels from offset[u] on,

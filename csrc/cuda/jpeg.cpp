@@ -254,13 +254,13 @@ struct NvjpegEncoder {
 uint8_t* PinnedBuffer::reserve(int64_t bytes) {
   if (bytes > bytes_) {
     reset();
-    const int64_t size = std::max(bytes + bytes / 4, 4 * megabyte);
+    const int64_t size = std::max(bytes + bytes / 4, least_);
     void* memory = nullptr;
     const cudaError_t status = cudaHostAlloc(&memory, static_cast<size_t>(size), cudaHostAllocDefault);
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       throw Error(DLFS_ERROR_HOST_MEMORY,
-                  format("%lld bytes of pinned host memory for a decoded image could not be allocated",
+                  format("%lld bytes of pinned host memory for an image could not be allocated",
                          static_cast<long long>(size)));
     }
     if (status != cudaSuccess) throw_cuda(status, "cudaHostAlloc");
@@ -282,7 +282,7 @@ void PinnedBuffer::reset() noexcept {
 // ---- the codec ----------------------------------------------------------------------------------------------------
 
 JpegCodec::JpegCodec(Context& context)
-    : context_(context.shared_from_this()), device_(NvjpegDevice::of(context)), staging_(context) {}
+    : context_(context.shared_from_this()), device_(NvjpegDevice::of(context)), staging_(context, 4 * megabyte) {}
 
 JpegCodec::~JpegCodec() = default;
 

@@ -14,7 +14,8 @@ struct NvjpegEncoder;
 // Pinned host memory that grows; released by way of Context::release.
 class PinnedBuffer {
  public:
-  explicit PinnedBuffer(Context& context) : context_(context.shared_from_this()) {}
+  // least: the first size, in bytes.
+  explicit PinnedBuffer(Context& context, int64_t least) : context_(context.shared_from_this()), least_(least) {}
   ~PinnedBuffer() { reset(); }
   PinnedBuffer(const PinnedBuffer&) = delete;
   PinnedBuffer& operator=(const PinnedBuffer&) = delete;
@@ -26,6 +27,7 @@ class PinnedBuffer {
 
  private:
   std::shared_ptr<Context> context_;
+  int64_t least_;
   std::shared_ptr<void> memory_;
   int64_t bytes_ = 0;
 };

@@ -892,19 +892,35 @@ DLFS_API dlfs_status dlfs_augment(dlfs_stream stream, void *dst, DLFS_HOST const
                                   int32_t layer_count, int32_t out_h, int32_t out_w, int32_t out_c, dlfs_dtype dtype,
                                   int32_t flags);
 
-/* Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
-DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads);
+/* Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. hardware, 0 to
+ * 100, is the share of images in per cent that a GPU's JPEG engines decode beside the threads, among those that they take:
+ * 8-bit baseline JPEGs of one scan that are stored upright, gray or YCbCr in 4:4:4, 4:2:2 or 4:2:0. Which images these are
+ * depends on each image's bytes alone. The engines' pixels may differ by a few levels, and they notice no damage inside the
+ * coded data but what the segments and the markers around it show. Where there are no engines (dlfs_supports
+ * "jpeg.hardware"), the share has no effect. */
+DLFS_API dlfs_status dlfs_decoder_create(dlfs_context ctx, DLFS_HOST dlfs_decoder *out, int32_t threads, int32_t hardware);
 DLFS_API dlfs_status dlfs_decoder_destroy(dlfs_decoder decoder); /* Waits for its jobs, then ends the threads. */
 
-/* Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns at
- * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
- * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
- * the fill colour; the others are not affected. */
+/* Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns
+ * at once. Image i is lengths[i] bytes at address sources[i] in pinned host memory (dlfs_host_malloc), which must stay until
+ * the job has finished; or, where lengths[i] is -1, the file whose path begins at byte sources[i] of paths: path_bytes bytes
+ * of NUL-terminated UTF-8, which the call copies (0 where no image is in a file). Decoding threads read files, one each at a
+ * time. One that cannot be opened or read, is no regular file, is over 2^30 bytes or becomes shorter while it is read is
+ * DLFS_ERROR_IO; messages of images in files begin with the path. dst must stay until the job has finished. Other arguments
+ * as dlfs_preprocess. A slot whose image fails is filled with the fill colour; the others are not affected. */
 DLFS_API dlfs_status dlfs_decoder_submit(dlfs_decoder decoder, DLFS_HOST dlfs_job *out, void *dst,
                                          DLFS_HOST const int64_t *sources, DLFS_HOST const int64_t *lengths,
-                                         DLFS_HOST const float *transforms, DLFS_HOST const float *normalisation,
-                                         int32_t n, int32_t out_h, int32_t out_w, int32_t out_c, dlfs_dtype dtype,
-                                         int32_t flags);
+                                         DLFS_HOST const char *paths, DLFS_HOST const float *transforms,
+                                         DLFS_HOST const float *normalisation, int64_t path_bytes, int32_t n,
+                                         int32_t out_h, int32_t out_w, int32_t out_c, dlfs_dtype dtype, int32_t flags);
+
+/* Decodes n image files, each to pixels (height, width, 3) uint8 RGB of its own at device address dst[i], upright; returns at
+ * once. sources, lengths and paths as dlfs_decoder_submit. sizes (n, 2): the height and width that each image must have; an
+ * image of another size is DLFS_ERROR_IMAGE. The pixels of an image that fails are undefined, the others are not affected. */
+DLFS_API dlfs_status dlfs_decoder_submit_pixels(dlfs_decoder decoder, DLFS_HOST dlfs_job *out,
+                                                DLFS_HOST const int64_t *dst, DLFS_HOST const int64_t *sources,
+                                                DLFS_HOST const int64_t *lengths, DLFS_HOST const char *paths,
+                                                DLFS_HOST const int32_t *sizes, int64_t path_bytes, int32_t n);
 
 /* DLFS_OK when all images of the job are written (visible to any stream from then on), else DLFS_NOT_READY. */
 DLFS_API dlfs_status dlfs_job_query(dlfs_job job);

@@ -3,7 +3,7 @@ import { check, ErrorCode } from "../native/error";
 import type { ImageRecord } from "./annotation-store";
 import type { Augmentation, ImageSet } from "./augmentation";
 import { AugmentOp } from "./augmentations";
-import type { BatchDecoder, CompositionDecoder } from "./codec";
+import type { BatchDecoder, CompositionDecoder, EncodedImage } from "./codec";
 import type { Composition, SourceImage } from "./composition";
 import {
   dropSmallBoxes,
@@ -45,8 +45,8 @@ export interface PlannedInput {
 
 /** What drawing a batch has come to. */
 export interface DrawnBatch {
-  /** Images that could not be decoded, by place, and why. */
-  failures: [place: number, message: string][];
+  /** Images that could not be decoded, and why; `code` is ErrorCode.io where a file could not be read. */
+  failures: { place: number; message: string; code?: number }[];
   /** Places in the batch that are the fill colour and have no boxes, because an image failed. */
   blank: number[];
 }
@@ -56,7 +56,7 @@ export interface BatchPlan {
   /** The images that it needs, by place, each once. */
   readonly sources: readonly number[];
   /** Draws it into a slot of the decoder, from the encoded images by place; one that could not be read has no bytes. */
-  draw(slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch>;
+  draw(slot: number, encoded: ReadonlyMap<number, EncodedImage>): Promise<DrawnBatch>;
 }
 
 export interface BatchPlanner {
@@ -93,14 +93,15 @@ export class PlanPlanner implements BatchPlanner {
 
   plan(members: readonly BatchMember[], epoch: number): BatchPlan {
     const plans = members.map((member) => this.#planOf(member, epoch));
-    const draw = async (slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch> => {
+    const draw = async (slot: number, encoded: ReadonlyMap<number, EncodedImage>): Promise<DrawnBatch> => {
       const transforms = new Float32Array(plans.length * TRANSFORM_FLOATS);
       for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
-      const bytes = members.map(({ place }) => encoded.get(place) ?? new Uint8Array(0));
-      const { failures } = await this.decoder.decode(slot, bytes, transforms);
+      const images = members.map(({ place }) => encoded.get(place) ?? new Uint8Array(0));
+      const { failures } = await this.decoder.decode(slot, images, transforms);
       failures.sort((a, b) => a.index - b.index);
+      const placeOf = (index: number) => (members[index] as BatchMember).place;
       return {
-        failures: failures.map(({ index, message }) => [(members[index] as BatchMember).place, message]),
+        failures: failures.map(({ index, message, code }) => ({ place: placeOf(index), message, code })),
         blank: failures.map(({ index }) => index),
       };
     };
@@ -156,13 +157,13 @@ export class CompositionPlanner implements BatchPlanner {
       return dropSmallBoxes(composition, minBoxSize);
     });
     const placeOf = (id: number): number => this.#places.get(id) as number;
-    const draw = async (slot: number, encoded: ReadonlyMap<number, Uint8Array>): Promise<DrawnBatch> => {
+    const draw = async (slot: number, encoded: ReadonlyMap<number, EncodedImage>): Promise<DrawnBatch> => {
       const byId = new Map(
-        [...encoded].map(([place, bytes]) => [(images.records[place] as ImageRecord).sourceId, bytes]),
+        [...encoded].map(([place, image]) => [(images.records[place] as ImageRecord).sourceId, image]),
       );
       const { failures, blank } = await this.decoder.compose(slot, compositions, byId);
-      const failed = failures.map(({ id, message }): [number, string] => [placeOf(id), message]);
-      return { failures: failed.sort(([a], [b]) => a - b), blank };
+      const failed = failures.map(({ id, message, code }) => ({ place: placeOf(id), message, code }));
+      return { failures: failed.sort((a, b) => a.place - b.place), blank };
     };
     const sources = compositions.flatMap(({ layers }) => layers.flatMap(({ source }) => source?.id ?? []));
     const inputs = compositions.map((composition) => ({

@@ -115,10 +115,15 @@ export class CachedDataSource extends DataSource {
     return this.source.locate(key);
   }
 
-  /** The copy of an object, where there is one. It may be removed at any time: who finds it gone calls read. */
+  /**
+   * The copy of an object, where there is one. It may be removed at any time: who finds it gone calls read. None with
+   * `checkEachRead`, as the source is not asked here.
+   */
   override pathOf(key: string): string | null {
-    const own = this.source.pathOf(key);
-    if (own !== null) return own;
+    return this.source.pathOf(key) ?? (this.#checkEachRead ? null : this.#copyOf(key));
+  }
+
+  #copyOf(key: string): string | null {
     const name = this.#nameOf(key);
     if (this.#onDisk(name) === null) return null;
     void this.cache.touch(name).catch(() => {});
@@ -177,7 +182,7 @@ export class CachedDataSource extends DataSource {
   async download(key: string, options: CallOptions & { progress?: ProgressListener } = {}): Promise<string> {
     const { signal } = options;
     signal?.throwIfAborted();
-    const present = this.pathOf(key);
+    const present = this.source.pathOf(key) ?? this.#copyOf(key);
     if (present !== null) return present;
     this.stats.misses++;
     return await this.#download(key, options);

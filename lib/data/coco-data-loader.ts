@@ -13,7 +13,7 @@ import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
 import { BatchSlots } from "./batch-slots";
-import type { BatchDecoder, CompositionDecoder } from "./codec";
+import type { BatchDecoder, CompositionDecoder, EncodedImage } from "./codec";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
 import type { InputMapping } from "./image-plan";
@@ -100,7 +100,7 @@ export interface CocoDataLoaderOptions {
   dropLast?: boolean;
   /** Batches prepared ahead. */
   prefetch?: number;
-  /** Files read at a time. */
+  /** Files read at a time; those that the decoder reads itself (DataSource.pathOf) are read by its threads. */
   concurrency?: number;
   /**
    * Boxes that one image has room for. Default, and at least: the most that an image of the split has, and several times as many
@@ -151,6 +151,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly images: readonly ImageRecord[];
 
   readonly #source: DataSource;
+  readonly #readsFiles: boolean;
   readonly #schedule: BatchSchedule;
   readonly #planner: BatchPlanner;
   readonly #stopAtFailure: boolean;
@@ -202,6 +203,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     );
 
     this.#source = source;
+    this.#readsFiles = decoder.readsFiles === true;
     this.#stopAtFailure = options.failures === "stop";
     this.#maxFailureShare = maxFailureShare;
     this.#onFailure = options.onFailure ?? (({ message }) => console.warn(`warning: ${message}`));
@@ -295,23 +297,48 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       const members = Array.from(places, (place, i): BatchMember => ({ place, repeat: repeats[i] as number }));
       const plan = this.#planner.plan(members, epoch);
       const unreadable = new Map<number, string>();
-      const encoded = new Map<number, Uint8Array>();
+      const encoded = new Map<number, EncodedImage>();
       const read = async (place: number): Promise<void> => {
         encoded.set(place, await this.#read(place, signal, (why) => unreadable.set(place, why)));
       };
-      await Promise.all(plan.sources.map(read));
+      const locate = (place: number): Promise<void> | void => {
+        const path = this.#pathOf(place);
+        if (path === null) return read(place);
+        encoded.set(place, path);
+      };
+      await Promise.all(plan.sources.map(locate));
       const slot = await granted();
       signal.throwIfAborted();
 
-      const { failures, blank } = await plan.draw(slot, encoded);
+      let drawn = await plan.draw(slot, encoded);
+      // A file may have been removed since its source named it, as copies are: then the source has the last word.
+      const gone = new Set(
+        drawn.failures
+          .filter(({ place, code }) => code === ErrorCode.io && typeof encoded.get(place) === "string")
+          .map(({ place }) => place),
+      );
+      await Promise.all([...gone].map(read));
+      if ([...gone].some((place) => !unreadable.has(place))) drawn = await plan.draw(slot, encoded);
+      const { failures, blank } = drawn;
       const arrays = this.#slots.fill(slot, plan.inputs, (i) => blank.includes(i));
       const images = members.map((member, i) => this.#describe(member, plan.inputs[i]?.toInput ?? null));
       return {
         batch: this.#slots.batch({ slot, n: members.length, images, ...arrays, epoch, index }),
-        failed: failures.map(([place, why]) => [place, unreadable.get(place) ?? why]),
+        failed: failures.map(({ place, message }) => [place, unreadable.get(place) ?? message]),
         blank: blank.length,
       };
     });
+  }
+
+  /** The file of an image, where its source has one and the decoder reads it. */
+  #pathOf(place: number): string | null {
+    if (!this.#readsFiles) return null;
+    try {
+      return this.#source.pathOf((this.images[place] as ImageRecord).key);
+    } catch (error) {
+      if (!(error instanceof DlfsError)) throw error;
+      return null; // what is wrong with the key is said when it is read
+    }
   }
 
   /** The bytes of an image; none where it cannot be read. */

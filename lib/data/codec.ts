@@ -25,11 +25,16 @@ export interface ImageCodec {
   info(bytes: Uint8Array): ImageInfo;
 }
 
+/** The bytes of an image file, or the path of the file. */
+export type EncodedImage = Uint8Array | string;
+
 /** An image of a batch that could not be decoded. */
 export interface DecodeFailure {
   /** Its place in the batch. */
   index: number;
   message: string;
+  /** ErrorCode.io where a file could not be read, else ErrorCode.image or another. */
+  code?: number;
 }
 
 /**
@@ -41,20 +46,24 @@ export interface BatchDecoder {
   readonly batchSize: number;
   readonly height: number;
   readonly width: number;
+  /** Whether it takes paths of files, too, and reads them itself. */
+  readonly readsFiles?: boolean;
 
   /**
    * Starts decoding n <= batchSize images into slot `slot`; resolves when all are written. `transforms` is (n, 12) as for
-   * dlfs_preprocess (see writeTransform). Image i of which decoding fails, one of 0 bytes among them, is the fill colour
-   * and is named in `failures`. The arrays are not used after the call has returned its promise. Several slots may be
-   * decoded at a time. Places n and up of the slot keep what they held.
+   * dlfs_preprocess (see writeTransform). Image i of which reading or decoding fails, one of 0 bytes among them, is the fill
+   * colour and is named in `failures`. The arrays are not used after the call has returned its promise. Several slots may be
+   * decoded at a time, but each by one call. Places n and up of the slot keep what they held.
    */
-  decode(slot: number, images: Uint8Array[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }>;
+  decode(slot: number, images: EncodedImage[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }>;
 }
 
 /** An image that could not be decoded, by SourceImage.id. */
 export interface CompositionFailure {
   id: number;
   message: string;
+  /** ErrorCode.io where a file could not be read. */
+  code?: number;
 }
 
 export interface CompositionResult {
@@ -69,14 +78,16 @@ export interface CompositionDecoder {
   readonly batchSize: number;
   readonly height: number;
   readonly width: number;
+  /** Whether it takes paths of files, too, and reads them itself. */
+  readonly readsFiles?: boolean;
 
   /**
-   * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has the bytes of each image that
-   * they draw on, by SourceImage.id. Several slots may be drawn at a time; places n and up of the slot keep what they held.
+   * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has each image that they draw on,
+   * by SourceImage.id. Several slots may be drawn at a time; places n and up of the slot keep what they held.
    */
   compose(
     slot: number,
     compositions: readonly Composition[],
-    encoded: ReadonlyMap<number, Uint8Array>,
+    encoded: ReadonlyMap<number, EncodedImage>,
   ): Promise<CompositionResult>;
 }

@@ -52,7 +52,8 @@ export abstract class DataSource {
 
   /**
    * The file that holds exactly the bytes of an object at this moment, where the source has one; else null, which says
-   * nothing about whether the object exists. Large objects are then read from the file instead of through memory.
+   * nothing about whether the object exists. It is then read from the file, images by native threads; who finds the file gone
+   * calls read().
    */
   pathOf(_key: string): string | null {
     return null;

@@ -1,6 +1,7 @@
-import { check, constants, ErrorCode, fromCString } from "../native";
-import { type Device, type DType, dtypeCode, NativeObject, outHandle, PinnedBuffer, Tensor, until } from "../tensor";
-import type { BatchDecoder, DecodeFailure, ImageCodec, ImageFormat, ImageInfo } from "./codec";
+import { check, constants, ErrorCode } from "../native";
+import { type Device, type DType, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
+import type { BatchDecoder, DecodeFailure, EncodedImage, ImageCodec, ImageFormat, ImageInfo } from "./codec";
+import { finishJob, ImageStaging } from "./encoded-images";
 import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
@@ -71,6 +72,11 @@ export interface DeviceBatchDecoderOptions {
   preprocessing: readonly PreprocessOp[];
   /** Decoding threads; 0 chooses. */
   threads?: number;
+  /**
+   * The share of images, in per cent, that a GPU's JPEG engines decode beside the threads, where it has them (the device
+   * supports "jpeg.hardware") and they take the image. Which images these are depends on the images alone. Default 0.
+   */
+  hardware?: number;
 }
 
 /** Decodes on native threads into a ring of batches in device memory; the event loop is never blocked. */
@@ -80,8 +86,9 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly batchSize: number;
   readonly height: number;
   readonly width: number;
+  readonly readsFiles = true;
   readonly #ring: Tensor[];
-  readonly #staging: (PinnedBuffer | null)[];
+  readonly #staging: ImageStaging[];
   readonly #normalization: Float32Array;
   readonly #dtype: number;
   readonly #flags: number;
@@ -89,7 +96,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   constructor(device: Device, options: DeviceBatchDecoderOptions) {
     const { batchSize, height, width, slots = 7, dtype = "f32", preprocessing } = options;
     const out = outHandle();
-    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
+    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? 0);
     super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
@@ -104,7 +111,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.#normalization = normalizationOf(preprocessing);
     const shape = [batchSize, height, width, 3];
     this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));
-    this.#staging = Array.from({ length: slots }, () => null);
+    this.#staging = Array.from({ length: slots }, () => new ImageStaging(device));
     device.stream.synchronize(); // the decoder writes from streams of its own
     made.move();
   }
@@ -114,7 +121,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     return this.#ring[slot] as Tensor;
   }
 
-  async decode(slot: number, images: Uint8Array[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }> {
+  async decode(slot: number, images: EncodedImage[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }> {
     const n = images.length;
     check(n > 0 && n <= this.batchSize, "decode", () => `expected 1 to ${this.batchSize} images, got ${n}`);
     const expected = n * constants.TRANSFORM_FLOATS;
@@ -123,17 +130,18 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
       "decode",
       () => `expected ${expected} numbers as transforms, got ${transforms.length}`,
     );
-    const staging = this.#stage(slot, images);
+    const { sources, lengths, paths, pathBytes } = (this.#staging[slot] as ImageStaging).stage(images);
     const job = outHandle();
-    const { native } = this.device;
-    native.decoderSubmit(
+    this.device.native.decoderSubmit(
       this.handle,
       job.view,
       this.images(slot).address,
-      BigInt64Array.from(staging.addresses, BigInt),
-      BigInt64Array.from(images, (bytes) => BigInt(bytes.byteLength)),
+      sources,
+      lengths,
+      paths,
       transforms,
       this.#normalization,
+      pathBytes,
       n,
       this.height,
       this.width,
@@ -141,49 +149,13 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
       this.#dtype,
       this.#flags,
     );
-    try {
-      await until(() => native.jobQuery(job.value) === 0);
-      return { failures: this.#failures(job.value, n) };
-    } finally {
-      native.jobDestroy(job.value);
-    }
-  }
-
-  /** Copies the encoded images to pinned memory, where native threads read them. */
-  #stage(slot: number, images: readonly Uint8Array[]): { addresses: number[] } {
-    const offsets: number[] = [];
-    let total = 0;
-    for (const bytes of images) {
-      offsets.push(total);
-      total += Math.ceil(Math.max(1, bytes.byteLength) / 64) * 64;
-    }
-    let buffer = this.#staging[slot];
-    if (!buffer || buffer.byteLength < total) {
-      buffer?.dispose();
-      // Some room to spare, so that batches of varying size do not allocate again and again.
-      buffer = new PinnedBuffer(this.device, Math.ceil(total * 1.25));
-      this.#staging[slot] = buffer;
-    }
-    const { bytes: memory, address } = buffer;
-    for (const [i, bytes] of images.entries()) memory.set(bytes, offsets[i]);
-    return { addresses: offsets.map((offset) => address + offset) };
-  }
-
-  #failures(job: number, n: number): DecodeFailure[] {
-    const status = new Int32Array(n);
-    this.device.native.jobResults(job, status);
-    const text = new Uint8Array(512);
-    return [...status].flatMap((code, index) => {
-      if (code === 0) return [];
-      this.device.native.jobMessage(job, text, text.byteLength, index);
-      return [{ index, message: fromCString(text) }];
-    });
+    return { failures: await finishJob(this.device, job.value, n) };
   }
 
   override dispose(): void {
     if (this.disposed) return;
     super.dispose(); // waits for the jobs
     for (const tensor of this.#ring) tensor.dispose();
-    for (const buffer of this.#staging) buffer?.dispose();
+    for (const staging of this.#staging) staging[Symbol.dispose]();
   }
 }

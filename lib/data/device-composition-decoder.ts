@@ -1,20 +1,9 @@
-import { check, constants, DlfsError, ErrorCode, fromCString } from "../native";
-import {
-  type Device,
-  type DType,
-  dtypeCode,
-  NativeObject,
-  outHandle,
-  PinnedBuffer,
-  Stream,
-  Tensor,
-  until,
-} from "../tensor";
-import type { CompositionDecoder, CompositionFailure, CompositionResult } from "./codec";
+import { check, DlfsError, ErrorCode } from "../native";
+import { type Device, type DType, NativeObject, outHandle, Stream, Tensor } from "../tensor";
+import type { CompositionDecoder, CompositionResult, EncodedImage } from "./codec";
 import type { Composition, SourceImage, SourcePixels } from "./composition";
 import { drawCompositions } from "./device-augment";
-import { DeviceImageCodec } from "./device-codec";
-import { startPlan, writeTransform } from "./image-plan";
+import { finishJob, ImageStaging } from "./encoded-images";
 import { SlotRing } from "./queues";
 import { normalizationOf, type PreprocessOp } from "./transforms";
 
@@ -33,13 +22,15 @@ export interface DeviceCompositionDecoderOptions {
   preprocessing: readonly PreprocessOp[];
   /** Decoding threads; 0 chooses. */
   threads?: number;
+  /** The share of images that a GPU's JPEG engines decode: see DeviceBatchDecoderOptions. Default 0. */
+  hardware?: number;
   /** Most bytes of decoded pixels that a batch may need, 3 for each pixel of each image. Default 2 GiB. */
   maxPixelBytes?: number;
 }
 
 /** Memory for the images of one batch, as large as the largest batch so far needed. */
 interface Sources {
-  encoded: PinnedBuffer | null;
+  readonly encoded: ImageStaging;
   pixels: Tensor | null;
 }
 
@@ -57,8 +48,8 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
   readonly batchSize: number;
   readonly height: number;
   readonly width: number;
+  readonly readsFiles = true;
   readonly #options: DeviceCompositionDecoderOptions;
-  readonly #codec: DeviceImageCodec;
   readonly #stream: Stream;
   readonly #ring: Tensor[];
   /** What batches are decoded into, and who has which. */
@@ -68,7 +59,7 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
   constructor(device: Device, options: DeviceCompositionDecoderOptions) {
     const { batchSize, height, width, slots = 7, decoding = 3, dtype = "f32" } = options;
     const out = outHandle();
-    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0);
+    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? 0);
     super(out.value, "DeviceCompositionDecoder", (handle) => device.native.decoderDestroy(handle));
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
@@ -80,11 +71,10 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
     this.height = height;
     this.width = width;
     this.#options = options;
-    this.#codec = new DeviceImageCodec(device);
     this.#stream = made.use(new Stream(device));
     const shape = [batchSize, height, width, 3];
     this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));
-    this.#sources = Array.from({ length: decoding }, () => ({ encoded: null, pixels: null }));
+    this.#sources = Array.from({ length: decoding }, () => ({ encoded: new ImageStaging(device), pixels: null }));
     this.#free = new SlotRing(decoding);
     device.stream.synchronize(); // batches are written from another stream
     made.move();
@@ -96,15 +86,15 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
   }
 
   /**
-   * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has the bytes of each image that
-   * they draw on, by SourceImage.id; one that is missing, damaged or of another size than the composition says is a failure, and
-   * what would be drawn on it with others is left blank, so that no picture shows objects whose boxes are not known to be there.
-   * One call at a time for each slot; places n and up of the slot keep what they held.
+   * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has each image that they draw on,
+   * its bytes or the path of its file, by SourceImage.id; one that is missing, damaged or of another size than the composition
+   * says is a failure, and what would be drawn on it with others is left blank, so that no picture shows objects whose boxes
+   * are not known to be there. One call at a time for each slot; places n and up of the slot keep what they held.
    */
   async compose(
     slot: number,
     compositions: readonly Composition[],
-    encoded: ReadonlyMap<number, Uint8Array>,
+    encoded: ReadonlyMap<number, EncodedImage>,
   ): Promise<CompositionResult> {
     const batch = this.#ring[slot];
     check(batch !== undefined, "compose", () => `there is no slot ${slot} among ${this.slots}`);
@@ -120,137 +110,73 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
     batch: Tensor,
     memory: Sources,
     compositions: readonly Composition[],
-    encoded: ReadonlyMap<number, Uint8Array>,
+    encoded: ReadonlyMap<number, EncodedImage>,
   ): Promise<CompositionResult> {
-    const failures: CompositionFailure[] = [];
-    const sources = this.#usable(compositions, encoded, failures);
-    const places = this.#reserve(memory, sources, encoded);
-    const jobs: [job: number, source: Source][] = [];
-    try {
-      for (const source of sources) {
-        const place = places.get(source.id) as { bytes: number; pixels: number };
-        jobs.push([this.#submit(source, place, (encoded.get(source.id) as Uint8Array).byteLength), source]);
-      }
-      await until(() => jobs.every(([job]) => this.device.native.jobQuery(job) === 0));
-      for (const [job, { id }] of jobs) {
-        const message = this.#messageOf(job);
-        if (message === null) continue;
-        failures.push({ id, message });
-        places.delete(id);
-      }
-    } finally {
-      for (const [job] of jobs) this.device.native.jobDestroy(job);
-    }
-    const widths = new Map(sources.map(({ id, width }) => [id, width]));
-    const pixels = (id: number): SourcePixels | null => {
-      const place = places.get(id);
-      return place ? { address: place.pixels, pitch: 3 * (widths.get(id) as number) } : null;
-    };
-    const whole = compositions.map(({ layers }) => layers.every(({ source }) => !source || places.has(source.id)));
+    const sources = sourcesOf(compositions);
+    const addresses = this.#reserve(memory, sources);
+    const job = sources.length > 0 ? this.#submit(memory, sources, addresses, encoded) : null;
+    const found = job === null ? [] : await finishJob(this.device, job, sources.length);
+    const failures = found.map(({ index, ...what }) => ({ id: (sources[index] as Source).id, ...what }));
+    const failed = new Set(failures.map(({ id }) => id));
+    const decoded = new Map(
+      sources.map(({ id, width }, i): [number, SourcePixels] => [
+        id,
+        { address: addresses[i] as number, pitch: 3 * width },
+      ]),
+    );
+    for (const id of failed) decoded.delete(id);
+    const whole = compositions.map(({ layers }) => layers.every(({ source }) => !source || decoded.has(source.id)));
     const drawn = compositions.map((composition, i) => (whole[i] ? composition : { ...composition, layers: [] }));
-    drawCompositions(batch, drawn, pixels, { ...this.#options, stream: this.#stream });
+    drawCompositions(batch, drawn, (id) => decoded.get(id) ?? null, { ...this.#options, stream: this.#stream });
     await this.#stream.done();
     return { failures, blank: [...whole.keys()].filter((i) => !whole[i]) };
   }
 
-  /** Each image that the compositions draw on, once, where its bytes can be decoded. */
-  #usable(
-    compositions: readonly Composition[],
-    encoded: ReadonlyMap<number, Uint8Array>,
-    failures: CompositionFailure[],
-  ): Source[] {
-    const sources = new Map<number, Source>();
-    for (const { layers } of compositions) {
-      for (const { source } of layers) if (source) sources.set(source.id, source);
-    }
-    return [...sources.values()].filter(({ id, width, height }) => {
-      try {
-        const info = this.#codec.info(encoded.get(id) ?? new Uint8Array(0));
-        check(
-          info.width === width && info.height === height,
-          "compose",
-          () => `expected an image of ${width}x${height}, got one of ${info.width}x${info.height}`,
-          ErrorCode.image,
-        );
-        return true;
-      } catch (error) {
-        if (!(error instanceof DlfsError)) throw error;
-        failures.push({ id, message: error.message });
-        return false;
-      }
+  /** Where the pixels of each image go. */
+  #reserve(memory: Sources, sources: readonly Source[]): number[] {
+    let total = 0;
+    const offsets = sources.map(({ width, height }) => {
+      total += round(3 * width * height);
+      return total - round(3 * width * height);
     });
-  }
-
-  /** Where each image's bytes and pixels lie; the bytes are there, in pinned memory, afterwards. */
-  #reserve(
-    memory: Sources,
-    sources: readonly Source[],
-    encoded: ReadonlyMap<number, Uint8Array>,
-  ): Map<number, { bytes: number; pixels: number }> {
-    const places = new Map<number, { bytes: number; pixels: number }>();
-    let [bytes, pixels] = [0, 0];
-    for (const { id, width, height } of sources) {
-      places.set(id, { bytes, pixels });
-      bytes += round((encoded.get(id) as Uint8Array).byteLength);
-      pixels += round(3 * width * height);
-    }
     const most = this.#options.maxPixelBytes ?? 2 ** 31;
     check(
-      pixels <= most,
+      total <= most,
       "compose",
-      () => `a batch of ${sources.length} images needs ${pixels} bytes of pixels, more than the limit of ${most}`,
+      () => `a batch of ${sources.length} images needs ${total} bytes of pixels, more than the limit of ${most}`,
       ErrorCode.memory,
     );
     // Some room to spare, so that batches of varying size do not allocate again and again.
-    if (!memory.encoded || memory.encoded.byteLength < bytes) {
-      memory.encoded?.dispose();
-      memory.encoded = null;
-      memory.encoded = new PinnedBuffer(this.device, Math.ceil(Math.max(1, bytes) * 1.25));
-    }
-    if (!memory.pixels || (memory.pixels.shape[0] as number) < pixels) {
+    if (!memory.pixels || (memory.pixels.shape[0] as number) < total) {
       memory.pixels?.dispose();
       memory.pixels = null;
-      memory.pixels = Tensor.empty(this.device, [Math.min(Math.ceil(Math.max(1, pixels) * 1.25), most)], "u8");
+      memory.pixels = Tensor.empty(this.device, [Math.min(Math.ceil(Math.max(1, total) * 1.25), most)], "u8");
     }
-    for (const [id, place] of places) {
-      memory.encoded.bytes.set(encoded.get(id) as Uint8Array, place.bytes);
-      place.bytes += memory.encoded.address;
-      place.pixels += memory.pixels.address;
-    }
-    return places;
+    const { address } = memory.pixels;
+    return offsets.map((offset) => address + offset);
   }
 
-  /** Starts decoding one image to bytes of its own size. */
-  #submit({ width, height }: Source, place: { bytes: number; pixels: number }, length: number): number {
-    const transform = new Float32Array(constants.TRANSFORM_FLOATS);
-    writeTransform(transform, 0, startPlan(width, height, width, height, new Float64Array(0), new Int32Array(0)));
+  /** Starts decoding the images, each to its own size; the job. */
+  #submit(
+    { encoded: staging }: Sources,
+    images: readonly Source[],
+    addresses: readonly number[],
+    encoded: ReadonlyMap<number, EncodedImage>,
+  ): number {
+    const staged = staging.stage(images.map(({ id }) => encoded.get(id) ?? new Uint8Array(0)));
     const job = outHandle();
-    this.device.native.decoderSubmit(
+    this.device.native.decoderSubmitPixels(
       this.handle,
       job.view,
-      place.pixels,
-      BigInt64Array.of(BigInt(place.bytes)),
-      BigInt64Array.of(BigInt(length)),
-      transform,
-      Float32Array.of(0, 0, 0, 1, 1, 1, 0, 0, 0),
-      1,
-      height,
-      width,
-      3,
-      dtypeCode("u8"),
-      0,
+      BigInt64Array.from(addresses, BigInt),
+      staged.sources,
+      staged.lengths,
+      staged.paths,
+      Int32Array.from(images.flatMap(({ width, height }) => [height, width])),
+      staged.pathBytes,
+      images.length,
     );
     return job.value;
-  }
-
-  /** What went wrong with a finished job's image; null where nothing did. */
-  #messageOf(job: number): string | null {
-    const status = new Int32Array(1);
-    this.device.native.jobResults(job, status);
-    if (status[0] === 0) return null;
-    const text = new Uint8Array(512);
-    this.device.native.jobMessage(job, text, text.byteLength, 0);
-    return fromCString(text);
   }
 
   override dispose(): void {
@@ -260,8 +186,17 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
     this.#free.close(new DlfsError(ErrorCode.handle, "DeviceCompositionDecoder", "the decoder is disposed"));
     for (const batch of this.#ring) batch.dispose();
     for (const { encoded, pixels } of this.#sources) {
-      encoded?.dispose();
+      encoded[Symbol.dispose]();
       pixels?.dispose();
     }
   }
+}
+
+/** Each image that compositions draw on, once. */
+function sourcesOf(compositions: readonly Composition[]): Source[] {
+  const sources = new Map<number, Source>();
+  for (const { layers } of compositions) {
+    for (const { source } of layers) if (source) sources.set(source.id, source);
+  }
+  return [...sources.values()];
 }

@@ -79,6 +79,7 @@ export type {
   CompositionFailure,
   CompositionResult,
   DecodeFailure,
+  EncodedImage,
   ImageCodec,
   ImageFormat,
   ImageInfo,

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "22d7868f31acdcc2";
+export const headerHash = "546e355b64f784e3";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -214,9 +214,10 @@ export const symbols = {
   dlfs_preprocess: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_normalize_pixels: { args: ["i64", "ptr", "ptr", "buffer", "i64", "i32"], returns: "i32" },
   dlfs_augment: { args: ["i64", "ptr", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_decoder_create: { args: ["i64", "buffer", "i32"], returns: "i32" },
+  dlfs_decoder_create: { args: ["i64", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_decoder_destroy: { args: ["i64"], returns: "i32" },
-  dlfs_decoder_submit: { args: ["i64", "buffer", "ptr", "buffer", "buffer", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_decoder_submit: { args: ["i64", "buffer", "ptr", "buffer", "buffer", "buffer", "buffer", "buffer", "i64", "i32", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_decoder_submit_pixels: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "i64", "i32"], returns: "i32" },
   dlfs_job_query: { args: ["i64"], returns: "i32" },
   dlfs_job_wait_sync: { args: ["i64"], returns: "i32" },
   dlfs_job_results: { args: ["i64", "buffer"], returns: "i32" },
@@ -357,9 +358,10 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_preprocess: ["stream", "dst", "sources", "sizes", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
   dlfs_normalize_pixels: ["stream", "dst", "src", "normalisation", "pixels", "dtype"],
   dlfs_augment: ["stream", "dst", "sources", "layers", "normalisation", "n", "layerCount", "outH", "outW", "outC", "dtype", "flags"],
-  dlfs_decoder_create: ["ctx", "out", "threads"],
+  dlfs_decoder_create: ["ctx", "out", "threads", "hardware"],
   dlfs_decoder_destroy: ["decoder"],
-  dlfs_decoder_submit: ["decoder", "out", "dst", "sources", "lengths", "transforms", "normalisation", "n", "outH", "outW", "outC", "dtype", "flags"],
+  dlfs_decoder_submit: ["decoder", "out", "dst", "sources", "lengths", "paths", "transforms", "normalisation", "pathBytes", "n", "outH", "outW", "outC", "dtype", "flags"],
+  dlfs_decoder_submit_pixels: ["decoder", "out", "dst", "sources", "lengths", "paths", "sizes", "pathBytes", "n"],
   dlfs_job_query: ["job"],
   dlfs_job_wait_sync: ["job"],
   dlfs_job_results: ["job", "status"],
@@ -937,17 +939,33 @@ export interface NativeFunctions {
    * somewhat smoother. normalisation, dtype and flags as dlfs_preprocess (DLFS_PREPROCESS_BGR alone).
    */
   augment(stream: number, dst: Address | null, sources: HostView, layers: HostView, normalisation: HostView, n: number, layerCount: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
-  /** Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. */
-  decoderCreate(ctx: number, out: HostView, threads: number): number;
+  /**
+   * Starts decoding threads (0: a good number for the machine), each with scratch memory and, on a GPU, a stream. hardware, 0 to
+   * 100, is the share of images in per cent that a GPU's JPEG engines decode beside the threads, among those that they take:
+   * 8-bit baseline JPEGs of one scan that are stored upright, gray or YCbCr in 4:4:4, 4:2:2 or 4:2:0. Which images these are
+   * depends on each image's bytes alone. The engines' pixels may differ by a few levels, and they notice no damage inside the
+   * coded data but what the segments and the markers around it show. Where there are no engines (dlfs_supports
+   * "jpeg.hardware"), the share has no effect.
+   */
+  decoderCreate(ctx: number, out: HostView, threads: number, hardware: number): number;
   /** Waits for its jobs, then ends the threads. */
   decoderDestroy(decoder: number): number;
   /**
-   * Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns at
-   * once. sources[i] is the address of image i's bytes in pinned host memory (dlfs_host_malloc), lengths[i] their number; they
-   * and dst must stay until the job has finished. Other arguments as dlfs_preprocess. A slot whose image fails is filled with
-   * the fill colour; the others are not affected.
+   * Decodes n image files and preprocesses each into its slot of dst, as dlfs_image_decode_sync and dlfs_preprocess do; returns
+   * at once. Image i is lengths[i] bytes at address sources[i] in pinned host memory (dlfs_host_malloc), which must stay until
+   * the job has finished; or, where lengths[i] is -1, the file whose path begins at byte sources[i] of paths: path_bytes bytes
+   * of NUL-terminated UTF-8, which the call copies (0 where no image is in a file). Decoding threads read files, one each at a
+   * time. One that cannot be opened or read, is no regular file, is over 2^30 bytes or becomes shorter while it is read is
+   * DLFS_ERROR_IO; messages of images in files begin with the path. dst must stay until the job has finished. Other arguments
+   * as dlfs_preprocess. A slot whose image fails is filled with the fill colour; the others are not affected.
    */
-  decoderSubmit(decoder: number, out: HostView, dst: Address | null, sources: HostView, lengths: HostView, transforms: HostView, normalisation: HostView, n: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
+  decoderSubmit(decoder: number, out: HostView, dst: Address | null, sources: HostView, lengths: HostView, paths: HostView, transforms: HostView, normalisation: HostView, pathBytes: number, n: number, outH: number, outW: number, outC: number, dtype: number, flags: number): number;
+  /**
+   * Decodes n image files, each to pixels (height, width, 3) uint8 RGB of its own at device address dst[i], upright; returns at
+   * once. sources, lengths and paths as dlfs_decoder_submit. sizes (n, 2): the height and width that each image must have; an
+   * image of another size is DLFS_ERROR_IMAGE. The pixels of an image that fails are undefined, the others are not affected.
+   */
+  decoderSubmitPixels(decoder: number, out: HostView, dst: HostView, sources: HostView, lengths: HostView, paths: HostView, sizes: HostView, pathBytes: number, n: number): number;
   /** DLFS_OK when all images of the job are written (visible to any stream from then on), else DLFS_NOT_READY. */
   jobQuery(job: number): number;
   /** Waits until dlfs_job_query would be DLFS_OK. */

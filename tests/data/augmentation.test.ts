@@ -368,7 +368,9 @@ describe("from encoded images to a batch", () => {
     const { failures, blank } = await decoder.compose(1, whole, damaged);
     expect(blank).toEqual([0, 1, 3]);
     expect(failures.map(({ id }) => id).sort()).toEqual([100, 101, 103]);
-    expect(failures.find(({ id }) => id === 101)!.message).toContain("expected an image of 90x200, got one of 128x96");
+    expect(failures.find(({ id }) => id === 101)!.message).toContain(
+      "expected an image of 90 x 200 pixels, got one of 128 x 96",
+    );
     const values = decoder.images(1).read() as Float32Array;
     const perImage = values.length / 4;
     const different = (i: number) => new Set(values.subarray(i * perImage, (i + 1) * perImage)).size;

@@ -338,7 +338,7 @@ describe("decoding and preprocessing batches", () => {
   /** Runs a batch to its end: the slots, each image's status and message. */
   async function runBatch(images: Uint8Array[], transforms: number[][], threads: number) {
     const decoder = outHandle();
-    native.decoderCreate(device.handle, decoder.view, threads);
+    native.decoderCreate(device.handle, decoder.view, threads, 0);
     using pinned = new PinnedBuffer(
       device,
       images.reduce((sum, bytes) => sum + bytes.length + 64, 0),
@@ -359,8 +359,10 @@ describe("decoding and preprocessing batches", () => {
       out.address,
       BigInt64Array.from(sources),
       BigInt64Array.from(images, (bytes) => BigInt(bytes.length)),
+      new Uint8Array(1),
       Float32Array.from(transforms.flat()),
       normalisation,
+      0,
       images.length,
       outH,
       outW,
@@ -445,7 +447,7 @@ describe("decoding and preprocessing batches", () => {
 
   batches("a decoder can be destroyed while it works", () => {
     const decoder = outHandle();
-    native.decoderCreate(device.handle, decoder.view, 2);
+    native.decoderCreate(device.handle, decoder.view, 2, 0);
     const bytes = bytesOf(file("64x48"));
     const count = 50;
     using pinned = new PinnedBuffer(device, bytes.length);
@@ -461,8 +463,10 @@ describe("decoding and preprocessing batches", () => {
       out.address,
       sources,
       lengths,
+      new Uint8Array(1),
       transforms,
       normalisation,
+      0,
       count,
       outH,
       outW,
