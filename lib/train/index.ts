@@ -29,7 +29,25 @@ export {
 export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export { type SaveWeightsOptions, saveTorchWeights } from "./save-weights";
-export { constantRate, multiStep, type Schedule, scheduleTable, warmup } from "./schedule";
+export {
+  chained,
+  constantRate,
+  cosine,
+  cosineRestarts,
+  exponential,
+  exponentialWarmup,
+  multiStep,
+  type OneCycleOptions,
+  oneCycle,
+  type PlateauOptions,
+  type PlateauState,
+  polynomial,
+  ReduceOnPlateau,
+  type Schedule,
+  scheduleTable,
+  stepped,
+  warmup,
+} from "./schedule";
 export { SGD, type SGDOptions } from "./sgd";
 export { type HostTargets, parseRecompute, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
