@@ -443,14 +443,14 @@ async function main(): Promise<number> {
   });
 
   const name = isDemo ? "demo" : basename(folder).replace(/[^A-Za-z0-9._-]/g, "-");
+  const checkpoint = resumed && (await openCheckpoint(resumed));
   const run = resumed
-    ? RunFolder.open(resumed.run)
+    ? RunFolder.open(resumed.run, { from: checkpoint?.metadata.iteration })
     : await RunFolder.create({
         name,
         root: args.out ?? "runs",
         notes: (path) => [`Continue: bun run examples/train_coco.ts --resume ${path}`],
       });
-  const checkpoint = await openCheckpoint(resumed, run);
   if (checkpoint && checkpoint.metadata.iteration >= config.iterations) {
     const { iteration } = checkpoint.metadata;
     usage(
@@ -460,12 +460,15 @@ async function main(): Promise<number> {
   await run.writeConfig(config);
 
   const stop = new AbortController();
-  const interrupt = (): void => {
-    if (stop.signal.aborted) process.exit(130);
-    stop.abort();
+  // A machine that is taken away says so by SIGTERM and waits some seconds; a step and a checkpoint take less.
+  const interrupt = (signal: NodeJS.Signals): void => {
+    const code = signal === "SIGTERM" ? 143 : 130;
+    if (stop.signal.aborted) process.exit(code);
+    stop.abort(code);
     console.error("\nstopping after this step, with a checkpoint; again to stop at once");
   };
   process.on("SIGINT", interrupt);
+  process.on("SIGTERM", interrupt);
   console.log("training; Ctrl-C stops with a checkpoint");
 
   const { iterations } = config;
@@ -500,7 +503,7 @@ async function main(): Promise<number> {
     if (outcome.interrupted) {
       console.log(`stopped at iteration ${outcome.iteration} of ${iterations}\ncheckpoint ${outcome.checkpoint}`);
       console.log(`continue with: bun run examples/train_coco.ts --resume ${run.path}`);
-      return 130;
+      return stop.signal.reason as number;
     }
     const result = outcome.evaluation?.result;
     const unreadable = loader.failures;
@@ -526,6 +529,7 @@ async function main(): Promise<number> {
   } finally {
     reporter.finish();
     process.off("SIGINT", interrupt);
+    process.off("SIGTERM", interrupt);
     run.close();
     await loader.dispose();
     await evalLoader.dispose();
@@ -627,12 +631,11 @@ async function loadInitialWeights(model: DetectionModel, config: Config, partial
   }
 }
 
-async function openCheckpoint(resumed: { checkpoint: string | null } | null, run: RunFolder) {
-  if (!resumed) return null;
+async function openCheckpoint(resumed: { run: string; checkpoint: string | null }) {
   if (resumed.checkpoint) return await readCheckpoint(resumed.checkpoint);
-  const latest = await new CheckpointStore(run.checkpointFolder).latest();
+  const latest = await new CheckpointStore(join(resumed.run, "checkpoints")).latest();
   for (const error of latest?.damaged ?? []) console.error(`warning: ${error.message}; using the one before`);
-  if (!latest) usage(`--resume: ${run.path} has no checkpoint`);
+  if (!latest) usage(`--resume: ${resumed.run} has no checkpoint`);
   return latest.checkpoint;
 }
 

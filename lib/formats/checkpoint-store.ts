@@ -11,6 +11,8 @@ const NAME = /^checkpoint-(\d{8,16})\.dlck$/;
 export interface CheckpointStoreOptions {
   /** How many of the newest checkpoints stay; the best one stays besides. Default 3. */
   keepLast?: number;
+  /** Those of iterations that this divides stay as well. Default: none. */
+  keepEvery?: number;
 }
 
 export interface StoredCheckpoint {
@@ -25,6 +27,7 @@ export interface StoredCheckpoint {
  */
 export class CheckpointStore {
   private readonly keepLast: number;
+  private readonly keepEvery: number;
 
   constructor(
     readonly folder: string,
@@ -35,6 +38,12 @@ export class CheckpointStore {
       Number.isInteger(this.keepLast) && this.keepLast >= 1,
       folder,
       () => `keepLast must be a whole number from 1, got ${this.keepLast}`,
+    );
+    this.keepEvery = options.keepEvery ?? Number.POSITIVE_INFINITY;
+    check(
+      this.keepEvery === Number.POSITIVE_INFINITY || (Number.isInteger(this.keepEvery) && this.keepEvery >= 1),
+      folder,
+      () => `keepEvery must be a whole number from 1, got ${this.keepEvery}`,
     );
   }
 
@@ -62,7 +71,7 @@ export class CheckpointStore {
 
   /**
    * Writes the checkpoint of `metadata.iteration`, then removes those that need not stay: all but the newest `keepLast`
-   * and that of `metadata.best.iteration`. Checkpoints of higher iterations, left by a run that was abandoned, are not
+   * that of `metadata.best.iteration`, and those of iterations that `keepEvery` divides. Checkpoints of higher iterations, left by a run that was abandoned, are not
    * touched.
    *
    * @returns the new file, and the files that were removed. One that cannot be removed stays and is no error.
@@ -77,7 +86,7 @@ export class CheckpointStore {
     const older = (await this.list()).filter(({ iteration }) => iteration <= metadata.iteration);
     const removed: string[] = [];
     for (const stored of older.slice(0, -this.keepLast)) {
-      if (stored.iteration === metadata.best?.iteration) continue;
+      if (stored.iteration === metadata.best?.iteration || stored.iteration % this.keepEvery === 0) continue;
       const gone = await unlink(stored.path).then(
         () => true,
         () => false,

@@ -1,5 +1,6 @@
 import {
   closeSync,
+  existsSync,
   fstatSync,
   fsyncSync,
   mkdirSync,
@@ -7,7 +8,9 @@ import {
   readdirSync,
   readFileSync,
   readSync,
+  renameSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from "node:fs";
 import { join, resolve } from "node:path";
@@ -41,8 +44,8 @@ const FILES = [
     "metrics.jsonl",
     "One JSON object per line, written as training goes: kind (train, evaluation, ...), iteration, time",
   ],
-  ["", "(milliseconds since 1970 UTC) and numbers by name. A resumed run goes on in the same file; where"],
-  ["", "iterations repeat, the later line counts. NaN and Infinity are written as text."],
+  ["", "(milliseconds since 1970 UTC) and numbers by name. A resumed run goes on in the same file, without the"],
+  ["", "lines of steps that it does again. NaN and Infinity are written as text."],
   ["log.txt", "What was printed while it ran, each line with its time (UTC)."],
   ["checkpoints/", "checkpoint-<iteration>.dlck: weights, optimizer and all else that resuming needs. The newest few"],
   ["", "and the best one stay."],
@@ -89,14 +92,19 @@ export class RunFolder {
     return new RunFolder(path, clock);
   }
 
-  /** Opens the folder of an earlier run, to go on in it. */
-  static open(path: string, clock: () => number = Date.now): RunFolder {
+  /**
+   * Opens the folder of an earlier run, to go on in it.
+   *
+   * @param options.from steps that are done: metrics of later ones, which the run repeats, are removed
+   */
+  static open(path: string, { from, clock = Date.now }: { from?: number; clock?: () => number } = {}): RunFolder {
     const absolute = resolve(path);
     check(
       statSync(absolute, { throwIfNoEntry: false })?.isDirectory() === true,
       absolute,
       () => "it is no folder of a run",
     );
+    if (from !== undefined) dropMetrics(join(absolute, "metrics.jsonl"), from);
     return new RunFolder(absolute, clock);
   }
 
@@ -170,6 +178,28 @@ export function readMetrics(path: string): MetricsLine[] {
   } catch (error) {
     throw fileError(path, "read the metrics", error);
   }
+  return parseLines(text);
+}
+
+/** Removes the lines of steps that are to be done again, and what a kill has cut. A train line of iteration i is of step i + 1. */
+function dropMetrics(path: string, from: number): void {
+  if (!existsSync(path)) return;
+  try {
+    const lines = readFileSync(path, "utf8").split("\n");
+    const kept = lines.filter((line) => {
+      const [entry] = parseLines(line);
+      return entry !== undefined && (entry.kind === "train" ? entry.iteration < from : entry.iteration <= from);
+    });
+    if (kept.length === lines.length - 1) return;
+    const temporary = `${path}.tmp`;
+    writeFileSync(temporary, kept.map((line) => `${line}\n`).join(""));
+    renameSync(temporary, path);
+  } catch (error) {
+    throw fileError(path, "remove metrics of steps to be repeated", error);
+  }
+}
+
+function parseLines(text: string): MetricsLine[] {
   return text.split("\n").flatMap((line) => {
     try {
       const value: unknown = JSON.parse(line, (_, entry: unknown) => NON_FINITE.get(entry) ?? entry);

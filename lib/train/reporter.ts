@@ -85,6 +85,10 @@ export class Reporter implements TrainerObserver {
     this.#options.run.appendLog(`checkpoint ${path}`);
   }
 
+  onCheckpointError(error: Error, iteration: number): void {
+    this.print(`warning: no checkpoint of iteration ${iteration}: ${error.message}; training goes on`);
+  }
+
   /** Ends the progress line. */
   finish(): void {
     this.#progress.finish();

@@ -1,20 +1,15 @@
 import type { BatchImages, DetectionLoader } from "../data";
-import { type Checkpoint, CheckpointStore, type MetricsRecord } from "../formats";
+import { type Checkpoint, CheckpointStore, type CheckpointStoreOptions, type MetricsRecord } from "../formats";
 import type { RecomputeOption } from "../graph";
 import type { CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
+import { Checkpointing, type SavedCheckpoint } from "./checkpointing";
 import { autotune } from "./convolution-tuning";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
-import {
-  checkpointMetadata,
-  checkpointTensors,
-  restoreAlgorithms,
-  restoreTraining,
-  type TrainingState,
-} from "./training-state";
+import { checkpointMetadata, restoreAlgorithms, restoreTraining, type TrainingState } from "./training-state";
 
 /** Hears what happens in a training; everything is optional. */
 export interface TrainerObserver {
@@ -24,7 +19,13 @@ export interface TrainerObserver {
   onResult?(result: StepResult): void;
   onEvaluationStart?(iteration: number): void;
   onEvaluation?(iteration: number, result: CocoResult, detections: ImageDetections[]): void | Promise<void>;
+  /** A checkpoint is on the disk. */
   onCheckpoint?(path: string, iteration: number): void;
+  /**
+   * A checkpoint could not be written, by a full disk say; the one before is as it was. Training goes on, and the next one is
+   * tried when it is due; without this, training ends with the error.
+   */
+  onCheckpointError?(error: Error, iteration: number): void;
 }
 
 export interface TrainerOptions {
@@ -40,8 +41,10 @@ export interface TrainerOptions {
   evaluateEvery?: number;
   /** Folder of the checkpoints; none are written without. */
   checkpointFolder?: string;
-  /** Steps between checkpoints; one follows the last step too. */
+  /** Steps between checkpoints, which are written while training goes on; one follows the last step too. */
   checkpointEvery?: number;
+  /** Which of them stay, besides the best. Default: the newest 3. */
+  keep?: CheckpointStoreOptions;
   observer?: TrainerObserver;
   /** Stops after the step under way, with a checkpoint. */
   signal?: AbortSignal;
@@ -71,15 +74,21 @@ export interface TrainingOutcome {
 export class Trainer implements Disposable {
   readonly optimizer: SGD;
   readonly #options: TrainerOptions;
-  readonly #store: CheckpointStore | null;
+  readonly #checkpointing: Checkpointing | null;
+  /** What is being written, until it has been seen what became of it. */
+  #pending: { saved: Promise<SavedCheckpoint>; iteration: number } | null = null;
   #state: TrainingState;
   #lastCheckpoint: string | null = null;
+  /** The iteration of the state that is on the disk. */
+  #savedIteration = 0;
 
   constructor(options: TrainerOptions) {
     this.#options = options;
     if (options.tuneMs !== undefined) autotune(options.model.device, { ms: options.tuneMs });
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
-    this.#store = options.checkpointFolder ? new CheckpointStore(options.checkpointFolder) : null;
+    const { checkpointFolder, keep } = options;
+    const store = checkpointFolder === undefined ? null : new CheckpointStore(checkpointFolder, keep);
+    this.#checkpointing = store && new Checkpointing(options.model, this.optimizer, store);
     this.#state = { iteration: 0, loader: options.loader.state(), history: [] };
   }
 
@@ -94,6 +103,7 @@ export class Trainer implements Disposable {
     restoreAlgorithms(model, checkpoint);
     this.#state = await restoreTraining(checkpoint, model, this.optimizer, loader);
     this.#lastCheckpoint = checkpoint.path;
+    this.#savedIteration = this.#state.iteration;
   }
 
   /**
@@ -110,16 +120,21 @@ export class Trainer implements Disposable {
       this.#state.iteration,
     );
     let evaluation: TrainingOutcome["evaluation"] = null;
-    const due = (every: number | undefined) =>
-      this.#state.iteration === iterations || (every !== undefined && this.#state.iteration % every === 0);
-    while (this.#state.iteration < iterations && !signal?.aborted) {
-      await this.#step(step);
-      if (evaluator && due(evaluateEvery)) evaluation = await this.#evaluate(step, evaluator);
-      if (due(checkpointEvery)) await this.#save(step);
+    const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
+    try {
+      while (this.#state.iteration < iterations && !signal?.aborted) {
+        await this.#step(step);
+        const last = this.#state.iteration === iterations;
+        if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
+        if (!last && due(checkpointEvery)) await this.#save();
+      }
+      await this.#drain(step);
+      await this.#save();
+      await this.#seeCheckpoint(true);
+    } finally {
+      await this.#checkpointing?.settled();
     }
-    await this.#drain(step);
     const interrupted = this.#state.iteration < iterations;
-    if (interrupted) await this.#save(step);
     return { iteration: this.#state.iteration, interrupted, evaluation, checkpoint: this.#lastCheckpoint };
   }
 
@@ -136,12 +151,13 @@ export class Trainer implements Disposable {
     this.#state.iteration = step.iteration;
     this.#state.loader = loader.stateAfter(batch);
     observer?.onStep?.(step.iteration - 1, batch.n, waitSeconds);
-    if (finished) this.#report(finished);
+    if (finished) await this.#report(finished);
   }
 
-  #report(result: StepResult): void {
+  async #report(result: StepResult): Promise<void> {
     this.#options.observer?.onResult?.(result);
     if (!result.failed) return;
+    await this.#seeCheckpoint(false); // so that the last one can be named
     const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value}`);
     const finite = Object.values(result.losses).every(Number.isFinite);
     if (result.gradNorm !== undefined) losses.push(`norm of the gradients ${result.gradNorm}`);
@@ -157,7 +173,7 @@ export class Trainer implements Disposable {
   }
 
   async #drain(step: TrainStep): Promise<void> {
-    for (const result of await step.drain()) this.#report(result);
+    for (const result of await step.drain()) await this.#report(result);
   }
 
   async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<NonNullable<TrainingOutcome["evaluation"]>> {
@@ -181,17 +197,45 @@ export class Trainer implements Disposable {
     return evaluation;
   }
 
-  async #save(step: TrainStep): Promise<void> {
-    if (!this.#store) return;
-    await this.#drain(step);
-    const { model, config, observer } = this.#options;
+  /** Starts writing the state as it is after the steps enqueued so far. */
+  async #save(): Promise<void> {
+    if (!this.#checkpointing) return;
+    await this.#seeCheckpoint(false);
+    if (this.#state.iteration === this.#savedIteration) return;
+    const { model, config } = this.#options;
     const metadata = checkpointMetadata(model, this.#state, config ?? {});
-    const { path } = await this.#store.save(metadata, checkpointTensors(model, this.optimizer));
-    this.#lastCheckpoint = path;
-    observer?.onCheckpoint?.(path, this.#state.iteration);
+    const { saved } = await this.#checkpointing.save(metadata);
+    this.#pending = { saved, iteration: metadata.iteration };
+    saved.then(
+      () => this.#seeCheckpoint(false),
+      () => {}, // said when the next one is due
+    );
   }
 
+  /** Notes what became of the checkpoint under way, once it is written. `last`: there will be no further try. */
+  async #seeCheckpoint(last: boolean): Promise<void> {
+    const pending = this.#pending;
+    if (!pending) return;
+    const { observer } = this.#options;
+    try {
+      const { path, iteration } = await pending.saved;
+      if (this.#pending !== pending) return; // somebody else has seen it
+      this.#pending = null;
+      if (path === null) return;
+      this.#lastCheckpoint = path;
+      this.#savedIteration = iteration;
+      observer?.onCheckpoint?.(path, iteration);
+    } catch (error) {
+      if (this.#pending !== pending) return;
+      this.#pending = null;
+      if (last || !observer?.onCheckpointError) throw error;
+      observer.onCheckpointError(error as Error, pending.iteration);
+    }
+  }
+
+  /** After train() has ended. */
   dispose(): void {
+    this.#checkpointing?.dispose();
     this.optimizer.dispose();
   }
 

@@ -1,13 +1,6 @@
 import packageJson from "../../package.json";
 import type { DataLoader, DetectionBatch, LoaderState } from "../data";
-import type {
-  BestMetric,
-  Checkpoint,
-  CheckpointMetadata,
-  CheckpointTensorData,
-  MetricsRecord,
-  StoredDType,
-} from "../formats";
+import type { BestMetric, Checkpoint, CheckpointMetadata, MetricsRecord } from "../formats";
 import { convPicks, restoreConvPicks } from "../graph";
 import type { DetectionModel } from "../models";
 import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
@@ -24,20 +17,13 @@ export interface TrainingState {
 }
 
 /** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter. */
-function* namedTensors(model: DetectionModel, optimizer: SGD): Generator<[string, Tensor]> {
+export function* namedTensors(model: DetectionModel, optimizer: SGD): Generator<[string, Tensor]> {
   for (const [name, tensor] of model.stateDict()) yield [`model.${name}`, tensor];
   for (const [name, tensor] of optimizer.momenta) yield [`momentum.${name}`, tensor];
   yield ["optimizer.step", optimizer.step];
 }
 
-/** Tensors one at a time from the device, so that a checkpoint is never whole in memory. */
-export async function* checkpointTensors(model: DetectionModel, optimizer: SGD): AsyncGenerator<CheckpointTensorData> {
-  for (const [name, tensor] of namedTensors(model, optimizer)) {
-    const dtype = tensor.dtype as StoredDType; // parameters and counters: none is of 8 bits
-    yield { name, dtype, shape: tensor.shape, data: await tensor.readBytesAsync() };
-  }
-}
-
+/** What a checkpoint says of a training besides the tensors; as it is now, whatever becomes of `state`. */
 export function checkpointMetadata(model: DetectionModel, state: TrainingState, config: unknown): CheckpointMetadata {
   const { iteration, loader, history, best } = state;
   const { device } = model;
@@ -55,7 +41,7 @@ export function checkpointMetadata(model: DetectionModel, state: TrainingState, 
     random: [{ name: "loader", seed: loader.seed, counter: loader.epoch }],
     loader: { epoch: loader.epoch, position: loader.position * loader.batchSize, seed: loader.seed },
     schedule: { name: "table", step: iteration, values: {} },
-    history,
+    history: [...history],
     best,
     convPicks: convPicks(device).map((line) => {
       const split = line.indexOf("=");

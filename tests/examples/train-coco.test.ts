@@ -93,8 +93,11 @@ test("a run ends with its results, the run folder and the next command, and the 
   expect(configNow()).toMatchObject({ clipNorm: null, recompute: true });
 });
 
-test("SIGINT saves a checkpoint and exits with 130", async () => {
-  const child = start("--data", folder, ...small, "--iterations", "100000", "--out", join(folder, "interrupted"));
+test.each([
+  ["SIGINT", 130],
+  ["SIGTERM", 143],
+] as const)("%s saves a checkpoint and exits with %d", async (signal, code) => {
+  const child = start("--data", folder, ...small, "--iterations", "100000", "--out", join(folder, signal));
   const reader = child.stdout.getReader();
   const decoder = new TextDecoder();
   let stdout = "";
@@ -104,15 +107,15 @@ test("SIGINT saves a checkpoint and exits with 130", async () => {
     if (done || stdout.includes("training;")) break;
   }
   await Bun.sleep(300);
-  child.kill("SIGINT");
+  child.kill(signal);
   for (;;) {
     const { done, value } = await reader.read();
     stdout += decoder.decode(value, { stream: true });
     if (done) break;
   }
-  expect(await child.exited).toBe(130);
+  expect(await child.exited).toBe(code);
   expect(stdout).toContain("continue with:");
-  const interrupted = join(folder, "interrupted", `${folder.split("/").pop()}-1`);
+  const interrupted = join(folder, signal, `${folder.split("/").pop()}-1`);
   expect(JSON.parse(readFileSync(join(interrupted, "config.json"), "utf8")).clipNorm).toBeNull();
   await using checkpoint = (await new CheckpointStore(join(interrupted, "checkpoints")).latest())!.checkpoint;
   expect(checkpoint.metadata.iteration).toBeGreaterThan(0);

@@ -51,6 +51,13 @@ describe("CheckpointStore", () => {
     await found?.checkpoint.close();
   });
 
+  test("keeps those of iterations that a number divides", async () => {
+    const store = new CheckpointStore(fresh("every"), { keepLast: 1, keepEvery: 20 });
+    for (const iteration of [10, 20, 30, 40, 50]) await store.save(smallMetadata(iteration), []);
+    expect(await iterations(store)).toEqual([20, 40, 50]);
+    expect(() => new CheckpointStore(store.folder, { keepEvery: 0.5 })).toThrow("keepEvery must be a whole number");
+  });
+
   test("saving an iteration again replaces it", async () => {
     const store = new CheckpointStore(fresh("again"));
     await store.save(smallMetadata(5), []);

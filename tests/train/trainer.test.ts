@@ -1,5 +1,6 @@
 /** Training as a whole: resuming exactly, stopping on a loss that is not finite, stopping on a signal. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { unlinkSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import {
@@ -147,6 +148,36 @@ test("training learns: the losses fall and an evaluation reports COCO's figures"
   const mean = (part: number[]) => part.reduce((sum, loss) => sum + loss, 0) / part.length;
   expect(mean(losses.slice(-8))).toBeLessThan(0.7 * mean(losses.slice(0, 8)));
   expect(outcome.evaluation?.result.stats.AP50).toBeGreaterThanOrEqual(0);
+});
+
+test("a checkpoint that cannot be written is told of; training goes on and tries again, or ends where nobody listens", async () => {
+  const checkpoints = join(folder, "blocked");
+  const block = () => writeFileSync(checkpoints, "a file where the folder belongs");
+  block();
+  const errors: [number, string][] = [];
+  const saved: number[] = [];
+  const { outcome } = await run({
+    iterations: 7,
+    checkpoints,
+    checkpointEvery: 2,
+    observer: {
+      onCheckpointError: ({ message }, iteration) => {
+        errors.push([iteration, message]);
+        if (errors.length === 2) unlinkSync(checkpoints);
+      },
+      onCheckpoint: (_, iteration) => void saved.push(iteration),
+    },
+  });
+  expect(errors.map(([iteration]) => iteration)).toEqual([2, 4]);
+  expect(errors[0]![1]).toContain(checkpoints);
+  expect(saved).toEqual([6, 7]);
+  expect(outcome.checkpoint).toBe(join(checkpoints, "checkpoint-00000007.dlck"));
+  await rm(checkpoints, { recursive: true });
+  block();
+  const unheard = await run({ iterations: 7, checkpoints, checkpointEvery: 2 }).catch((e: unknown) => e);
+  expect(String(unheard)).toContain(checkpoints);
+  const last = { iterations: 3, checkpoints, observer: { onCheckpointError: () => {} } };
+  expect(String(await run(last).catch((e: unknown) => e))).toContain(checkpoints);
 });
 
 test("a loss that is not finite stops the run by name and keeps the last good checkpoint", async () => {

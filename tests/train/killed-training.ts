@@ -1,0 +1,67 @@
+/**
+ * A training that may be killed at any time and goes on from its last checkpoint: DATASET RUN ITERATIONS. Prints a line for each
+ * step, so that whoever kills it knows that it trains.
+ */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import {
+  CocoDataLoader,
+  DeviceBatchDecoder,
+  DeviceImageCodec,
+  HorizontalFlip,
+  loadDataset,
+  Normalize,
+  Resize,
+} from "../../lib/data";
+import { CheckpointStore, makeFolder } from "../../lib/formats";
+import { CompactDetector } from "../../lib/models";
+import { RunFolder } from "../../lib/monitor";
+import { Evaluator, multiStep, Trainer, warmup } from "../../lib/train";
+import { testDevice } from "../support/device";
+
+const [folder = "", path = "", iterations = ""] = process.argv.slice(2);
+const device = testDevice({ deterministic: true });
+using dataset = await loadDataset(folder, {
+  codec: new DeviceImageCodec(device),
+  store: ":memory:",
+  progress: () => {},
+});
+using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+model.to(device, { seed: 5 });
+const preprocessing = [new HorizontalFlip(), new Resize(), new Normalize()];
+const shape = { batchSize: 2, height: 64, width: 64, preprocessing };
+using decoder = new DeviceBatchDecoder(device, shape);
+using evalDecoder = new DeviceBatchDecoder(device, shape);
+const { store, source } = dataset;
+const common = { store, source, batchSize: 2, size: [64, 64] as const };
+await using loader = new CocoDataLoader({ ...common, decoder, split: "train2017", seed: 3, preprocessing });
+const plain = [new Resize(), new Normalize()];
+const options = { ...common, decoder: evalDecoder, split: "val2017", shuffle: false, preprocessing: plain };
+await using evalLoader = new CocoDataLoader(options);
+using evaluator = new Evaluator({ model, store, split: "val2017", loader: evalLoader, decoder: evalDecoder });
+
+const checkpointFolder = join(path, "checkpoints");
+if (!existsSync(path)) await makeFolder(path);
+const latest = await new CheckpointStore(checkpointFolder).latest();
+for (const error of latest?.damaged ?? []) console.log(`damaged: ${error.message}`);
+const run = RunFolder.open(path, { from: latest?.checkpoint.metadata.iteration ?? 0 });
+using trainer = new Trainer({
+  ...{ model, loader, decoder, evaluator, checkpointFolder },
+  optimizer: { schedule: warmup(multiStep(0.01, [30]), 10), clipNorm: 10 },
+  iterations: Number(iterations),
+  evaluateEvery: 20,
+  checkpointEvery: 2,
+  observer: {
+    onStep: (iteration) => console.log(`step ${iteration}`),
+    onResult: ({ iteration, losses, rate, gradNorm }) =>
+      run.appendMetrics({ kind: "train", iteration, ...losses, rate, gradNorm }),
+    onEvaluation: (iteration, { stats }) => run.appendMetrics({ kind: "evaluation", iteration, ...stats }),
+  },
+});
+if (latest) {
+  await trainer.resume(latest.checkpoint);
+  await latest.checkpoint.close();
+}
+const outcome = await trainer.train();
+run.close();
+console.log(`done ${outcome.iteration}`);
