@@ -102,6 +102,7 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --export-weights FILE
                       at the end, the weights in torchvision's names, as safetensors
   --size N or HxW     network input in pixels, multiples of 32; default 192 for the demo, else 640 (CPU, SSDLite: 320)
+  --multi-scale N     train each batch at one of up to five sizes, from N (the smaller side) to --size, multiples of 32
   --precision P       f32, bf16 or f16 activations; default f32 on the CPU, bf16 on CUDA where the card has it
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --seed N            of the weights, the order and the augmentation; default 0
@@ -145,6 +146,7 @@ const options = {
   "box-loss": { type: "string" },
   "export-weights": { type: "string" },
   size: { type: "string" },
+  "multi-scale": { type: "string" },
   precision: { type: "string" },
   backend: { type: "string" },
   seed: { type: "string" },
@@ -185,6 +187,8 @@ interface Config {
   iterations: number;
   batch: number;
   size: [height: number, width: number];
+  /** The smaller side of the smallest network input, where training takes several sizes. */
+  multiScale?: number;
   precision: "f32" | "bf16" | "f16";
   backend: string;
   seed: number;
@@ -315,6 +319,7 @@ async function main(): Promise<number> {
     batch: args.batch === undefined ? undefined : integer("batch", args.batch, 1),
     iterations: args.iterations === undefined ? undefined : integer("iterations", args.iterations, 1),
     size: args.size === undefined ? undefined : parseSize(args.size),
+    multiScale: args["multi-scale"] === undefined ? undefined : integer("multi-scale", args["multi-scale"], 32),
     precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
     lr: args.lr === undefined ? undefined : positive("lr", args.lr),
     clipNorm: args["clip-norm"] === undefined ? undefined : parseClipNorm(args["clip-norm"]),
@@ -380,6 +385,7 @@ async function main(): Promise<number> {
     iterations: given.iterations ?? earlier?.iterations ?? (isDemo ? 1500 : passes),
     batch,
     size,
+    multiScale: given.multiScale ?? earlier?.multiScale,
     precision,
     backend: device.backend,
     seed,
@@ -424,7 +430,7 @@ async function main(): Promise<number> {
   const common = { store, source, batchSize: batch, size, seed, failures, maxFailureShare, onFailure };
   await using loader = new CocoDataLoader({
     ...{ ...common, split: config.trainSplit, decoder, preprocessing: training },
-    ...{ epochs, closeLast },
+    ...{ epochs, closeLast, sizes: sizesOf(config) },
     ...samplingOf(config),
   });
   await using evalLoader = new CocoDataLoader({
@@ -549,6 +555,20 @@ function trainingOperations({ augment, flip, scaleJitter }: Config, evaluation: 
   // `--flip` says how images are mirrored, whatever the preset does.
   const operations = augmentationPreset(preset, { resize, normalize }).filter((op) => !(op instanceof HorizontalFlip));
   return [...operations, ...flips];
+}
+
+/** The sizes of network inputs that training takes turns with: up to five, evenly spread; undefined: one. */
+function sizesOf({ size, multiScale }: Config): [number, number][] | undefined {
+  if (multiScale === undefined) return undefined;
+  const [height, width] = size;
+  const least = multiScale / Math.min(height, width);
+  if (least > 1) usage(`--multi-scale: expected at most ${Math.min(height, width)}, the smaller side of --size`);
+  const whole = (side: number) => Math.max(32, 32 * Math.round(side / 32));
+  const sizes = [0, 1, 2, 3, 4].map((i): [number, number] => {
+    const scale = 1 - (i / 4) * (1 - least);
+    return [Math.min(height, whole(height * scale)), Math.min(width, whole(width * scale))];
+  });
+  return sizes.filter(([h, w], i) => sizes.findIndex(([a, b]) => a === h && b === w) === i);
 }
 
 /** The loader's options for what `--sampler` and `--group-by-aspect` ask for. */

@@ -3,7 +3,7 @@ import { check, ErrorCode } from "../native/error";
 import type { ImageRecord } from "./annotation-store";
 import type { Augmentation, ImageSet } from "./augmentation";
 import { AugmentOp } from "./augmentations";
-import type { BatchDecoder, CompositionDecoder, EncodedImage } from "./codec";
+import type { BatchDecoder, CompositionDecoder, EncodedImage, InputSize } from "./codec";
 import type { Composition, SourceImage } from "./composition";
 import {
   dropSmallBoxes,
@@ -62,14 +62,13 @@ export interface BatchPlan {
 export interface BatchPlanner {
   /** Boxes that an input may have, where an image has `most` at most. */
   room(most: number): number;
-  plan(members: readonly BatchMember[], epoch: number): BatchPlan;
+  /** Plans a batch for inputs of a size. */
+  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan;
 }
 
 interface PlannerOptions {
   images: TargetImages;
   preprocessing: readonly PreprocessOp[];
-  /** Height and width of the network input. */
-  size: readonly [height: number, width: number];
   seed: number;
   /** Boxes that become narrower or lower than this are dropped. */
   minBoxSize: number;
@@ -91,13 +90,13 @@ export class PlanPlanner implements BatchPlanner {
     return most;
   }
 
-  plan(members: readonly BatchMember[], epoch: number): BatchPlan {
-    const plans = members.map((member) => this.#planOf(member, epoch));
+  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan {
+    const plans = members.map((member) => this.#planOf(member, epoch, size));
     const draw = async (slot: number, encoded: ReadonlyMap<number, EncodedImage>): Promise<DrawnBatch> => {
       const transforms = new Float32Array(plans.length * TRANSFORM_FLOATS);
       for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
       const images = members.map(({ place }) => encoded.get(place) ?? new Uint8Array(0));
-      const { failures } = await this.decoder.decode(slot, images, transforms);
+      const { failures } = await this.decoder.decode(slot, images, transforms, size);
       failures.sort((a, b) => a.index - b.index);
       const placeOf = (index: number) => (members[index] as BatchMember).place;
       return {
@@ -109,8 +108,8 @@ export class PlanPlanner implements BatchPlanner {
     return { inputs, sources: [...new Set(members.map(({ place }) => place))], draw };
   }
 
-  #planOf({ place, repeat }: BatchMember, epoch: number): ImagePlan {
-    const { images, preprocessing, size, seed, minBoxSize } = this.options;
+  #planOf({ place, repeat }: BatchMember, epoch: number, size: InputSize): ImagePlan {
+    const { images, preprocessing, seed, minBoxSize } = this.options;
     const { width, height, sourceId, fileName } = images.records[place] as ImageRecord;
     const { boxes, labels } = boxesOf(images, place);
     let plan = startPlan(width as number, height as number, size[1], size[0], boxes, labels);
@@ -149,8 +148,8 @@ export class CompositionPlanner implements BatchPlanner {
     return this.augmentation.operations.reduce(room, most);
   }
 
-  plan(members: readonly BatchMember[], epoch: number): BatchPlan {
-    const { images, size, minBoxSize } = this.options;
+  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan {
+    const { images, minBoxSize } = this.options;
     const compositions = members.map(({ place, repeat }) => {
       const composition = this.augmentation.compose(this.#set, place, epoch, size, repeat);
       checkCanvas((images.records[place] as ImageRecord).fileName, composition.width, composition.height, size);
@@ -193,7 +192,7 @@ function sourceImage(images: TargetImages, place: number): SourceImage {
   return { id: sourceId, width: width as number, height: height as number, ...boxesOf(images, place) };
 }
 
-function checkCanvas(fileName: string, width: number, height: number, size: readonly [number, number]): void {
+function checkCanvas(fileName: string, width: number, height: number, size: InputSize): void {
   check(
     width === size[1] && height === size[0],
     "CocoDataLoader",

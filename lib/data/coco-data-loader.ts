@@ -1,6 +1,6 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, ImageRecord } from "./annotation-store";
-import { Augmentation } from "./augmentation";
+import { Augmentation, multiScaleSize } from "./augmentation";
 import {
   type BatchMember,
   type BatchPlanner,
@@ -13,7 +13,7 @@ import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
 import { BatchSlots } from "./batch-slots";
-import type { BatchDecoder, CompositionDecoder, EncodedImage } from "./codec";
+import type { BatchDecoder, CompositionDecoder, EncodedImage, InputSize } from "./codec";
 import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
 import type { InputMapping } from "./image-plan";
@@ -58,6 +58,8 @@ export interface DetectionBatch extends Disposable {
   readonly epoch: number;
   /** Place of the batch in its epoch. */
   readonly index: number;
+  /** Height and width of its network inputs. */
+  readonly size: InputSize;
   /** Gives the slot and the arrays back; call it once nothing reads them any more. */
   release(): void;
 }
@@ -79,7 +81,12 @@ export interface CocoDataLoaderOptions {
   /** Images in a batch, of this rank. */
   batchSize: number;
   /** Height and width of the network input. */
-  size: readonly [height: number, width: number];
+  size: InputSize;
+  /**
+   * Multi-scale training: each batch has one of these sizes, drawn by (seed, epoch, batch), the same on all ranks; none of more
+   * pixels than `size`. Default: all have `size`.
+   */
+  sizes?: readonly InputSize[];
   /** Default: letterbox, then ImageNet's mean and standard deviation. The decoder must normalise as it says. */
   preprocessing?: readonly PreprocessOp[];
   /** In the last `closeLast` (default 0) of so many epochs, operations that compose several images are left out. */
@@ -154,6 +161,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #readsFiles: boolean;
   readonly #schedule: BatchSchedule;
   readonly #planner: BatchPlanner;
+  readonly #sizes: readonly InputSize[];
+  readonly #seed: number;
   readonly #stopAtFailure: boolean;
   readonly #maxFailureShare: number;
   readonly #onFailure: (failure: ImageFailure) => void;
@@ -221,7 +230,17 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       );
     }
     const { targets, most } = collectTargets(store, split, this.images);
-    this.#planner = plannerOf(options, targets, this.preprocessing, { size, seed, minBoxSize });
+    this.#planner = plannerOf(options, targets, this.preprocessing, { seed, minBoxSize });
+    this.#seed = seed;
+    this.#sizes = options.sizes ?? [size];
+    for (const [h, w] of this.#sizes) {
+      check(
+        Number.isSafeInteger(h) && Number.isSafeInteger(w) && h > 0 && w > 0 && h * w <= size[0] * size[1],
+        "CocoDataLoader",
+        () => `sizes: expected sizes of no more pixels than ${size[0]}x${size[1]}, got ${h}x${w}`,
+      );
+    }
+    check(this.#sizes.length > 0, "CocoDataLoader", () => "sizes: expected one at least");
     const room = this.#planner.room(most);
     this.maxBoxes = options.maxBoxes ?? Math.max(1, room);
     check(
@@ -295,7 +314,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return this.#slots.prepare(async (granted) => {
       const { members: places, repeats } = this.#schedule.batch({ epoch, index });
       const members = Array.from(places, (place, i): BatchMember => ({ place, repeat: repeats[i] as number }));
-      const plan = this.#planner.plan(members, epoch);
+      const size = multiScaleSize(this.#sizes, { seed: this.#seed, epoch, batch: index });
+      const plan = this.#planner.plan(members, epoch, size);
       const unreadable = new Map<number, string>();
       const encoded = new Map<number, EncodedImage>();
       const read = async (place: number): Promise<void> => {
@@ -323,7 +343,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       const arrays = this.#slots.fill(slot, plan.inputs, (i) => blank.includes(i));
       const images = members.map((member, i) => this.#describe(member, plan.inputs[i]?.toInput ?? null));
       return {
-        batch: this.#slots.batch({ slot, n: members.length, images, ...arrays, epoch, index }),
+        batch: this.#slots.batch({ slot, n: members.length, images, ...arrays, epoch, index, size }),
         failed: failures.map(({ place, message }) => [place, unreadable.get(place) ?? message]),
         blank: blank.length,
       };
@@ -413,7 +433,7 @@ function plannerOf(
   { decoder, epochs, closeLast }: CocoDataLoaderOptions,
   images: TargetImages,
   operations: readonly PreprocessOp[],
-  options: { size: readonly [number, number]; seed: number; minBoxSize: number },
+  options: { seed: number; minBoxSize: number },
 ): BatchPlanner {
   if (!("compose" in decoder)) {
     const composing = operations.filter((op) => needCompositions([op])).map(({ name }) => name);

@@ -25,6 +25,9 @@ export interface ImageCodec {
   info(bytes: Uint8Array): ImageInfo;
 }
 
+/** Height and width of network inputs, in pixels. */
+export type InputSize = readonly [height: number, width: number];
+
 /** The bytes of an image file, or the path of the file. */
 export type EncodedImage = Uint8Array | string;
 
@@ -53,9 +56,15 @@ export interface BatchDecoder {
    * Starts decoding n <= batchSize images into slot `slot`; resolves when all are written. `transforms` is (n, 12) as for
    * dlfs_preprocess (see writeTransform). Image i of which reading or decoding fails, one of 0 bytes among them, is the fill
    * colour and is named in `failures`. The arrays are not used after the call has returned its promise. Several slots may be
-   * decoded at a time, but each by one call. Places n and up of the slot keep what they held.
+   * decoded at a time, but each by one call. Places n and up of the slot keep what they held. `size`, of no more pixels than the
+   * slots', is that of the inputs, default: the slots'.
    */
-  decode(slot: number, images: EncodedImage[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }>;
+  decode(
+    slot: number,
+    images: EncodedImage[],
+    transforms: Float32Array,
+    size?: InputSize,
+  ): Promise<{ failures: DecodeFailure[] }>;
 }
 
 /** An image that could not be decoded, by SourceImage.id. */
@@ -83,7 +92,8 @@ export interface CompositionDecoder {
 
   /**
    * Draws n <= batchSize compositions into a slot; resolves when they are written. `encoded` has each image that they draw on,
-   * by SourceImage.id. Several slots may be drawn at a time; places n and up of the slot keep what they held.
+   * by SourceImage.id. Several slots may be drawn at a time; places n and up of the slot keep what they held. All are for inputs
+   * of one size, of no more pixels than the slots'.
    */
   compose(
     slot: number,

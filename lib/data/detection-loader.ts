@@ -1,5 +1,6 @@
 import type { Tensor } from "../tensor";
 import type { DetectionBatch } from "./coco-data-loader";
+import type { InputSize } from "./codec";
 import type { DataLoader, LoaderState } from "./data-loader";
 
 /** Batches for training a detector, from images (CocoDataLoader) or from record files (RecordLoader). */
@@ -18,6 +19,6 @@ export interface BatchImages {
   readonly batchSize: number;
   readonly height: number;
   readonly width: number;
-  /** The images of a slot: (batchSize, height, width, 3), normalised. */
-  images(slot: number): Tensor;
+  /** The images of a slot: (batchSize, height, width, 3), normalised. `size`: that of its batch, where batches differ in it. */
+  images(slot: number, size?: InputSize): Tensor;
 }

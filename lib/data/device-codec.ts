@@ -1,6 +1,6 @@
 import { check, constants, ErrorCode } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
-import type { BatchDecoder, DecodeFailure, EncodedImage, ImageCodec, ImageFormat, ImageInfo } from "./codec";
+import type { BatchDecoder, DecodeFailure, EncodedImage, ImageCodec, ImageFormat, ImageInfo, InputSize } from "./codec";
 import { finishJob, ImageStaging } from "./encoded-images";
 import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
@@ -79,6 +79,19 @@ export interface DeviceBatchDecoderOptions {
   hardware?: number;
 }
 
+/** A batch's memory as one of images of another size, of which it has room for as many. */
+export function imagesOfSize(batch: Tensor, [height, width]: InputSize): Tensor {
+  const [n, h, w, channels] = batch.shape as unknown as [number, number, number, number];
+  if (h === height && w === width) return batch;
+  check(
+    Number.isSafeInteger(height) && Number.isSafeInteger(width) && height > 0 && width > 0 && height * width <= h * w,
+    "images",
+    () => `expected a size of at most ${h * w} pixels, as ${h}x${w}, got ${height}x${width}`,
+    ErrorCode.shape,
+  );
+  return Tensor.at(batch.device, batch.address, [n, height, width, channels], batch.dtype);
+}
+
 /** Decodes on native threads into a ring of batches in device memory; the event loop is never blocked. */
 export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly device: Device;
@@ -116,12 +129,17 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     made.move();
   }
 
-  /** The images of a slot: (batchSize, height, width, 3), normalised. */
-  images(slot: number): Tensor {
-    return this.#ring[slot] as Tensor;
+  /** The images of a slot: (batchSize, height, width, 3), normalised; of the slots' size or a smaller one. */
+  images(slot: number, size: InputSize = [this.height, this.width]): Tensor {
+    return imagesOfSize(this.#ring[slot] as Tensor, size);
   }
 
-  async decode(slot: number, images: EncodedImage[], transforms: Float32Array): Promise<{ failures: DecodeFailure[] }> {
+  async decode(
+    slot: number,
+    images: EncodedImage[],
+    transforms: Float32Array,
+    size: InputSize = [this.height, this.width],
+  ): Promise<{ failures: DecodeFailure[] }> {
     const n = images.length;
     check(n > 0 && n <= this.batchSize, "decode", () => `expected 1 to ${this.batchSize} images, got ${n}`);
     const expected = n * constants.TRANSFORM_FLOATS;
@@ -135,7 +153,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.device.native.decoderSubmit(
       this.handle,
       job.view,
-      this.images(slot).address,
+      this.images(slot, size).address,
       sources,
       lengths,
       paths,
@@ -143,8 +161,8 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
       this.#normalization,
       pathBytes,
       n,
-      this.height,
-      this.width,
+      size[0],
+      size[1],
       3,
       this.#dtype,
       this.#flags,

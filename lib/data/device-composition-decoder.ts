@@ -1,8 +1,9 @@
 import { check, DlfsError, ErrorCode } from "../native";
 import { type Device, type DType, NativeObject, outHandle, Stream, Tensor } from "../tensor";
-import type { CompositionDecoder, CompositionResult, EncodedImage } from "./codec";
+import type { CompositionDecoder, CompositionResult, EncodedImage, InputSize } from "./codec";
 import type { Composition, SourceImage, SourcePixels } from "./composition";
 import { drawCompositions } from "./device-augment";
+import { imagesOfSize } from "./device-codec";
 import { finishJob, ImageStaging } from "./encoded-images";
 import { SlotRing } from "./queues";
 import { normalizationOf, type PreprocessOp } from "./transforms";
@@ -80,9 +81,9 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
     made.move();
   }
 
-  /** The images of a slot: (batchSize, height, width, 3), normalised. */
-  images(slot: number): Tensor {
-    return this.#ring[slot] as Tensor;
+  /** The images of a slot: (batchSize, height, width, 3), normalised; of the slots' size or a smaller one. */
+  images(slot: number, size: InputSize = [this.height, this.width]): Tensor {
+    return imagesOfSize(this.#ring[slot] as Tensor, size);
   }
 
   /**
@@ -96,11 +97,12 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
     compositions: readonly Composition[],
     encoded: ReadonlyMap<number, EncodedImage>,
   ): Promise<CompositionResult> {
-    const batch = this.#ring[slot];
-    check(batch !== undefined, "compose", () => `there is no slot ${slot} among ${this.slots}`);
+    check(slot in this.#ring, "compose", () => `there is no slot ${slot} among ${this.slots}`);
+    const [first] = compositions;
+    const batch = this.images(slot, first && [first.outputHeight, first.outputWidth]);
     const place = await this.#free.acquire();
     try {
-      return await this.#compose(batch as Tensor, this.#sources[place] as Sources, compositions, encoded);
+      return await this.#compose(batch, this.#sources[place] as Sources, compositions, encoded);
     } finally {
       this.#free.release(place);
     }

@@ -226,6 +226,7 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
 
   #prepare({ epoch, index }: BatchPlace, signal: AbortSignal): Promise<Prepared> {
     return this.#slots.prepare(async (granted) => {
+      const size = [this.height, this.width] as const;
       const scheduled = this.#schedule.batch({ epoch, index });
       const members = Array.from(scheduled.members);
       const n = members.length;
@@ -240,7 +241,7 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
       const failed = new Set(failures.map(({ index: i }) => i));
       const arrays = this.#slots.fill(slot, plans, (i) => failed.has(i));
       const images = drawn.map(({ image }) => image);
-      return { batch: this.#slots.batch({ slot, n, images, ...arrays, epoch, index }), failures };
+      return { batch: this.#slots.batch({ slot, n, images, ...arrays, epoch, index, size }), failures };
     });
   }
 

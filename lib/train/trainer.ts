@@ -143,10 +143,12 @@ export class Trainer implements Disposable {
     const waited = loader.waitSeconds;
     const batch = await loader.getBatch();
     const waitSeconds = loader.waitSeconds - waited;
-    const { finished, copied } = await step.submit(decoder.images(batch.slot), batch).catch((error: unknown) => {
-      batch.release();
-      throw error;
-    });
+    const { finished, copied } = await step
+      .submit(decoder.images(batch.slot, batch.size), batch)
+      .catch((error: unknown) => {
+        batch.release();
+        throw error;
+      });
     copied.then(batch.release);
     this.#state.iteration = step.iteration;
     this.#state.loader = loader.stateAfter(batch);

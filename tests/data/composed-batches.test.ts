@@ -167,6 +167,46 @@ describe("composed batches", () => {
     }
   });
 
+  test.each([
+    ["image by image", DeviceBatchDecoder],
+    ["composed", DeviceCompositionDecoder],
+  ] as const)("of several sizes are those that a loader of each size makes: %s", async (_, Kind) => {
+    using dataset = await open();
+    const operations = [new HorizontalFlip(), new Resize(), new ScaleJitter(), new Normalize()];
+    const sizes = [
+      [64, 96],
+      [64, 64],
+      [32, 160],
+    ] as const;
+    const { store, source } = dataset;
+    const load = async (size: readonly [number, number], several?: typeof sizes) => {
+      const [height, width] = size;
+      using decoder = new Kind(device, { batchSize: 3, height, width, preprocessing: operations });
+      const common = { store, source, split: "train2017", batchSize: 3, size, seed: 4, preprocessing: operations };
+      await using loader = new CocoDataLoader({ ...common, decoder, sizes: several });
+      const found = [];
+      for (let i = 0; i < 8; i++) {
+        using batch = await loader.getBatch();
+        const images = decoder.images(batch.slot, batch.size);
+        expect(images.shape).toEqual([3, ...batch.size, 3]);
+        found.push({ size: batch.size, boxes: batch.boxes.slice(), pixels: images.readBytes() });
+      }
+      return found;
+    };
+    const mixed = await load(sizes[0], sizes);
+    expect(new Set(mixed.map(({ size }) => size.join())).size).toBe(3);
+    for (const size of sizes) {
+      const fixed = await load(size);
+      for (const [i, batch] of mixed.entries()) {
+        if (batch.size !== size) continue;
+        expect(batch.boxes).toEqual(fixed[i]!.boxes);
+        expect(Buffer.compare(batch.pixels, fixed[i]!.pixels)).toBe(0);
+      }
+    }
+    const error = await failure(() => load([32, 32], sizes));
+    expect(error.message).toContain("sizes: expected sizes of no more pixels than 32x32, got 64x96");
+  });
+
   test("need a decoder that draws them", async () => {
     using dataset = await open();
     const operations = [new Resize(), new MixUp(), new Normalize()];

@@ -41,7 +41,7 @@ interface RunOptions {
   evaluate?: boolean;
   signal?: AbortSignal;
   observer?: TrainerObserver;
-  sampling?: Pick<CocoDataLoaderOptions, "sampler" | "batchSampler" | "prefetch" | "concurrency">;
+  sampling?: Pick<CocoDataLoaderOptions, "sampler" | "batchSampler" | "prefetch" | "concurrency" | "sizes">;
 }
 
 interface RunResult {
@@ -135,6 +135,28 @@ test("a run that repeats and groups images resumes in the middle of a pass, with
   expect(String(other)).toContain(
     'CocoDataLoader.restore: sampler was {"name":"RepeatFactorSampler","threshold":1}, but this loader has none',
   );
+});
+
+test("a run on images of several sizes resumes with the bytes of an uninterrupted one", async () => {
+  const checkpoints = join(folder, "resume-sizes");
+  const sampling = {
+    sizes: [
+      [64, 64],
+      [64, 32],
+      [32, 64],
+    ] as const,
+  };
+  const whole = await run({ iterations: 12, sampling });
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 6 && stop.abort()) };
+  const first = await run({ iterations: 12, checkpoints, signal: stop.signal, observer, sampling });
+  const second = await run({ iterations: 12, resume: first.outcome.checkpoint as string, sampling });
+  const fixed = await run({ iterations: 12 });
+  const differs = [...whole.weights].some(([name, bytes]) => Buffer.compare(bytes, fixed.weights.get(name)!) !== 0);
+  expect(differs).toBe(true);
+  for (const [name, bytes] of whole.weights) {
+    expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
+  }
 });
 
 test("training learns: the losses fall and an evaluation reports COCO's figures", async () => {
