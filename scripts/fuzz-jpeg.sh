@@ -17,7 +17,8 @@ mkdir -p build/fuzz
 program="$root/build/fuzz/fuzz_jpeg"
 "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -fsanitize=address,undefined -fno-sanitize-recover=all \
   -fno-omit-frame-pointer -DDLFS_HAVE_LIBJPEG=1 -DDLFS_HEADER_HASH='"fuzz"' -Icsrc -Icsrc/include tests/fuzz/jpeg.cpp \
-  csrc/common/jpeg_header.cpp csrc/common/exif.cpp csrc/common/jpeg_turbo.cpp csrc/common/status.cpp -ljpeg -o "$program" ||
+  csrc/common/jpeg_header.cpp csrc/common/exif.cpp csrc/common/jpeg_turbo.cpp csrc/common/status.cpp \
+  csrc/cuda/jpeg_route.cpp -ljpeg -o "$program" ||
   die "fuzz-jpeg.sh: the fuzzer cannot be built; it needs a compiler with AddressSanitizer and libjpeg-turbo's headers"
 
 read -ra more <<<"${FUZZ_FILES:-}"

@@ -74,6 +74,9 @@ class DecodeJob {
 
   void fail(int32_t i, dlfs_status code, const char* message) noexcept;
 
+  // Whether an image has failed; its own thread may ask.
+  bool failed(int32_t i) const { return status_[static_cast<size_t>(i)] != DLFS_OK; }
+
   // Counts an image as finished, good or bad; its status must not be touched afterwards.
   void finish_image();
 

@@ -2,7 +2,8 @@
 // on a stream of its own and preprocesses it into its slot of the batch, or decodes it to where it is wanted as it is. Each
 // thread has two lanes (stream, codec, memory), so that the host's part of one image overlaps with the device's part of the
 // one before. An image counts as finished once its thread has waited for its lane, so that asking about a job is a look at a
-// counter and involves no CUDA call.
+// counter and involves no CUDA call. Where the device has JPEG engines and a share of the images is theirs, those are handed
+// over once they are read and checked (decoder_engine.hpp).
 #include <pthread.h>
 #include <sched.h>
 
@@ -11,7 +12,9 @@
 
 #include "common/arguments.hpp"
 #include "common/decode_job.hpp"
+#include "common/exif.hpp"
 #include "common/image_file.hpp"
+#include "cuda/decoder_engine.hpp"
 #include "cuda/image.hpp"
 #include "cuda/preprocess.hpp"
 
@@ -20,35 +23,28 @@ namespace {
 
 constexpr int max_threads = 256;
 constexpr int lanes_per_thread = 2;
-// Memory of a lane above these is given back after the image that needed it.
+// Pixel memory of a lane above this is given back after the image that needed it.
 constexpr int64_t kept_bytes = int64_t{64} << 20;
-constexpr int64_t kept_file_bytes = int64_t{16} << 20;
 // The first size of the pixel memory; beyond, it grows with some room, as growing waits for the device.
 constexpr int64_t first_bytes = int64_t{4} << 20;
-// The first size of the memory for files.
-constexpr int64_t first_file_bytes = int64_t{512} << 10;
-
-struct Job : DecodeJob {
-  std::shared_ptr<Context> context;
-};
 
 // A stream with what decoding on it needs, and the image that is in flight there.
 class Lane {
  public:
-  explicit Lane(Context& context) : context_(context), file_(context, first_file_bytes) {}
+  // crew: who works with the engines, or null.
+  Lane(Context& context, EngineCrew* crew) : context_(context), crew_(crew) {}
   ~Lane() {
     if (event_) cudaEventDestroy(event_);
   }
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
 
-  // Enqueues image i of a job; nothing may be in flight.
-  void start(std::shared_ptr<Job> job, int32_t i) noexcept {
-    job_ = std::move(job);
+  // Enqueues image i of a job, or hands it over; nothing may be in flight.
+  void start(const std::shared_ptr<Job>& job, int32_t i) noexcept {
+    job_ = job;
     image_ = i;
-    Job& j = *job_;
-    if (j.guarded(i, [&] { decode(j, i); }) || j.raw()) return;
-    j.guarded(i, [&] { fill(j, i); });
+    if (job->guarded(i, [&] { decode(job, i); }) || job->raw()) return;
+    job->guarded(i, [&] { fill(*job, i); });
   }
 
   // Waits for the image in flight, if any, and counts it as finished.
@@ -61,7 +57,7 @@ class Lane {
     if (passed) {
       if (codec_) codec_->trim();
       if (pixels_.bytes() > kept_bytes) pixels_ = DeviceBuffer();
-      if (file_.bytes() > kept_file_bytes) file_.reset();
+      if (file_ && file_->bytes() > kept_file_bytes) file_->reset();
     }
     const std::shared_ptr<Job> finished = std::move(job_);
     job_.reset();
@@ -78,18 +74,27 @@ class Lane {
     }
   }
 
-  void decode(const Job& job, int32_t i) {
+  void decode(const std::shared_ptr<Job>& shared, int32_t i) {
+    const Job& job = *shared;
     const uint8_t* bytes = job.image(i).bytes;
     int64_t length = job.image(i).length;
-    if (job.image(i).in_file()) {
+    const bool in_file = job.image(i).in_file();
+    if (in_file) {
       const ImageFile file(job.image(i).path);
       length = file.size();
-      uint8_t* const memory = file_.reserve(length);
+      if (!file_) file_ = crew_ ? crew_->spare() : std::make_unique<PinnedBuffer>(context_, first_file_bytes);
+      uint8_t* const memory = file_->reserve(length);
       file.read(memory);
       bytes = memory;
     }
     const ImageHeader header = check_image(bytes, length);
     if (job.raw()) job.require_size(i, header.width, header.height);
+    if (crew_ && header.format == ImageFormat::jpeg && header.orientation == orientation_upright &&
+        crew_->wants(route_jpeg(bytes, length, header.jpeg))) {
+      crew_->add({shared, i, header.jpeg, bytes, length, in_file ? std::move(file_) : nullptr});
+      job_.reset();
+      return;
+    }
     prepare();
     if (!codec_) codec_ = std::make_unique<ImageCodec>(context_);
     if (job.raw()) {
@@ -120,10 +125,11 @@ class Lane {
   }
 
   Context& context_;  // held by the decoder
+  EngineCrew* const crew_;
   std::unique_ptr<Stream> stream_;
   cudaEvent_t event_ = nullptr;
   std::unique_ptr<ImageCodec> codec_;
-  PinnedBuffer file_;
+  std::unique_ptr<PinnedBuffer> file_;
   DeviceBuffer pixels_;
   std::shared_ptr<Job> job_;
   int32_t image_ = 0;
@@ -131,10 +137,14 @@ class Lane {
 
 class Decoder {
  public:
-  Decoder(std::shared_ptr<Context> owner, int threads) : context(std::move(owner)) {
+  // hardware: the share of images, in per cent, that are the engines', where the device has any.
+  Decoder(std::shared_ptr<Context> owner, int threads, int32_t hardware) : context(std::move(owner)) {
     try {
+      if (hardware > 0 && jpeg_engines(*context).engines > 0) crew_ = std::make_unique<EngineCrew>(*context, hardware);
       for (int i = 0; i < threads; ++i) {
-        for (int lane = 0; lane < lanes_per_thread; ++lane) lanes_.push_back(std::make_unique<Lane>(*context));
+        for (int lane = 0; lane < lanes_per_thread; ++lane) {
+          lanes_.push_back(std::make_unique<Lane>(*context, crew_.get()));
+        }
       }
       for (int i = 0; i < threads; ++i) {
         threads_.emplace_back([this, i] { work(&lanes_[static_cast<size_t>(i) * lanes_per_thread]); });
@@ -158,6 +168,7 @@ class Decoder {
     for (std::thread& thread : threads_) {
       if (thread.joinable()) thread.join();
     }
+    if (crew_) crew_->stop();
   }
 
   const std::shared_ptr<Context> context;
@@ -171,13 +182,15 @@ class Decoder {
       int32_t i = 0;
       while (queue_.take(job, i)) {
         lanes[turn]->finish();
-        lanes[turn]->start(std::move(job), i);
+        lanes[turn]->start(job, i);
+        job.reset();
         turn = (turn + 1) % lanes_per_thread;
       }
       for (int k = 0; k < lanes_per_thread; ++k) lanes[(turn + k) % lanes_per_thread]->finish();
     } while (queue_.wait());
   }
 
+  std::unique_ptr<EngineCrew> crew_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   DecodeQueue<Job> queue_;
   std::vector<std::thread> threads_;
@@ -229,7 +242,7 @@ dlfs_status dlfs_decoder_create(dlfs_context ctx, dlfs_decoder* out, int32_t thr
     check_range(hardware, 0, 100, "hardware");
     // Huffman decoding is the threads' work; a quarter of the cores is left to the rest of the program.
     const int count = threads > 0 ? threads : std::clamp(available_cores() * 3 / 4, 1, 16);
-    *out = adopt(decoders(), context, std::make_shared<Decoder>(context.shared_from_this(), count));
+    *out = adopt(decoders(), context, std::make_shared<Decoder>(context.shared_from_this(), count, hardware));
   });
 }
 

@@ -4,15 +4,14 @@
 // the result does not depend on what else runs, and damage is found on the host, where it can be reported.
 #include "cuda/jpeg.hpp"
 
-#include <nvjpeg.h>
-
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <type_traits>
 
 #include "common/jpeg_turbo.hpp"
+#include "cuda/jpeg_engine.hpp"
 #include "cuda/jpeg_route.hpp"
+#include "cuda/nvjpeg.hpp"
 
 #ifdef DLFS_HAVE_LIBJPEG
 #include <cstdio>  // jpeglib.h needs FILE
@@ -21,13 +20,6 @@
 #endif
 
 namespace dlfs {
-namespace {
-
-// Memory for images of more pixels than this is given back after use.
-constexpr int64_t kept_pixels = int64_t{1} << 24;
-// Bytes behind the file that a decoder's look-ahead may touch; end markers, so that it stops there.
-constexpr size_t guard_bytes = 1024;
-constexpr int64_t megabyte = int64_t{1} << 20;
 
 const char* nvjpeg_text(int status) {
   switch (status) {
@@ -45,12 +37,7 @@ const char* nvjpeg_text(int status) {
   }
 }
 
-// What nvJPEG says about the file rather than about the machine.
-struct Refusal {
-  std::string text;
-};
-
-[[noreturn]] void throw_nvjpeg(nvjpegStatus_t status, const char* call) {
+void throw_nvjpeg(nvjpegStatus_t status, const char* call) {
   const cudaError_t cuda = cudaGetLastError();
   if (cuda_error_is_fatal(cuda)) throw_cuda(cuda, call);
   const dlfs_status code = status == NVJPEG_STATUS_ALLOCATOR_FAILURE ? DLFS_ERROR_MEMORY : DLFS_ERROR_NVJPEG;
@@ -58,13 +45,20 @@ struct Refusal {
                            cuda == cudaSuccess ? "" : ": ", cuda == cudaSuccess ? "" : cudaGetErrorString(cuda)));
 }
 
-#define NVJPEG_CHECK(call)                                                                        \
-  do {                                                                                            \
-    const nvjpegStatus_t nvjpeg_check_status_ = (call);                                           \
-    if (nvjpeg_check_status_ != NVJPEG_STATUS_SUCCESS) throw_nvjpeg(nvjpeg_check_status_, #call); \
-  } while (0)
+namespace {
 
-// The same for calls that look at the file: what can be its fault is a Refusal.
+// Memory for images of more pixels than this is given back after use.
+constexpr int64_t kept_pixels = int64_t{1} << 24;
+// Bytes behind the file that a decoder's look-ahead may touch; end markers, so that it stops there.
+constexpr size_t guard_bytes = 1024;
+constexpr int64_t megabyte = int64_t{1} << 20;
+
+// What nvJPEG says about the file rather than about the machine.
+struct Refusal {
+  std::string text;
+};
+
+// As NVJPEG_CHECK for calls that look at the file: what can be its fault is a Refusal.
 void check_file(nvjpegStatus_t status, const char* call) {
   switch (status) {
     case NVJPEG_STATUS_SUCCESS: return;
@@ -97,14 +91,6 @@ int nvjpeg_pinned_malloc(void*, void** out, size_t bytes, cudaStream_t) {
   return cudaHostAlloc(out, bytes, cudaHostAllocDefault);
 }
 int nvjpeg_pinned_free(void* context, void* p, size_t, cudaStream_t) { return release_memory(context, p, free_pinned); }
-
-// Objects of nvJPEG and how they end.
-template <class T, nvjpegStatus_t (*destroy)(T)>
-struct Destroy {
-  void operator()(std::remove_pointer_t<T>* object) const { destroy(object); }
-};
-template <class T, nvjpegStatus_t (*destroy)(T)>
-using Owned = std::unique_ptr<std::remove_pointer_t<T>, Destroy<T, destroy>>;
 
 }  // namespace
 
@@ -150,12 +136,12 @@ struct NvjpegDevice {
 
 struct NvjpegDecoder {
   nvjpegHandle_t handle;
-  Owned<nvjpegJpegDecoder_t, nvjpegDecoderDestroy> decoder;
-  Owned<nvjpegJpegState_t, nvjpegJpegStateDestroy> state;
-  Owned<nvjpegBufferPinned_t, nvjpegBufferPinnedDestroy> pinned;
-  Owned<nvjpegBufferDevice_t, nvjpegBufferDeviceDestroy> device;
-  Owned<nvjpegJpegStream_t, nvjpegJpegStreamDestroy> parsed;
-  Owned<nvjpegDecodeParams_t, nvjpegDecodeParamsDestroy> parameters;
+  OwnedNvjpeg<nvjpegJpegDecoder_t, nvjpegDecoderDestroy> decoder;
+  OwnedNvjpeg<nvjpegJpegState_t, nvjpegJpegStateDestroy> state;
+  OwnedNvjpeg<nvjpegBufferPinned_t, nvjpegBufferPinnedDestroy> pinned;
+  OwnedNvjpeg<nvjpegBufferDevice_t, nvjpegBufferDeviceDestroy> device;
+  OwnedNvjpeg<nvjpegJpegStream_t, nvjpegJpegStreamDestroy> parsed;
+  OwnedNvjpeg<nvjpegDecodeParams_t, nvjpegDecodeParamsDestroy> parameters;
   std::vector<uint8_t> file;  // with guard_bytes behind it
 
   explicit NvjpegDecoder(NvjpegDevice& library) : handle(library.handle) {
@@ -215,8 +201,8 @@ struct NvjpegDecoder {
 
 struct NvjpegEncoder {
   nvjpegHandle_t handle;
-  Owned<nvjpegEncoderState_t, nvjpegEncoderStateDestroy> state;
-  Owned<nvjpegEncoderParams_t, nvjpegEncoderParamsDestroy> parameters;
+  OwnedNvjpeg<nvjpegEncoderState_t, nvjpegEncoderStateDestroy> state;
+  OwnedNvjpeg<nvjpegEncoderParams_t, nvjpegEncoderParamsDestroy> parameters;
 
   NvjpegEncoder(NvjpegDevice& library, cudaStream_t stream) : handle(library.handle) {
     nvjpegEncoderState_t new_state = nullptr;
@@ -350,12 +336,13 @@ void JpegCodec::trim() {
 
 // ---- what the library says about itself ---------------------------------------------------------------------------
 
-bool images_support(Context&, std::string_view feature) {
+bool images_support(Context& context, std::string_view feature) {
+  if (feature == "jpeg.hardware") return jpeg_engines(context).engines > 0;
   if (feature == "jpeg.decode" || feature == "jpeg.encode") return true;
 #ifdef DLFS_HAVE_LIBJPEG
   if (feature == "jpeg.cmyk") return true;
 #endif
-  return false;  // "jpeg.hardware": the decoding engines are not used
+  return false;
 }
 
 std::string images_build_info() {

@@ -72,6 +72,69 @@ describe("a batch from files", () => {
   });
 });
 
+describe("a share for a GPU's JPEG engines", () => {
+  const [batchSize, slots, hardware] = [24, 3, 60];
+  const images = Array.from({ length: batchSize }, (_, i): EncodedImage => (i % 3 ? paths : bytes)[i % paths.length]!);
+  const transforms = transformsOf(images.map((_, i) => bytes[i % bytes.length]!));
+
+  test("changes nothing about which images fail, and what they are named with", async () => {
+    const baseline = bytes[0]!;
+    const cut = [0.3, 0.5, 0.8, 0.97].map((part) => baseline.slice(0, Math.floor(part * baseline.length)));
+    // With an end marker nothing but the length tells that something is missing: for libjpeg, and to keep it from engines.
+    const ended = cut.map((part) => Uint8Array.from([...part, 0xff, 0xd9]));
+    const bad = [...cut, ...ended];
+    const found: unknown[] = [];
+    for (const share of [0, 100]) {
+      const shape = { batchSize: 2 * bad.length, height, width, slots: 1, preprocessing };
+      using decoder = new DeviceBatchDecoder(device, { ...shape, hardware: share });
+      const all = bad.flatMap((image): EncodedImage[] => [image, paths[0]!]);
+      const { failures } = await decoder.decode(0, all, transformsOf(all.map(() => baseline)));
+      const sure = device.backend === "cpu" ? bad : cut;
+      const failed = sure.map((_, i) => ({
+        index: 2 * i,
+        code: ErrorCode.image,
+        message: expect.stringMatching(/JPEG/),
+      }));
+      expect(failures).toEqual(expect.arrayContaining(failed));
+      expect(failures.every(({ index }) => index % 2 === 0)).toBe(true);
+      found.push(failures);
+    }
+    expect(found[1]).toEqual(found[0]);
+  });
+
+  test("gives the same pixels in every batch, whatever else is decoded at the time", async () => {
+    const shape = { batchSize, height, width, slots, preprocessing, hardware };
+    using decoder = new DeviceBatchDecoder(device, { ...shape, threads: 4 });
+    const missing = join(recorded, "missing.jpg");
+    const batches = Array.from({ length: slots }, (_, slot) =>
+      images.map((image, i) => (i === slot ? missing : image)),
+    );
+    let first: Uint8Array[] | null = null;
+    for (let round = 0; round < 3; round++) {
+      const results = await Promise.all(batches.map((batch, slot) => decoder.decode(slot, batch, transforms)));
+      expect(results.map(({ failures }) => failures.map(({ index }) => index))).toEqual(
+        batches.map((_, slot) => [slot]),
+      );
+      const pixels = batches.map((_, slot) => decoder.images(slot).readBytes());
+      first ??= pixels;
+      for (const [slot, all] of pixels.entries()) expectSameBytes(all, first[slot]!, `round ${round}, slot ${slot}`);
+    }
+    const part = (slot: number, i: number) => {
+      const all = first![slot]!;
+      return all.subarray((all.length / batchSize) * i, (all.length / batchSize) * (i + 1));
+    };
+    // The same file, in memory or not, in another place and batch.
+    for (const i of [4, 8, 12, 16, 20]) expectSameBytes(part(1, i), part(0, 4), `place ${i}`);
+  });
+
+  test("lets a decoder be disposed while it works", () => {
+    const decoder = new DeviceBatchDecoder(device, { batchSize, height, width, slots, preprocessing, hardware });
+    const running = [0, 1, 2].map((slot) => decoder.decode(slot, images, transforms));
+    decoder.dispose();
+    return Promise.allSettled(running);
+  });
+});
+
 test("files that cannot be read or decoded are named with what is wrong; their neighbours are not affected", async () => {
   await inFolder(async (folder) => {
     const at = (name: string, content?: Uint8Array | string): string => {
@@ -282,13 +345,17 @@ describe("a loader of files", () => {
       source.reads = [];
       rmSync(pathOf("b.jpg") as string);
       using decoder = new DeviceBatchDecoder(device, shape);
-      await using loader = new CocoDataLoader({ ...data, ...options, source: cached, decoder });
-      using batch = await loader.getBatch();
-      expect([...batch.counts]).toEqual([1, 1, 1]);
-      expect(loader.failures).toEqual([]);
-      expect(source.reads).toEqual(["b.jpg"]);
-      const all = decoder.images(batch.slot).readBytes();
-      expectSameBytes(all.subarray(all.length / 3, (2 * all.length) / 3), all.subarray(0, all.length / 3), "b.jpg");
+      {
+        await using loader = new CocoDataLoader({ ...data, ...options, source: cached, decoder });
+        using batch = await loader.getBatch();
+        expect([...batch.counts]).toEqual([1, 1, 1]);
+        expect(loader.failures).toEqual([]);
+        // The loader is at further batches already.
+        expect([...new Set(source.reads)]).toEqual(["b.jpg"]);
+        const all = decoder.images(batch.slot).readBytes();
+        expectSameBytes(all.subarray(all.length / 3, (2 * all.length) / 3), all.subarray(0, all.length / 3), "b.jpg");
+      }
+      await cached.settled();
       const checked = new CachedDataSource(source, { folder: join(folder, "cache"), checkEachRead: true });
       expect(checked.pathOf("a.jpg")).toBeNull();
     });

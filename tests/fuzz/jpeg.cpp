@@ -1,5 +1,5 @@
 // Decodes mutated JPEGs with the decoder that both libraries have (csrc/common), built with AddressSanitizer and
-// UndefinedBehaviorSanitizer: each must give a whole picture or a DLFS_ERROR_IMAGE, in bounded time, and write nothing
+// UndefinedBehaviorSanitizer, after what looks at a file's segments on a GPU has seen them (csrc/cuda/jpeg_route.cpp): each must give a whole picture or a DLFS_ERROR_IMAGE, in bounded time, and write nothing
 // beside the picture. scripts/fuzz-jpeg.sh builds and runs this.
 //
 //   fuzz_jpeg SEED FIRST COUNT FILE...
@@ -17,6 +17,7 @@
 #include <sanitizer/asan_interface.h>
 
 #include "common/jpeg_turbo.hpp"
+#include "cuda/jpeg_route.hpp"
 
 namespace {
 
@@ -135,6 +136,8 @@ bool decode() {
   const auto length = static_cast<int64_t>(input.size());
   try {
     const dlfs::JpegHeader header = dlfs::check_jpeg(file.get(), length);
+    const dlfs::JpegRoute route = dlfs::route_jpeg(file.get(), length, header);
+    if ((route.engine && !route.nvjpeg) || route.lot < 0 || route.lot > 99) throw std::runtime_error("a route that is none");
     const size_t size = static_cast<size_t>(header.width) * static_cast<size_t>(header.height) * 3;
     Bytes memory(size + 2 * guard_size, guard_value);
     bool decoded = true;
