@@ -88,11 +88,13 @@ try {
   using store = new SQLiteAnnStore(output);
   await importCoco(store, input, { split: "train" });
   const seconds = (performance.now() - start) / 1000;
-  const cpu = process.cpuUsage(before);
+  const { user, system } = process.cpuUsage(before);
+  const cpu = (user + system) / 1e6;
   const peak = Number(/VmHWM:\s*(\d+)/.exec(readFileSync("/proc/self/status", "utf8"))?.[1]) / 1024;
   console.log(
-    `import: ${seconds.toFixed(1)} s (${((cpu.user + cpu.system) / 1e6).toFixed(1)} s of CPU), ` +
-      `${Math.round(boxes / seconds)} boxes/s, peak ${peak.toFixed(0)} MiB, ${(statSync(output).size / 1e9).toFixed(2)} GB`,
+    `import: ${seconds.toFixed(1)} s, ${Math.round(boxes / seconds)} boxes/s; ${cpu.toFixed(1)} s of CPU, ` +
+      `${Math.round(boxes / cpu)} boxes a second of CPU; ` +
+      `peak ${peak.toFixed(0)} MiB, ${(statSync(output).size / 1e9).toFixed(2)} GB`,
   );
   const any = (): number => Math.floor(random() * (images - 40)) + 1;
   time("boxes of 32 images in a row", 2000, () => {

@@ -15,7 +15,7 @@ import { showProgress } from "./progress";
  * of unknown images, images whose file another image has already. Boxes that reach outside are kept as they are for
  * evaluation (training clips them) and reported as clipped.
  *
- * A file is read in pieces: in memory there are some 60 bytes for each image and a fixed amount for the boxes, which are
+ * A file is read in pieces: in memory there are some 80 bytes for each image and a fixed amount for the boxes, which are
  * brought into the order of the images through a temporary file where they are many.
  */
 export async function importCoco(

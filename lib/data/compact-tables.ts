@@ -19,6 +19,9 @@ function mix(id: number): number {
 /** A set of integers >= 0: a bit each where they lie close together, as ids in files do, else 11 to 22 bytes. */
 export class IdSet {
   #pages: Map<number, Uint32Array> | null = new Map();
+  /** The page that was used last, and its number: ids mostly come in order. */
+  #page: Uint32Array = new Uint32Array(0);
+  #pageNumber = -1;
   #table = new Float64Array(0);
   #size = 0;
 
@@ -26,15 +29,20 @@ export class IdSet {
   add(id: number): boolean {
     if (this.#pages === null) return this.#insert(id);
     const number = Math.floor(id / PAGE_IDS);
-    let page = this.#pages.get(number);
-    if (!page) {
-      if (this.#pages.size === MAX_PAGES) {
-        this.#scatter(this.#pages);
-        return this.#insert(id);
+    if (number !== this.#pageNumber) {
+      let page = this.#pages.get(number);
+      if (!page) {
+        if (this.#pages.size === MAX_PAGES) {
+          this.#scatter(this.#pages);
+          return this.#insert(id);
+        }
+        page = new Uint32Array(PAGE_IDS / 32);
+        this.#pages.set(number, page);
       }
-      page = new Uint32Array(PAGE_IDS / 32);
-      this.#pages.set(number, page);
+      this.#page = page;
+      this.#pageNumber = number;
     }
+    const page = this.#page;
     const bit = id - number * PAGE_IDS;
     const word = page[bit >> 5] as number;
     if ((word >>> (bit & 31)) & 1) return false;
@@ -109,24 +117,25 @@ class RowTable {
   }
 }
 
-function grown<T extends Float64Array | Int32Array | Uint8Array>(array: T, length: number): T {
+function grown<T extends Float64Array | Uint8Array>(array: T, length: number): T {
   if (length <= array.length) return array;
   const larger = new (array.constructor as new (n: number) => T)(Math.max(length, 2 * array.length));
   larger.set(array as never);
   return larger;
 }
 
-/** Images in the order they were added: about 40 bytes each, and their names. */
+/** What an ImageTable has of each image, side by side because the rows of boxes come in any order. */
+const FACTS = 4;
+const [ID, PLACE, WIDTH, HEIGHT] = [0, 1, 2, 3];
+
+/** Images in the order they were added: about 60 bytes each, and their names. */
 export class ImageTable {
   length = 0;
-  #ids = new Float64Array(1024);
-  /** Width and height of each; 0: not known. */
-  #sizes = new Int32Array(2048);
+  /** Id, place among the usable ones (-1: left out), width and height (0: not known) of each. */
+  #facts = new Float64Array(1024 * FACTS);
   /** Where in #text the file name of each ends. */
   #ends = new Float64Array(1024);
   #text = new Uint8Array(1 << 15);
-  /** Place of each among the usable ones; -1: left out. */
-  #places = new Int32Array(1024);
   #usable = 0;
   readonly #byId = new RowTable();
   readonly #byKey = new RowTable();
@@ -144,17 +153,15 @@ export class ImageTable {
     const row = this.length++;
     const name = ENCODER.encode(image.fileName);
     const start = row === 0 ? 0 : (this.#ends[row - 1] as number);
-    this.#ids = grown(this.#ids, row + 1);
-    this.#sizes = grown(this.#sizes, 2 * row + 2);
+    this.#facts = grown(this.#facts, FACTS * (row + 1));
     this.#ends = grown(this.#ends, row + 1);
-    this.#places = grown(this.#places, row + 1);
     this.#text = grown(this.#text, start + name.length);
-    this.#ids[row] = image.sourceId;
-    this.#sizes[2 * row] = image.width ?? 0;
-    this.#sizes[2 * row + 1] = image.height ?? 0;
+    this.#facts[FACTS * row + ID] = image.sourceId;
+    this.#facts[FACTS * row + PLACE] = -1;
+    this.#facts[FACTS * row + WIDTH] = image.width ?? 0;
+    this.#facts[FACTS * row + HEIGHT] = image.height ?? 0;
     this.#text.set(name, start);
     this.#ends[row] = start + name.length;
-    this.#places[row] = -1;
     this.#byId.add(row, mix(image.sourceId));
     return row;
   }
@@ -162,9 +169,9 @@ export class ImageTable {
   /** The row of an id, or -1. */
   rowOf(id: number): number {
     // Mostly ids are numbered through, and the row follows from the first one.
-    const guess = id - (this.#ids[0] as number);
-    if (guess >= 0 && guess < this.length && this.#ids[guess] === id) return guess;
-    return this.#byId.find(mix(id), (row) => this.#ids[row] === id);
+    const guess = id - (this.#facts[ID] as number);
+    if (guess >= 0 && guess < this.length && this.#facts[FACTS * guess + ID] === id) return guess;
+    return this.#byId.find(mix(id), (row) => this.#facts[FACTS * row + ID] === id);
   }
 
   /** Marks an image as usable, unless another usable one has its key; the row of that one, or -1. */
@@ -174,25 +181,25 @@ export class ImageTable {
     const other = this.#byKey.find(hash, (candidate) => this.keyOf(this.fileName(candidate)) === key);
     if (other >= 0) return other;
     this.#byKey.add(row, hash);
-    this.#places[row] = this.#usable++;
+    this.#facts[FACTS * row + PLACE] = this.#usable++;
     return -1;
   }
 
   idOf(row: number): number {
-    return this.#ids[row] as number;
+    return this.#facts[FACTS * row + ID] as number;
   }
 
   /** The place among the usable images, or -1. */
   placeOf(row: number): number {
-    return this.#places[row] as number;
+    return this.#facts[FACTS * row + PLACE] as number;
   }
 
   widthOf(row: number): number | null {
-    return this.#sizes[2 * row] || null;
+    return this.#facts[FACTS * row + WIDTH] || null;
   }
 
   heightOf(row: number): number | null {
-    return this.#sizes[2 * row + 1] || null;
+    return this.#facts[FACTS * row + HEIGHT] || null;
   }
 
   fileName(row: number): string {

@@ -241,12 +241,13 @@ export class ImportContent implements Disposable {
     for (let bucket = 0; bucket < sorted.buckets; bucket++) {
       const rows = sorted.rows(bucket);
       const order = byPlace(rows, width, bucket * this.#perBucket);
-      for (const row of order) {
-        const at = row * width;
+      // By index: an iterator of an array within a generator takes a tenth of the time of storing.
+      for (let i = 0; i < order.length; i++) {
+        const at = (order[i] as number) * width;
         box.sourceId = rows[at] as number;
         box.imageId = ids[rows[at + 1] as number] as number;
         box.categoryId = rows[at + 2] as number;
-        for (let i = 0; i < 4; i++) bbox[i] = rows[at + 3 + i] as number;
+        for (let k = 0; k < 4; k++) bbox[k] = rows[at + 3 + k] as number;
         box.area = rows[at + 7] as number;
         box.isCrowd = rows[at + 8] === 1;
         if (width > ANNOTATION_FIELDS) {

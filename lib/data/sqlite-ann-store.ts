@@ -53,6 +53,19 @@ const ROW_VALUES = 13;
 /** Boxes from which on an index is rather made anew than kept up to date: 4 times as fast, but no use to later imports. */
 const LARGE = 100_000;
 
+/** Memory for pages of the file, and for an index while it is sorted, in KiB. */
+const CACHE_KIB = 65536;
+const SORT_KIB = 4096;
+
+/** Images that one statement asks the boxes of. */
+const ASKED = 32;
+
+/**
+ * As much of a file as SQLite maps into memory at most: pages that the system has cached are read where they are. The
+ * mapped pages count as the process's, but are the cache's and given back when memory is needed.
+ */
+const MAPPED_BYTES = 0x7fff0000;
+
 /** Images that are held at a time while many are gone through. */
 const PAGE = 10_000;
 
@@ -89,9 +102,10 @@ export class SQLiteAnnStore extends AnnotationStore {
         // A reader never blocks a writer; what a crash can lose is the last transaction, never the file.
         db.run("PRAGMA journal_mode = WAL");
         db.run("PRAGMA synchronous = NORMAL");
+        db.run(`PRAGMA mmap_size = ${MAPPED_BYTES}`);
       }
       // For batches of rows that lie together, and for the leaves that an import appends to; in KiB.
-      db.run("PRAGMA cache_size = -65536");
+      db.run(`PRAGMA cache_size = ${-CACHE_KIB}`);
       migrate(db, path);
       this.#db = db;
     } catch (error) {
@@ -258,12 +272,22 @@ export class SQLiteAnnStore extends AnnotationStore {
   }
 
   override annotationsOfBatch(imageIds: readonly number[]): AnnotationRecord[][] {
-    const statement = this.#prepare(
-      `SELECT ${ANNOTATION_COLUMNS} FROM annotations a WHERE a.image_id = ? ORDER BY a.id`,
-    );
-    return this.#guard("annotationsOfBatch", () =>
-      imageIds.map((id) => (statement.values(id) as AnnotationRow[]).map((row) => this.#record(row))),
-    );
+    return this.#guard("annotationsOfBatch", () => {
+      const rows = new Map<number, AnnotationRow[]>(imageIds.map((id) => [id, []]));
+      const ids = [...rows.keys()];
+      for (let at = 0; at < ids.length; at += ASKED) {
+        const asked: (number | null)[] = ids.slice(at, at + ASKED);
+        // One statement for many images takes a third of the time of one for each; null is no image's id.
+        const count = asked.length === 1 ? 1 : ASKED;
+        while (asked.length < count) asked.push(null);
+        const statement = this.#prepare(
+          `SELECT ${ANNOTATION_COLUMNS} FROM annotations a WHERE a.image_id IN (${Array(count).fill("?").join(",")})
+           ORDER BY a.image_id, a.id`,
+        );
+        for (const row of statement.values(...asked) as AnnotationRow[]) rows.get(row[2])?.push(row);
+      }
+      return imageIds.map((id) => (rows.get(id) as AnnotationRow[]).map((row) => this.#record(row)));
+    });
   }
 
   override *annotations(split: string): Iterable<AnnotationRecord> {
@@ -294,7 +318,7 @@ export class SQLiteAnnStore extends AnnotationStore {
       if (indexLater) this.#database().run(`DROP INDEX ${later}`);
       const first = this.#counter("annotations") + 1;
       const last = this.#insertAnnotations(annotations, first, by);
-      if (indexLater) this.#database().run(`CREATE INDEX ${later} ON ${ANNOTATION_INDICES[later]}`);
+      if (indexLater) this.#createIndex(later);
       this.#added("annotation", { first, last }, by);
       return last - first + 1;
     });
@@ -317,7 +341,8 @@ export class SQLiteAnnStore extends AnnotationStore {
     const flush = (): void => {
       try {
         if (filled === values.length) {
-          many.run(...values);
+          // As one list, not spread over as many arguments: a quarter of the time of inserting. The type does not know of it.
+          many.run(values as unknown as SQLQueryBindings);
           return;
         }
       } catch {
@@ -353,6 +378,20 @@ export class SQLiteAnnStore extends AnnotationStore {
     }
     flush();
     return id - 1;
+  }
+
+  /** Makes an index of a large table anew. */
+  #createIndex(name: keyof typeof ANNOTATION_INDICES): void {
+    const db = this.#database();
+    // What is sorted at a time is as large as the cache: where that fits into the processor's, it takes half the time.
+    db.run(`PRAGMA cache_size = ${-SORT_KIB}`);
+    db.run("PRAGMA threads = 1");
+    try {
+      db.run(`CREATE INDEX ${name} ON ${ANNOTATION_INDICES[name]}`);
+    } finally {
+      db.run("PRAGMA threads = 0");
+      db.run(`PRAGMA cache_size = ${-CACHE_KIB}`);
+    }
   }
 
   override updateAnnotations(updates: Iterable<AnnotationUpdate>, by: Attribution = HUMAN): void {
@@ -531,10 +570,13 @@ export class SQLiteAnnStore extends AnnotationStore {
         // Another process has it open: as always, then.
       }
     }
+    // An index made anew goes through all of the file once, which needs not stay mapped after that.
+    db.run("PRAGMA mmap_size = 0");
     db.run("PRAGMA foreign_keys = OFF");
     try {
       return this.transaction(work);
     } finally {
+      if (this.path !== ":memory:") db.run(`PRAGMA mmap_size = ${MAPPED_BYTES}`);
       db.run("PRAGMA foreign_keys = ON");
       if (direct) mode("WAL");
     }

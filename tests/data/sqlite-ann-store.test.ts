@@ -53,6 +53,29 @@ describe("SQLiteAnnStore", () => {
     expect(store.splits()).toEqual([]);
   });
 
+  test("gives the boxes of many images, repeated and unknown ones too, in the order asked for", () => {
+    const store = new SQLiteAnnStore();
+    store.addCategories([{ id: 1, name: "cat", supercategory: null }]);
+    const names = Array.from({ length: 100 }, (_, i) => `${i}.jpg`);
+    const images = names.map((name, i) => ({ sourceId: i, fileName: name, key: name, width: 10, height: 10 }));
+    const ids = store.addImages("train", images);
+    // Image i has i % 3 boxes, at x = i; added in another order than the images.
+    const boxes = ids.toReversed().flatMap((imageId) => {
+      const x = ids.indexOf(imageId);
+      const box = { sourceId: 1, imageId, categoryId: 1, bbox: [x, 0, 1, 1] as const, area: 1, isCrowd: false };
+      return Array(x % 3).fill(box) as NewAnnotation[];
+    });
+    store.addAnnotations(boxes);
+    const asked = [70, 5, 5, 99, ...ids.keys(), 70];
+    const found = store.annotationsOfBatch([...asked.map((i) => ids[i] as number), 12345]);
+    expect(found.map((list) => list.map(({ bbox }) => bbox[0]))).toEqual([
+      ...asked.map((i) => Array(i % 3).fill(i) as number[]),
+      [],
+    ]);
+    expect(found[1]![0]).not.toBe(found[2]![0]);
+    expect(store.annotationsOfBatch([])).toEqual([]);
+  });
+
   test("counts usable images only", () => {
     const { store, ids } = filled();
     const counts = { images: 3, usable: 3, annotations: 4, crowds: 1, withoutBoxes: 1, maxBoxes: 2 };
