@@ -1,3 +1,16 @@
+export { benchImages, drawPicture } from "./bench-images";
+export {
+  type BenchData,
+  benchLoaders,
+  benchTrainingData,
+  type DataRow,
+  type DataSettings,
+  dataPeerTable,
+  dataTable,
+  dataTitle,
+  openBenchData,
+} from "./data";
+export { DataPeer, type DataPeerSettings } from "./data-peer";
 export { type LayerBench, type LayerTiming, layerBenches, layerLine, measureLayer } from "./layers";
 export {
   bytesOf,

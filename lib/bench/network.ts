@@ -50,7 +50,7 @@ export interface NetworkBench {
 }
 
 /** Boxes of an image of the synthetic batch. */
-const BOXES = 16;
+export const BOXES = 16;
 const WARM_UP = 5;
 
 /** The model of the settings on a device, with random weights. */
@@ -73,7 +73,7 @@ function fixedRandom(): () => number {
 }
 
 /** Boxes of a tenth to a third of the image, anywhere in it. */
-function syntheticTargets({ batch, size: [height, width], classes }: NetworkSettings): HostTargets {
+export function syntheticTargets({ batch, size: [height, width], classes }: NetworkSettings): HostTargets {
   const random = fixedRandom();
   const boxes = new Float32Array(batch * BOXES * 4);
   for (let i = 0; i < batch * BOXES; ++i) {
@@ -85,7 +85,7 @@ function syntheticTargets({ batch, size: [height, width], classes }: NetworkSett
   return { boxes, labels, counts: new Int32Array(batch).fill(BOXES) };
 }
 
-function syntheticImages(device: Device, { batch, size, precision }: NetworkSettings): Tensor {
+export function syntheticImages(device: Device, { batch, size, precision }: NetworkSettings): Tensor {
   const images = Tensor.empty(device, [batch, ...size, 3], precision);
   try {
     fillNormal(device, images);
@@ -142,7 +142,7 @@ export function networkName(settings: NetworkSettings): string {
 }
 
 /** The network's name with what is computed again. */
-function trainingName(settings: NetworkSettings): string {
+export function trainingName(settings: NetworkSettings): string {
   const { recompute } = settings;
   if (recompute === undefined || recompute === false) return networkName(settings);
   return `${networkName(settings)}, recompute ${recompute === true ? "all" : `to ${recompute} bytes`}`;

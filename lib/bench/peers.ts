@@ -17,6 +17,8 @@ export interface PeerRow {
   /** Of whole networks. */
   images?: number;
   memoryBytes?: number;
+  /** CPU time, of the data path. */
+  cpuMs?: number;
 }
 
 export interface PeerResult {

@@ -1,26 +1,35 @@
 import { writeFileSync } from "node:fs";
+import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import {
   type BenchResult,
   type BenchRow,
   benchInference,
+  benchLoaders,
   benchNms,
   benchPostprocess,
   benchResult,
   benchSizes,
   benchTraining,
+  benchTrainingData,
   besideTable,
   type CallTiming,
   ceilings,
   chromeTrace,
   comparisonTable,
+  DataPeer,
+  type DataSettings,
+  dataPeerTable,
+  dataTable,
+  dataTitle,
   layerBenches,
   layerLine,
   measureLayer,
   type NetworkSettings,
   networkName,
   nmsCases,
+  openBenchData,
   type PeerResult,
   peerTable,
   profileSummary,
@@ -39,7 +48,7 @@ import { autotune, plansFolder } from "../train";
 import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
-const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes"] as const;
+const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes", "data"] as const;
 type BenchName = (typeof BENCHES)[number];
 
 /** Whose settings a bench uses. */
@@ -50,6 +59,7 @@ const WORKS: Record<BenchName, readonly ("train" | "infer")[]> = {
   postprocess: ["infer"],
   nms: ["infer"],
   sizes: ["train", "infer"],
+  data: ["train"],
 };
 
 /** Milliseconds of tuning for a convolution of the sizes bench, which has some two thousand. */
@@ -57,7 +67,7 @@ const QUICK_MS = 20;
 
 const help = `dlfs bench: times training and inference of a detector on this machine, with synthetic batches that are on the device.
 
-Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [options]   default: train infer
+Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [all] [options]   default: train infer
 
   train               a training step: forward, targets, losses, backward, optimizer
   infer               the network alone, to the maps that post-processing reads, and the whole call from uint8 images on the
@@ -67,6 +77,8 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [op
   nms                 non-maximum suppression of up to 100,000 boxes of 80 classes, and of 20,000 of one
   sizes               train and the network alone at 512, 800 and 800x1344 (torchvision's 800x1333, padded) with batches of 1, 7
                       and 16; at --size or with --batch alone where they are given
+  data                batches of 32 at 640x640 from JPEGs (read, decoded, augmented) and from records, and training on them
+                      beside training on a synthetic batch (CPU: the compact model, 8 images of 192x192)
 
   --model NAME        default retinanet_resnet50_fpn
   --batch N           default 32 on a GPU, 1 on the CPU
@@ -82,12 +94,15 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [all] [op
   --repetitions N     default 15; the medians of fewer are not worth comparing
   --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU,
                       ${QUICK_MS} for sizes, whose picks are kept apart
+  --images FOLDER     of data: JPEGs to load; default drawn ones of 640x480, kept in the cache folder
+  --files N           of data: how many of them, or how many to draw; default 2048 on a GPU, 256 on the CPU
+  --threads N         of data: decoding threads, and workers of --peers; default: one for each core
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first
   --trace FILE        write those as a trace for chrome://tracing or Perfetto (of train, if both are run)
   --deterministic     only algorithms that give the same bytes each run
   --peers PYTHON      run the same work in PyTorch and torchvision, by this Python: train and infer (retinanet_resnet50_fpn,
-                      on a GPU), layers, nms
+                      on a GPU), layers, nms, data
   --out FILE          write the results as JSON
   --compare FILE      print what has changed since such a file, beyond the noise
 
@@ -104,6 +119,9 @@ const options = {
   "trainable-layers": { type: "string" },
   lanes: { type: "string" },
   recompute: { type: "string" },
+  images: { type: "string" },
+  files: { type: "string" },
+  threads: { type: "string" },
   repetitions: { type: "string" },
   "tune-ms": { type: "string" },
   backend: { type: "string" },
@@ -172,6 +190,52 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
     train: { ...common, recompute, precision: given ?? fast("bf16") },
     infer: { ...common, precision: given ?? fast("f16"), quantize },
   };
+}
+
+/** The settings of the data path: those given, else a GPU's usual work, or what a CPU does in a minute. */
+function dataSettingsOf(args: Args, device: Device, train: NetworkSettings): DataSettings {
+  const cuda = device.backend === "cuda";
+  const number = (name: "files" | "threads" | "repetitions", otherwise: number): number =>
+    args[name] === undefined ? otherwise : positiveInteger(name, args[name]);
+  const small = cuda ? {} : { model: args.model ?? "compact", size: args.size ? train.size : ([192, 192] as const) };
+  return {
+    images: args.images,
+    files: number("files", cuda ? 2048 : 256),
+    batch: args.batch === undefined ? 32 : train.batch,
+    size: args.size === undefined ? [640, 640] : train.size,
+    precision: train.precision,
+    threads: number("threads", availableParallelism()),
+    repetitions: number("repetitions", cuda ? 15 : 7),
+    batches: cuda ? 30 : 3,
+    training: {
+      ...{ ...train, ...small },
+      ...(!cuda && { batch: args.batch === undefined ? 8 : train.batch, norm: undefined, trainableLayers: undefined }),
+    },
+  };
+}
+
+/** Times the data path, beside the peer's where there is one. */
+async function runData(device: Device, args: Args, settings: DataSettings) {
+  const { size, batch, threads, batches } = settings;
+  if (args.peers !== undefined && size[0] !== size[1]) {
+    throw new UsageError(`--size: the peer of data takes square inputs, not ${size.join("x")}`);
+  }
+  using data = await openBenchData(device, settings);
+  console.log(`data\n${dataTitle(data)}`);
+  const peer =
+    args.peers === undefined
+      ? null
+      : await DataPeer.start(args.peers, { images: data.folder, batch, size: size[0], threads, batches });
+  const { rows, peerRows } = await benchLoaders(device, data, settings, peer, console.error);
+  await peer?.[Symbol.asyncDispose]();
+  const training = await benchTrainingData(device, data, settings, console.error);
+  print(dataTable([...rows, ...training]));
+  const peers: PeerResult[] = peer ? [{ versions: peer.versions, rows: peerRows, failed: peer.failed }] : [];
+  for (const { versions, failed } of peers) {
+    print(["", Object.values(versions).join(", "), ...dataPeerTable(rows, peerRows)]);
+    print(failed.map((text) => `not measured: ${text}`));
+  }
+  return { rows: [...rows, ...training], peers };
 }
 
 /** Times the sizes that the options name, or the usual ones, and prints a table for each as soon as it is there. */
@@ -246,7 +310,10 @@ export const verb: Verb = {
       if (args[name] !== undefined && !profiled) throw new UsageError(`--${name} is for train and infer`);
     }
     if (args.peers !== undefined && benches.every((bench) => bench === "postprocess" || bench === "sizes")) {
-      throw new UsageError("--peers is for train, infer, layers and nms");
+      throw new UsageError("--peers is for train, infer, layers, nms and data");
+    }
+    for (const name of ["images", "files", "threads"] as const) {
+      if (args[name] !== undefined && !benches.includes("data")) throw new UsageError(`--${name} is for data`);
     }
     if (args.quantize !== undefined && !benches.includes("infer")) throw new UsageError("--quantize is for infer");
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
@@ -254,12 +321,14 @@ export const verb: Verb = {
     using device = new Device({ backend: args.backend, deterministic: args.deterministic }, console.log);
     autotune(device, { ms: tuneMs });
     const settings = settingsOf(args, device);
+    const dataSettings = benches.includes("data") ? dataSettingsOf(args, device, settings.train) : undefined;
     const rows: BenchRow[] = [];
+    const dataPeers: PeerResult[] = [];
     const resultOf = (peers: PeerResult[] = []): BenchResult => {
       const precisions = new Set(benches.flatMap((bench) => WORKS[bench]).map((work) => settings[work].precision));
       return benchResult(device, {
         command: ["dlfs", "bench", ...argv].join(" "),
-        settings: { benches, ...settings },
+        settings: { benches, ...settings, ...(dataSettings && { data: dataSettings }) },
         ceilings: Object.fromEntries([...precisions].map((precision) => [precision, ceilings(device, precision)])),
         rows,
         ...(peers.length > 0 && { peers }),
@@ -275,6 +344,12 @@ export const verb: Verb = {
           rows.push(...found);
           if (args.out !== undefined) writeBenchResult(args.out, resultOf());
         });
+        continue;
+      }
+      if (dataSettings && bench === "data") {
+        const found = await runData(device, args, dataSettings);
+        rows.push(...found.rows);
+        dataPeers.push(...found.peers);
         continue;
       }
       if (bench === "nms") console.log("\nnms");
@@ -303,7 +378,7 @@ export const verb: Verb = {
       writeFileSync(args.trace, JSON.stringify(chromeTrace(traced.calls, traced.name)));
       console.log(`\nwritten: ${args.trace}`);
     }
-    const result = resultOf(peers);
+    const result = resultOf([...peers, ...dataPeers]);
     if (args.out !== undefined) {
       writeBenchResult(args.out, result);
       console.log(`\nwritten: ${args.out}`);

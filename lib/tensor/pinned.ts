@@ -4,6 +4,13 @@ import { NativeObject, outHandle } from "./native-object";
 
 /** Pinned host memory that asynchronous copies and decoders use; `bytes` views it. Dispose after the work that uses it. */
 export class PinnedBuffer extends NativeObject {
+  static #allocated = 0;
+
+  /** Bytes of all buffers that have not been disposed of, of this thread's. */
+  static get allocatedBytes(): number {
+    return PinnedBuffer.#allocated;
+  }
+
   readonly address: Address;
   readonly #bytes: Uint8Array<ArrayBuffer>;
 
@@ -13,9 +20,11 @@ export class PinnedBuffer extends NativeObject {
   ) {
     const out = outHandle();
     device.native.hostMalloc(device.handle, out.view, byteLength);
-    super(out.value, `PinnedBuffer of ${byteLength} bytes`, (address) =>
-      device.native.hostFree(device.handle, address),
-    );
+    super(out.value, `PinnedBuffer of ${byteLength} bytes`, (address) => {
+      PinnedBuffer.#allocated -= byteLength;
+      return device.native.hostFree(device.handle, address);
+    });
+    PinnedBuffer.#allocated += byteLength;
     this.address = out.value;
     this.#bytes = new Uint8Array(borrowHostMemory(this.address, byteLength));
   }

@@ -1,18 +1,22 @@
 /** dlfs bench: that every bench runs and its files hold what was measured; errors for what was typed wrongly. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { readBenchResult } from "../../lib/bench";
+import { type DataRow, readBenchResult } from "../../lib/bench";
 import { backend, missing, testDevice } from "../support/device";
 
 const program = fileURLToPath(new URL("../../lib/cli/main.ts", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "dlfs-cli-bench-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-async function dlfsBench(...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
-  const env = { ...process.env, DLFS_BACKEND: backend };
+type Ended = { status: number; stdout: string; stderr: string };
+
+const dlfsBench = (...args: string[]): Promise<Ended> => dlfsBenchWith({}, ...args);
+
+async function dlfsBenchWith(variables: Record<string, string>, ...args: string[]): Promise<Ended> {
+  const env = { ...process.env, DLFS_BACKEND: backend, ...variables };
   const child = Bun.spawn([process.execPath, program, "bench", ...args], { env, stdout: "pipe", stderr: "pipe" });
   const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   return { status: await child.exited, stdout, stderr };
@@ -88,11 +92,54 @@ describe("dlfs bench", () => {
     expect(stdout).toMatch(/conv2d_scaled +class_head\.convs\.0 +i8/);
   }, 60_000);
 
+  test("times loading and what training loses to it, in turns with a peer", async () => {
+    // Speaks the peer's protocol; what it measures is what it was told.
+    const peer = join(folder, "peer.sh");
+    const answers = ['{"name":"pool","ms":2000,"cpuMs":3000,"images":2}', '{"failed":"none: not there"}'];
+    const script = [
+      "#!/bin/sh",
+      `echo '{"versions":{"PyTorch":"0.0"},"pipelines":["pool","none"]}'`,
+      `while read name; do [ "$name" = pool ] && echo '${answers[0]}' || echo '${answers[1]}'; done`,
+    ];
+    writeFileSync(peer, `${script.join("\n")}\n`, { mode: 0o755 });
+    const out = join(folder, "data.json");
+    const settings = ["--batch", "2", "--size", "64", "--classes", "3", "--repetitions", "2", "--precision", "f32"];
+    const options = ["data", ...settings, "--files", "6", "--threads", "1", "--peers", peer, "--out", out];
+    const { status, stdout, stderr } = await dlfsBenchWith({ DLFS_CACHE: folder }, ...options);
+    expect(stderr.replaceAll(/(training, )?round \d of 2\n/g, "")).toBe("");
+    expect(status).toBe(0);
+    const { rows, peers } = readBenchResult(out);
+    expect(rows.map(({ name }) => name)).toEqual([
+      "loader, JPEGs, preset retinanet, 2x64x64 f32, 1 threads",
+      "records as they are, u8 to 2x64x64 f32",
+      "records, preset retinanet, u8 to 2x64x64 f32",
+      ...["a synthetic batch", "JPEGs, preset retinanet", "records, preset retinanet"].map(
+        (on) => expect.stringMatching(new RegExp(` 2x64x64 f32.*, on ${on}$`)) as unknown as string,
+      ),
+    ]);
+    for (const row of rows as DataRow[]) {
+      expect(row.ms).toBeGreaterThan(0);
+      expect(row.waitShare).toBeGreaterThanOrEqual(0);
+      expect(row.waitShare).toBeLessThanOrEqual(1);
+    }
+    expect((rows[0] as DataRow).pinnedBytes).toBeGreaterThan(0);
+    expect((rows[5] as DataRow).ofSynthetic).toBeCloseTo(rows[3]!.ms / rows[5]!.ms);
+    expect(peers).toEqual([
+      {
+        versions: { PyTorch: "0.0" },
+        rows: [expect.objectContaining({ name: "pool, 2x64x64 f32", ms: 2000, cpuMs: 3000, repetitions: 2 })],
+        failed: ["none: not there"],
+      },
+    ]);
+    expect(stdout).toContain("not measured: none: not there");
+    expect(stdout).toMatch(/^6 JPEGs of \d+ KB on average in .*, page cache warm$/m);
+  }, 60_000);
+
   test("refuses what it does not know, before anything is measured", async () => {
     const cases: [string[], string][] = [
-      [["inference"], 'expected train, infer, layers, postprocess, nms, sizes or all, got "inference"'],
+      [["inference"], 'expected train, infer, layers, postprocess, nms, sizes, data or all, got "inference"'],
       [["nms", "--profile"], "--profile is for train and infer"],
-      [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers and nms"],
+      [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers, nms and data"],
       [["train", "--quantize", "f8"], "--quantize is for infer"],
       [["infer", "--quantize", "f4"], '--quantize: expected one of f8, i8, got "f4"'],
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
@@ -102,6 +149,8 @@ describe("dlfs bench", () => {
         ["train", "--recompute", "some"],
         '--recompute: expected all, none or a size such as 10GiB or 800MiB, got "some"',
       ],
+      [["train", "--files", "6"], "--files is for data"],
+      [["data", "--peers", "python3", "--size", "64x96"], "--size: the peer of data takes square inputs, not 64x96"],
       [["train", "--tune-ms=-1"], '--tune-ms: expected milliseconds from 0, got "-1"'],
     ];
     const runs = await Promise.all(cases.map(([args]) => dlfsBench(...args)));
