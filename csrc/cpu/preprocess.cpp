@@ -10,6 +10,7 @@
 
 #include "cpu/pixel.hpp"
 #include "cpu/runtime.hpp"
+#include "cpu/stream_copy.hpp"
 
 namespace dlfs::cpu {
 namespace {
@@ -25,31 +26,12 @@ void fill_pixels(T* row, const PreprocessFormat& format, int32_t begin, int32_t 
   }
 }
 
-// Normalises one sampled pixel and writes it. `room`: four elements may be written (three that count, one that the next
-// pixel overwrites).
-template <class T>
-inline void write_pixel(T* p, Pixel value, Pixel scale, Pixel shift, bool bgr, bool room) {
-  if (bgr) value = Pixel{value[2], value[1], value[0], value[3]};
-  value = value * scale + shift;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (room) {
-      std::memcpy(p, &value, sizeof value);
-      return;
-    }
-  }
-  (void)room;
-  for (int32_t c = 0; c < 3; ++c) put(p + c, value[c]);
-}
-
-template <class T, bool bilinear>
-void write_row(T* out, const PreprocessScratch& scratch, const PreprocessFormat& format) {
-  const ColorTransform& color = format.color;
-  const Pixel scale = {color.scale[0], color.scale[1], color.scale[2], 0.0f};
-  const Pixel shift = {color.shift[0], color.shift[1], color.shift[2], 0.0f};
-  const bool bgr = color.source[0] == 2;
+// Samples the columns [first, last) into `out`, 3 floats each and one behind the last.
+template <bool bilinear, bool bgr>
+void sample_row(float* out, const PreprocessScratch& scratch) {
   const float* row = scratch.row.data();
   const float* weights = scratch.weights.data();
-  for (int32_t u = scratch.first; u < scratch.last; ++u) {
+  for (int32_t u = scratch.first; u < scratch.last; ++u, out += 3) {
     const float* p = row + scratch.offset[u];
     Pixel value;
     if (bilinear) {
@@ -59,10 +41,50 @@ void write_row(T* out, const PreprocessScratch& scratch, const PreprocessFormat&
       value = load_pixel(p) * w[0];
       for (int32_t i = 1; i < scratch.taps[u]; ++i) value += load_pixel(p + 3 * i) * w[i];
     }
-    T* pixel = out + int64_t{u} * format.out_c;
-    write_pixel(pixel, value, scale, shift, bgr, format.out_c > 3 || u + 1 < scratch.last);
-    for (int32_t c = 3; c < format.out_c; ++c) put(pixel + c, 0.0f);
+    if (bgr) value = Pixel{value[2], value[1], value[0], value[3]};
+    std::memcpy(out, &value, sizeof value);  // the next pixel overwrites the fourth
   }
+}
+
+// Normalises and writes the columns [first, last) of one row: samples first, so that what follows runs over the row's
+// values with no regard to pixels.
+template <class T>
+void write_row(T* row, PreprocessScratch& scratch, const PreprocessFormat& format) {
+  float* sampled = scratch.sampled.data();
+  const bool bgr = format.color.source[0] == 2;
+  if (scratch.bilinear) {
+    bgr ? sample_row<true, true>(sampled, scratch) : sample_row<true, false>(sampled, scratch);
+  } else {
+    bgr ? sample_row<false, true>(sampled, scratch) : sample_row<false, false>(sampled, scratch);
+  }
+  const int64_t count = int64_t{3} * (scratch.last - scratch.first);
+  const float* scale = scratch.scale.data();
+  const float* shift = scratch.shift.data();
+  T* out = row + int64_t{scratch.first} * format.out_c;
+  if (format.out_c == 3) {
+    for (int64_t j = 0; j < count; ++j) put(out + j, sampled[j] * scale[j] + shift[j]);
+    return;
+  }
+  for (int64_t j = 0; j < count; j += 3, out += format.out_c) {
+    for (int64_t c = 0; c < 3; ++c) put(out + c, sampled[j + c] * scale[c] + shift[c]);
+    for (int32_t c = 3; c < format.out_c; ++c) put(out + c, 0.0f);
+  }
+}
+
+// Makes room for a row's samples, and repeats the scale and the shift of the channels as often as a row has columns.
+void prepare_output(PreprocessScratch& scratch, const PreprocessFormat& format) {
+  const size_t values = static_cast<size_t>(format.out_w) * 3;
+  scratch.sampled.resize(values + padding);
+  scratch.scale.resize(values);
+  scratch.shift.resize(values);
+  for (size_t j = 0; j < values; j += 3) {
+    for (size_t c = 0; c < 3; ++c) {
+      scratch.scale[j + c] = format.color.scale[c];
+      scratch.shift[j + c] = format.color.shift[c];
+    }
+  }
+  // Rows of the output, see preprocess_rows.
+  scratch.output.resize(static_cast<size_t>(2 * format.row_bytes()));
 }
 
 }  // namespace
@@ -137,22 +159,25 @@ void preprocess_rows(void* dst, const uint8_t* src, int32_t width, const SampleA
                      const PreprocessFormat& format, PreprocessScratch& scratch, int32_t row_begin, int32_t row_end) {
   dispatch_output(format.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const int64_t row_bytes = format.row_bytes();
+    prepare_output(scratch, format);
+    // A row of the fill colour, and one that is drawn where it stays in the cache.
+    T* filled = reinterpret_cast<T*>(scratch.output.data());
+    T* drawn = reinterpret_cast<T*>(scratch.output.data() + row_bytes);
+    fill_pixels(filled, format, 0, format.out_w);
+    std::memcpy(drawn, filled, static_cast<size_t>(row_bytes));
     for (int32_t v = row_begin; v < row_end; ++v) {
-      T* out = static_cast<T*>(dst) + int64_t{v} * format.out_w * format.out_c;
+      char* out = static_cast<char*>(dst) + v * row_bytes;
       const Footprint f = footprint(rows, v);
       if (f.count == 0 || scratch.last == 0) {
-        fill_pixels(out, format, 0, format.out_w);
+        stream_copy(out, filled, row_bytes);
         continue;
       }
       sum_rows(scratch, src, int64_t{width} * 3, rows, f);
-      fill_pixels(out, format, 0, scratch.first);
-      if (scratch.bilinear) {
-        write_row<T, true>(out, scratch, format);
-      } else {
-        write_row<T, false>(out, scratch, format);
-      }
-      fill_pixels(out, format, scratch.last, format.out_w);
+      write_row(drawn, scratch, format);
+      stream_copy(out, drawn, row_bytes);
     }
+    stream_fence();
   });
 }
 

@@ -20,6 +20,10 @@ struct PreprocessScratch {
   // each, then zeros) summed over the source rows behind one output row.
   int32_t column_begin = 0, column_end = 0;
   std::vector<float> row;
+  // An output row's samples before normalisation, and what each is multiplied with and what is added then.
+  std::vector<float> sampled, scale, shift;
+  // Two rows of output.
+  std::vector<char> output;
 };
 
 // Starts the column tables of an image `source_width` wide for `columns` output columns; add_column follows for some of
