@@ -6,6 +6,7 @@
  *   bun run examples/train_coco.ts --data DIR --train-split train --val-split val
  *   bun run examples/train_coco.ts --data gs://BUCKET/coco
  *   bun run examples/train_coco.ts --model retinanet_resnet50_fpn --backbone-weights resnet50.pth
+ *   bun run examples/train_coco.ts --data DIR --records RECORDS
  *   bun run examples/train_coco.ts --resume runs/demo-1
  */
 import { existsSync, readFileSync, statSync } from "node:fs";
@@ -17,16 +18,20 @@ import {
   augmentationPreset,
   augmentationPresets,
   autotune,
+  type BatchImages,
   boxLossKinds,
   CheckpointStore,
   ClassBalancedSampler,
   CocoDataLoader,
+  type CocoDataLoaderOptions,
   type CompactConfig,
+  type Dataset,
   type DetectionModel,
   Device,
   DeviceBatchDecoder,
   DeviceCompositionDecoder,
   DeviceImageCodec,
+  DeviceRecordReader,
   DlfsError,
   demoFolder,
   describeDataset,
@@ -55,6 +60,8 @@ import {
   parsePreprocessing,
   parseRecompute,
   type RecomputeOption,
+  RecordLoader,
+  RecordSet,
   RepeatFactorSampler,
   Reporter,
   Resize,
@@ -75,6 +82,8 @@ const HELP = `Trains an object detector on a data set in COCO's layout.
   --data DIR          folder with annotations/instances_SPLIT.json and the images in SPLIT/ or images/, or where such a folder
                       lies: gs://BUCKET/PREFIX, s3://BUCKET/PREFIX, https://HOST/PATH (read through a cache on disk); or
                       "demo"; default: ~/datasets/coco where that exists, else the demo
+  --records DIR       take the images from record files, without decoding: DIR/TRAIN_SPLIT and, where it is there, DIR/VAL_SPLIT,
+                      made of the same data by dlfs data pack; boxes to evaluate against come from --data as ever
   --on-bad-image HOW  an image that becomes unreadable during training: "skip" trains without it and counts it, "stop" ends
                       the training; default skip
   --max-bad-images X  end the training when more than this share of the images was skipped; default 0.1, 1 for never
@@ -127,6 +136,7 @@ Models: ${detectorNames.join(", ")}`;
 
 const options = {
   data: { type: "string" },
+  records: { type: "string" },
   "on-bad-image": { type: "string" },
   "max-bad-images": { type: "string" },
   sampler: { type: "string" },
@@ -182,6 +192,8 @@ const AUGMENTATIONS = ["default", "none", ...augmentationPresets] as const;
 /** The options with all defaults resolved: what config.json and checkpoints keep. */
 interface Config {
   data: string;
+  /** Folder of the splits' record files, where images come from those. */
+  records?: string;
   trainSplit: string;
   valSplit: string;
   iterations: number;
@@ -366,8 +378,14 @@ async function main(): Promise<number> {
   for (const line of describeDataset(dataset)) console.log(`  ${line}`);
 
   const batch = given.batch ?? earlier?.batch ?? (isDemo ? 8 : 16);
+  const recordsFolder = args.records === undefined ? earlier?.records : resolve(args.records);
+  const records = recordsFolder === undefined ? null : await openRecords(recordsFolder, dataset);
+  const packedSize = records?.train.description.size;
   const size =
-    given.size ?? earlier?.size ?? parseSize(isDemo ? "192" : cuda && chosen.name !== "ssdlite" ? "640" : "320");
+    given.size ??
+    earlier?.size ??
+    (packedSize && ([...packedSize] as [number, number])) ??
+    parseSize(isDemo ? "192" : cuda && chosen.name !== "ssdlite" ? "640" : "320");
   const precision = given.precision ?? earlier?.precision ?? (cuda && device.supports("conv.bf16") ? "bf16" : "f32");
   const passes = Math.max(2000, Math.ceil((12 * dataset.train.usable) / batch));
   const network = !earlier && chosen.name === "compact" ? { ...chosen, ...compactOptions(isDemo, cuda) } : chosen;
@@ -375,11 +393,17 @@ async function main(): Promise<number> {
   const modelConfig: ModelConfig = { ...network, classes: dataset.classes.length };
   using model = modelFromConfig(modelConfig, resumed ? `${resumed.run}/config.json: model` : undefined);
   if (earlier && args.antialias) usage("--antialias: a resumed run keeps how its images are resized");
+  if (records && args.antialias) usage("--antialias: how images are resized is what the records were packed with");
   const evaluation = earlier
     ? parsePreprocessing(earlier.preprocessing)
-    : [new Resize({ antialias: args.antialias }), new Normalize(model.normalization)];
+    : [
+        records ? resizeOf(records.train) : new Resize({ antialias: args.antialias }),
+        new Normalize(model.normalization),
+      ];
+  if (records) checkRecords(records, size, evaluation);
   const config: Config = {
     data: isDemo ? "demo" : folder,
+    records: recordsFolder,
     trainSplit: dataset.trainSplit,
     valSplit: dataset.valSplit as string,
     iterations: given.iterations ?? earlier?.iterations ?? (isDemo ? 1500 : passes),
@@ -415,37 +439,20 @@ async function main(): Promise<number> {
 
   if (!resumed) await loadInitialWeights(model, config, args.partial ?? false);
 
-  const training = trainingOperations(config, evaluation);
-  const epochs = Math.ceil(config.iterations / Math.max(1, Math.floor(dataset.train.usable / batch)));
-  const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
-  const decoderOptions = { batchSize: batch, height: size[0], width: size[1], dtype: config.precision };
-  const Decoder = needCompositions(training) ? DeviceCompositionDecoder : DeviceBatchDecoder;
-  using decoder = new Decoder(device, { ...decoderOptions, preprocessing: training });
-  using evalDecoder = new DeviceBatchDecoder(device, { ...decoderOptions, preprocessing: evaluation });
-  const { store, source } = dataset;
-  const { failures, maxFailureShare } = given;
   let reporter: Reporter | null = null;
   const onFailure = ({ message }: ImageFailure) =>
     reporter ? reporter.print(`warning: ${message}`) : console.warn(`warning: ${message}`);
-  const common = { store, source, batchSize: batch, size, seed, failures, maxFailureShare, onFailure };
-  await using loader = new CocoDataLoader({
-    ...{ ...common, split: config.trainSplit, decoder, preprocessing: training },
-    ...{ epochs, closeLast, sizes: sizesOf(config) },
-    ...samplingOf(config),
-  });
-  await using evalLoader = new CocoDataLoader({
-    ...common,
-    split: config.valSplit,
-    decoder: evalDecoder,
-    preprocessing: evaluation,
-    shuffle: false,
-  });
+  const { failures, maxFailureShare } = given;
+  const reading = { config, dataset, evaluation, device, loading: { failures, maxFailureShare, onFailure } };
+  await using trainFeed = records ? recordFeed(reading, records.train, true) : imageFeed(reading, true);
+  await using evalFeed = records?.val ? recordFeed(reading, records.val, false) : imageFeed(reading, false);
+  const { loader, images: decoder } = trainFeed;
   using evaluator = new Evaluator({
     model,
     store: dataset.store,
     split: config.valSplit,
-    loader: evalLoader,
-    decoder: evalDecoder,
+    loader: evalFeed.loader,
+    decoder: evalFeed.images,
   });
 
   const name = isDemo ? "demo" : basename(folder).replace(/[^A-Za-z0-9._-]/g, "-");
@@ -537,9 +544,106 @@ async function main(): Promise<number> {
     process.off("SIGINT", interrupt);
     process.off("SIGTERM", interrupt);
     run.close();
-    await loader.dispose();
-    await evalLoader.dispose();
   }
+}
+
+/** The record files of both splits; null where those of the validation split are not there. */
+interface Records {
+  train: RecordSet;
+  val: RecordSet | null;
+}
+
+async function openRecords(folder: string, { trainSplit, valSplit }: Dataset): Promise<Records> {
+  const train = await RecordSet.open(join(folder, trainSplit));
+  const place = join(folder, valSplit as string);
+  const val = existsSync(place) ? await RecordSet.open(place) : null;
+  console.log(
+    `  records: ${train.length} of ${trainSplit}, ${val ? `${val.length} of ${valSplit}` : "none"} in ${folder}`,
+  );
+  if (!val) console.log(`  ${valSplit} is read from its images: there is no ${place}`);
+  return { train, val };
+}
+
+const resizeOf = ({ preprocessing }: RecordSet): Resize => preprocessing.find((op) => op instanceof Resize) as Resize;
+
+/** The records must be what evaluation does to images, at the network's size. */
+function checkRecords({ train, val }: Records, size: readonly number[], evaluation: readonly PreprocessOp[]): void {
+  const resize = JSON.stringify(evaluation.find((op) => op instanceof Resize));
+  for (const records of [train, ...(val ? [val] : [])]) {
+    const packed = records.description.size;
+    if (packed.join("x") !== size.join("x"))
+      usage(
+        `--size: the records of ${records.folder} are ${packed.join("x")}, the network's input is ${size.join("x")}`,
+      );
+    const found = JSON.stringify(resizeOf(records));
+    if (found !== resize)
+      usage(`--records: ${records.folder} was packed with the resizing ${found}, the model is trained with ${resize}`);
+  }
+}
+
+/** Batches of a split, and what holds their images. */
+interface Feed extends AsyncDisposable {
+  loader: CocoDataLoader | RecordLoader;
+  images: BatchImages;
+}
+
+/** What feeds have in common. */
+interface Reading {
+  config: Config;
+  dataset: Dataset;
+  /** What evaluation does to images. */
+  evaluation: PreprocessOp[];
+  device: Device;
+  loading: Pick<CocoDataLoaderOptions, "failures" | "maxFailureShare" | "onFailure">;
+}
+
+/** Batches from image files: augmented and shuffled for training, else as they are. */
+function imageFeed({ config, dataset, evaluation, device, loading }: Reading, train: boolean): Feed {
+  const { batch: batchSize, size, seed, precision: dtype } = config;
+  const preprocessing = train ? trainingOperations(config, evaluation) : evaluation;
+  const epochs = Math.ceil(config.iterations / Math.max(1, Math.floor(dataset.train.usable / batchSize)));
+  const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
+  const Decoder = needCompositions(preprocessing) ? DeviceCompositionDecoder : DeviceBatchDecoder;
+  const decoder = new Decoder(device, { batchSize, height: size[0], width: size[1], dtype, preprocessing });
+  const { store, source } = dataset;
+  const loader = new CocoDataLoader({
+    ...{ ...loading, store, source, batchSize, size, seed, decoder, preprocessing },
+    ...(train ? { split: config.trainSplit, epochs, closeLast, sizes: sizesOf(config) } : { split: config.valSplit, shuffle: false }),
+    ...(train && samplingOf(config)),
+  });
+  const dispose = async (): Promise<void> => {
+    await loader.dispose();
+    decoder.dispose();
+  };
+  return { loader, images: decoder, [Symbol.asyncDispose]: dispose };
+}
+
+/** The same from record files. Those of values are the network's input already: nothing is done to them. */
+function recordFeed(
+  { config, dataset, evaluation, device, loading }: Reading,
+  records: RecordSet,
+  train: boolean,
+): Feed {
+  const { batch: batchSize, seed, precision: dtype, augment } = config;
+  if (augment === "ssd" || augment === "yolo")
+    usage(`--augment ${augment}: needs the images as they were before they were resized; records do without`);
+  if (config.multiScale !== undefined) usage("--multi-scale: records are of one size");
+  const operations = trainingOperations(config, evaluation);
+  const isPixels = records.description.dtype === "u8";
+  const normalize = evaluation.find((op) => op instanceof Normalize);
+  if (!isPixels && JSON.stringify(records.normalize) !== JSON.stringify(normalize))
+    usage(`--records: ${records.folder} has values normalised by ${JSON.stringify(records.normalize)}`);
+  const reader = new DeviceRecordReader(device, records, { batchSize, dtype, ...(isPixels && { normalize }) });
+  const loader = new RecordLoader({
+    ...{ ...loading, reader, batchSize, seed, store: dataset.store },
+    ...(train ? { split: config.trainSplit, ...samplingOf(config) } : { split: config.valSplit, shuffle: false }),
+    ...(train && isPixels && { augmentation: operations.filter((op) => op.random) }),
+  });
+  const dispose = async (): Promise<void> => {
+    await loader.dispose();
+    await reader.dispose();
+  };
+  return { loader, images: reader, [Symbol.asyncDispose]: dispose };
 }
 
 /** What is done to training images: the preset, or mirroring and scaling, around what evaluation does. */

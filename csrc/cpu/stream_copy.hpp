@@ -21,7 +21,8 @@ inline void stream_copy(void* to, const void* from, int64_t bytes) {
     std::memcpy(out, in, static_cast<size_t>(head));
     int64_t at = head;
     for (; at + 16 <= bytes; at += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(out + at), _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + at)));
+      const __m128i piece = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + at));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out + at), piece);
     }
     std::memcpy(out + at, in + at, static_cast<size_t>(bytes - at));
     return;

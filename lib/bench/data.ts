@@ -56,7 +56,7 @@ export interface DataRow extends BenchRow {
   waitShare: number;
   /** Of loading from JPEGs: the most memory that the process has had while nothing else was loaded, in bytes. */
   peakHostBytes?: number;
-  /** Of loading: pinned memory, in bytes. */
+  /** Of loading: pinned memory of the loader, in bytes; decoding threads have a file each of their own besides. */
   pinnedBytes?: number;
   /** Of training: the share of the rate on a synthetic batch. */
   ofSynthetic?: number;

@@ -1,4 +1,5 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
+import type { AnnotationStore } from "./annotation-store";
 import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
 import { type BatchPlace, BatchSchedule } from "./batch-schedule";
@@ -38,6 +39,13 @@ export interface RecordLoaderOptions {
   sampler?: Sampler;
   /** Decides which records of an epoch make up a batch. Default: they are taken as they come. */
   batchSampler?: BatchSampler;
+  /**
+   * The store that batches name images of (BatchImage.imageId), as an evaluation needs; its split must have all records' images
+   * and its classes must be theirs. Default: the store that was packed from.
+   */
+  store?: AnnotationStore;
+  /** The split in `store`. Default: the one that was packed. */
+  split?: string;
   /** Of order and augmentation; the same on all ranks. */
   seed?: number;
   /** Whether records that do not fill a last batch of all ranks are left out. Default: unless the order is that of the records. */
@@ -101,6 +109,8 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
   readonly #onFailure: (failure: ImageFailure) => void;
   readonly #slots: BatchSlots;
   readonly #failures = new Map<number, ImageFailure>();
+  /** Images of the store, by the id in the data set; null: the records' own ids. */
+  readonly #imageIds: ReadonlyMap<number, number> | null;
   readonly #queue: BatchQueue<Prepared>;
   /** Records handed out, and those of them that failed. */
   #handedOut = 0;
@@ -155,6 +165,7 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
       () => `maxBoxes is ${this.maxBoxes}, but a record of ${records.folder} has ${records.maxBoxes} boxes`,
     );
     this.#slots = new BatchSlots(reader.slots, batchSize, this.maxBoxes);
+    this.#imageIds = options.store ? imageIdsOf(records, options.store, options.split) : null;
     const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
     const order = {
       images: sampledRecords(records),
@@ -264,7 +275,11 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
       boxes: Float64Array.from(info.boxes),
       labels: info.labels,
     };
-    const image = { imageId, sourceId, fileName, width, height, ...(repeat > 0 && { repeat }) };
+    const image = {
+      ...{ sourceId, fileName, width, height },
+      imageId: this.#imageIds?.get(sourceId) ?? imageId,
+      ...(repeat > 0 && { repeat }),
+    };
     if (this.#augmentation.length === 0)
       return { plan, image: { ...image, toInput: { scaleX, scaleY, offsetX, offsetY } } };
     for (const [operation, op] of this.#augmentation.entries()) {
@@ -328,6 +343,32 @@ export class RecordLoader extends DataLoader<DetectionBatch> {
 interface Drawn {
   plan: ImagePlan;
   image: BatchImage;
+}
+
+/** The ids in a store of the images that were packed, by their ids in the data set. */
+function imageIdsOf(
+  records: RecordSet,
+  store: AnnotationStore,
+  split = records.description.split,
+): Map<number, number> {
+  const [packed, present] = [records.classes.names, store.classes().names];
+  check(
+    packed.length === present.length && packed.every((name, i) => name === present[i]),
+    "RecordLoader",
+    () => `the records of ${records.folder} have the classes ${packed.join(", ")}, the store ${present.join(", ")}`,
+    ErrorCode.io,
+  );
+  const ids = new Map(store.images(split).map(({ id, sourceId }) => [sourceId, id]));
+  for (let i = 0; i < records.length; i++) {
+    const { sourceId, fileName } = records.info(i);
+    check(
+      ids.has(sourceId),
+      "RecordLoader",
+      () => `split "${split}" of the store has no image ${sourceId} (${fileName}), which ${records.folder} has`,
+      ErrorCode.io,
+    );
+  }
+  return ids;
 }
 
 /** What samplers may go by, of all records. */

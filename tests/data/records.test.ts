@@ -15,6 +15,7 @@ import {
   LocalDataSource,
   loadDataset,
   mapBoxesToImage,
+  type NewImage,
   Normalize,
   type PackOptions,
   packRecords,
@@ -301,6 +302,33 @@ describe("record files", () => {
     }
     const other = { ...state, data: "0" };
     expect((await failure(() => resumed.loader.restore(other))).message).toContain("data was 0, but this loader has");
+  });
+
+  test("name the images of another store by its own ids, which must have them and their classes", async () => {
+    const images = dataset.store.images("train2017").map(({ sourceId, fileName, key, width, height }) => {
+      return { sourceId, fileName, key, width, height };
+    });
+    const storeOf = (images: NewImage[], names = dataset.classes.names): SQLiteAnnStore => {
+      const store = new SQLiteAnnStore();
+      store.addCategories(names.map((name, i) => ({ id: i + 1, name, supercategory: null })));
+      store.addImages("before", [{ ...(images[0] as NewImage), key: "other.jpg" }]);
+      store.addImages("all", images.toReversed());
+      return store;
+    };
+    using store = storeOf(images);
+    const bySource = new Map(store.images("all").map(({ id, sourceId }) => [sourceId, id]));
+    await using own = await open(packed, { shuffle: false, store, split: "all" });
+    using batch = await own.loader.getBatch();
+    for (const { imageId, sourceId } of batch.images) expect(imageId).toBe(bySource.get(sourceId) as number);
+    expect(new Set(batch.images.map(({ imageId }) => imageId)).size).toBe(8);
+    using fewer = storeOf(images.slice(1));
+    expect((await failure(() => open(packed, { store: fewer, split: "all" }))).message).toMatch(
+      /split "all" .* has no image 1 \(1\.jpg\)/,
+    );
+    using others = storeOf(images, ["a", "b"]);
+    expect((await failure(() => open(packed, { store: others, split: "all" }))).message).toMatch(
+      /have the classes .*, the store a, b/,
+    );
   });
 
   test("that are damaged are skipped and counted, or end the loading, naming file and record", async () => {

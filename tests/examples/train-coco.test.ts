@@ -93,6 +93,48 @@ test("a run ends with its results, the run folder and the next command, and the 
   expect(configNow()).toMatchObject({ clipNorm: null, recompute: true });
 });
 
+test("training takes images from record files, evaluates on those, and goes on from its checkpoint", async () => {
+  const records = join(folder, "records");
+  const pack = async (split: string, ...options: string[]) => {
+    const args = ["data", "pack", "--data", folder, "--split", split, "--out", join(records, split), ...options];
+    const env = { ...process.env, DLFS_BACKEND: backend };
+    const child = Bun.spawn([process.execPath, "run", "lib/cli/main.ts", ...args], { cwd: root, env, stdout: "pipe" });
+    expect(await child.exited).toBe(0);
+  };
+  await pack("train2017", "--size", "64");
+  const common = ["--data", folder, "--records", records, "--batch", "2", "--iterations", "3"];
+  const first = await run(...common, "--out", join(folder, "half"));
+  expect([first.exitCode, first.stderr]).toEqual([0, ""]);
+  expect(first.stdout).toMatch(/val2017 is read from its images: there is no .*records.val2017/);
+  // Ids in the store that these were packed from are others than in the training's, which has both splits.
+  await pack("val2017", "--size", "64");
+  const both = await run(...common, "--out", join(folder, "both"));
+  expect([both.exitCode, both.stderr]).toEqual([0, ""]);
+  expect(both.stdout).toMatch(/records: \d+ of train2017, \d+ of val2017 in /);
+  const figures = ({ stdout }: { stdout: string }) => /^AP \d.*AR100.*$/m.exec(stdout)?.[0];
+  expect(figures(both)).toBe(figures(first));
+  const runFolder = /run folder: (.*)/.exec(both.stdout)?.[1] as string;
+  const config = JSON.parse(readFileSync(join(runFolder, "config.json"), "utf8"));
+  expect(config).toMatchObject({ records, size: [64, 64] });
+
+  const longer = await run("--resume", runFolder, "--iterations", "5");
+  expect([longer.exitCode, longer.stderr]).toEqual([0, ""]);
+  expect(longer.stdout).toContain("trained 5 iterations");
+  for (const [args, message] of [
+    [["--size", "96"], "train2017 are 64x64, the network's input is 96x96"],
+    [["--augment", "yolo"], "--augment yolo: needs the images as they were before they were resized"],
+    [["--antialias"], "--antialias: how images are resized is what the records were packed with"],
+  ] as const) {
+    const wrong = await run(...common, ...args);
+    expect([wrong.exitCode, wrong.stderr]).toEqual([2, expect.stringContaining(message)]);
+  }
+  const missing = await run("--data", folder, "--records", folder);
+  expect([missing.exitCode, missing.stderr]).toEqual([
+    1,
+    expect.stringContaining("expected a folder of dlfs data pack"),
+  ]);
+}, 120_000);
+
 test.each([
   ["SIGINT", 130],
   ["SIGTERM", 143],
@@ -195,6 +237,7 @@ test("what cannot be trained on stops before the first step with an error that n
   expect(help.exitCode).toBe(0);
   for (const option of [
     "--data",
+    "--records",
     "--train-split",
     "--val-split",
     "--iterations",

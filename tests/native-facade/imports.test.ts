@@ -67,7 +67,7 @@ describe("imports point down", () => {
       ...["native", "tensor", "graph", "layers", "detection", "models"],
       ...["metrics", "formats", "data", "monitor"],
     ],
-    bench: ["native", "tensor", "graph", "layers", "models", "train"],
+    bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: ["native", "tensor", "data", "detection", "models", "train", "export", "bench"],
   };
 

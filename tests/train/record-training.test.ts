@@ -7,12 +7,14 @@ import {
   DeviceBatchDecoder,
   DeviceImageCodec,
   DeviceRecordReader,
+  HorizontalFlip,
   loadDataset,
   Normalize,
   packRecords,
   RecordLoader,
   RecordSet,
   Resize,
+  ScaleJitter,
 } from "../../lib/data";
 import { readCheckpoint } from "../../lib/formats";
 import { CompactDetector } from "../../lib/models";
@@ -33,6 +35,9 @@ beforeAll(async () => {
   await packRecords({
     ...{ store, source, split: "train2017", folder: join(folder, "records"), device, size, preprocessing },
     dtype: "f32",
+  });
+  await packRecords({
+    ...{ store, source, split: "train2017", folder: join(folder, "pixels"), device, size, preprocessing },
   });
 });
 afterAll(async () => {
@@ -61,6 +66,16 @@ async function fromRecords(options: Training) {
   return await train({ loader, decoder: reader }, options);
 }
 
+/** From records of pixels, mirrored and scaled. */
+async function fromPixels(options: Training) {
+  const records = await RecordSet.open(join(folder, "pixels"));
+  await using reader = new DeviceRecordReader(device, records, { batchSize: 2, workers: 1 });
+  const augmentation = [new ScaleJitter(0.7, 1.4), new HorizontalFlip()];
+  await using loader = new RecordLoader({ reader, batchSize: 2, seed: 3, augmentation });
+  expect(loader.length).toBeGreaterThan(2);
+  return await train({ loader, decoder: reader }, options);
+}
+
 async function fromImages(options: Training) {
   const codec = new DeviceImageCodec(device);
   using dataset = await loadDataset(folder, { codec, valSplit: null, store: ":memory:" });
@@ -79,4 +94,11 @@ test("training from records of values gives the weights of training from images,
   const first = await fromRecords({ iterations: 3, checkpointFolder: join(folder, "early") });
   const resumed = await fromRecords({ iterations: 7, resume: first.outcome.checkpoint as string });
   expect(resumed.weights).toEqual(direct.weights);
+}, 60_000);
+
+test("training from records of pixels, augmented, gives the same weights when it is resumed in the middle of a pass", async () => {
+  const whole = await fromPixels({ iterations: 5 });
+  const first = await fromPixels({ iterations: 2, checkpointFolder: join(folder, "middle") });
+  const resumed = await fromPixels({ iterations: 5, resume: first.outcome.checkpoint as string });
+  expect(resumed.weights).toEqual(whole.weights);
 }, 60_000);
