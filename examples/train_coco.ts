@@ -608,7 +608,9 @@ function imageFeed({ config, dataset, evaluation, device, loading }: Reading, tr
   const { store, source } = dataset;
   const loader = new CocoDataLoader({
     ...{ ...loading, store, source, batchSize, size, seed, decoder, preprocessing },
-    ...(train ? { split: config.trainSplit, epochs, closeLast, sizes: sizesOf(config) } : { split: config.valSplit, shuffle: false }),
+    ...(train
+      ? { split: config.trainSplit, epochs, closeLast, sizes: sizesOf(config) }
+      : { split: config.valSplit, shuffle: false }),
     ...(train && samplingOf(config)),
   });
   const dispose = async (): Promise<void> => {
