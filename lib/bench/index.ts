@@ -11,6 +11,18 @@ export {
   openBenchData,
 } from "./data";
 export { DataPeer, type DataPeerSettings } from "./data-peer";
+export {
+  benchDecode,
+  DECODE_WORKS,
+  type DecodeRow,
+  type DecodeSet,
+  type DecodeSettings,
+  type DecodeWork,
+  decodePeerTable,
+  decodeTable,
+  decodeTitle,
+  openDecodeSet,
+} from "./decode";
 export { type LayerBench, type LayerTiming, layerBenches, layerLine, measureLayer } from "./layers";
 export {
   bytesOf,
@@ -42,6 +54,7 @@ export {
   type PeerResult,
   type PeerRow,
   peerTable,
+  runDecodePeers,
   runOperationPeers,
   runPeers,
 } from "./peers";

@@ -1,6 +1,7 @@
 /** The same work in PyTorch and torchvision, measured beside ours by the scripts of scripts/peers. */
 import { fileURLToPath } from "node:url";
 import { DlfsError, ErrorCode } from "../native";
+import type { DecodeSettings } from "./decode";
 import type { LayerBench } from "./layers";
 import type { Precision } from "./measure";
 import type { NetworkSettings } from "./network";
@@ -85,6 +86,22 @@ export function runOperationPeers(
     })),
   };
   return runScript(python, [script("operations.py")], JSON.stringify(work), log);
+}
+
+/**
+ * Decodes the same files by torchvision: on a GPU by decode_jpeg there, else by as many threads. Rows are named as DECODE_WORKS.
+ *
+ * @throws DlfsError that says what is missing: the interpreter, a package, a GPU
+ */
+export function runDecodePeers(
+  python: string,
+  device: string,
+  { batch, size, precision, threads, repetitions }: DecodeSettings,
+  files: readonly string[],
+  log?: (line: string) => void,
+): Promise<PeerResult> {
+  const work = { files, batch, size, precision, threads, repetitions, warmUp: 2, device };
+  return runScript(python, [script("decode.py")], JSON.stringify(work), log);
 }
 
 function fail(python: string, message: string): never {

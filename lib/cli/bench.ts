@@ -46,9 +46,10 @@ import {
 import { Device } from "../tensor";
 import { autotune, plansFolder } from "../train";
 import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
+import { decodeSettingsOf, runDecode } from "./bench-decode";
 import type { Verb } from "./main";
 
-const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes", "data"] as const;
+const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes", "data", "decode"] as const;
 type BenchName = (typeof BENCHES)[number];
 
 /** Whose settings a bench uses. */
@@ -60,6 +61,7 @@ const WORKS: Record<BenchName, readonly ("train" | "infer")[]> = {
   nms: ["infer"],
   sizes: ["train", "infer"],
   data: ["train"],
+  decode: ["train"],
 };
 
 /** Milliseconds of tuning for a convolution of the sizes bench, which has some two thousand. */
@@ -67,7 +69,8 @@ const QUICK_MS = 20;
 
 const help = `dlfs bench: times training and inference of a detector on this machine, with synthetic batches that are on the device.
 
-Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [all] [options]   default: train infer
+Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [decode] [all] [options]
+       default: train infer
 
   train               a training step: forward, targets, losses, backward, optimizer
   infer               the network alone, to the maps that post-processing reads, and the whole call from uint8 images on the
@@ -79,6 +82,8 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [a
                       and 16; at --size or with --batch alone where they are given
   data                batches of 32 at 640x640 from JPEGs (read, decoded, augmented) and from records, and training on them
                       beside training on a synthetic batch (CPU: the compact model, 8 images of 192x192)
+  decode              JPEGs alone, in batches of 64: decoded to their own pixels from memory and from files, and letterboxed to
+                      network inputs
 
   --model NAME        default retinanet_resnet50_fpn
   --batch N           default 32 on a GPU, 1 on the CPU
@@ -94,15 +99,17 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [a
   --repetitions N     default 15; the medians of fewer are not worth comparing
   --tune-ms N         time for choosing each convolution's algorithm where none is saved, 0 for heuristics; default 300 on a GPU,
                       ${QUICK_MS} for sizes, whose picks are kept apart
-  --images FOLDER     of data: JPEGs to load; default drawn ones of 640x480, kept in the cache folder
-  --files N           of data: how many of them, or how many to draw; default 2048 on a GPU, 256 on the CPU
-  --threads N         of data: decoding threads, and workers of --peers; default: one for each core
+  --images FOLDER     of data and decode: JPEGs to load; default drawn ones of 640x480, kept in the cache folder
+  --files N           of data and decode: how many of them, or how many to draw; default on a GPU 2048 and 1024, on the CPU 256
+  --threads N         of data and decode: decoding threads, and workers of --peers; default: one for each core
+  --hardware N        of decode: the share of JPEGs, in per cent, that a GPU's JPEG engines decode; default 0
+  --sweep             of decode: also other shares (0 to 100 %) and numbers of threads
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first
   --trace FILE        write those as a trace for chrome://tracing or Perfetto (of train, if both are run)
   --deterministic     only algorithms that give the same bytes each run
   --peers PYTHON      run the same work in PyTorch and torchvision, by this Python: train and infer (retinanet_resnet50_fpn,
-                      on a GPU), layers, nms, data
+                      on a GPU), layers, nms, data, decode
   --out FILE          write the results as JSON
   --compare FILE      print what has changed since such a file, beyond the noise
 
@@ -122,6 +129,8 @@ const options = {
   images: { type: "string" },
   files: { type: "string" },
   threads: { type: "string" },
+  hardware: { type: "string" },
+  sweep: { type: "boolean" },
   repetitions: { type: "string" },
   "tune-ms": { type: "string" },
   backend: { type: "string" },
@@ -213,6 +222,12 @@ function dataSettingsOf(args: Args, device: Device, train: NetworkSettings): Dat
     },
   };
 }
+
+/** The network inputs of the decode bench: those of data. */
+const decodeInputs = (args: Args, { size, precision }: NetworkSettings) => ({
+  size: args.size === undefined ? ([640, 640] as const) : size,
+  precision,
+});
 
 /** Times the data path, beside the peer's where there is one. */
 async function runData(device: Device, args: Args, settings: DataSettings) {
@@ -310,10 +325,15 @@ export const verb: Verb = {
       if (args[name] !== undefined && !profiled) throw new UsageError(`--${name} is for train and infer`);
     }
     if (args.peers !== undefined && benches.every((bench) => bench === "postprocess" || bench === "sizes")) {
-      throw new UsageError("--peers is for train, infer, layers, nms and data");
+      throw new UsageError("--peers is for train, infer, layers, nms, data and decode");
     }
+    const decodes = benches.includes("decode");
     for (const name of ["images", "files", "threads"] as const) {
-      if (args[name] !== undefined && !benches.includes("data")) throw new UsageError(`--${name} is for data`);
+      const used = decodes || benches.includes("data");
+      if (args[name] !== undefined && !used) throw new UsageError(`--${name} is for data and decode`);
+    }
+    for (const name of ["hardware", "sweep"] as const) {
+      if (args[name] !== undefined && !decodes) throw new UsageError(`--${name} is for decode`);
     }
     if (args.quantize !== undefined && !benches.includes("infer")) throw new UsageError("--quantize is for infer");
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
@@ -322,13 +342,14 @@ export const verb: Verb = {
     autotune(device, { ms: tuneMs });
     const settings = settingsOf(args, device);
     const dataSettings = benches.includes("data") ? dataSettingsOf(args, device, settings.train) : undefined;
+    const decodeSettings = decodes ? decodeSettingsOf(args, device, decodeInputs(args, settings.train)) : undefined;
     const rows: BenchRow[] = [];
     const dataPeers: PeerResult[] = [];
     const resultOf = (peers: PeerResult[] = []): BenchResult => {
       const precisions = new Set(benches.flatMap((bench) => WORKS[bench]).map((work) => settings[work].precision));
       return benchResult(device, {
         command: ["dlfs", "bench", ...argv].join(" "),
-        settings: { benches, ...settings, ...(dataSettings && { data: dataSettings }) },
+        settings: { benches, ...settings, ...(dataSettings && { data: dataSettings }), decode: decodeSettings },
         ceilings: Object.fromEntries([...precisions].map((precision) => [precision, ceilings(device, precision)])),
         rows,
         ...(peers.length > 0 && { peers }),
@@ -348,6 +369,12 @@ export const verb: Verb = {
       }
       if (dataSettings && bench === "data") {
         const found = await runData(device, args, dataSettings);
+        rows.push(...found.rows);
+        dataPeers.push(...found.peers);
+        continue;
+      }
+      if (decodeSettings && bench === "decode") {
+        const found = await runDecode(device, decodeSettings, args.peers);
         rows.push(...found.rows);
         dataPeers.push(...found.peers);
         continue;

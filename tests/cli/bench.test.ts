@@ -1,10 +1,10 @@
 /** dlfs bench: that every bench runs and its files hold what was measured; errors for what was typed wrongly. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { type DataRow, readBenchResult } from "../../lib/bench";
+import { type DataRow, DECODE_WORKS, type DecodeRow, readBenchResult } from "../../lib/bench";
 import { backend, missing, testDevice } from "../support/device";
 
 const program = fileURLToPath(new URL("../../lib/cli/main.ts", import.meta.url));
@@ -136,11 +136,46 @@ describe("dlfs bench", () => {
     expect(stdout).toMatch(/^6 JPEGs of \d+ KB on average in .*, page cache warm$/m);
   }, 60_000);
 
+  test("times decoding from memory and files, for several numbers of threads, beside a peer", async () => {
+    const images = join(folder, "jpegs");
+    mkdirSync(images);
+    for (const name of ["baseline.jpg", "progressive.jpg", "gray.jpg"]) {
+      copyFileSync(fileURLToPath(new URL(`../data/jpegs/${name}`, import.meta.url)), join(images, name));
+    }
+    const peer = join(folder, "decode-peer");
+    writeFileSync(
+      peer,
+      `#!/usr/bin/env bash
+[ "$(tr -d " \\n" | grep -c '"batch":2,"size":\\[32,48\\].*"threads":1,"repetitions":2')" = 1 ] || exit 3
+echo '{"versions": {"torchvision": "0.0"}}'
+echo '{"name": "decode", "ms": 3000, "low": 3000, "high": 3000, "repetitions": 2, "images": 3}'
+echo '{"failed": "read and decode: not there"}'
+`,
+      { mode: 0o755 },
+    );
+    const out = join(folder, "decode.json");
+    const options = ["--images", images, "--batch", "2", "--size", "32x48", "--threads", "1", "--repetitions", "2"];
+    const { status, stdout, stderr } = await dlfsBench("decode", ...options, "--sweep", "--peers", peer, "--out", out);
+    expect(stderr.replaceAll(/^(decode|peer): .*\n/gm, "")).toBe("");
+    expect(status).toBe(0);
+    const { rows, peers } = readBenchResult(out);
+    const one = (rows as DecodeRow[]).filter(({ threads, hardware }) => threads === 1 && hardware === 0);
+    expect(one.map(({ work }) => work)).toEqual([...DECODE_WORKS]);
+    for (const row of rows) expect([row.images, row.repetitions, row.ms > 0]).toEqual([3, 2, true]);
+    expect(peers).toEqual([expect.objectContaining({ failed: ["read and decode: not there"] })]);
+    expect(stdout).toMatch(/^3 JPEGs .* KiB and [\d.]+ bits a pixel on average$/m);
+    const [first] = one as [DecodeRow];
+    const ratio = ((3000 / first.ms) as number).toFixed(2);
+    expect(stdout).toMatch(new RegExp(`decode, batches of 2, 1 thread.* +1 +${ratio}$`, "m"));
+    const none = await dlfsBench("decode", "--images", folder);
+    expect([none.status, none.stderr]).toEqual([1, expect.stringContaining(`${folder} has no .jpg files`)]);
+  }, 60_000);
+
   test("refuses what it does not know, before anything is measured", async () => {
     const cases: [string[], string][] = [
-      [["inference"], 'expected train, infer, layers, postprocess, nms, sizes, data or all, got "inference"'],
+      [["inference"], 'expected train, infer, layers, postprocess, nms, sizes, data, decode or all, got "inference"'],
       [["nms", "--profile"], "--profile is for train and infer"],
-      [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers, nms and data"],
+      [["postprocess", "--peers", "python3"], "--peers is for train, infer, layers, nms, data and decode"],
       [["train", "--quantize", "f8"], "--quantize is for infer"],
       [["infer", "--quantize", "f4"], '--quantize: expected one of f8, i8, got "f4"'],
       [["train", "--norm", "group"], '--norm: expected one of batch, frozen, got "group"'],
@@ -150,7 +185,9 @@ describe("dlfs bench", () => {
         ["train", "--recompute", "some"],
         '--recompute: expected all, none or a size such as 10GiB or 800MiB, got "some"',
       ],
-      [["train", "--files", "6"], "--files is for data"],
+      [["train", "--files", "6"], "--files is for data and decode"],
+      [["data", "--sweep"], "--sweep is for decode"],
+      [["decode", "--hardware", "101"], '--hardware: expected a share from 0 to 100 (per cent), got "101"'],
       [["data", "--peers", "python3", "--size", "64x96"], "--size: the peer of data takes square inputs, not 64x96"],
       [["train", "--tune-ms=-1"], '--tune-ms: expected milliseconds from 0, got "-1"'],
     ];
