@@ -89,7 +89,8 @@ export function decodeTitle({ bytes, sizes }: DecodeSet): string {
 function variants(device: Device, { threads, hardware, sweep }: DecodeSettings): [threads: number, hardware: number][] {
   if (!sweep) return [[threads, hardware]];
   const cores = availableParallelism();
-  const counts = new Set([1, 2, cores >> 2, cores >> 1, (3 * cores) >> 2, cores, threads].filter((n) => n >= 1));
+  const few = device.backend === "cpu" ? [1, 2] : [];
+  const counts = new Set([...few, cores >> 2, cores >> 1, (3 * cores) >> 2, cores, threads].filter((n) => n >= 1));
   const shares = device.supports("jpeg.hardware") ? SHARES : [hardware];
   return [...counts].sort((a, b) => a - b).flatMap((n) => shares.map((share): [number, number] => [n, share]));
 }
