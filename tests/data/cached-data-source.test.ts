@@ -173,8 +173,9 @@ describe("CachedDataSource", () => {
       const open = Promise.withResolvers<void>();
       source.put("y", "before");
       source.gate = open.promise;
+      const asked = cached.stats.misses;
       const early = cached.read("y");
-      await Bun.sleep(5);
+      while (cached.stats.misses === asked) await Bun.sleep(1);
       await cached.write("y", encode("after"));
       open.resolve();
       await early;
@@ -191,7 +192,7 @@ describe("CachedDataSource", () => {
       const gone = new AbortController();
       const reads = [cached.read("x"), cached.read("x"), cached.read("x", { signal: gone.signal })];
       const reason = new Error("enough");
-      await Bun.sleep(5);
+      while (cached.stats.misses < reads.length) await Bun.sleep(1);
       gone.abort(reason);
       await expect(reads[2]).rejects.toBe(reason);
       open.resolve();
