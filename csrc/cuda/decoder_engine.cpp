@@ -21,7 +21,8 @@ int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 // A batch at a time: a stream, a decoding state, memory for pixels.
 class EngineLane {
  public:
-  explicit EngineLane(Context& context) : context_(context) {}
+  // Throws where nvJPEG makes no state for the engines, so that asking for them fails at once.
+  explicit EngineLane(Context& context) : context_(context), engine_(context) {}
   ~EngineLane() {
     if (event_) cudaEventDestroy(event_);
   }
@@ -33,16 +34,20 @@ class EngineLane {
     decoded_ = 0;
     // What goes wrong here goes wrong for all.
     for_all(batch, [&] { decode(batch); });
-    for_all(batch, [&] { draw(batch); });
-    for_all(batch, [&] { CUDA_CHECK(cudaEventSynchronize(event_)); });
+    const bool drawn = for_all(batch, [&] { draw(batch); });
+    for_all(batch, [&] {
+      if (drawn) CUDA_CHECK(cudaEventSynchronize(event_));
+      else if (stream_) CUDA_CHECK(cudaStreamSynchronize(stream_->stream));
+    });
     if (pixels_.bytes() > kept_bytes) pixels_ = DeviceBuffer();
-    if (engine_) engine_->trim();
+    engine_.trim();
     if (codec_) codec_->trim();
   }
 
  private:
+  // Calls body; an exception becomes every image's error. True where there was none.
   template <class Body>
-  static void for_all(std::vector<EngineWork>& batch, Body&& body) noexcept {
+  static bool for_all(std::vector<EngineWork>& batch, Body&& body) noexcept {
     // The first image's guard tells what went wrong; the others fail of the same.
     EngineWork& first = batch.front();
     std::exception_ptr error;
@@ -54,17 +59,17 @@ class EngineLane {
         throw;
       }
     });
-    if (!error) return;
+    if (!error) return true;
     for (size_t k = 1; k < batch.size(); ++k) {
       batch[k].job->guarded(batch[k].i, [&] { std::rethrow_exception(error); });
     }
+    return false;
   }
 
   void prepare() {
     if (!stream_) stream_ = std::make_unique<Stream>(context_.shared_from_this(), /*urgent=*/true);
     // Waiting blocks rather than spins, as in the decoding threads.
     if (!event_) CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync));
-    if (!engine_) engine_ = std::make_unique<JpegEngine>(context_);
   }
 
   void decode(std::vector<EngineWork>& batch) {
@@ -84,7 +89,7 @@ class EngineLane {
     refused_.clear();
     for (size_t k = 0; k < batch.size(); ++k) {
       const EngineWork& work = batch[k];
-      if (!engine_->takes(work.bytes, work.length)) {
+      if (!engine_.takes(work.bytes, work.length)) {
         refused_.push_back(k);
         continue;
       }
@@ -92,10 +97,10 @@ class EngineLane {
       images_.push_back({work.bytes, length, pixels_of(batch, k), work.header.width, work.header.height});
       taken_.push_back(k);
     }
-    if (!images_.empty() && !engine_->decode(*stream_, images_.data(), static_cast<int>(images_.size()))) {
+    if (!images_.empty() && !engine_.decode(*stream_, images_.data(), static_cast<int>(images_.size()))) {
       // Each by itself: that another image of its batch is refused must not decide how one is decoded.
       for (size_t k = 0; k < images_.size(); ++k) {
-        if (!engine_->decode(*stream_, &images_[k], 1)) refused_.push_back(taken_[k]);
+        if (!engine_.decode(*stream_, &images_[k], 1)) refused_.push_back(taken_[k]);
         CUDA_CHECK(cudaStreamSynchronize(stream_->stream));
       }
     }
@@ -132,9 +137,9 @@ class EngineLane {
   }
 
   Context& context_;
+  JpegEngine engine_;
   std::unique_ptr<Stream> stream_;
   cudaEvent_t event_ = nullptr;
-  std::unique_ptr<JpegEngine> engine_;
   std::unique_ptr<JpegCodec> codec_;  // for what the engines refuse after all
   DeviceBuffer pixels_;
   size_t decoded_ = 0;  // all of the batch, or none
