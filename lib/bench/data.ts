@@ -41,6 +41,8 @@ export interface DataSettings {
   precision: Precision;
   /** Decoding threads; 0: as many as the device's decoder chooses. */
   threads: number;
+  /** Per cent of the images that a GPU's JPEG engines decode; see DeviceBatchDecoderOptions. */
+  hardware: number;
   repetitions: number;
   /** Batches that a repetition takes. */
   batches: number;
@@ -58,7 +60,7 @@ export interface DataRow extends BenchRow {
   peakHostBytes?: number;
   /** Of loading: pinned memory of the loader, in bytes; decoding threads have a file each of their own besides. */
   pinnedBytes?: number;
-  /** Of training: the share of the rate on a synthetic batch. */
+  /** Of training: the share of the rate on a synthetic batch, the median of the rounds. */
   ofSynthetic?: number;
 }
 
@@ -123,10 +125,10 @@ const shapeText = ({ batch, size, precision }: Pick<DataSettings, "batch" | "siz
   `${batch}x${size.join("x")} ${precision}`;
 
 async function jpegLoading(device: Device, data: BenchData, settings: DataSettings): Promise<Loading> {
-  const { batch: batchSize, size, precision: dtype, threads } = settings;
+  const { batch: batchSize, size, precision: dtype, threads, hardware } = settings;
   const preprocessing = augmentationPreset("retinanet");
   const decoder = new DeviceBatchDecoder(device, {
-    ...{ batchSize, preprocessing, dtype, threads },
+    ...{ batchSize, preprocessing, dtype, threads, hardware },
     ...{ height: size[0], width: size[1] },
   });
   const { store, source } = data;
@@ -179,6 +181,11 @@ function peakHostBytes(): number {
 
 /** Samples of one kind of work: wall and CPU time of a batch, and the share that was waiting. */
 class Samples {
+  /** Milliseconds of a batch, for each round. */
+  get ms(): readonly number[] {
+    return this.#ms;
+  }
+
   readonly #ms: number[] = [];
   readonly #cpuMs: number[] = [];
   readonly #wait: number[] = [];
@@ -235,9 +242,9 @@ export async function benchLoaders(
   peer: DataPeer | null,
   log: (line: string) => void = () => {},
 ): Promise<{ rows: DataRow[]; peerRows: PeerRow[] }> {
-  const { batch, batches, repetitions, threads } = settings;
+  const { batch, batches, repetitions, threads, hardware } = settings;
   const shape = shapeText(settings);
-  const decoding = threads > 0 ? `, ${threads} threads` : "";
+  const decoding = (threads > 0 ? `, ${threads} threads` : "") + (hardware > 0 ? `, ${hardware} % by engines` : "");
   await using opened = new AsyncDisposableStack();
   const start = async (name: string, open: () => Promise<Loading>) => {
     const before = PinnedBuffer.allocatedBytes;
@@ -335,8 +342,12 @@ export async function benchTrainingData(
     log(`training, round ${round + 1} of ${repetitions}`);
   }
   const rows = works.map(({ name, samples }) => samples.row(`${trainingName(training)}, ${name}`, batch, warmUp));
-  const [first] = rows;
-  return rows.map((row, i) => (i === 0 ? row : { ...row, ofSynthetic: first!.ms / row.ms }));
+  // What else the machine does meets the works of a round alike.
+  const [{ samples: first }] = works as [(typeof works)[0]];
+  return rows.map((row, i) => {
+    const shares = (works[i]?.samples.ms ?? []).map((ms, round) => (first.ms[round] as number) / ms);
+    return i === 0 ? row : { ...row, ofSynthetic: timingOf(shares).ms };
+  });
 }
 
 /** What was loaded from where. */

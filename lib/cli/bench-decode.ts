@@ -25,6 +25,15 @@ export interface DecodeArgs {
   repetitions?: string;
 }
 
+/** The value of --hardware; default 0. */
+export function hardwareOf(text = "0"): number {
+  const hardware = Number(text);
+  if (!Number.isInteger(hardware) || hardware < 0 || hardware > 100 || text === "") {
+    throw new UsageError(`--hardware: expected a share from 0 to 100 (per cent), got "${text}"`);
+  }
+  return hardware;
+}
+
 /** What is given, else a GPU's usual work, or what a CPU does in a minute. */
 export function decodeSettingsOf(
   args: DecodeArgs,
@@ -34,10 +43,6 @@ export function decodeSettingsOf(
   const cuda = device.backend === "cuda";
   const number = (name: "files" | "batch" | "threads" | "repetitions", otherwise: number): number =>
     args[name] === undefined ? otherwise : positiveInteger(name, args[name]);
-  const hardware = Number(args.hardware ?? 0);
-  if (!Number.isInteger(hardware) || hardware < 0 || hardware > 100 || args.hardware === "") {
-    throw new UsageError(`--hardware: expected a share from 0 to 100 (per cent), got "${args.hardware}"`);
-  }
   return {
     images: args.images,
     files: number("files", cuda ? 1024 : 256),
@@ -45,7 +50,7 @@ export function decodeSettingsOf(
     size,
     precision,
     threads: number("threads", availableParallelism()),
-    hardware,
+    hardware: hardwareOf(args.hardware),
     repetitions: number("repetitions", cuda ? 15 : 7),
     sweep: args.sweep ?? false,
   };

@@ -46,7 +46,7 @@ import {
 import { Device } from "../tensor";
 import { autotune, plansFolder } from "../train";
 import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
-import { decodeSettingsOf, runDecode } from "./bench-decode";
+import { decodeSettingsOf, hardwareOf, runDecode } from "./bench-decode";
 import type { Verb } from "./main";
 
 const BENCHES = ["train", "infer", "layers", "postprocess", "nms", "sizes", "data", "decode"] as const;
@@ -101,8 +101,9 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [d
                       ${QUICK_MS} for sizes, whose picks are kept apart
   --images FOLDER     of data and decode: JPEGs to load; default drawn ones of 640x480, kept in the cache folder
   --files N           of data and decode: how many of them, or how many to draw; default on a GPU 2048 and 1024, on the CPU 256
-  --threads N         of data and decode: decoding threads, and workers of --peers; default: one for each core
-  --hardware N        of decode: the share of JPEGs, in per cent, that a GPU's JPEG engines decode; default 0
+  --threads N         of data and decode: decoding threads, and workers of --peers; default: one for each core, of data's own on a
+                      GPU what the decoder chooses
+  --hardware N        of data and decode: the share of JPEGs, in per cent, that a GPU's JPEG engines decode; default 0
   --sweep             of decode: also other shares (0 to 100 %) and numbers of threads
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first
@@ -213,7 +214,8 @@ function dataSettingsOf(args: Args, device: Device, train: NetworkSettings): Dat
     batch: args.batch === undefined ? 32 : train.batch,
     size: args.size === undefined ? [640, 640] : train.size,
     precision: train.precision,
-    threads: number("threads", availableParallelism()),
+    threads: number("threads", cuda ? 0 : availableParallelism()),
+    hardware: hardwareOf(args.hardware),
     repetitions: number("repetitions", cuda ? 15 : 7),
     batches: cuda ? 30 : 3,
     training: {
@@ -231,7 +233,8 @@ const decodeInputs = (args: Args, { size, precision }: NetworkSettings) => ({
 
 /** Times the data path, beside the peer's where there is one. */
 async function runData(device: Device, args: Args, settings: DataSettings) {
-  const { size, batch, threads, batches } = settings;
+  const { size, batch, batches } = settings;
+  const threads = settings.threads || availableParallelism();
   if (args.peers !== undefined && size[0] !== size[1]) {
     throw new UsageError(`--size: the peer of data takes square inputs, not ${size.join("x")}`);
   }
@@ -328,13 +331,11 @@ export const verb: Verb = {
       throw new UsageError("--peers is for train, infer, layers, nms, data and decode");
     }
     const decodes = benches.includes("decode");
-    for (const name of ["images", "files", "threads"] as const) {
+    for (const name of ["images", "files", "threads", "hardware"] as const) {
       const used = decodes || benches.includes("data");
       if (args[name] !== undefined && !used) throw new UsageError(`--${name} is for data and decode`);
     }
-    for (const name of ["hardware", "sweep"] as const) {
-      if (args[name] !== undefined && !decodes) throw new UsageError(`--${name} is for decode`);
-    }
+    if (args.sweep !== undefined && !decodes) throw new UsageError("--sweep is for decode");
     if (args.quantize !== undefined && !benches.includes("infer")) throw new UsageError("--quantize is for infer");
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
     const tuneMs = args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]);
