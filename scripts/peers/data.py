@@ -34,7 +34,7 @@ except ImportError as error:
 GPU = torch.cuda.is_available()
 AHEAD = 2
 CLOCK = os.sysconf("SC_CLK_TCK")
-# From 2.1 on torch resamples uint8 as it is, which is faster.
+# From 2.1 on torch resamples uint8 on the CPU as it is, which is faster.
 UINT8 = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 1)
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
 STD = 1 / (torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255)
@@ -64,7 +64,7 @@ def draw(image, out, mean, std, side):
         image = image.contiguous()  # planes: what follows takes a third of the time on them, with what copying costs
     if random.random() < 0.5:
         image = image.flip(-1)
-    values = image[None] if UINT8 else image[None].float()
+    values = image[None] if UINT8 and not image.is_cuda else image[None].float()
     if (h, w) != size:
         values = F.interpolate(values, size=(h, w), mode="bilinear", align_corners=False)
     values = values[0, :, from_y : from_y + high, from_x : from_x + wide]
