@@ -1,4 +1,4 @@
-# libdlfs_cpu.so: oneDNN, libjpeg-turbo, OpenMP.
+# libdlfs_cpu.so: oneDNN, libjpeg-turbo, OpenMP; libpng and libwebp where they are found.
 file(GLOB sources CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/csrc/common/*.cpp" "${PROJECT_SOURCE_DIR}/csrc/cpu/*.cpp")
 target_sources(dlfs PRIVATE ${sources})
@@ -34,7 +34,7 @@ if(DEFINED ENV{DNNLROOT})
   set_property(TARGET dlfs APPEND PROPERTY INSTALL_RPATH "${dnnl_dir}")
 endif()
 
-include("${PROJECT_SOURCE_DIR}/cmake/jpeg.cmake")
-dlfs_link_jpeg(dlfs REQUIRED)
+include("${PROJECT_SOURCE_DIR}/cmake/images.cmake")
+dlfs_link_images(dlfs JPEG_REQUIRED)
 
 message(STATUS "dlfs: CPU library with ${DLFS_DNNL_LIBRARY}, ${DLFS_JPEG_LIBRARY}, header ${header_hash}")

@@ -62,9 +62,9 @@ if(DLFS_CUDA_PRELOADS)
 endif()
 target_link_libraries(dlfs PRIVATE ${DLFS_CUDA_LIBRARIES} ${CMAKE_DL_LIBS} rt)
 
-# Decodes what nvJPEG refuses (CMYK, arithmetic coding); without it dlfs_supports("jpeg.cmyk") is 0.
-include("${PROJECT_SOURCE_DIR}/cmake/jpeg.cmake")
-dlfs_link_jpeg(dlfs)
+# libjpeg-turbo decodes what nvJPEG refuses (CMYK, arithmetic coding); without it dlfs_supports("jpeg.cmyk") is 0.
+include("${PROJECT_SOURCE_DIR}/cmake/images.cmake")
+dlfs_link_images(dlfs)
 
 message(STATUS "dlfs: CUDA library for ${arch_names} with ${CMAKE_CUDA_COMPILER} (${CMAKE_CUDA_COMPILER_VERSION}), "
   "header ${header_hash}")

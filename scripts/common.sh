@@ -41,9 +41,21 @@ missing_tools() {
 
 # Prints the Debian packages of the libraries that the CPU library needs and the compiler does not find, one a line.
 missing_cpu_packages() {
+  missing_packages dnnl.hpp libdnnl-dev jpeglib.h libjpeg-dev
+}
+
+# The same of the libraries that the libraries can do without: they decode PNG and WebP files.
+missing_image_packages() {
+  missing_packages png.h libpng-dev webp/decode.h libwebp-dev
+}
+
+# Arguments: a header and the package that has it, any number of times. Prints the packages whose header is not found.
+missing_packages() {
   local found
-  found=$(printf '#if __has_include(<%s>)\n%s\n#endif\n' dnnl.hpp libdnnl-dev jpeglib.h libjpeg-dev |
+  found=$(printf '#if __has_include(<%s>)\n%s\n#endif\n' "$@" |
     "${CXX:-c++}" -E -P -x c++ ${DNNLROOT:+-I"$DNNLROOT/include"} - 2>/dev/null || true)
-  grep -q libdnnl-dev <<<"$found" || echo libdnnl-dev
-  grep -q libjpeg-dev <<<"$found" || echo libjpeg-dev
+  while [ $# -gt 0 ]; do
+    grep -q "$2" <<<"$found" || echo "$2"
+    shift 2
+  done
 }

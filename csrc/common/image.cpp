@@ -6,6 +6,7 @@
 #include "common/exif.hpp"
 #include "common/jpeg_turbo.hpp"
 #include "common/orientation.hpp"
+#include "common/sampling.hpp"
 
 namespace dlfs {
 namespace {
@@ -13,34 +14,116 @@ namespace {
 // Scratch memory above this is given back after the image that needed it.
 constexpr int64_t kept_bytes = int64_t{64} << 20;
 
-ImageHeader of_jpeg(const JpegHeader& jpeg) {
-  const bool swapped = swaps_sides(jpeg.orientation);
+bool is_jpeg(const uint8_t* bytes, int64_t length) {
+  return length >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff;
+}
+
+// width and height: of the pixels as they are stored.
+ImageHeader header_of(ImageFormat format, int32_t width, int32_t height, int32_t orientation) {
   ImageHeader header{};
-  header.format = ImageFormat::jpeg;
-  header.width = swapped ? jpeg.height : jpeg.width;
-  header.height = swapped ? jpeg.width : jpeg.height;
-  header.stored_width = jpeg.width;
-  header.stored_height = jpeg.height;
-  header.orientation = jpeg.orientation;
+  header.format = format;
+  header.width = swaps_sides(orientation) ? height : width;
+  header.height = swaps_sides(orientation) ? width : height;
+  header.stored_width = width;
+  header.stored_height = height;
+  header.orientation = orientation;
+  return header;
+}
+
+ImageHeader header_of(const JpegHeader& jpeg) {
+  ImageHeader header = header_of(ImageFormat::jpeg, jpeg.width, jpeg.height, jpeg.orientation);
   header.components = jpeg.components;
   header.bits = jpeg.bits;
   header.jpeg = jpeg;
   return header;
 }
 
+ImageHeader header_of(const PngHeader& png) {
+  ImageHeader header = header_of(ImageFormat::png, png.width, png.height, png.orientation);
+  header.components = png.colour == 3 ? 3 : png.components();
+  header.bits = png.bits;
+  header.png = png;
+  return header;
+}
+
+ImageHeader header_of(const WebpHeader& webp) {
+  ImageHeader header = header_of(ImageFormat::webp, webp.width, webp.height, webp.orientation);
+  header.components = webp.alpha ? 4 : 3;
+  header.bits = 8;
+  header.webp = webp;
+  return header;
+}
+
+[[noreturn]] void throw_unknown(const uint8_t* bytes, int64_t length) {
+  DLFS_CHECK(length > 0, DLFS_ERROR_IMAGE, "the file is empty");
+  using namespace std::string_view_literals;
+  static constexpr struct {
+    const char* name;
+    std::string_view magic;
+    size_t at;
+  } kinds[] = {{"GIF", "GIF8"sv, 0},          {"TIFF", "II*\0"sv, 0},      {"TIFF", "MM\0*"sv, 0},
+               {"BMP", "BM"sv, 0},            {"a RIFF file", "RIFF"sv, 0}, {"HEIF or AVIF", "ftyp"sv, 4},
+               {"JPEG 2000", "jP  "sv, 4},    {"HTML or XML", "<"sv, 0}};
+  const std::string_view file(reinterpret_cast<const char*>(bytes), static_cast<size_t>(length));
+  const char* kind = nullptr;
+  for (const auto& one : kinds) {
+    if (!kind && file.size() >= one.at && file.substr(one.at, one.magic.size()) == one.magic) kind = one.name;
+  }
+  std::string start;
+  for (int64_t i = 0; i < length && i < 4; ++i) start += format("%s%02X", i ? " " : "", bytes[i]);
+  if (kind) throw Error(DLFS_ERROR_IMAGE, format("expected a JPEG, PNG or WebP file, got %s (%s...)", kind, start.c_str()));
+  throw Error(DLFS_ERROR_IMAGE,
+              format("expected a JPEG, PNG or WebP file, got one that begins with %s", start.c_str()));
+}
+
+[[noreturn]] [[maybe_unused]] void throw_without(const char* format_name, const char* library) {
+  throw Error(DLFS_ERROR_UNSUPPORTED,
+              format("a %s file, but this library was built without %s", format_name, library));
+}
+
+// Pixels as they lie in the file.
 void decode_stored(uint8_t* rgb, const uint8_t* bytes, int64_t length, const ImageHeader& header) {
+  switch (header.format) {
+    case ImageFormat::jpeg:
 #ifdef DLFS_HAVE_LIBJPEG
-  jpeg_turbo_decode(rgb, bytes, length, header.jpeg);
+      return jpeg_turbo_decode(rgb, bytes, length, header.jpeg);
 #else
-  throw Error(DLFS_ERROR_UNSUPPORTED, "this library was built without libjpeg-turbo");
+      throw_without("JPEG", "libjpeg-turbo");
 #endif
+    case ImageFormat::png:
+#ifdef DLFS_HAVE_LIBPNG
+      return png_decode(rgb, bytes, length, header.png);
+#else
+      throw_without("PNG", "libpng");
+#endif
+    case ImageFormat::webp:
+#ifdef DLFS_HAVE_LIBWEBP
+      return webp_decode(rgb, bytes, length, header.webp);
+#else
+      throw_without("WebP", "libwebp");
+#endif
+  }
 }
 
 }  // namespace
 
-ImageHeader read_image_header(const uint8_t* bytes, int64_t length) { return of_jpeg(read_jpeg_header(bytes, length)); }
+ImageHeader read_image_header(const uint8_t* bytes, int64_t length) {
+  if (is_jpeg(bytes, length)) return header_of(read_jpeg_header(bytes, length));
+  if (is_png(bytes, length)) return header_of(read_png_header(bytes, length));
+  if (is_webp(bytes, length)) return header_of(read_webp_header(bytes, length));
+  throw_unknown(bytes, length);
+}
 
-ImageHeader check_image(const uint8_t* bytes, int64_t length) { return of_jpeg(check_jpeg(bytes, length)); }
+ImageHeader check_image(const uint8_t* bytes, int64_t length) {
+  if (is_jpeg(bytes, length)) return header_of(check_jpeg(bytes, length));
+  if (!is_png(bytes, length) && !is_webp(bytes, length)) throw_unknown(bytes, length);
+  const ImageHeader header =
+      is_png(bytes, length) ? header_of(check_png(bytes, length)) : header_of(check_webp(bytes, length));
+  DLFS_CHECK(header.width <= max_image_side && header.height <= max_image_side, DLFS_ERROR_IMAGE,
+             "the image has %d x %d pixels, more than the limit of %d a side", header.width, header.height,
+             max_image_side);
+  return header;
+}
 
 void check_image_size(const ImageHeader& header, int32_t width, int32_t height) {
   DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
@@ -75,7 +158,42 @@ void decode_image(uint8_t* rgb, const uint8_t* bytes, int64_t length, const Imag
   turn_upright(rgb, stored, header.stored_width, header.stored_height, header.orientation);
 }
 
+bool image_files_support([[maybe_unused]] std::string_view feature) {
+#ifdef DLFS_HAVE_LIBPNG
+  if (feature == "png.decode") return true;
+#endif
+#ifdef DLFS_HAVE_LIBWEBP
+  if (feature == "webp.decode") return true;
+#endif
+  return false;
+}
+
+std::string image_files_build_info() {
+  std::string text;
+#ifdef DLFS_HAVE_LIBPNG
+  text += format("libpng=%s\n", png_version());
+#endif
+#ifdef DLFS_HAVE_LIBWEBP
+  text += format("libwebp=%s\n", webp_version().c_str());
+#endif
+  return text;
+}
+
 }  // namespace dlfs
+
+namespace {
+
+// values[5] of dlfs_image_info_sync.
+int32_t process_of(const dlfs::ImageHeader& header) {
+  constexpr int32_t lossy = 0, lossless = 2;
+  switch (header.format) {
+    case dlfs::ImageFormat::jpeg: return static_cast<int32_t>(header.jpeg.process);
+    case dlfs::ImageFormat::png: return lossless;
+    default: return header.webp.lossless ? lossless : lossy;
+  }
+}
+
+}  // namespace
 
 extern "C" dlfs_status dlfs_image_info_sync(int32_t* values, const void* bytes, int64_t length) {
   return dlfs::guard("dlfs_image_info_sync", [&] {
@@ -83,14 +201,13 @@ extern "C" dlfs_status dlfs_image_info_sync(int32_t* values, const void* bytes, 
     dlfs::check_count(length, "length");
     if (length > 0) dlfs::check_pointer(bytes, "bytes");
     const dlfs::ImageHeader header = dlfs::read_image_header(static_cast<const uint8_t*>(bytes), length);
-    const bool jpeg = header.format == dlfs::ImageFormat::jpeg;
     values[0] = header.width;
     values[1] = header.height;
     values[2] = static_cast<int32_t>(header.format);
     values[3] = header.components;
     values[4] = header.bits;
-    values[5] = jpeg ? static_cast<int32_t>(header.jpeg.process) : 0;
+    values[5] = process_of(header);
     values[6] = header.orientation;
-    values[7] = jpeg ? header.jpeg.adobe_transform : -1;
+    values[7] = header.format == dlfs::ImageFormat::jpeg ? header.jpeg.adobe_transform : -1;
   });
 }

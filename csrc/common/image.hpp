@@ -5,21 +5,27 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "common/jpeg_header.hpp"
+#include "common/png_file.hpp"
+#include "common/webp_file.hpp"
 
 namespace dlfs {
 
-enum class ImageFormat : int32_t { jpeg = DLFS_IMAGE_JPEG };
+enum class ImageFormat : int32_t { jpeg = DLFS_IMAGE_JPEG, png = DLFS_IMAGE_PNG, webp = DLFS_IMAGE_WEBP };
 
 struct ImageHeader {
   ImageFormat format;
   int32_t width, height;                // of the upright picture
   int32_t stored_width, stored_height;  // of the pixels as they lie in the file
   int32_t orientation;                  // 1 to 8, EXIF's numbers
-  int32_t components;
-  int32_t bits;  // per sample
-  JpegHeader jpeg;  // of a JPEG
+  int32_t components;                   // 1 gray, 2 gray and alpha, 3 colours, 4 colours and alpha (of a JPEG: and black)
+  int32_t bits;                         // per sample, or of a palette's index
+  // Of the format that it is.
+  JpegHeader jpeg;
+  PngHeader png;
+  WebpHeader webp;
 
   int64_t pixels() const { return int64_t{width} * height; }
   int64_t bytes() const { return pixels() * 3; }
@@ -29,7 +35,7 @@ struct ImageHeader {
 ImageHeader read_image_header(const uint8_t* bytes, int64_t length);
 
 // read_image_header, and throws DLFS_ERROR_IMAGE as well for what must not be decoded: truncated files, more pixels than
-// max_image_pixels or than so few bytes can hold.
+// max_image_pixels, than max_image_side a side or than so few bytes can hold.
 ImageHeader check_image(const uint8_t* bytes, int64_t length);
 
 // Throws DLFS_ERROR_SHAPE unless the picture has this size.
@@ -50,5 +56,11 @@ class ImageScratch {
 // DLFS_ERROR_IMAGE with the decoding library's text for damaged files, and DLFS_ERROR_UNSUPPORTED where this library was
 // built without that library; rgb's content is undefined then. Threads may decode at once, each with a scratch of its own.
 void decode_image(uint8_t* rgb, const uint8_t* bytes, int64_t length, const ImageHeader& header, ImageScratch& scratch);
+
+// What dlfs_supports says of "png.decode" and "webp.decode".
+bool image_files_support(std::string_view feature);
+
+// "key=value" lines of dlfs_build_info for libpng and libwebp.
+std::string image_files_build_info();
 
 }  // namespace dlfs

@@ -126,25 +126,6 @@ void read_frame(JpegHeader& header, int marker, const uint8_t* segment, int64_t 
   for (int32_t i = 0; i < header.components && i < 4; ++i) header.sampling[i] = segment[6 + 3 * i + 1];
 }
 
-[[noreturn]] void throw_not_a_jpeg(const uint8_t* bytes, int64_t length) {
-  DLFS_CHECK(length > 0, DLFS_ERROR_IMAGE, "the file is empty");
-  static const struct {
-    const char* name;
-    const char* magic;
-  } kinds[] = {{"PNG", "\x89PNG"},  {"GIF", "GIF8"}, {"WebP or another RIFF file", "RIFF"},
-               {"TIFF", "II*"},     {"TIFF", "MM"},  {"BMP", "BM"},
-               {"HTML or XML", "<"}};
-  const char* kind = nullptr;
-  for (const auto& one : kinds) {
-    const size_t size = strlen(one.magic);
-    if (length >= static_cast<int64_t>(size) && memcmp(bytes, one.magic, size) == 0) kind = one.name;
-  }
-  std::string start;
-  for (int64_t i = 0; i < length && i < 4; ++i) start += format("%s%02X", i ? " " : "", bytes[i]);
-  throw Error(DLFS_ERROR_IMAGE, format("not a JPEG: expected the file to start with FF D8 FF, got %s%s%s%s",
-                                       start.c_str(), kind ? " (" : "", kind ? kind : "", kind ? ")" : ""));
-}
-
 // Fewer blocks than these do not make up so many pixels: Huffman coding spends at least one bit on each block of 8 x 8
 // samples (its DC coefficient), and sampling factors of up to 4 spread the eight blocks of a unit over 32 x 32 pixels
 // at most. Arithmetic coding has no such bound, so its own is generous.
@@ -156,7 +137,8 @@ int64_t most_pixels(const JpegHeader& header, int64_t bytes) {
 }  // namespace
 
 JpegHeader read_jpeg_header(const uint8_t* bytes, int64_t length) {
-  if (length < 3 || bytes[0] != 0xff || bytes[1] != marker_soi || bytes[2] != 0xff) throw_not_a_jpeg(bytes, length);
+  DLFS_CHECK(length >= 3 && bytes[0] == 0xff && bytes[1] == marker_soi && bytes[2] == 0xff, DLFS_ERROR_IMAGE,
+             "not a JPEG: it does not start with FF D8 FF");
   JpegHeader header{};
   header.adobe_transform = -1;
   header.scan = -1;

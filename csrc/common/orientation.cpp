@@ -1,6 +1,7 @@
 #include "common/orientation.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 namespace dlfs {
 
@@ -17,8 +18,7 @@ void turn_upright(uint8_t* dst, const uint8_t* src, int32_t width, int32_t heigh
         const uint8_t* from = src + 3 * (order.start + left * order.dx + y * order.dy);
         uint8_t* to = dst + 3 * (y * out_width + left);
         for (int64_t x = left; x < right; ++x, from += 3 * order.dx, to += 3) {
-          to[0] = from[0];
-          to[1] = from[1];
+          memcpy(to, from, 2);
           to[2] = from[2];
         }
       }

@@ -6,7 +6,7 @@
 namespace dlfs {
 namespace {
 
-// Device memory above this is given back after the image that needed it.
+// Memory above this is given back after the image that needed it.
 constexpr int64_t kept_bytes = int64_t{64} << 20;
 
 // The codec that a stream keeps.
@@ -19,6 +19,12 @@ ImageCodec& codec_of(Stream& stream) {
 
 void ImageCodec::decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes, int64_t length,
                         const ImageHeader& header) {
+  if (header.format != ImageFormat::jpeg) {
+    uint8_t* const host = staging_.reserve(header.bytes());
+    decode_image(host, bytes, length, header, scratch_);
+    CUDA_CHECK(cudaMemcpyAsync(rgb, host, static_cast<size_t>(header.bytes()), cudaMemcpyHostToDevice, stream.stream));
+    return;
+  }
   if (header.orientation == orientation_upright) {
     jpeg_.decode(stream, rgb, bytes, length, header.jpeg);
     return;
@@ -34,6 +40,8 @@ void ImageCodec::decode(const Stream& stream, uint8_t* rgb, const uint8_t* bytes
 void ImageCodec::trim() {
   jpeg_.trim();
   if (stored_.bytes() > kept_bytes) stored_ = DeviceBuffer();
+  if (staging_.bytes() > kept_bytes) staging_.reset();
+  scratch_.trim();
 }
 
 }  // namespace dlfs

@@ -1,4 +1,5 @@
-// Decoding of image files of every format for one stream: JPEGs by JpegCodec, turned upright on the device.
+// Decoding of image files of every format for one stream: JPEGs by JpegCodec, turned upright on the device; others on the
+// host (common/image.hpp), copied by way of pinned memory.
 #pragma once
 
 #include "common/image.hpp"
@@ -10,7 +11,7 @@ namespace dlfs {
 // above the usual.
 class ImageCodec {
  public:
-  explicit ImageCodec(Context& context) : context_(context), jpeg_(context) {}
+  explicit ImageCodec(Context& context) : context_(context), jpeg_(context), staging_(context, int64_t{4} << 20) {}
 
   // Decodes to rgb (height, width, 3) on the device, upright: the host's part is done on return, the device's is enqueued
   // on the stream. header must be check_image's of these bytes. Every earlier decode of this object must have been passed
@@ -26,7 +27,9 @@ class ImageCodec {
  private:
   Context& context_;  // held by jpeg_
   JpegCodec jpeg_;
-  DeviceBuffer stored_;  // pixels as they lie in a file, of images that are not stored upright
+  DeviceBuffer stored_;   // pixels as they lie in a JPEG, of those that are not stored upright
+  PinnedBuffer staging_;  // pixels of what is decoded on the host
+  ImageScratch scratch_;
 };
 
 // Copies the stored picture src (height, width, 3) to dst, upright, both on the device (common/orientation.hpp).

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 
+#include "common/image.hpp"
 #include "common/jpeg_turbo.hpp"
 #include "cuda/jpeg_engine.hpp"
 #include "cuda/jpeg_route.hpp"
@@ -342,7 +343,7 @@ bool images_support(Context& context, std::string_view feature) {
 #ifdef DLFS_HAVE_LIBJPEG
   if (feature == "jpeg.cmyk") return true;
 #endif
-  return false;
+  return image_files_support(feature);
 }
 
 std::string images_build_info() {
@@ -360,6 +361,7 @@ std::string images_build_info() {
   text += "libjpeg=" DLFS_TEXT(JPEG_LIB_VERSION) "\n";
 #endif
 #endif
+  text += image_files_build_info();
   return text;
 }
 

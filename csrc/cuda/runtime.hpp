@@ -279,7 +279,7 @@ dlfs_status stream_call(const char* op, dlfs_stream handle, Body&& body) noexcep
   });
 }
 
-// The image library's part of dlfs_supports ("jpeg.decode", ...) and of dlfs_build_info (its "key=value" lines, each
+// The image library's part of dlfs_supports ("jpeg.decode", "png.decode", ...) and of dlfs_build_info (its "key=value" lines, each
 // ended by a newline); defined beside it.
 bool images_support(Context& context, std::string_view feature);
 std::string images_build_info();

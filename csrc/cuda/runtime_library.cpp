@@ -48,8 +48,7 @@ bool supports(Context& context, std::string_view feature) {
     if (feature == name) return true;
   }
   if (feature == "conv.moments.bf16" || feature == "conv.moments.f16") return context.compute_capability == 90;
-  if (feature.substr(0, 5) == "jpeg.") return images_support(context, feature);
-  return false;
+  return images_support(context, feature);
 }
 
 }  // namespace

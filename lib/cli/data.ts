@@ -58,7 +58,7 @@ export:
   --unusable          images with a problem too
   --first-pixel, --image-prefix as for import
 
-check: looks at every row and its file: is it there, a JPEG that can be read, of the size in the row, not the same as another
+check: looks at every row and its file: is it there, an image that can be read, of the size in the row, not the same as another
 one; do boxes lie in the image, have an area and a known category? Ends with 1 where something is wrong and was not set right.
   --fix               leave out images that cannot be used, fill in sizes, turn boxes of pictures that EXIF data turns on their
                       side and the annotations' size does not, clip boxes, delete those without area or outside;

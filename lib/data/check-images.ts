@@ -1,8 +1,8 @@
 import { DlfsError, ErrorCode } from "../native/error";
 import type { AnnotationStore, FileFacts, ImageRecord, ImageUpdate } from "./annotation-store";
-import type { ImageCodec, ImageInfo } from "./codec";
+import type { ImageCodec, ImageFormat, ImageInfo } from "./codec";
 import type { DataSource, ObjectInfo } from "./data-source";
-import { hasEndOfImage, looksLike } from "./image-file";
+import { endsWell, FORMAT_NAMES, hasEnd, looksLike, TAIL_BYTES } from "./image-file";
 import { BOX_REASONS, placeBox } from "./import-content";
 import { ProblemList } from "./problems";
 import { type ProgressListener, showProgress } from "./progress";
@@ -37,10 +37,10 @@ const HEAD = 16 << 10;
 const GROUP = 1000;
 
 /**
- * Looks at the file of every image of a split before anything is trained: is it there, complete, a JPEG that can be
+ * Looks at the file of every image of a split before anything is trained: is it there, complete, an image that can be
  * decoded, of the size that the annotations were made for? The store keeps the answer with each image
  * (ImageRecord.problem), sizes that the data set left open, and what was found out about each file, so that only new and
- * changed files are read the next time. Reads the header and the last two bytes of a file, more only when these leave a
+ * changed files are read the next time. Reads the header and the last bytes of a file, more only when these leave a
  * doubt.
  */
 export async function checkImages(
@@ -104,7 +104,7 @@ export async function checkImages(
   let usable = 0;
   for (const [i, image] of images.entries()) {
     const facts = found[i] as FileFacts | null;
-    const fault = imageFault(image, facts, source, maxPixels);
+    const fault = imageFault(image, facts, source, codec, maxPixels);
     const update: ImageUpdate = { id: image.id };
     if (fault) {
       problems.add("image", "skipped", fault.reason, fault.example);
@@ -201,18 +201,20 @@ export async function inspectFile(
   if (size === 0) return { ...facts, problem: "empty file" };
   let bytes = await source.read(key, { range: { start: 0, end: Math.min(size, HEAD) }, signal });
   const kind = looksLike(bytes);
-  if (kind !== "JPEG") return { ...facts, problem: `not a JPEG${kind === null ? "" : ` but ${kind}`}` };
+  if (!Object.values(FORMAT_NAMES).includes(kind ?? "")) {
+    return { ...facts, problem: `not a JPEG, PNG or WebP file${kind === null ? "" : ` but ${kind}`}` };
+  }
   let header = readHeader(codec, bytes);
   if (typeof header === "string" && bytes.length < size) {
     bytes = await source.read(key, { signal });
     header = readHeader(codec, bytes);
   }
   if (typeof header === "string") return { ...facts, problem: `damaged: ${header}` };
-  const tail = await source.read(key, { range: { start: size - 2, end: size }, signal });
-  if (tail[0] !== 0xff || tail[1] !== 0xd9) {
+  const tail = await source.read(key, { range: { start: Math.max(0, size - TAIL_BYTES), end: size }, signal });
+  if (!endsWell(header.format, bytes, tail, size)) {
     // Some writers put bytes after the image; only the whole file tells them from a truncated one.
     if (bytes.length < size) bytes = await source.read(key, { signal });
-    if (!hasEndOfImage(bytes)) return { ...facts, problem: "truncated file" };
+    if (!hasEnd(header.format, bytes)) return { ...facts, problem: "truncated file" };
   }
   const { width, height, format, components, bits, process, orientation } = header;
   return { ...facts, width, height, format, components, bits, process, orientation };
@@ -230,11 +232,15 @@ function readHeader(codec: ImageCodec, bytes: Uint8Array): ImageInfo | string {
 
 export const SIZE_DIFFERS = "the file's size differs from the annotations'";
 
+/** The most pixels a side that the native library decodes. */
+const MAX_SIDE = 65535;
+
 /** Why an image is left out: the reason, and what names the image in a report; null where it can be used. */
 export function imageFault(
   image: ImageRecord,
   facts: FileFacts | null,
   source: DataSource,
+  codec: ImageCodec,
   maxPixels: number,
 ): { reason: string; example: string } | null {
   const example = image.fileName;
@@ -243,13 +249,20 @@ export function imageFault(
     const [reason, detail] = facts.problem.split(/: (.*)/s) as [string, string | undefined];
     return { reason, example: detail ? `${example}: ${detail}` : example };
   }
-  const { width, height, components, bits, process } = facts;
+  const { width, height, format, components, bits, process } = facts;
   const size = `${width}x${height}`;
   if (width * height > maxPixels) return { reason: `more than ${maxPixels} pixels`, example: `${example}: ${size}` };
-  if (process === 2) return { reason: "lossless JPEG, which is not supported", example };
-  if (bits !== 8) return { reason: "JPEG with samples of other than 8 bits", example: `${example}: ${bits} bits` };
-  if (components !== 1 && components !== 3 && components !== 4) {
-    return { reason: "JPEG with an odd number of components", example: `${example}: ${components}` };
+  if (Math.max(width, height) > MAX_SIDE)
+    return { reason: `more than ${MAX_SIDE} pixels a side`, example: `${example}: ${size}` };
+  if (!codec.formats.includes(format as ImageFormat)) {
+    return { reason: `${FORMAT_NAMES[format as ImageFormat]}, which the native library was built without`, example };
+  }
+  if (format === "jpeg") {
+    if (process === 2) return { reason: "lossless JPEG, which is not supported", example };
+    if (bits !== 8) return { reason: "JPEG with samples of other than 8 bits", example: `${example}: ${bits} bits` };
+    if (components !== 1 && components !== 3 && components !== 4) {
+      return { reason: "JPEG with an odd number of components", example: `${example}: ${components}` };
+    }
   }
   if (image.width !== null && (image.width !== width || image.height !== height)) {
     const swapped = image.width === height && image.height === width;

@@ -68,7 +68,7 @@ interface FileState {
 }
 
 /**
- * Checks every row of a store against its image file: is the file there, a JPEG that can be read, of the size that the row
+ * Checks every row of a store against its image file: is the file there, an image that can be read, of the size that the row
  * says, not the same as another one; do the boxes lie in the image, have an area and a known category? With `fix`, images that
  * cannot be used are marked (ImageRecord.problem) and those that have become usable are not any more, unknown sizes are filled
  * in, boxes that reach outside are clipped, and those without area, outside or without category are deleted. The log of changes
@@ -82,7 +82,7 @@ export async function checkRows(
   options: CheckRowsOptions,
 ): Promise<CheckRowsReport> {
   const { splits = store.splits(), fix = false, by, progress = showProgress(), signal } = options;
-  const { concurrency = 16, onFinding, maxPixels = 2 ** 28 } = options;
+  const { codec, concurrency = 16, onFinding, maxPixels = 2 ** 28 } = options;
   const report: CheckRowsReport = { images: 0, boxes: 0, problems: new ProblemList(), fixed: 0 };
   const categories = new Set(store.categories().map((category) => category.id));
   const firstOf = new Map<number, string>();
@@ -102,7 +102,7 @@ export async function checkRows(
         const findings = new Findings(record, onFinding, report.problems);
         const state = files[i] as FileState;
         const { image, rows } = turnUpright(record, boxes[i] as AnnotationRecord[], state.facts, findings, changes);
-        checkFile(image, state.facts, source, maxPixels, findings, changes);
+        checkFile(image, state.facts, source, codec, maxPixels, findings, changes);
         await checkDuplicate(image, state, source, firstOf, findings);
         checkBoxes(image, rows, state.facts, categories, findings, changes);
         findings.settle(changes);
@@ -252,11 +252,12 @@ function checkFile(
   image: ImageRecord,
   facts: FileFacts | null,
   source: DataSource,
+  codec: ImageCodec,
   maxPixels: number,
   findings: Findings,
   changes: Changes,
 ): void {
-  const fault = imageFault(image, facts, source, maxPixels);
+  const fault = imageFault(image, facts, source, codec, maxPixels);
   if (fault) {
     const detail = fault.example.startsWith(`${image.fileName}: `)
       ? fault.example.slice(image.fileName.length + 2)

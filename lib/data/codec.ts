@@ -1,7 +1,7 @@
 import type { Composition } from "./composition";
 
 /** Formats of image files that can be decoded. */
-export type ImageFormat = "jpeg";
+export type ImageFormat = "jpeg" | "png" | "webp";
 
 /** What an image file's header says: the values of dlfs_image_info_sync. */
 export interface ImageInfo {
@@ -9,11 +9,11 @@ export interface ImageInfo {
   width: number;
   height: number;
   format: ImageFormat;
-  /** 1 gray, 3 RGB or YCbCr, 4 CMYK or YCCK. */
+  /** 1 gray, 2 gray with alpha, 3 colours, 4 colours with alpha, or CMYK and YCCK of a JPEG. */
   components: number;
-  /** Bits per sample. */
+  /** Bits per sample, or of a palette's index. */
   bits: number;
-  /** Of a JPEG: 0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. Else 0. */
+  /** Of a JPEG: 0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded. Else 0 lossy, 2 lossless. */
   process: number;
   /** EXIF's, 1 (upright) to 8. */
   orientation: number;
@@ -21,6 +21,9 @@ export interface ImageInfo {
 
 /** Reads image headers. */
 export interface ImageCodec {
+  /** Formats whose pixels can be decoded here; headers of all of them can be read. */
+  readonly formats: readonly ImageFormat[];
+
   /** The header of an image file; `bytes` may end after it. Throws a DlfsError that says what is wrong. */
   info(bytes: Uint8Array): ImageInfo;
 }

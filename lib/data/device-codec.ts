@@ -11,11 +11,19 @@ export interface Pixels {
   data: Uint8Array;
 }
 
-const FORMATS: ReadonlyMap<number, ImageFormat> = new Map([[constants.IMAGE_JPEG, "jpeg"]]);
+const FORMATS: ReadonlyMap<number, ImageFormat> = new Map([
+  [constants.IMAGE_JPEG, "jpeg"],
+  [constants.IMAGE_PNG, "png"],
+  [constants.IMAGE_WEBP, "webp"],
+]);
 
 /** Reads and decodes single image files and encodes JPEGs with a device's library; each call waits for its result. */
 export class DeviceImageCodec implements ImageCodec {
-  constructor(readonly device: Device) {}
+  readonly formats: readonly ImageFormat[];
+
+  constructor(readonly device: Device) {
+    this.formats = [...FORMATS.values()].filter((format) => device.supports(`${format}.decode`));
+  }
 
   info(bytes: Uint8Array): ImageInfo {
     check(bytes.byteLength > 0, "image", () => "the file is empty", ErrorCode.image);

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "546e355b64f784e3";
+export const headerHash = "7cfb80561268bb16";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -69,6 +69,8 @@ export const constants = {
   SOFT_NMS_LINEAR: 0,
   SOFT_NMS_GAUSSIAN: 1,
   IMAGE_JPEG: 1,
+  IMAGE_PNG: 2,
+  IMAGE_WEBP: 3,
   TRANSFORM_FLOATS: 12,
   PREPROCESS_ANTIALIAS: 1,
   PREPROCESS_BGR: 2,
@@ -400,7 +402,7 @@ export interface NativeFunctions {
    * "conv.moments.f16" (convolutions that give their result's moments), "conv.f8" and "conv.i8" (forward convolutions of 8
    * bits), "conv.pad8" (a convolution whose result's channels 8 does not divide is worth padding to a number that it does),
    * "graph" (capture and launch), "graph.lanes" (a graph's streams run at the same time), "jpeg.decode", "jpeg.encode",
-   * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware". An unknown name writes 0.
+   * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware", "png.decode", "webp.decode". An unknown name writes 0.
    */
   supports(ctx: number, out: HostView, feature: HostView): number;
   /** Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */
@@ -874,20 +876,26 @@ export interface NativeFunctions {
    */
   gatherDetections(stream: number, detections: Address | null, boxes: Address | null, scores: Address | null, labels: Address | null, keep: Address | null, keepScores: Address | null, n: number, k: number, maxOut: number): number;
   /**
-   * Reads the header of an image file: values[0..7] = width, height, format (DLFS_IMAGE_JPEG), components, bits per sample,
-   * process of a JPEG (0 baseline or extended sequential, 1 progressive, 2 lossless, 3 arithmetic-coded), EXIF orientation (1
-   * where there is none), Adobe transform of a JPEG (-1 none). Width and height are those of the upright picture: with an
-   * orientation of 5 to 8 the stored picture's height and width. Only EXIF data before the frame header counts, as the bytes
-   * may end behind that; what is malformed in it is ignored. No pixels are decoded, nothing is allocated. DLFS_ERROR_IMAGE says
-   * what is wrong (not an image, no frame before the end, size 0, ...).
+   * Reads the header of an image file, on any build: values[0..7] = width, height, format (DLFS_IMAGE_JPEG, PNG or WEBP),
+   * components (1 gray, 2 gray with alpha, 3 colours, 4 colours with alpha, or CMYK and YCCK of a JPEG), bits per sample (of a
+   * palette's index, where there is one), process (of a JPEG: 0 baseline or extended sequential, 1 progressive, 2 lossless, 3
+   * arithmetic-coded; of a WebP: 0 lossy, 2 lossless; of a PNG: 2), EXIF orientation (1 where there is none), Adobe transform of
+   * a JPEG (-1 none). Width and height are those of the upright picture: with an orientation of 5 to 8 the stored picture's
+   * height and width. The bytes may end behind the header, but for a WebP with EXIF data, which lies at its end; of a JPEG only
+   * EXIF data before the frame header counts, of a PNG only such before the image data. What is malformed in it is ignored. No
+   * pixels are decoded, nothing is allocated. DLFS_ERROR_IMAGE says what is wrong (not such an image, no header before the end,
+   * size 0, ...).
    */
   imageInfoSync(values: HostView, bytes: HostView, length: number): number;
   /**
-   * Decodes an image file (JPEG, of whatever coding, sampling and colours; CMYK and YCCK where supported) to RGB: dst (height,
-   * width, 3) uint8 on the device, turned upright by the file's EXIF orientation. width and height must be those that
-   * dlfs_image_info_sync gives. Waits for the result. A truncated or damaged file is DLFS_ERROR_IMAGE (damage inside the coded
-   * data as far as the decoder notices it; libjpeg-turbo notices more than nvJPEG); one over 2^28 pixels is refused before
-   * anything is allocated.
+   * Decodes an image file to RGB: dst (height, width, 3) uint8 on the device, turned upright by the file's EXIF orientation.
+   * width and height must be those that dlfs_image_info_sync gives. Waits for the result. JPEGs may have any sampling and
+   * colours, CMYK and YCCK where supported. Of PNG files (any) palettes are looked up and 16 bits cut to the upper 8; of WebP
+   * files (lossy, lossless) an animation's first frame counts. Transparency is dropped: colours stay as they are stored, as by
+   * Pillow's convert("RGB"). A truncated or damaged file is DLFS_ERROR_IMAGE (damage inside a JPEG's coded data as far as the
+   * decoder notices it; libjpeg-turbo notices more than nvJPEG), and so is one of another format, of more than 2^28 pixels, of more
+   * than 65535 a side or of more than its bytes can hold, which is refused before anything is allocated. DLFS_ERROR_UNSUPPORTED: this library was
+   * built without libpng or libwebp.
    */
   imageDecodeSync(stream: number, dst: Address | null, bytes: HostView, length: number, width: number, height: number): number;
   /**

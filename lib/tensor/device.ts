@@ -50,7 +50,9 @@ export type Feature =
   | "jpeg.decode"
   | "jpeg.encode"
   | "jpeg.cmyk"
-  | "jpeg.hardware";
+  | "jpeg.hardware"
+  | "png.decode"
+  | "webp.decode";
 
 /** Bytes of device memory; `free` and `total` are within the device's `memoryLimit`. */
 export interface MemoryInfo {

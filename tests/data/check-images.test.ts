@@ -34,13 +34,18 @@ const entries: Entry[] = [
   { name: "missing.jpg", bytes: null, size: [40, 30], problem: "no such file" },
   { name: "empty.jpg", bytes: new Uint8Array(0), size: [40, 30], problem: "empty file" },
   {
-    name: "png.jpg",
-    bytes: Uint8Array.from([0x89, 0x50, 0x4e, 0x47, 13, 10]),
+    name: "gif.jpg",
+    bytes: new TextEncoder().encode("GIF89a"),
     size: [40, 30],
-    problem: "not a JPEG but PNG",
+    problem: "not a JPEG, PNG or WebP file but GIF",
   },
-  { name: "text.jpg", bytes: new TextEncoder().encode("hello"), size: [40, 30], problem: "not a JPEG" },
-  { name: "byte.jpg", bytes: Uint8Array.from([0xff]), size: [40, 30], problem: "not a JPEG" },
+  {
+    name: "text.jpg",
+    bytes: new TextEncoder().encode("hello"),
+    size: [40, 30],
+    problem: "not a JPEG, PNG or WebP file",
+  },
+  { name: "byte.jpg", bytes: Uint8Array.from([0xff]), size: [40, 30], problem: "not a JPEG, PNG or WebP file" },
   { name: "cut.jpg", bytes: good.subarray(0, good.length - 8), size: [40, 30], problem: "truncated file" },
   {
     name: "cut-large.jpg",

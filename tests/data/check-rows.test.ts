@@ -68,7 +68,7 @@ describe("checkRows", () => {
         ["unknown", null, "its size is not known", "set size"],
         ["unknown", 5, "lies outside the image", "delete box"],
         ["twin", null, "the same picture as another image", "leave out image"],
-        ["text", null, "not a JPEG but HTML", "leave out image"],
+        ["text", null, "not a JPEG, PNG or WebP file but HTML", "leave out image"],
       ]);
       expect(report).toMatchObject({ images: 7, boxes: 5, fixed: 0 });
       expect(report.problems.count()).toBe(10);

@@ -220,7 +220,7 @@ describe("loadDataset", () => {
       expect(error.message.split("\n  ")).toEqual([
         `${folder}/annotations/instances_val2017.json: none of its images can be used: 2 images in ${folder}/val2017`,
         `1 image skipped: no such file (${folder}/val2017/10.jpg)`,
-        "1 image skipped: not a JPEG but HTML (11.jpg)",
+        "1 image skipped: not a JPEG, PNG or WebP file but HTML (11.jpg)",
       ]);
     });
     await inFolder(async (folder) => {

@@ -1,4 +1,4 @@
-/** Real JPEGs, sound and unsound, through the device's decoder: what is checked, loaded and drawn. */
+/** Real image files, sound and unsound, through the device's decoder: what is checked, loaded and drawn. */
 import { describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { checkImages } from "../../lib/data/check-images";
@@ -8,6 +8,7 @@ import { LocalDataSource } from "../../lib/data/local-data-source";
 import { SQLiteAnnStore } from "../../lib/data/sqlite-ann-store";
 import { HorizontalFlip, Resize, VerticalFlip } from "../../lib/data/transforms";
 import { testDevice } from "../support/device";
+import { imageCases } from "../support/image-cases";
 import { inFolder, quiet } from "./fakes";
 
 const device = testDevice();
@@ -50,8 +51,8 @@ async function prepare(folder: string, files: Record<string, Uint8Array>) {
 
 const read = (name: string): Promise<Uint8Array> => Bun.file(join(recorded, name)).bytes();
 
-describe("JPEGs through the device", () => {
-  test("of every kind that is trained have their colours, in every corner that a plan puts them in", async () => {
+describe("images through the device", () => {
+  test("that are JPEGs of every kind that is trained have their colours, in every corner that a plan puts them in", async () => {
     await inFolder(async (folder) => {
       const files: Record<string, Uint8Array> = {};
       for (const { name } of sound) files[name] = await read(name);
@@ -117,9 +118,57 @@ describe("JPEGs through the device", () => {
         ["empty.jpg", "empty file"],
         ["header.jpg", "damaged"],
         ["huge.jpg", "more than 268435456 pixels"],
-        ["text.jpg", "not a JPEG"],
+        ["text.jpg", "not a JPEG, PNG or WebP file"],
         ["truncated.jpg", "truncated file"],
       ]);
+    });
+  });
+
+  test("of other formats are checked and loaded as JPEGs are, whatever their files are called", async () => {
+    await inFolder(async (folder) => {
+      const recordedFiles = new Map(imageCases().map((golden) => [golden.name, golden]));
+      const bytesOf = (name: string) => recordedFiles.get(name)?.array("bytes") as Uint8Array;
+      const files: Record<string, Uint8Array> = {};
+      const expected: [string, string | null][] = [];
+      const add = (name: string, bytes: Uint8Array, problem: string | null) => {
+        files[name] = bytes;
+        expected.push([name, problem]);
+      };
+      for (const [format, name, turned] of [
+        ["png", "PNG by Pillow", "PNG with orientation 5"],
+        ["webp", "WebP lossless", "WebP with orientation 6"],
+      ] as const) {
+        const bytes = bytesOf(name);
+        const without = `${format === "png" ? "PNG" : "WebP"}, which the native library was built without`;
+        const problem = device.supports(`${format}.decode`) ? null : without;
+        add(`a.${format}`, bytes, problem);
+        add(`${format}.jpg`, bytes, problem);
+        add(`turned.${format}`, bytesOf(turned), problem);
+        add(`trailer.${format}`, Uint8Array.from([...bytes, 0, 1, 2]), problem);
+        add(`cut.${format}`, bytes.subarray(0, bytes.length - 5), "truncated file");
+        add(`header.${format}`, bytes.subarray(0, 20), "damaged");
+      }
+      const data = await prepare(folder, files);
+      const codec = new DeviceImageCodec(device);
+      const report = await checkImages(data.store, data.source, { split: "all", codec, progress: quiet });
+      expect(data.store.images("all").map(({ fileName, problem }) => [fileName, problem])).toEqual(expected);
+      if (report.usable < expected.filter(([name]) => !/^(cut|header)/.test(name)).length) return;
+      const turned = data.store.images("all").find(({ fileName }) => fileName === "turned.png");
+      expect(turned).toMatchObject({ width: 7, height: 13 });
+      const preprocessing = [new Resize()];
+      const options = { batchSize: report.usable, height: 20, width: 20, preprocessing };
+      using decoder = new DeviceBatchDecoder(device, options);
+      const size = [20, 20] as const;
+      await using loader = new CocoDataLoader({ ...options, ...data, split: "all", size, decoder, shuffle: false });
+      using batch = await loader.getBatch();
+      expect(loader.failures).toEqual([]);
+      const pixels = decoder.images(batch.slot).read();
+      const image = pixels.length / report.usable;
+      // The name makes no difference, nor do bytes behind the picture.
+      const named = pixels.slice(0, image);
+      expect(named.some((value) => Number(value) > 0.3)).toBe(true);
+      expect(pixels.slice(image, 2 * image)).toEqual(named);
+      expect(pixels.slice(3 * image, 4 * image)).toEqual(named);
     });
   });
 

@@ -42,6 +42,7 @@ export function fakeJpeg(width: number, height: number, options: JpegOptions = {
 /** Reads the headers of JPEGs as dlfs_image_info_sync does, EXIF data aside, and counts its calls. */
 export class FakeCodec implements ImageCodec {
   calls = 0;
+  readonly formats = ["jpeg"] as const;
 
   /** `orientation`: of every file; `width` and `height` of a file are those of the upright picture. */
   constructor(readonly orientation = 1) {}

@@ -33,7 +33,7 @@ test("a class of four methods is a source that data sets are read from", async (
   expect(lines.slice(2)).toEqual([
     "train2017: 8 images, 12 boxes, 2 classes",
     "val2017: 7 images, 11 boxes, 2 classes",
-    "1 image skipped: not a JPEG (3.jpg)",
+    "1 image skipped: not a JPEG, PNG or WebP file (3.jpg)",
     "7 images of val2017 decoded, 0 failed",
   ]);
 });
