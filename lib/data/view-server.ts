@@ -163,17 +163,20 @@ async function image(
         .bytes();
       return new Response(small, { headers: { ...headers, "Content-Type": "image/jpeg" } });
     } catch (error) {
+      // Bun does not read animations, browsers do.
+      if (looksLike(bytes) === "WebP")
+        return new Response(bytes, { headers: { ...headers, "Content-Type": TYPES.WebP } });
       return Response.json({ error: `${record.key}: ${(error as Error).message}` }, { status: 422 });
     }
   }
-  const type = TYPES[looksLike(bytes) ?? ""] ?? "application/octet-stream";
+  const type = TYPES[looksLike(bytes) as keyof typeof TYPES] ?? "application/octet-stream";
   return new Response(bytes, { headers: { ...headers, "Content-Type": type } });
 }
 
-const TYPES: Readonly<Record<string, string>> = {
+const TYPES = {
   JPEG: "image/jpeg",
   PNG: "image/png",
   GIF: "image/gif",
   WebP: "image/webp",
   BMP: "image/bmp",
-};
+} as const;

@@ -1,7 +1,9 @@
 import { describe, expect, test } from "bun:test";
 import { mkdir, utimes } from "node:fs/promises";
 import { join } from "node:path";
+import type { FileFacts } from "../../lib/data/annotation-store";
 import { checkImages } from "../../lib/data/check-images";
+import type { ImageCodec, ImageInfo } from "../../lib/data/codec";
 import { hasEndOfImage, looksLike } from "../../lib/data/image-file";
 import { LocalDataSource } from "../../lib/data/local-data-source";
 import { SQLiteAnnStore } from "../../lib/data/sqlite-ann-store";
@@ -266,6 +268,29 @@ describe("checkImages", () => {
       const options = { split: "train", codec: new FakeCodec(), progress: quiet };
       expect((await checkImages(store, source, { ...options, maxPixels: 1199 })).usable).toBe(0);
       expect((await checkImages(store, source, { ...options, maxPixels: 1200 })).usable).toBe(1);
+    });
+  });
+
+  test("leaves out formats that this library was built without, and sides that it does not decode", async () => {
+    await inFolder(async (folder) => {
+      const { store, source } = await prepare(folder, [{ ...(entries[0] as Entry), size: null }]);
+      const lines = async (codec: ImageCodec) => {
+        const report = await checkImages(store, source, { split: "train", codec, progress: quiet });
+        store.saveFileFacts([{ ...(store.fileFacts("images/baseline.jpg") as FileFacts), modified: 0 }]);
+        return report.problems.lines();
+      };
+      class Wide extends FakeCodec {
+        override info(bytes: Uint8Array): ImageInfo {
+          return { ...super.info(bytes), width: 65536, height: 1 };
+        }
+      }
+      expect(await lines(new Wide())).toEqual([
+        "1 image skipped: more than 65535 pixels a side (baseline.jpg: 65536x1)",
+      ]);
+      const codec = new FakeCodec();
+      expect(await lines({ formats: [], info: (bytes) => codec.info(bytes) })).toEqual([
+        "1 image skipped: JPEG, which the native library was built without (baseline.jpg)",
+      ]);
     });
   });
 });

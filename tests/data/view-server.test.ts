@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { LocalDataSource } from "../../lib/data/local-data-source";
 import { SQLiteAnnStore } from "../../lib/data/sqlite-ann-store";
 import { serveDataset } from "../../lib/data/view-server";
+import { bytesOf, imageCases } from "../support/image-cases";
 
 const PIXEL = Buffer.from(
   "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=",
@@ -20,6 +21,10 @@ beforeAll(async () => {
   await Bun.write(join(folder, "0.png"), PIXEL);
   await Bun.write(join(folder, "1.png"), "no picture");
   await Bun.write(join(folder, "secret.txt"), "secret");
+  for (const golden of imageCases()) {
+    if (golden.name === "orientation 6") await Bun.write(join(folder, "10.png"), bytesOf(golden));
+    if (golden.name === "WebP animation") await Bun.write(join(folder, "11.png"), bytesOf(golden));
+  }
   store = new SQLiteAnnStore();
   store.addCategories([
     { id: 1, name: "<cat>", supercategory: null },
@@ -109,6 +114,12 @@ describe("serveDataset", () => {
     const small = await get("/image/1?w=64");
     expect(small.headers.get("content-type")).toBe("image/jpeg");
     expect((await small.bytes()).subarray(0, 2)).toEqual(new Uint8Array([0xff, 0xd8]));
+    // Upright, as it is trained; an animation as it is.
+    expect(await new Bun.Image(await (await get("/image/11?w=64")).bytes()).metadata()).toMatchObject({
+      width: 13,
+      height: 21,
+    });
+    expect((await get("/image/12?w=64")).headers.get("content-type")).toBe("image/webp");
     const statuses: [string, number, string][] = [
       ["/image/2?w=64", 422, "1.png: "],
       ["/image/3", 404, "no such file"],
