@@ -23,7 +23,9 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 const headerPath = `${root}csrc/include/dlfs.h`;
 const outputPath = `${root}lib/native/symbols.generated.ts`;
 
-const handles = ["context", "stream", "event", "graph", "conv", "sgd", "decoder", "job"].map((kind) => `dlfs_${kind}`);
+const handles = ["context", "stream", "event", "graph", "conv", "sgd", "decoder", "job", "average"].map(
+  (kind) => `dlfs_${kind}`,
+);
 const int32Types = ["int32_t", "dlfs_status", "dlfs_dtype", "dlfs_activation"];
 
 function camelCase(snake: string): string {

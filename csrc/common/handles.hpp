@@ -12,11 +12,16 @@
 
 namespace dlfs {
 
-enum class HandleKind : int64_t { context = 1, stream, event, graph, conv, sgd, decoder, job };
+enum class HandleKind : int64_t { context = 1, stream, event, graph, conv, sgd, decoder, job, average };
+
+// One more than the last kind: the size of arrays by kind.
+constexpr size_t handle_kinds = static_cast<size_t>(HandleKind::average) + 1;
 
 inline const char* handle_kind_name(int64_t kind) {
-  static const char* const names[] = {"null", "context", "stream", "event", "graph", "conv", "sgd", "decoder", "job"};
-  return kind >= 0 && kind <= 8 ? names[kind] : "unknown";
+  static const char* const names[] = {"null", "context", "stream",  "event", "graph",
+                                      "conv", "sgd",     "decoder", "job",   "average"};
+  static_assert(sizeof names / sizeof names[0] == handle_kinds, "a name for each kind");
+  return kind >= 0 && kind < static_cast<int64_t>(handle_kinds) ? names[kind] : "unknown";
 }
 
 // The objects of one kind. find() hands out shared ownership, so an object destroyed by another thread lives until the

@@ -15,11 +15,19 @@ DLFS_HD inline float clip_coefficient(float norm, float grad_factor, float max_n
   return coefficient > 1.0f ? 1.0f : coefficient;
 }
 
-inline void check_step_numbers(double momentum, double grad_factor, double max_norm) {
+// A gradient within -limit and limit; a NaN stays one. A limit of 0 is none.
+DLFS_HD inline float clip_value(float gradient, float limit) {
+  if (!(limit > 0.0f)) return gradient;
+  return gradient > limit ? limit : gradient < -limit ? -limit : gradient;
+}
+
+inline void check_step_numbers(double momentum, double grad_factor, double max_norm, double max_value) {
   check_number(momentum, "momentum");
   check_number(grad_factor, "grad_factor");
   check_number(max_norm, "max_norm");
   DLFS_CHECK(max_norm >= 0, DLFS_ERROR_ARGUMENT, "expected max_norm >= 0, got %g", max_norm);
+  check_number(max_value, "max_value");
+  DLFS_CHECK(max_value >= 0, DLFS_ERROR_ARGUMENT, "expected max_value >= 0, got %g", max_value);
 }
 
 }  // namespace dlfs

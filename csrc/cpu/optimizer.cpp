@@ -154,14 +154,15 @@ extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, f
 
 extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const float* lr, const int32_t* skip,
                                      const float* grad_norm, double momentum, int32_t nesterov, double grad_factor,
-                                     double max_norm) {
+                                     double max_norm, double max_value) {
   return on_stream("dlfs_sgd_step", stream, [&](Stream& s) {
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     check_pointer(lr, "lr");
-    check_step_numbers(momentum, grad_factor, max_norm);
+    check_step_numbers(momentum, grad_factor, max_norm, max_value);
     s.enqueue([=] {
       if (skip && *skip != 0) return;
       const float rate = *lr, mu = static_cast<float>(momentum), given = static_cast<float>(grad_factor);
+      const float limit = static_cast<float>(max_value);
       const float factor =
           grad_norm ? given * clip_coefficient(*grad_norm, given, static_cast<float>(max_norm)) : given;
       for_pieces(*sgd, [&](int64_t, const SgdTensor& t, int64_t begin, int64_t end) {
@@ -172,7 +173,7 @@ extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const 
 #pragma omp simd
           for (int64_t i = begin; i < end; ++i) {
             const float p = parameter[i];
-            const float g = gradient[i] * factor + decay * p;
+            const float g = clip_value(gradient[i] * factor, limit) + decay * p;
             const float v = mu * velocity[i] + g;
             velocity[i] = v;
             parameter[i] = p - step * (decltype(is_nesterov)::value ? g + mu * v : v);

@@ -69,7 +69,7 @@ class Context {
   std::atomic<bool> pad_channels{false};
 
   // Live handles by HandleKind.
-  std::array<std::atomic<int64_t>, 9> live{};
+  std::array<std::atomic<int64_t>, handle_kinds> live{};
 
  private:
   struct Block {

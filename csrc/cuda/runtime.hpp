@@ -127,7 +127,7 @@ class Context : public std::enable_shared_from_this<Context> {
     int64_t bytes;
   };
 
-  std::array<std::atomic<int64_t>, 16> live_{};
+  std::array<std::atomic<int64_t>, handle_kinds> live_{};
   std::mutex mutex_;  // guards what follows
   std::shared_ptr<cudnnContext> planner_;
   std::shared_ptr<cublasLtContext> cublaslt_;

@@ -88,6 +88,7 @@ typedef int64_t dlfs_event;   /* a point in a stream */
 typedef int64_t dlfs_graph;   /* a captured sequence of calls */
 typedef int64_t dlfs_conv;    /* a planned convolution */
 typedef int64_t dlfs_sgd;     /* the tensor lists of an optimizer */
+typedef int64_t dlfs_average; /* the tensor lists of moving averages */
 typedef int64_t dlfs_decoder; /* image decoding threads with their own streams */
 typedef int64_t dlfs_job;     /* one batch being decoded */
 
@@ -584,10 +585,11 @@ DLFS_API dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float 
  * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
  * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
  * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
- * dlfs_check_finite raise *skip from the norm. All tensors in one launch. */
+ * dlfs_check_finite raise *skip from the norm. max_value > 0 then clips each gradient to -max_value to max_value, as
+ * torch.nn.utils.clip_grad_value_; 0 does not. All tensors in one launch. */
 DLFS_API dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float *lr, const int32_t *skip,
                                    const float *grad_norm, double momentum, int32_t nesterov, double grad_factor,
-                                   double max_norm);
+                                   double max_norm, double max_value);
 
 /* Refreshes the low-precision copies from the parameters (after loading weights). */
 DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
@@ -595,6 +597,16 @@ DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
 /* *lr = table[min(*step, length - 1)]; *step += 1. table: length fp32 values on the device, one per iteration, so that any
  * learning-rate strategy runs inside a captured step. step: int32 on the device. */
 DLFS_API dlfs_status dlfs_schedule_step(dlfs_stream stream, float *lr, int32_t *step, const float *table, int64_t length);
+
+/* Lists the tensors that one dlfs_average_step updates: count tensors, each with the addresses of its fp32 average and of the
+ * fp32 values that it follows, and its number of elements. The lists are copied. */
+DLFS_API dlfs_status dlfs_average_create(dlfs_context ctx, DLFS_HOST dlfs_average *out, DLFS_HOST const int64_t *averages,
+                                         DLFS_HOST const int64_t *values, DLFS_HOST const int64_t *elements, int32_t count);
+DLFS_API dlfs_status dlfs_average_destroy(dlfs_average average); /* Releases the lists. */
+
+/* average = *decay * average + (1 - *decay) * value, for all tensors in one launch: the exponential moving average of weights.
+ * decay: fp32 on the device. skip: int32 on the device, nullable; where *skip != 0 nothing changes. */
+DLFS_API dlfs_status dlfs_average_step(dlfs_stream stream, dlfs_average average, const float *decay, const int32_t *skip);
 
 /* ---- detection ----------------------------------------------------------------------------------------------- */
 /* On CUDA these functions take at most 65535 images, dlfs_nms and dlfs_soft_nms 2^24 candidates an image, dlfs_topk and

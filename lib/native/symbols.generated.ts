@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "7cfb80561268bb16";
+export const headerHash = "e46e90ef35e22788";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -184,9 +184,12 @@ export const symbols = {
   dlfs_sgd_destroy: { args: ["i64"], returns: "i32" },
   dlfs_sgd_grad_norm_workspace: { args: ["i64", "buffer"], returns: "i32" },
   dlfs_sgd_grad_norm: { args: ["i64", "i64", "ptr", "ptr"], returns: "i32" },
-  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64"], returns: "i32" },
+  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64", "f64"], returns: "i32" },
   dlfs_sgd_refresh_casts: { args: ["i64", "i64"], returns: "i32" },
   dlfs_schedule_step: { args: ["i64", "ptr", "ptr", "ptr", "i64"], returns: "i32" },
+  dlfs_average_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "i32"], returns: "i32" },
+  dlfs_average_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_average_step: { args: ["i64", "i64", "ptr", "ptr"], returns: "i32" },
   dlfs_anchor_grid: { args: ["i64", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64"], returns: "i32" },
   dlfs_box_iou: { args: ["i64", "ptr", "ptr", "ptr", "i32", "i32"], returns: "i32" },
   dlfs_box_encode: { args: ["i64", "ptr", "ptr", "ptr", "i64", "f64", "f64", "f64", "f64"], returns: "i32" },
@@ -328,9 +331,12 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_sgd_destroy: ["sgd"],
   dlfs_sgd_grad_norm_workspace: ["sgd", "out"],
   dlfs_sgd_grad_norm: ["stream", "sgd", "norm", "workspace"],
-  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "momentum", "nesterov", "gradFactor", "maxNorm"],
+  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "momentum", "nesterov", "gradFactor", "maxNorm", "maxValue"],
   dlfs_sgd_refresh_casts: ["stream", "sgd"],
   dlfs_schedule_step: ["stream", "lr", "step", "table", "length"],
+  dlfs_average_create: ["ctx", "out", "averages", "values", "elements", "count"],
+  dlfs_average_destroy: ["average"],
+  dlfs_average_step: ["stream", "average", "decay", "skip"],
   dlfs_anchor_grid: ["stream", "out", "cellAnchors", "featureH", "featureW", "anchorsPerCell", "strideH", "strideW"],
   dlfs_box_iou: ["stream", "out", "a", "b", "countA", "countB"],
   dlfs_box_encode: ["stream", "deltas", "boxes", "anchors", "count", "wx", "wy", "ww", "wh"],
@@ -736,9 +742,10 @@ export interface NativeFunctions {
    * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
    * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
    * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
-   * dlfs_check_finite raise *skip from the norm. All tensors in one launch.
+   * dlfs_check_finite raise *skip from the norm. max_value > 0 then clips each gradient to -max_value to max_value, as
+   * torch.nn.utils.clip_grad_value_; 0 does not. All tensors in one launch.
    */
-  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, gradNorm: Address | null, momentum: number, nesterov: number, gradFactor: number, maxNorm: number): number;
+  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, gradNorm: Address | null, momentum: number, nesterov: number, gradFactor: number, maxNorm: number, maxValue: number): number;
   /** Refreshes the low-precision copies from the parameters (after loading weights). */
   sgdRefreshCasts(stream: number, sgd: number): number;
   /**
@@ -746,6 +753,18 @@ export interface NativeFunctions {
    * learning-rate strategy runs inside a captured step. step: int32 on the device.
    */
   scheduleStep(stream: number, lr: Address | null, step: Address | null, table: Address | null, length: number): number;
+  /**
+   * Lists the tensors that one dlfs_average_step updates: count tensors, each with the addresses of its fp32 average and of the
+   * fp32 values that it follows, and its number of elements. The lists are copied.
+   */
+  averageCreate(ctx: number, out: HostView, averages: HostView, values: HostView, elements: HostView, count: number): number;
+  /** Releases the lists. */
+  averageDestroy(average: number): number;
+  /**
+   * average = *decay * average + (1 - *decay) * value, for all tensors in one launch: the exponential moving average of weights.
+   * decay: fp32 on the device. skip: int32 on the device, nullable; where *skip != 0 nothing changes.
+   */
+  averageStep(stream: number, average: number, decay: Address | null, skip: Address | null): number;
   /**
    * Anchors of one pyramid level, (feature_h * feature_w * A, 4), ordered row, column, cell anchor: cell_anchors (A, 4) fp32,
    * centred on 0, moved to (column * stride_w, row * stride_h), as torchvision's AnchorGenerator.

@@ -1,5 +1,6 @@
 import type { CheckpointMetadata, CheckpointStore } from "../formats";
 import type { DetectionModel } from "../models";
+import type { Ema } from "./ema";
 import type { SGD } from "./sgd";
 import { Snapshot } from "./snapshot";
 import { namedTensors } from "./training-state";
@@ -24,9 +25,9 @@ export class Checkpointing implements Disposable {
   readonly #snapshot: Snapshot;
   #writing: Promise<SavedCheckpoint> | null = null;
 
-  constructor(model: DetectionModel, optimizer: SGD, store: CheckpointStore) {
+  constructor(model: DetectionModel, optimizer: SGD, ema: Ema | null, store: CheckpointStore) {
     this.#store = store;
-    this.#snapshot = new Snapshot(model.device, [...namedTensors(model, optimizer), [FAILED, optimizer.failed]]);
+    this.#snapshot = new Snapshot(model.device, [...namedTensors(model, optimizer, ema), [FAILED, optimizer.failed]]);
   }
 
   /**

@@ -11,6 +11,7 @@ export {
 } from "./calibration";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
+export { Ema, type EmaOptions, emaDecays } from "./ema";
 export {
   type EvaluateModelOptions,
   evaluateModel,
@@ -48,7 +49,7 @@ export {
   stepped,
   warmup,
 } from "./schedule";
-export { SGD, type SGDOptions } from "./sgd";
+export { type ParameterGroup, SGD, type SGDOptions, withoutDecay } from "./sgd";
 export { type HostTargets, parseRecompute, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
 export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";

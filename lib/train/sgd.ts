@@ -4,6 +4,19 @@ import { check, constants } from "../native";
 import { Arena, align, type Device, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
 import { type Schedule, scheduleTable } from "./schedule";
 
+/** Parameters with settings of their own. */
+export interface ParameterGroup {
+  /** Which: by name (the path in the model, "backbone.body.conv1.weight") or by more than that. */
+  match: RegExp | ((name: string, parameter: Parameter) => boolean);
+  /** Default: the optimizer's. */
+  weightDecay?: number;
+  /** Multiplies the schedule's rate. Default 1. */
+  rate?: number;
+}
+
+/** Biases and the parameters of normalization, which many trainings spare the weight decay: those of one dimension. */
+export const withoutDecay: ParameterGroup = { match: (_, { shape }) => shape.length <= 1, weightDecay: 0 };
+
 export interface SGDOptions {
   /** Learning rate by iteration. */
   schedule: Schedule;
@@ -14,11 +27,15 @@ export interface SGDOptions {
   nesterov?: boolean;
   /** Default 1e-4, for all parameters, as torch.optim.SGD applies it. */
   weightDecay?: number;
+  /** Of several that match a parameter, the first holds. One that matches none is an error. */
+  groups?: readonly ParameterGroup[];
   /**
    * Scales a step's gradients down to this 2-norm, of all of them as one vector, where theirs is larger
    * (torch.nn.utils.clip_grad_norm_). Default: they are used as they are.
    */
   clipNorm?: number;
+  /** Clips each gradient to -clipValue to clipValue (torch.nn.utils.clip_grad_value_), after clipNorm. Default: none is. */
+  clipValue?: number;
 }
 
 /**
@@ -38,15 +55,19 @@ export class SGD extends NativeObject {
   /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm`. */
   readonly gradNorm: Tensor | null;
   readonly #table: Tensor;
+  /** The schedule's rates, and what they are multiplied by now. */
+  readonly #rates: Float32Array;
+  #factor = 1;
   readonly #memory: Arena;
   readonly #momentum: number;
   readonly #nesterov: boolean;
   readonly #clipNorm: number;
+  readonly #clipValue: number;
   readonly #normScratch: Tensor | null;
 
   constructor(model: Model, options: SGDOptions) {
     const { device } = model;
-    const { momentum = 0.9, nesterov = false, weightDecay = 1e-4, clipNorm } = options;
+    const { momentum = 0.9, nesterov = false, weightDecay = 1e-4, groups = [], clipNorm, clipValue } = options;
     check(
       momentum >= 0 && weightDecay >= 0,
       "SGD",
@@ -56,6 +77,11 @@ export class SGD extends NativeObject {
       clipNorm === undefined || (clipNorm > 0 && Number.isFinite(clipNorm)),
       "SGD",
       () => `expected clipNorm > 0, got ${clipNorm}`,
+    );
+    check(
+      clipValue === undefined || (clipValue > 0 && Number.isFinite(clipValue)),
+      "SGD",
+      () => `expected clipValue > 0, got ${clipValue}`,
     );
     const { schedule, iterations } = options;
     check(
@@ -67,6 +93,7 @@ export class SGD extends NativeObject {
     const table = scheduleTable(schedule, iterations);
     const parameters = [...model.namedParameters()].filter(([, parameter]) => parameter.requiresGrad);
     check(parameters.length > 0, "SGD", () => "the model has no parameters to train");
+    const settings = settingsOf(parameters, weightDecay, groups);
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
     const memory = made.use(
@@ -79,7 +106,7 @@ export class SGD extends NativeObject {
     const momenta = new Map(
       parameters.map(([name, p]) => [name, Tensor.at(device, memory.take(p.size * 4), p.shape, "f32")] as const),
     );
-    super(createLists(device, parameters, momenta, weightDecay, dtypeCode(model.precision)), "SGD", (handle) =>
+    super(createLists(device, parameters, momenta, settings, dtypeCode(model.precision)), "SGD", (handle) =>
       device.native.sgdDestroy(handle),
     );
     made.defer(() => super.dispose());
@@ -92,13 +119,27 @@ export class SGD extends NativeObject {
     this.rate = made.use(Tensor.zeros(device, [1]));
     this.failed = made.use(Tensor.zeros(device, [1], "i32"));
     this.#table = made.use(Tensor.from(device, table, [table.length]));
+    this.#rates = table;
     this.#clipNorm = clipNorm ?? 0;
+    this.#clipValue = clipValue ?? 0;
     const scratch = outHandle();
     device.native.sgdGradNormWorkspace(this.handle, scratch.view);
     const clips = clipNorm !== undefined;
     this.gradNorm = clips ? made.use(Tensor.zeros(device, [1])) : null;
     this.#normScratch = clips ? made.use(Tensor.empty(device, [scratch.value], "u8")) : null;
     made.move();
+  }
+
+  /** What the schedule's rates are multiplied by, from the next step on; ReduceOnPlateau's. Nothing is captured again. */
+  get rateFactor(): number {
+    return this.#factor;
+  }
+
+  set rateFactor(factor: number) {
+    check(Number.isFinite(factor) && factor >= 0, "SGD", () => `rateFactor: expected a number >= 0, got ${factor}`);
+    if (factor === this.#factor) return;
+    this.#factor = factor;
+    this.#table.write(this.#rates.map((rate) => rate * factor));
   }
 
   /** The call that sets the rate and counts the step: before a program's own. */
@@ -134,12 +175,13 @@ export class SGD extends NativeObject {
       const run = () => void native.sgdGradNorm(stream, handle, norm, scratch);
       calls.push({ kind: "grad_norm", path: "", outputs: [], run }, check("grad_norm", this.gradNorm));
     }
-    const [momentum, nesterov, clipNorm] = [this.#momentum, this.#nesterov ? 1 : 0, this.#clipNorm];
+    const [momentum, nesterov] = [this.#momentum, this.#nesterov ? 1 : 0];
+    const [clipNorm, clipValue] = [this.#clipNorm, this.#clipValue];
     calls.push({
       kind: "sgd",
       path: "",
       outputs: [],
-      run: () => void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, 1, clipNorm),
+      run: () => void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, 1, clipNorm, clipValue),
     });
     return calls;
   }
@@ -154,11 +196,48 @@ export class SGD extends NativeObject {
   }
 }
 
+interface ParameterSettings {
+  decays: Float32Array;
+  rates: Float32Array;
+}
+
+/** Weight decay and factor of the rate of each parameter. */
+function settingsOf(
+  parameters: [string, Parameter][],
+  weightDecay: number,
+  groups: readonly ParameterGroup[],
+): ParameterSettings {
+  const used = new Set<ParameterGroup>();
+  const found = parameters.map(([name, parameter]) => {
+    const group = groups.find(({ match }) => (match instanceof RegExp ? match.test(name) : match(name, parameter)));
+    if (group) used.add(group);
+    const spared = parameter.options.decay === false ? 0 : weightDecay;
+    return { decay: group?.weightDecay ?? spared, rate: group?.rate ?? 1 };
+  });
+  for (const [i, group] of groups.entries()) {
+    const { match, weightDecay: decay = 0, rate = 1 } = group;
+    check(
+      used.has(group),
+      "SGD",
+      () => `groups[${i}]: ${match instanceof RegExp ? match : "it"} matches no parameter that trains`,
+    );
+    check(
+      decay >= 0 && rate >= 0,
+      "SGD",
+      () => `groups[${i}]: expected numbers >= 0, got weightDecay ${decay}, rate ${rate}`,
+    );
+  }
+  return {
+    decays: Float32Array.from(found, ({ decay }) => decay),
+    rates: Float32Array.from(found, ({ rate }) => rate),
+  };
+}
+
 function createLists(
   device: Device,
   parameters: [string, Parameter][],
   momenta: ReadonlyMap<string, Tensor>,
-  weightDecay: number,
+  { decays, rates }: ParameterSettings,
   castDtype: number,
 ): number {
   const addresses = (of: (p: Parameter, name: string) => number) =>
@@ -172,8 +251,8 @@ function createLists(
     addresses((_, name) => momenta.get(name)?.address ?? 0),
     addresses((p) => p.copy?.address ?? 0),
     addresses((p) => p.size),
-    Float32Array.from(parameters, ([, p]) => ((p.options.decay ?? true) ? weightDecay : 0)),
-    new Float32Array(parameters.length).fill(1),
+    decays,
+    rates,
     parameters.length,
     castDtype,
   );

@@ -11,6 +11,7 @@ import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
 import { autotune } from "./convolution-tuning";
+import type { Ema } from "./ema";
 import type { SGD } from "./sgd";
 
 export interface TrainStepOptions {
@@ -28,6 +29,8 @@ export interface TrainStepOptions {
   lanes?: number;
   /** What is computed again in the backward pass instead of being kept; see ProgramOptions. */
   recompute?: RecomputeOption;
+  /** Averages that follow the weights after each step. */
+  ema?: Ema;
 }
 
 /** TrainStepOptions' `recompute` from "all", "none" or a size such as "10GiB" or "800MiB"; null from anything else. */
@@ -122,6 +125,7 @@ export class TrainStep implements Disposable {
   #build(height: number, width: number, sharing?: Program): { program: Program; losses: string[] } {
     const { model, optimizer } = this;
     const options = { ...this.options, height, width };
+    const { ema } = options;
     let losses: string[] = [];
     const forward = (inputs: Record<string, Value>) => {
       const values = lossesOf(model, inputs);
@@ -131,7 +135,7 @@ export class TrainStep implements Disposable {
     const program = new Program(model.device, inputSpecs(model, options), forward, {
       ...loweringOptions(options),
       before: (made) => optimizer.scheduleCalls(made),
-      after: (made) => optimizer.stepCalls(made, losses),
+      after: (made) => [...optimizer.stepCalls(made, losses), ...(ema?.stepCalls(made, optimizer.failed) ?? [])],
       sharing,
     });
     return { program, losses };

@@ -107,10 +107,13 @@ export function trainedMetadata({ config, iteration }: TrainedModel): Record<str
   };
 }
 
-/** Replaces parameters and running statistics by a checkpoint's; what else it holds (momentum, ...) is left out. */
+/**
+ * Replaces parameters and running statistics by a checkpoint's, their moving averages where it has those; what else it holds
+ * (momentum, ...) is left out.
+ */
 async function restoreWeights(checkpoint: Checkpoint, model: DetectionModel): Promise<void> {
   for (const [name, tensor] of model.stateDict()) {
-    const stored = `model.${name}`;
+    const stored = checkpoint.tensors.has(`ema.${name}`) ? `ema.${name}` : `model.${name}`;
     const entry = checkpoint.tensors.get(stored);
     const found = entry ? `${entry.dtype} (${entry.shape.join(", ")})` : "nothing";
     const expected = `${tensor.dtype} (${tensor.shape.join(", ")})`;

@@ -1,12 +1,14 @@
 import type { BatchImages, DetectionLoader } from "../data";
 import { type Checkpoint, CheckpointStore, type CheckpointStoreOptions, type MetricsRecord } from "../formats";
 import type { RecomputeOption } from "../graph";
-import type { CocoResult } from "../metrics";
+import type { CocoResult, CocoStats } from "../metrics";
 import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
 import { Checkpointing, type SavedCheckpoint } from "./checkpointing";
 import { autotune } from "./convolution-tuning";
+import { Ema, type EmaOptions } from "./ema";
 import type { Evaluator, ImageDetections } from "./evaluator";
+import { type PlateauOptions, ReduceOnPlateau } from "./schedule";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
 import { checkpointMetadata, restoreAlgorithms, restoreTraining, type TrainingState } from "./training-state";
@@ -34,6 +36,12 @@ export interface TrainerOptions {
   loader: DetectionLoader;
   decoder: BatchImages;
   optimizer: Omit<SGDOptions, "iterations">;
+  /** Keeps moving averages of the weights: they are what is evaluated, and what a model is made of from a checkpoint. */
+  ema?: EmaOptions;
+  /** Reduces the schedule's rates when a metric of the evaluations has stopped getting better. Default metric: AP. */
+  plateau?: PlateauOptions & { metric?: keyof CocoStats };
+  /** Ends the training after so many evaluations in a row that were no better than the best. */
+  patience?: number;
   /** Steps in all. */
   iterations: number;
   evaluator?: Evaluator | null;
@@ -64,6 +72,8 @@ export interface TrainingOutcome {
   iteration: number;
   /** True when `signal` stopped it early. */
   interrupted: boolean;
+  /** True when `patience` ended it early. */
+  settled: boolean;
   /** The last evaluation. */
   evaluation: { result: CocoResult; detections: ImageDetections[] } | null;
   /** The last checkpoint's path. */
@@ -73,6 +83,8 @@ export interface TrainingOutcome {
 /** Trains a detector: steps, evaluations, checkpoints. The device is never waited for but at evaluations and checkpoints. */
 export class Trainer implements Disposable {
   readonly optimizer: SGD;
+  readonly ema: Ema | null;
+  readonly #plateau: ReduceOnPlateau | null;
   readonly #options: TrainerOptions;
   readonly #checkpointing: Checkpointing | null;
   /** What is being written, until it has been seen what became of it. */
@@ -88,7 +100,9 @@ export class Trainer implements Disposable {
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
     const { checkpointFolder, keep } = options;
     const store = checkpointFolder === undefined ? null : new CheckpointStore(checkpointFolder, keep);
-    this.#checkpointing = store && new Checkpointing(options.model, this.optimizer, store);
+    this.ema = options.ema ? new Ema(options.model, options.ema) : null;
+    this.#plateau = options.plateau ? new ReduceOnPlateau(options.plateau) : null;
+    this.#checkpointing = store && new Checkpointing(options.model, this.optimizer, this.ema, store);
     this.#state = { iteration: 0, loader: options.loader.state(), history: [] };
   }
 
@@ -101,7 +115,11 @@ export class Trainer implements Disposable {
   async resume(checkpoint: Checkpoint): Promise<void> {
     const { model, loader } = this.#options;
     restoreAlgorithms(model, checkpoint);
-    this.#state = await restoreTraining(checkpoint, model, this.optimizer, loader);
+    this.#state = await restoreTraining(checkpoint, model, this.optimizer, this.ema, loader);
+    if (this.#plateau && this.#state.plateau) {
+      this.#plateau.restore(this.#state.plateau);
+      this.optimizer.rateFactor = this.#plateau.factor;
+    }
     this.#lastCheckpoint = checkpoint.path;
     this.#savedIteration = this.#state.iteration;
   }
@@ -116,13 +134,13 @@ export class Trainer implements Disposable {
     using step = new TrainStep(
       model,
       this.optimizer,
-      { batchSize, height, width, maxBoxes, recompute },
+      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined },
       this.#state.iteration,
     );
     let evaluation: TrainingOutcome["evaluation"] = null;
     const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
     try {
-      while (this.#state.iteration < iterations && !signal?.aborted) {
+      while (this.#state.iteration < iterations && !signal?.aborted && !this.#hasSettled()) {
         await this.#step(step);
         const last = this.#state.iteration === iterations;
         if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
@@ -134,8 +152,19 @@ export class Trainer implements Disposable {
     } finally {
       await this.#checkpointing?.settled();
     }
-    const interrupted = this.#state.iteration < iterations;
-    return { iteration: this.#state.iteration, interrupted, evaluation, checkpoint: this.#lastCheckpoint };
+    const settled = this.#hasSettled();
+    const interrupted = this.#state.iteration < iterations && !settled;
+    return { iteration: this.#state.iteration, interrupted, settled, evaluation, checkpoint: this.#lastCheckpoint };
+  }
+
+  /** Whether the last `patience` evaluations were no better than the best. */
+  #hasSettled(): boolean {
+    const { patience } = this.#options;
+    const { best, history } = this.#state;
+    if (patience === undefined || !best) return false;
+    return (
+      history.filter(({ kind, iteration }) => kind === "evaluation" && iteration > best.iteration).length >= patience
+    );
   }
 
   async #step(step: TrainStep): Promise<void> {
@@ -183,7 +212,7 @@ export class Trainer implements Disposable {
     await this.#drain(step);
     const { iteration } = this.#state;
     observer?.onEvaluationStart?.(iteration);
-    const evaluation = await evaluator.evaluate();
+    const evaluation = await this.#withAverages(() => evaluator.evaluate());
     const { stats } = evaluation.result;
     const record: MetricsRecord = {
       kind: "evaluation",
@@ -195,8 +224,23 @@ export class Trainer implements Disposable {
     this.#state.history.push(record);
     if (!this.#state.best || stats.AP > this.#state.best.value)
       this.#state.best = { name: "AP", value: stats.AP, iteration };
+    if (this.#plateau) {
+      this.#plateau.observe(stats[this.#options.plateau?.metric ?? "AP"]);
+      this.#state.plateau = this.#plateau.state();
+      this.optimizer.rateFactor = this.#plateau.factor;
+    }
     await observer?.onEvaluation?.(iteration, evaluation.result, evaluation.detections);
     return evaluation;
+  }
+
+  /** Runs `work` with the averages in place of the weights. */
+  async #withAverages<T>(work: () => Promise<T>): Promise<T> {
+    this.ema?.swap();
+    try {
+      return await work();
+    } finally {
+      this.ema?.swap();
+    }
   }
 
   /** Starts writing the state as it is after the steps enqueued so far. */
@@ -238,6 +282,7 @@ export class Trainer implements Disposable {
   /** After train() has ended. */
   dispose(): void {
     this.#checkpointing?.dispose();
+    this.ema?.dispose();
     this.optimizer.dispose();
   }
 

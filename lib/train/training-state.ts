@@ -5,6 +5,8 @@ import { convPicks, restoreConvPicks } from "../graph";
 import type { DetectionModel } from "../models";
 import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
 import type { Tensor } from "../tensor";
+import type { Ema } from "./ema";
+import type { PlateauState } from "./schedule";
 import type { SGD } from "./sgd";
 
 /** Everything a run needs to go on as if it had never stopped. */
@@ -14,18 +16,23 @@ export interface TrainingState {
   loader: LoaderState;
   history: MetricsRecord[];
   best?: BestMetric;
+  /** Of a schedule that is reduced on a plateau. */
+  plateau?: PlateauState;
 }
 
-/** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter. */
-export function* namedTensors(model: DetectionModel, optimizer: SGD): Generator<[string, Tensor]> {
+/** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter, moving averages. */
+export function* namedTensors(model: DetectionModel, optimizer: SGD, ema: Ema | null): Generator<[string, Tensor]> {
   for (const [name, tensor] of model.stateDict()) yield [`model.${name}`, tensor];
   for (const [name, tensor] of optimizer.momenta) yield [`momentum.${name}`, tensor];
   yield ["optimizer.step", optimizer.step];
+  if (!ema) return;
+  for (const [name, tensor] of ema.averages) yield [`ema.${name}`, tensor];
+  yield ["ema.step", ema.step];
 }
 
 /** What a checkpoint says of a training besides the tensors; as it is now, whatever becomes of `state`. */
 export function checkpointMetadata(model: DetectionModel, state: TrainingState, config: unknown): CheckpointMetadata {
-  const { iteration, loader, history, best } = state;
+  const { iteration, loader, history, best, plateau } = state;
   const { device } = model;
   return {
     iteration,
@@ -40,14 +47,18 @@ export function checkpointMetadata(model: DetectionModel, state: TrainingState, 
     },
     random: [{ name: "loader", seed: loader.seed, counter: loader.epoch }],
     loader: { epoch: loader.epoch, position: loader.position * loader.batchSize, seed: loader.seed },
-    schedule: { name: "table", step: iteration, values: {} },
+    schedule: { name: "table", step: iteration, values: plateau ? { factor: plateau.factor } : {} },
     history: [...history],
     best,
     convPicks: convPicks(device).map((line) => {
       const split = line.indexOf("=");
       return { key: line.slice(0, split), value: line.slice(split + 1) };
     }),
-    state: { loader: JSON.stringify(loader), precision: model.precision },
+    state: {
+      loader: JSON.stringify(loader),
+      precision: model.precision,
+      ...(plateau && { plateau: JSON.stringify(plateau) }),
+    },
   };
 }
 
@@ -78,14 +89,22 @@ export async function restoreTraining(
   checkpoint: Checkpoint,
   model: DetectionModel,
   optimizer: SGD,
+  ema: Ema | null,
   loader: DataLoader<DetectionBatch>,
 ): Promise<TrainingState> {
   const { path } = checkpoint;
-  const wanted = [...namedTensors(model, optimizer)];
+  const wanted = [...namedTensors(model, optimizer, ema)];
   const names = new Set(wanted.map(([name]) => name));
   const stored = checkpoint.tensors;
   const missing = [...names].filter((name) => !stored.has(name));
   const unexpected = [...stored.keys()].filter((name) => !names.has(name));
+  const isAverage = (name: string) => name.startsWith("ema.");
+  check(
+    !missing.some(isAverage) && !unexpected.some(isAverage),
+    path,
+    () =>
+      `was written ${ema ? "without" : "with"} moving averages of the weights, but this training has ${ema ? "some" : "none"}`,
+  );
   check(
     missing.length === 0 && unexpected.length === 0,
     path,
@@ -107,7 +126,8 @@ export async function restoreTraining(
   const { iteration, history, best, state } = checkpoint.metadata;
   const position = parseLoader(path, state.loader);
   loader.restore(position);
-  return { iteration, loader: position, history: [...history], best };
+  const plateau = typeof state.plateau === "string" ? (JSON.parse(state.plateau) as PlateauState) : undefined;
+  return { iteration, loader: position, history: [...history], best, plateau };
 }
 
 function parseLoader(path: string, text: string | Uint8Array | undefined): LoaderState {

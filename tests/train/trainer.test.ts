@@ -18,7 +18,15 @@ import {
 import { readCheckpoint } from "../../lib/formats";
 import { CompactDetector } from "../../lib/models";
 import { DlfsError } from "../../lib/native";
-import { constantRate, Evaluator, Trainer, type TrainerObserver, type TrainingOutcome } from "../../lib/train";
+import type { Tensor } from "../../lib/tensor";
+import {
+  constantRate,
+  Evaluator,
+  Trainer,
+  type TrainerObserver,
+  type TrainerOptions,
+  type TrainingOutcome,
+} from "../../lib/train";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -41,12 +49,16 @@ interface RunOptions {
   evaluate?: boolean;
   signal?: AbortSignal;
   observer?: TrainerObserver;
+  /** Evaluations, averages, plateaus. */
+  more?: Partial<TrainerOptions>;
   sampling?: Pick<CocoDataLoaderOptions, "sampler" | "batchSampler" | "prefetch" | "concurrency" | "sizes">;
 }
 
 interface RunResult {
   outcome: TrainingOutcome;
   weights: Map<string, Uint8Array>;
+  averages: Map<string, Uint8Array>;
+  rateFactor: number;
 }
 
 async function run(options: RunOptions): Promise<RunResult> {
@@ -91,13 +103,17 @@ async function run(options: RunOptions): Promise<RunResult> {
     checkpointEvery: options.checkpointEvery,
     signal: options.signal,
     observer: options.observer,
+    ...options.more,
   });
   if (options.resume) {
     await using checkpoint = await readCheckpoint(options.resume);
     await trainer.resume(checkpoint);
   }
   const outcome = await trainer.train();
-  return { outcome, weights: new Map([...model.stateDict()].map(([name, tensor]) => [name, tensor.readBytes()])) };
+  const bytesOf = (tensors: Iterable<[string, Tensor]>) =>
+    new Map([...tensors].map(([name, tensor]) => [name, tensor.readBytes()]));
+  const averages = bytesOf(trainer.ema?.averages ?? []);
+  return { outcome, weights: bytesOf(model.stateDict()), averages, rateFactor: trainer.optimizer.rateFactor };
 }
 
 test("a resumed run ends with the bytes of an uninterrupted one", async () => {
@@ -157,6 +173,44 @@ test("a run on images of several sizes resumes with the bytes of an uninterrupte
   for (const [name, bytes] of whole.weights) {
     expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
   }
+});
+
+test("moving averages and a rate reduced on a plateau go on from a checkpoint, and the averages are what is evaluated", async () => {
+  const checkpoints = join(folder, "resume-ema");
+  // No evaluation is that much better: the rate is reduced at each.
+  const plateau = { patience: 0, threshold: 100, factor: 0.5, metric: "AR100" } as const;
+  const more = { ema: { decay: 0.9, warmup: 4 }, plateau, evaluateEvery: 2 };
+  const whole = await run({ iterations: 9, evaluate: true, more });
+  expect(whole.rateFactor).toBe(0.5 ** 4);
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 4 && stop.abort()) };
+  const first = await run({ iterations: 9, checkpoints, signal: stop.signal, observer, evaluate: true, more });
+  const resume = first.outcome.checkpoint as string;
+  const second = await run({ iterations: 9, resume, evaluate: true, more });
+  expect(second.rateFactor).toBe(whole.rateFactor);
+  for (const part of ["weights", "averages"] as const) {
+    expect(whole[part].size).toBeGreaterThan(10);
+    for (const [name, bytes] of whole[part]) {
+      expect(Buffer.compare(bytes, second[part].get(name)!), `${part}: ${name} differs after resuming`).toBe(0);
+    }
+  }
+  const [name, bytes] = [...whole.averages].find(([key]) => key.endsWith("weight"))!;
+  expect(Buffer.compare(bytes, whole.weights.get(name)!)).not.toBe(0);
+  // Averages that never leave the first weights score as those, however far the weights have gone.
+  const stuck = { ema: { decay: 1 - 1e-7, warmup: 0 } };
+  const scores = async (iterations: number, options: Partial<TrainerOptions>) =>
+    (await run({ iterations, evaluate: true, rate: 0.02, more: options })).outcome.evaluation?.result.stats;
+  expect(await scores(12, stuck)).toEqual((await scores(1, stuck))!);
+  expect(await scores(12, {})).not.toEqual((await scores(12, stuck))!);
+  const without = await run({ iterations: 9, resume }).catch((e: unknown) => e);
+  expect(String(without)).toContain("was written with moving averages of the weights, but this training has none");
+});
+
+test("patience ends a training that gets no better", async () => {
+  const more = { evaluateEvery: 2, patience: 3 };
+  const { outcome } = await run({ iterations: 40, rate: 0, evaluate: true, more });
+  // The first is the best; three others are no better.
+  expect(outcome).toMatchObject({ iteration: 8, interrupted: false, settled: true });
 });
 
 test("training learns: the losses fall and an evaluation reports COCO's figures", async () => {

@@ -18,6 +18,8 @@ interface SgdOptions {
   gradFactor?: number;
   /** Clips each step's gradients to this norm; their norms are outputs `norm.<step>`. */
   maxNorm?: number;
+  /** Clips each gradient to this size. */
+  maxValue?: number;
   /** Value of the skip flag; none: no flag is passed. */
   skip?: number;
   /** Dtype of copies that follow every second parameter. */
@@ -49,9 +51,9 @@ function step(
   grad: number,
   rate: number,
   decay: number,
-  { momentum, nesterov = false, gradFactor = 1 }: SgdOptions,
+  { momentum, nesterov = false, gradFactor = 1, maxValue = Number.POSITIVE_INFINITY }: SgdOptions,
 ): [number, number] {
-  const g = grad * gradFactor + decay * p;
+  const g = Math.min(Math.max(grad * gradFactor, -maxValue), maxValue) + decay * p;
   const velocity = momentum * v + g;
   return [p - rate * (nesterov ? g + momentum * velocity : velocity), velocity];
 }
@@ -67,6 +69,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     factors = [1],
     gradFactor = 1,
     maxNorm,
+    maxValue = 0,
     skip,
     copies,
     given,
@@ -131,7 +134,18 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
           const norm = c.address(`norm.${s}`);
           if (norm !== null) c.native.sgdGradNorm(c.stream, handle, norm, scratch[s]!);
           const order = nesterov ? 1 : 0;
-          c.native.sgdStep(c.stream, handle, lr + 4 * s, flag, norm, momentum, order, gradFactor, maxNorm ?? 0);
+          c.native.sgdStep(
+            c.stream,
+            handle,
+            lr + 4 * s,
+            flag,
+            norm,
+            momentum,
+            order,
+            gradFactor,
+            maxNorm ?? 0,
+            maxValue,
+          );
         }
       };
     },
@@ -225,6 +239,50 @@ function schedule(name: string, table: readonly number[], start: number, runs: n
       };
     },
     reference: () => ({ lr: [Math.fround(table[Math.min(start + runs, table.length) - 1]!)], step: [start + runs] }),
+  };
+}
+
+/** Moving averages of values that stay as they are, over a step for each decay. */
+function average(
+  name: string,
+  { sizes, decays, skip }: { sizes: readonly number[]; decays: readonly number[]; skip?: number },
+): OpCase {
+  const inputs: Record<string, Input> = { decays: { shape: [decays.length], kind: "f32", values: () => decays } };
+  const outputs: Record<string, Output> = {};
+  if (skip !== undefined) inputs.skip = { shape: [1], kind: "i32", values: () => [skip] };
+  for (const [i, size] of sizes.entries()) {
+    inputs[`a${i}`] = { shape: [size], kind: "f32" };
+    inputs[`v${i}`] = { shape: [size], kind: "f32" };
+    outputs[`newA${i}`] = { shape: [size], kind: "f32", inPlaceOf: `a${i}`, terms: 4 };
+  }
+  return {
+    op: "average_step",
+    name,
+    dtypes: ["f32"],
+    inputs,
+    outputs,
+    prepare(c) {
+      const addresses = (key: string) => BigInt64Array.from(sizes.map((_, i) => BigInt(c.address(`${key}${i}`)!)));
+      const out = outHandle();
+      const elements = BigInt64Array.from(sizes.map(BigInt));
+      c.native.averageCreate(c.device.handle, out.view, addresses("a"), addresses("v"), elements, sizes.length);
+      const handle = out.value;
+      c.defer(() => c.native.averageDestroy(handle));
+      const [decay, flag] = [c.address("decays")!, c.address("skip")];
+      return () => {
+        for (const s of decays.keys()) c.native.averageStep(c.stream, handle, decay + 4 * s, flag);
+      };
+    },
+    reference: (values) =>
+      Object.fromEntries(
+        sizes.map((_, i) => {
+          const followed = values[`v${i}`]!;
+          const averages = Float64Array.from(values[`a${i}`]!, (a, j) =>
+            skip ? a : decays.reduce((sum, d) => d * sum + (1 - d) * followed[j]!, a),
+          );
+          return [`newA${i}`, averages];
+        }),
+      ),
   };
 }
 
@@ -357,6 +415,27 @@ export const optimizerCases: OpCase[] = [
     skip: 1,
     given: { "g0.0": [1, Number.NaN, 2] },
   }),
+  sgdStep("each gradient clipped, a NaN stays one", {
+    sizes: [33, 5, 1027],
+    rates: [0.1, 0.2],
+    momentum: 0.9,
+    decays: [0.1, 0],
+    gradFactor: 2,
+    maxValue: 0.75,
+    given: { "g1.0": [0.3, Number.NaN, -0.9, Number.POSITIVE_INFINITY, 0.375] },
+  }),
+  sgdStep("clipped to a norm and then each", {
+    sizes: [33, 500],
+    rates: [0.1],
+    momentum: 0.9,
+    maxNorm: 5,
+    maxValue: 0.2,
+  }),
+  average("one tensor", { sizes: [1000], decays: [0.9] }),
+  average("several steps of 150 tensors", { sizes: manySizes, decays: [0, 0.5, 0.999] }),
+  average("a tensor of several pieces", { sizes: [100_003], decays: [0.9998] }),
+  average("skip flag set: nothing changes", { sizes: [33, 5], decays: [0.5], skip: 1 }),
+  average("skip flag not set", { sizes: [33, 5], decays: [0.5], skip: 0 }),
   gradNorm("150 tensors", manySizes),
   gradNorm("one value", [1]),
   gradNorm("several pieces of one tensor", [100_003]),
@@ -385,4 +464,5 @@ export const optimizerBenches: OpCase[] = [
     decays: [1e-4],
   }),
   gradNorm("34 million gradients in 160 tensors", largeSizes),
+  average("34 million values in 160 tensors", { sizes: largeSizes, decays: [0.9998] }),
 ];
