@@ -19,28 +19,15 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-const start = (run: string) =>
-  Bun.spawn([process.execPath, join(import.meta.dir, "killed-training.ts"), folder, run, String(ITERATIONS)], {
-    stdout: "pipe",
-    stderr: "inherit",
-  });
-
 /** Runs it until it ends, or until it has trained some steps and `delay` milliseconds have passed: then it is killed. */
-async function runFor(run: string, steps: number, delay: number): Promise<{ killed: boolean; steps: number }> {
-  const child = start(run);
-  let seen = 0;
-  let rest = "";
-  for await (const chunk of child.stdout.pipeThrough(new TextDecoderStream())) {
-    const lines = (rest + chunk).split("\n");
-    rest = lines.pop() as string;
-    for (const line of lines) {
-      expect(line).toMatch(/^(step \d+|done 60)$/);
-      if (!line.startsWith("step") || ++seen !== steps) continue;
-      setTimeout(() => child.kill("SIGKILL"), delay);
-    }
-  }
+async function runFor(run: string, steps = 0, delay = 0): Promise<{ killed: boolean; steps: number }> {
+  const script = join(import.meta.dir, "killed-training.ts");
+  const options = [folder, run, ITERATIONS, steps, delay].map(String);
+  const child = Bun.spawn([process.execPath, script, ...options], { stdout: "pipe", stderr: "inherit" });
+  const lines = (await new Response(child.stdout).text()).split("\n").filter((line) => line !== "");
   await child.exited;
-  return { killed: child.signalCode === "SIGKILL", steps: seen };
+  for (const line of lines) expect(line).toMatch(/^(step \d+|done 60)$/);
+  return { killed: child.signalCode === "SIGKILL", steps: lines.filter((line) => line.startsWith("step")).length };
 }
 
 async function stateOf(run: string) {
@@ -58,7 +45,7 @@ async function stateOf(run: string) {
 
 test("weights, metrics and all else are the same after ten kills", async () => {
   const whole = join(folder, "whole");
-  expect(await runFor(whole, -1, 0)).toEqual({ killed: false, steps: ITERATIONS });
+  expect(await runFor(whole)).toEqual({ killed: false, steps: ITERATIONS });
   const expected = await stateOf(whole);
   expect(expected.iteration).toBe(ITERATIONS);
   expect(expected.metrics.filter(({ kind }) => kind === "train")).toHaveLength(ITERATIONS);
@@ -70,12 +57,12 @@ test("weights, metrics and all else are the same after ten kills", async () => {
   let repeated = -ITERATIONS;
   for (let i = 0; i < KILLS; i++) {
     // Some steps on; then at once, or while what follows is computed, evaluated, or written.
-    const found = await runFor(killed, 1 + Math.floor(5 * random.next()), Math.floor(30 * random.next()));
+    const found = await runFor(killed, random.integer(1, 5), random.integer(0, 20));
     if (found.killed) kills++;
     repeated += found.steps;
   }
   expect(kills).toBe(KILLS);
-  const last = await runFor(killed, -1, 0);
+  const last = await runFor(killed);
   expect(last.killed).toBe(false);
   // Steps after the last checkpoint were done twice.
   expect(repeated + last.steps).toBeGreaterThan(0);

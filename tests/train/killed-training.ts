@@ -1,6 +1,6 @@
 /**
- * A training that may be killed at any time and goes on from its last checkpoint: DATASET RUN ITERATIONS. Prints a line for each
- * step, so that whoever kills it knows that it trains.
+ * A training that goes on from its last checkpoint: DATASET RUN ITERATIONS [STEPS DELAY]. After so many steps and milliseconds a
+ * thread of its own kills it, whatever the others are at. Prints the steps that it does.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -19,7 +19,21 @@ import { RunFolder } from "../../lib/monitor";
 import { Evaluator, multiStep, Trainer, warmup } from "../../lib/train";
 import { testDevice } from "../support/device";
 
-const [folder = "", path = "", iterations = ""] = process.argv.slice(2);
+const [folder = "", path = "", iterations = "", steps = "0", delay = "0"] = process.argv.slice(2);
+/** Set to 1 when the time of the one that kills begins. */
+const begins = new Int32Array(new SharedArrayBuffer(4));
+const killer = `
+  addEventListener("message", ({ data: [begins, delay] }) => {
+    Atomics.wait(begins, 0, 0);
+    Atomics.wait(begins, 0, 1, delay);
+    process.kill(process.pid, "SIGKILL");
+  });
+`;
+let left = Number(steps);
+if (left > 0) {
+  const worker = new Worker(URL.createObjectURL(new Blob([killer], { type: "application/typescript" })));
+  worker.postMessage([begins, Number(delay)]);
+}
 const device = testDevice({ deterministic: true });
 using dataset = await loadDataset(folder, {
   codec: new DeviceImageCodec(device),
@@ -52,7 +66,12 @@ using trainer = new Trainer({
   evaluateEvery: 20,
   checkpointEvery: 2,
   observer: {
-    onStep: (iteration) => console.log(`step ${iteration}`),
+    onStep: (iteration) => {
+      console.log(`step ${iteration}`);
+      if (--left !== 0) return;
+      Atomics.store(begins, 0, 1);
+      Atomics.notify(begins, 0);
+    },
     onResult: ({ iteration, losses, rate, gradNorm }) =>
       run.appendMetrics({ kind: "train", iteration, ...losses, rate, gradNorm }),
     onEvaluation: (iteration, { stats }) => run.appendMetrics({ kind: "evaluation", iteration, ...stats }),
