@@ -28,8 +28,9 @@ fi
 
 # ---- Bun ---------------------------------------------------------------------------------------------------------
 
-# PATH as the user's shell has it: npm and Bun put the project's own node_modules/.bin in front for scripts.
-shell_path=$(printf %s "$PATH" | tr : '\n' | grep -vxF "$root/node_modules/.bin" | paste -sd: -)
+# PATH as the user's shell has it: for scripts, npm and Bun put the node_modules/.bin of the project and of all folders above it
+# in front. A Bun that lies there would be missing where scripts are started by themselves.
+shell_path=$(printf %s "$PATH" | tr : '\n' | grep -v '/node_modules/\.bin/*$' | paste -sd: -)
 bun=""
 if ! PATH="$shell_path" find_bun; then
   install_bun
