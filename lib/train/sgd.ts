@@ -157,23 +157,26 @@ export class SGD extends NativeObject {
     ];
   }
 
-  /** The calls that check the losses and the gradients' norm and update the parameters: after a program's own. */
-  stepCalls(program: Program, losses: readonly string[]): Call[] {
+  /** The calls that raise `failed` where a loss is not finite: after a program's own. */
+  checkCalls(program: Program, losses: readonly string[]): Call[] {
+    return losses.map((name) => this.#check(program, name, program.results[name] as Tensor));
+  }
+
+  /**
+   * The calls that check the gradients' norm and update the parameters: after a program's own, and the losses' checks.
+   *
+   * @param gradFactor multiplies the gradients first: 1 / N where they are the sums of N batches'
+   */
+  updateCalls(program: Program, gradFactor = 1): Call[] {
     const { native } = this.device;
     const stream = program.stream.handle;
     const [rate, failed, handle] = [this.rate.address, this.failed.address, this.handle];
-    const check = (path: string, { address }: Tensor): Call => ({
-      kind: "check_finite",
-      path,
-      outputs: [],
-      run: () => void native.checkFinite(stream, failed, address, 1, constants.F32),
-    });
-    const calls = losses.map((name) => check(name, program.results[name] as Tensor));
+    const calls: Call[] = [];
     const norm = this.gradNorm?.address ?? null;
     if (this.gradNorm) {
       const scratch = this.#normScratch!.address;
       const run = () => void native.sgdGradNorm(stream, handle, norm, scratch);
-      calls.push({ kind: "grad_norm", path: "", outputs: [], run }, check("grad_norm", this.gradNorm));
+      calls.push({ kind: "grad_norm", path: "", outputs: [], run }, this.#check(program, "grad_norm", this.gradNorm));
     }
     const [momentum, nesterov] = [this.#momentum, this.#nesterov ? 1 : 0];
     const [clipNorm, clipValue] = [this.#clipNorm, this.#clipValue];
@@ -181,9 +184,17 @@ export class SGD extends NativeObject {
       kind: "sgd",
       path: "",
       outputs: [],
-      run: () => void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, 1, clipNorm, clipValue),
+      run: () =>
+        void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, gradFactor, clipNorm, clipValue),
     });
     return calls;
+  }
+
+  #check(program: Program, path: string, { address }: Tensor): Call {
+    const { native } = this.device;
+    const [stream, failed] = [program.stream.handle, this.failed.address];
+    const run = () => void native.checkFinite(stream, failed, address, 1, constants.F32);
+    return { kind: "check_finite", path, outputs: [], run };
   }
 
   override dispose(): void {

@@ -31,7 +31,15 @@ export interface TrainStepOptions {
   recompute?: RecomputeOption;
   /** Averages that follow the weights after each step. */
   ema?: Ema;
+  /**
+   * Batches whose gradients' mean makes a step (gradient accumulation): each is a submit(), with statistics of its own in batch
+   * normalization, as in PyTorch. Default 1.
+   */
+  accumulate?: number;
 }
+
+/** What a program does of a step: all of it, or, where several batches make one, the first, one between, or the last. */
+type Phase = "whole" | "first" | "middle" | "last";
 
 /** TrainStepOptions' `recompute` from "all", "none" or a size such as "10GiB" or "800MiB"; null from anything else. */
 export function parseRecompute(text: string): RecomputeOption | null {
@@ -68,6 +76,10 @@ interface InFlight {
   report: PinnedBuffer;
   event: Event;
   iteration: number | null;
+  /** Batches submitted before it. */
+  order: number;
+  /** Whether it ends its step. */
+  last: boolean;
   /** Resolves `copied` of the step in this place. */
   release: () => void;
 }
@@ -85,7 +97,12 @@ export class TrainStep implements Disposable {
   readonly #programs = new Map<string, Program>();
   readonly #ring: InFlight[];
   readonly #offsets: { boxes: number; labels: number; counts: number };
+  readonly #accumulate: number;
   #iteration: number;
+  /** Batches submitted. */
+  #submitted = 0;
+  /** Sums of the losses of the step that is being collected. */
+  readonly #sums = new Map<string, number>();
   #revision: number;
 
   /** @param firstIteration the iteration that the first step is: not 0 when resuming */
@@ -95,8 +112,14 @@ export class TrainStep implements Disposable {
     readonly options: TrainStepOptions,
     firstIteration = 0,
   ) {
-    const { batchSize: n, maxBoxes: m } = options;
+    const { batchSize: n, maxBoxes: m, accumulate = 1 } = options;
     const { device } = model;
+    check(
+      Number.isSafeInteger(accumulate) && accumulate >= 1,
+      "TrainStep",
+      () => `accumulate: expected an integer >= 1, got ${accumulate}`,
+    );
+    this.#accumulate = accumulate;
     this.#device = device;
     this.#iteration = firstIteration;
     autotune(device);
@@ -104,10 +127,12 @@ export class TrainStep implements Disposable {
     model.train();
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
-    const first = this.#build(options.height, options.width);
+    // The last of several batches needs the most memory: gradients of its own beside the sums.
+    const phase = accumulate === 1 ? "whole" : "last";
+    const first = this.#build(options.height, options.width, phase);
     this.program = made.use(first.program);
     this.lossNames = first.losses;
-    this.#programs.set(sizeKey(options.height, options.width), this.program);
+    this.#programs.set(programKey(options.height, options.width, phase), this.program);
     const labels = align(n * m * 16);
     this.#offsets = { boxes: 0, labels, counts: labels + align(n * m * 4) };
     const bytes = this.#offsets.counts + align(n * 4);
@@ -116,13 +141,15 @@ export class TrainStep implements Disposable {
       report: made.use(new PinnedBuffer(device, 4 * (first.losses.length + 3))),
       event: made.use(new Event(device)),
       iteration: null,
+      order: 0,
+      last: true,
       release: () => {},
     }));
     made.move();
   }
 
   /** The step for inputs of a size, in the memory of the first one where there is one and it is large enough. */
-  #build(height: number, width: number, sharing?: Program): { program: Program; losses: string[] } {
+  #build(height: number, width: number, phase: Phase, sharing?: Program): { program: Program; losses: string[] } {
     const { model, optimizer } = this;
     const options = { ...this.options, height, width };
     const { ema } = options;
@@ -132,23 +159,29 @@ export class TrainStep implements Disposable {
       losses = Object.keys(values);
       return values;
     };
+    const [begins, ends] = [phase === "whole" || phase === "first", phase === "whole" || phase === "last"];
+    const update = (made: Program) => [
+      ...optimizer.updateCalls(made, 1 / this.#accumulate),
+      ...(ema?.stepCalls(made, optimizer.failed) ?? []),
+    ];
     const program = new Program(model.device, inputSpecs(model, options), forward, {
       ...loweringOptions(options),
-      before: (made) => optimizer.scheduleCalls(made),
-      after: (made) => [...optimizer.stepCalls(made, losses), ...(ema?.stepCalls(made, optimizer.failed) ?? [])],
+      accumulate: !begins,
+      before: (made) => (begins ? optimizer.scheduleCalls(made) : []),
+      after: (made) => [...optimizer.checkCalls(made, losses), ...(ends ? update(made) : [])],
       sharing,
     });
     return { program, losses };
   }
 
-  /** The step for these images, which is built the first time that their size comes. */
-  #programFor(images: Tensor): Program {
+  /** The program for these images, which is built the first time that their size comes. */
+  #programFor(images: Tensor, phase: Phase): Program {
     const [, height, width] = images.shape as unknown as [number, number, number];
-    const key = sizeKey(height, width);
+    const key = programKey(height, width, phase);
     const known = this.#programs.get(key);
     if (known) return known;
     this.model.train(); // an evaluation may have come between
-    const { program } = this.#build(height, width, this.program);
+    const { program } = this.#build(height, width, phase, this.program);
     this.#programs.set(key, program);
     return program;
   }
@@ -158,7 +191,8 @@ export class TrainStep implements Disposable {
     autotune(model.device);
     model.train();
     const losses = (inputs: Record<string, Value>) => lossesOf(model, inputs);
-    return planProgram(model.device, inputSpecs(model, options), losses, loweringOptions(options));
+    const accumulate = (options.accumulate ?? 1) > 1;
+    return planProgram(model.device, inputSpecs(model, options), losses, { ...loweringOptions(options), accumulate });
   }
 
   /** The iteration that the next submit() runs. */
@@ -167,13 +201,13 @@ export class TrainStep implements Disposable {
   }
 
   /**
-   * Enqueues one step on images (N, H, W, 3) on the device; images of another size than the options' get a program of their own, the
+   * Enqueues one step, or, where several batches make one, a part of it, on images (N, H, W, 3) on the device; images of another size than the options' get a program of their own, the
    * first time that they come, in the same memory if they are no larger. Waits, without blocking the event loop, while too many steps are in
    * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves: when the
    * step's own report has been collected, by a later submit(), drain() or dispose().
    */
   async submit(images: Tensor, targets: HostTargets): Promise<{ finished: StepResult | null; copied: Promise<void> }> {
-    const place = this.#ring[this.#iteration % this.#ring.length] as InFlight;
+    const place = this.#ring[this.#submitted % this.#ring.length] as InFlight;
     const finished = await this.#collect(place);
     this.#enqueue(place, images, targets);
     const copied = new Promise<void>((resolve) => {
@@ -182,13 +216,14 @@ export class TrainStep implements Disposable {
     return { finished, copied };
   }
 
-  /** Waits for all enqueued steps; their reports in order. */
+  /** Waits for all that is enqueued; the reports of steps that it ends, in order. */
   async drain(): Promise<StepResult[]> {
-    const pending = this.#ring
-      .filter(({ iteration }) => iteration !== null)
-      .sort((a, b) => (a.iteration as number) - (b.iteration as number));
+    const pending = this.#ring.filter(({ iteration }) => iteration !== null).sort((a, b) => a.order - b.order);
     const results: StepResult[] = [];
-    for (const place of pending) results.push((await this.#collect(place)) as StepResult);
+    for (const place of pending) {
+      const result = await this.#collect(place);
+      if (result) results.push(result);
+    }
     return results;
   }
 
@@ -201,7 +236,9 @@ export class TrainStep implements Disposable {
         `expected targets of ${n} images padded to ${m} boxes, got ${targets.boxes.length / 4} boxes, ${targets.labels.length} labels and ${targets.counts.length} counts`,
     );
     const { native } = this.#device;
-    const program = this.#programFor(images);
+    const part = this.#submitted % this.#accumulate;
+    const last = part === this.#accumulate - 1;
+    const program = this.#programFor(images, last ? (part === 0 ? "whole" : "last") : part === 0 ? "first" : "middle");
     const { inputs, results, stream } = program;
     const { bytes, address } = place.targets;
     const stage = (offset: number, view: Float32Array | Int32Array, target: Tensor) => {
@@ -227,7 +264,10 @@ export class TrainStep implements Disposable {
       native.copyToHost(stream.handle, place.report.address + 4 * i, value.address, 4);
     }
     place.event.record(stream);
-    place.iteration = this.#iteration++;
+    place.iteration = this.#iteration;
+    place.order = this.#submitted++;
+    place.last = last;
+    if (last) this.#iteration++;
   }
 
   async #collect(place: InFlight): Promise<StepResult | null> {
@@ -238,10 +278,15 @@ export class TrainStep implements Disposable {
     place.release();
     this.program.stream.query(); // reports an error of the work itself
     const values = place.report.float32();
-    const losses = Object.fromEntries(this.lossNames.map((name, i) => [name, values[i] as number]));
+    for (const [i, name] of this.lossNames.entries()) {
+      this.#sums.set(name, (this.#sums.get(name) ?? 0) + (values[i] as number));
+    }
+    if (!place.last) return null;
+    const losses = Object.fromEntries([...this.#sums].map(([name, sum]) => [name, sum / this.#accumulate]));
+    this.#sums.clear();
     const at = this.lossNames.length;
     const failed = place.report.int32()[at + 1] !== 0;
-    const gradNorm = this.optimizer.gradNorm ? (values[at + 2] as number) : undefined;
+    const gradNorm = this.optimizer.gradNorm ? (values[at + 2] as number) / this.#accumulate : undefined;
     return { iteration, losses, rate: values[at] as number, failed, ...(gradNorm !== undefined && { gradNorm }) };
   }
 
@@ -265,7 +310,7 @@ export class TrainStep implements Disposable {
   }
 }
 
-const sizeKey = (height: number, width: number): string => `${height}x${width}`;
+const programKey = (height: number, width: number, phase: Phase): string => `${height}x${width} ${phase}`;
 
 function inputSpecs(
   { precision }: DetectionModel,

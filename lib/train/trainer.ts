@@ -40,6 +40,8 @@ export interface TrainerOptions {
   ema?: EmaOptions;
   /** Reduces the schedule's rates when a metric of the evaluations has stopped getting better. Default metric: AP. */
   plateau?: PlateauOptions & { metric?: keyof CocoStats };
+  /** Batches whose gradients' mean makes a step; see TrainStepOptions. Default 1. */
+  accumulate?: number;
   /** Ends the training after so many evaluations in a row that were no better than the best. */
   patience?: number;
   /** Steps in all. */
@@ -130,11 +132,12 @@ export class Trainer implements Disposable {
    */
   async train(): Promise<TrainingOutcome> {
     const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery, recompute } = this.#options;
+    const { accumulate } = this.#options;
     const { batchSize, height, width, maxBoxes } = loader;
     using step = new TrainStep(
       model,
       this.optimizer,
-      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined },
+      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined, accumulate },
       this.#state.iteration,
     );
     let evaluation: TrainingOutcome["evaluation"] = null;
@@ -168,21 +171,24 @@ export class Trainer implements Disposable {
   }
 
   async #step(step: TrainStep): Promise<void> {
-    const { loader, decoder, observer } = this.#options;
+    const { loader, decoder, observer, accumulate = 1 } = this.#options;
     const waited = loader.waitSeconds;
-    const batch = await loader.getBatch();
-    const waitSeconds = loader.waitSeconds - waited;
-    const { finished, copied } = await step
-      .submit(decoder.images(batch.slot, batch.size), batch)
-      .catch((error: unknown) => {
+    const finished: StepResult[] = [];
+    let images = 0;
+    for (let part = 0; part < accumulate; part++) {
+      const batch = await loader.getBatch();
+      const submitted = await step.submit(decoder.images(batch.slot, batch.size), batch).catch((error: unknown) => {
         batch.release();
         throw error;
       });
-    copied.then(batch.release);
+      submitted.copied.then(batch.release);
+      if (submitted.finished) finished.push(submitted.finished);
+      images += batch.n;
+      this.#state.loader = loader.stateAfter(batch);
+    }
     this.#state.iteration = step.iteration;
-    this.#state.loader = loader.stateAfter(batch);
-    observer?.onStep?.(step.iteration - 1, batch.n, waitSeconds);
-    if (finished) await this.#report(finished);
+    observer?.onStep?.(step.iteration - 1, images, loader.waitSeconds - waited);
+    for (const result of finished) await this.#report(result);
   }
 
   async #report(result: StepResult): Promise<void> {

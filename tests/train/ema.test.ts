@@ -98,6 +98,54 @@ test("groups set decay and rate of the parameters that they match", async () => 
   expect(String(negative)).toContain("groups[0]: expected numbers >= 0, got weightDecay 0, rate -1");
 });
 
+test("a step of several batches takes the mean of their gradients, and reports the mean of their losses", async () => {
+  const noise = [0, 1, 2, 3, 4, 5].map((i) => new Random(`noise ${i}`).normal(64 * 64 * 3));
+  const train = async (accumulate: number, rate: number, batches: readonly number[], options = {}) => {
+    using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+    model.to(device, { seed: 4 });
+    const settings = { schedule: constantRate(rate), iterations: 9, momentum: 0, weightDecay: 0.1, clipNorm: 1e9 };
+    using optimizer = new SGD(model, { ...settings, ...options });
+    using step = new TrainStep(model, optimizer, { ...shape, accumulate });
+    const reports = [];
+    for (const i of batches) {
+      using images = Tensor.from(device, noise[i]!, [1, 64, 64, 3]);
+      const { finished, copied } = await step.submit(images, targets);
+      if (finished) reports.push(finished);
+      void copied;
+      reports.push(...(await step.drain()));
+    }
+    const read = (of: "tensor" | "grad") =>
+      model.parameters().flatMap((parameter) => Array.from(parameter[of]!.read() as Float32Array));
+    return { reports, weights: read("tensor"), gradients: read("grad"), iteration: step.iteration };
+  };
+  // Weights that never move: the gradients of each batch by itself.
+  const alone = await Promise.all([0, 1, 2].map((i) => train(1, 0, [i])));
+  const start = alone[0]!.weights;
+  const three = await train(3, 0.5, [0, 1, 2]);
+  expect([three.reports.length, three.iteration]).toEqual([1, 1]);
+  const mean = start.map((_, i) => alone.reduce((sum, { gradients }) => sum + gradients[i]!, 0) / 3);
+  const expected = start.map((weight, i) => weight - 0.5 * (mean[i]! + 0.1 * weight));
+  expectClose(three.weights, expected, { rtol: 1e-5, atol: 1e-6 }, "weights");
+  const [report] = three.reports;
+  for (const [name, value] of Object.entries(report!.losses)) {
+    const losses = alone.map(({ reports }) => reports[0]!.losses[name]!);
+    expect(value).toBeCloseTo(losses.reduce((sum, loss) => sum + loss, 0) / 3, 4);
+  }
+  const norm = Math.sqrt(mean.reduce((sum, g) => sum + g * g, 0));
+  expectClose([report!.gradNorm!], [norm], { rtol: 1e-4, atol: 0 }, "the norm of the mean");
+  // Captured, and clipped by the norm of the mean: the second step takes up no gradient of the first.
+  const twice = await train(3, 0.5, [0, 1, 2, 0, 1, 2], { weightDecay: 0, clipNorm: 1e-9 });
+  expect(twice.reports.map(({ iteration }) => iteration)).toEqual([0, 1]);
+  expectClose(
+    twice.reports.map(({ gradNorm }) => gradNorm!),
+    [norm, norm],
+    { rtol: 1e-3, atol: 0 },
+    "norms",
+  );
+  const wrong = await train(0, 0, []).catch((e: Error) => e);
+  expect(String(wrong)).toContain("accumulate: expected an integer >= 1, got 0");
+});
+
 test("the rate's factor holds from the next step on, in a captured step too", async () => {
   using model = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
   model.to(device, { seed: 4 });

@@ -206,6 +206,21 @@ test("moving averages and a rate reduced on a plateau go on from a checkpoint, a
   expect(String(without)).toContain("was written with moving averages of the weights, but this training has none");
 });
 
+test("a run of steps of several batches resumes with the bytes of an uninterrupted one", async () => {
+  const checkpoints = join(folder, "resume-accumulated");
+  const more = { accumulate: 3 };
+  const steps: [number, number][] = [];
+  const whole = await run({ iterations: 5, more, observer: { onStep: (i, images) => void steps.push([i, images]) } });
+  expect(steps).toEqual([0, 1, 2, 3, 4].map((i) => [i, 6]));
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 1 && stop.abort()) };
+  const first = await run({ iterations: 5, checkpoints, signal: stop.signal, observer, more });
+  const second = await run({ iterations: 5, resume: first.outcome.checkpoint as string, more });
+  for (const [name, bytes] of whole.weights) {
+    expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
+  }
+});
+
 test("patience ends a training that gets no better", async () => {
   const more = { evaluateEvery: 2, patience: 3 };
   const { outcome } = await run({ iterations: 40, rate: 0, evaluate: true, more });
