@@ -125,10 +125,17 @@ ImageHeader check_image(const uint8_t* bytes, int64_t length) {
   return header;
 }
 
-void check_image_size(const ImageHeader& header, int32_t width, int32_t height) {
+ImageHeader check_image_arguments(const void* dst, const void* bytes, int64_t length, int32_t width, int32_t height) {
+  check_pointer(dst, "dst");
+  check_count(length, "length");
+  if (length > 0) check_pointer(bytes, "bytes");
+  check_range(width, 1, INT32_MAX, "width");
+  check_range(height, 1, INT32_MAX, "height");
+  const ImageHeader header = check_image(static_cast<const uint8_t*>(bytes), length);
   DLFS_CHECK(header.width == width && header.height == height, DLFS_ERROR_SHAPE,
              "the image has %d x %d pixels%s, but width and height are %d x %d", header.width, header.height,
              header.orientation == orientation_upright ? "" : " when it is turned upright", width, height);
+  return header;
 }
 
 uint8_t* ImageScratch::reserve(int64_t bytes) {

@@ -38,8 +38,9 @@ ImageHeader read_image_header(const uint8_t* bytes, int64_t length);
 // max_image_pixels, than max_image_side a side or than so few bytes can hold.
 ImageHeader check_image(const uint8_t* bytes, int64_t length);
 
-// Throws DLFS_ERROR_SHAPE unless the picture has this size.
-void check_image_size(const ImageHeader& header, int32_t width, int32_t height);
+// check_image of dlfs_image_decode_sync's arguments; throws as well where they are none, and DLFS_ERROR_SHAPE unless the picture
+// has this size.
+ImageHeader check_image_arguments(const void* dst, const void* bytes, int64_t length, int32_t width, int32_t height);
 
 // Pixels that a decoding thread keeps from image to image; trim() gives back what only large ones need.
 class ImageScratch {

@@ -12,14 +12,8 @@ using namespace dlfs::cpu;
 extern "C" dlfs_status dlfs_image_decode_sync(dlfs_stream stream, void* dst, const void* bytes, int64_t length,
                                               int32_t width, int32_t height) {
   return on_stream("dlfs_image_decode_sync", stream, [&](Stream& s) {
-    check_pointer(dst, "dst");
-    check_count(length, "length");
-    if (length > 0) check_pointer(bytes, "bytes");
-    check_range(width, 1, INT32_MAX, "width");
-    check_range(height, 1, INT32_MAX, "height");
+    const ImageHeader header = check_image_arguments(dst, bytes, length, width, height);
     const uint8_t* file = static_cast<const uint8_t*>(bytes);
-    const ImageHeader header = check_image(file, length);
-    check_image_size(header, width, height);
     s.run_sync(
         [&] {
           ImageScratch scratch;

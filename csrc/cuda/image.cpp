@@ -54,14 +54,8 @@ dlfs_status dlfs_image_decode_sync(dlfs_stream stream, void* dst, const void* by
                                    int32_t height) {
   return stream_call("dlfs_image_decode_sync", stream, [&](Stream& s) {
     s.require_not_capturing("decoding");
-    check_pointer(dst, "dst");
-    check_count(length, "length");
-    if (length > 0) check_pointer(bytes, "bytes");
-    check_range(width, 1, INT32_MAX, "width");
-    check_range(height, 1, INT32_MAX, "height");
+    const ImageHeader header = check_image_arguments(dst, bytes, length, width, height);
     const uint8_t* file = static_cast<const uint8_t*>(bytes);
-    const ImageHeader header = check_image(file, length);
-    check_image_size(header, width, height);
     s.synchronize();  // reports errors of earlier work as such, not as this file's
     ImageCodec& codec = codec_of(s);
     codec.decode(s, static_cast<uint8_t*>(dst), file, length, header);

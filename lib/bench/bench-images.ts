@@ -2,6 +2,25 @@
 import { existsSync, mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { cacheFolder, type ImageCodec, type Pixels } from "../data";
+import type { Precision } from "./measure";
+
+/** What benches of images have in common. */
+export interface ImageBenchSettings {
+  /** A folder of JPEGs; default: drawn ones, made in the cache folder. */
+  images?: string;
+  /** How many of them are used at most, or drawn. */
+  files: number;
+  /** Images of a batch. */
+  batch: number;
+  /** Of the network inputs. */
+  size: readonly [height: number, width: number];
+  precision: Precision;
+  /** Decoding threads; 0: as many as the device's decoder chooses. */
+  threads: number;
+  /** Per cent of the images that a GPU's JPEG engines decode; see DeviceBatchDecoderOptions. */
+  hardware: number;
+  repetitions: number;
+}
 
 /** Raised with every change of what is drawn. */
 const VERSION = 1;

@@ -23,27 +23,15 @@ import {
 import { check, ErrorCode } from "../native";
 import { type Device, PinnedBuffer } from "../tensor";
 import { autotune, constantRate, SGD, TrainStep } from "../train";
-import { benchImages } from "./bench-images";
+import { benchImages, type ImageBenchSettings } from "./bench-images";
 import type { DataPeer } from "./data-peer";
-import { type Precision, timingOf } from "./measure";
+import { timingOf } from "./measure";
 import { BOXES, makeModel, type NetworkSettings, syntheticImages, syntheticTargets, trainingName } from "./network";
 import type { PeerRow } from "./peers";
 import type { BenchRow } from "./results";
 import { milliseconds, table } from "./table";
 
-export interface DataSettings {
-  /** A folder of JPEGs; default: drawn ones, made in the cache folder. */
-  images?: string;
-  /** How many of them are used at most, or drawn. */
-  files: number;
-  batch: number;
-  size: readonly [height: number, width: number];
-  precision: Precision;
-  /** Decoding threads; 0: as many as the device's decoder chooses. */
-  threads: number;
-  /** Per cent of the images that a GPU's JPEG engines decode; see DeviceBatchDecoderOptions. */
-  hardware: number;
-  repetitions: number;
+export interface DataSettings extends ImageBenchSettings {
   /** Batches that a repetition takes. */
   batches: number;
   /** Of the training whose rate is compared, on batches of `training.batch` images of `training.size`. */

@@ -15,27 +15,13 @@ import {
 import { finishJob, ImageStaging } from "../data/encoded-images";
 import { check, ErrorCode } from "../native";
 import { type Device, outHandle, Tensor } from "../tensor";
-import { benchImages } from "./bench-images";
-import { type Precision, timeOnHost } from "./measure";
+import { benchImages, type ImageBenchSettings } from "./bench-images";
+import { timeOnHost } from "./measure";
 import type { PeerResult } from "./peers";
 import type { BenchRow } from "./results";
 import { table } from "./table";
 
-export interface DecodeSettings {
-  /** A folder of JPEGs; default: drawn ones, made in the cache folder. */
-  images?: string;
-  /** How many of them are used at most, or drawn. */
-  files: number;
-  /** Images of a job. */
-  batch: number;
-  /** Of the network inputs. */
-  size: readonly [height: number, width: number];
-  precision: Precision;
-  /** Decoding threads. */
-  threads: number;
-  /** Share of the images, in per cent, that a GPU's JPEG engines decode. */
-  hardware: number;
-  repetitions: number;
+export interface DecodeSettings extends ImageBenchSettings {
   /** Whether other shares and numbers of threads are measured, too. */
   sweep: boolean;
 }

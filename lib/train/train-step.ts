@@ -201,10 +201,11 @@ export class TrainStep implements Disposable {
   }
 
   /**
-   * Enqueues one step, or, where several batches make one, a part of it, on images (N, H, W, 3) on the device; images of another size than the options' get a program of their own, the
-   * first time that they come, in the same memory if they are no larger. Waits, without blocking the event loop, while too many steps are in
-   * flight; returns the report of the step that made room, if any. `images` may be overwritten once `copied` resolves: when the
-   * step's own report has been collected, by a later submit(), drain() or dispose().
+   * Enqueues one step, or, where several batches make one, a part of it, on images (N, H, W, 3) on the device. Images of another
+   * size than the options' get a program of their own, the first time that they come, in the same memory if they are no larger.
+   * Waits, without blocking the event loop, while too many steps are in flight; returns the report of the step that made room, if
+   * any. `images` may be overwritten once `copied` resolves: when the step's own report has been collected, by a later submit(),
+   * drain() or dispose().
    */
   async submit(images: Tensor, targets: HostTargets): Promise<{ finished: StepResult | null; copied: Promise<void> }> {
     const place = this.#ring[this.#submitted % this.#ring.length] as InFlight;
