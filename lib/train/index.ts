@@ -9,6 +9,19 @@ export {
   rewriteOf,
   writeCalibration,
 } from "./calibration";
+export { describeConfig } from "./config/describe-config";
+export { ConfigError } from "./config/kinds";
+export { iterationAt, makeSchedule, type ScheduleConfig, type WarmupConfig } from "./config/schedule-settings";
+export { parseTrainArguments, type ResumedRun, type TrainArguments } from "./config/train-arguments";
+export {
+  checkContradictions,
+  chooseModel,
+  resolveConfig,
+  type TrainConfig,
+  type TrainFacts,
+} from "./config/train-config";
+export { trainHelp, trainSchema } from "./config/train-help";
+export { type TrainSettings, trainSettings } from "./config/train-settings";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
 export { Ema, type EmaOptions, emaDecays } from "./ema";
@@ -29,6 +42,19 @@ export {
 } from "./evaluation-report";
 export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
+export {
+  checkRecords,
+  type Feed,
+  openRecords,
+  type Reading,
+  type Records,
+  trainingFeed,
+  validationFeed,
+} from "./run/data-feeds";
+export { type InitialWeights, loadInitialWeights } from "./run/initial-weights";
+export { type StopSignals, stopOnSignals } from "./run/stop-signals";
+export { trainerOptions } from "./run/trainer-options";
+export { Training, type TrainingOptions } from "./run/training";
 export { type SaveWeightsOptions, saveTorchWeights } from "./save-weights";
 export {
   chained,

@@ -1,0 +1,188 @@
+/** A training's configuration with nothing left open: what config.json and checkpoints keep. */
+import type { PreprocessJson } from "../../data";
+import { type CompactConfig, type ModelConfig, type NamedModel, namedModel } from "../../models";
+import { ConfigError } from "./kinds";
+import { type WarmupConfig, warmupLength } from "./schedule-settings";
+import type { Settings } from "./setting";
+import { labelOf, type TrainArguments } from "./train-arguments";
+import { type InputSides, type ResolvedSettings, type TrainSettings, trainSettings } from "./train-settings";
+
+/** All settings, those of the model within `model`, and what follows from the data. */
+export type TrainConfig = Omit<
+  ResolvedSettings,
+  "model" | "trainableLayers" | "norm" | "boxLoss" | "epochs" | "warmup" | "data"
+> & {
+  /** "demo", an absolute path or an address. */
+  data: string;
+  /** null: none. */
+  warmup: WarmupConfig | null;
+  model: ModelConfig;
+  /** Names of the classes, by class index. */
+  classes: readonly string[];
+  /** From a decoded image to the network input, without augmentation. */
+  preprocessing: readonly PreprocessJson[];
+  /** Training images are scaled by up to 1.4 either way, where no preset says more. The drawn ones are varied enough. */
+  scaleJitter: boolean;
+};
+
+/** What a configuration follows from besides the user's settings. */
+export interface TrainFacts {
+  /** "demo", an absolute path or an address. */
+  data: string;
+  backend: "cuda" | "cpu";
+  /** Whether the device computes convolutions in bf16. */
+  bf16: boolean;
+  /** Images that can be trained on. */
+  images: number;
+  /** Input size of the record files that images come from. */
+  packedSize?: InputSides;
+  classes: readonly string[];
+}
+
+/** Raises what settings contradict each other, or cannot be had together; what follows from the data comes later. */
+export function checkContradictions({ settings, givenBy, resumed }: TrainArguments): void {
+  const fail = (name: keyof TrainSettings, reason: string): never => {
+    throw new ConfigError(givenBy(name) ?? labelOf(name), reason);
+  };
+  const given = (name: keyof TrainSettings) => givenBy(name) !== undefined;
+  const { sampler = "shuffle", momentum = 0.9, evaluateEvery, checkpointEvery, keepEvery, augment } = settings;
+  if (given("epochs") && given("iterations")) fail("epochs", `say either this or ${givenBy("iterations")}`);
+  if (given("repeatThreshold") && sampler !== "repeat-factor") {
+    fail("repeatThreshold", `needs --sampler repeat-factor, the sampler is ${sampler}`);
+  }
+  if (settings.nesterov && momentum === 0) fail("nesterov", "needs a momentum above 0");
+  if (keepEvery !== undefined && checkpointEvery !== undefined && keepEvery % checkpointEvery !== 0) {
+    fail("keepEvery", `expected a multiple of --checkpoint-every ${checkpointEvery}, got ${keepEvery}`);
+  }
+  if (evaluateEvery !== undefined && settings.iterations !== undefined && evaluateEvery > settings.iterations) {
+    if (given("patience")) fail("patience", `needs evaluations, and --evaluate-every ${evaluateEvery} is past the end`);
+  }
+  if (settings.records !== undefined) {
+    if (augment === "ssd" || augment === "yolo") {
+      fail("augment", `${augment} needs the images as they were before they were resized; records do without`);
+    }
+    if (settings.multiScale !== undefined) fail("multiScale", "records are of one size");
+    if (given("antialias")) fail("antialias", "how images are resized is what the records were packed with");
+  }
+  if (settings.schedule?.kind === "chained" && settings.schedule.parts[0]?.start !== 0) {
+    fail("schedule", `parts: expected the first to start at 0, got ${settings.schedule.parts[0]?.start}`);
+  }
+  if (!resumed) chooseModel({ settings, givenBy, resumed, help: false });
+}
+
+/** The model that the settings name, without the number of classes. */
+export function chooseModel({ settings, givenBy, resumed }: TrainArguments): NamedModel {
+  if (resumed) return resumed.config.model;
+  const { model = "compact", boxLoss, norm, trainableLayers, backboneWeights, weights } = settings;
+  const refuse = (name: keyof TrainSettings, reason: string): void => {
+    const at = givenBy(name);
+    if (at !== undefined) throw new ConfigError(at, reason);
+  };
+  if (typeof model !== "string") {
+    for (const name of ["boxLoss", "norm", "trainableLayers"] as const)
+      refuse(name, "say it within the settings of model");
+    return model;
+  }
+  const chosen = namedModel(model);
+  if (chosen.name === "fcos" || chosen.name === "ssdlite") refuse("boxLoss", `${model} has a box loss of its own`);
+  const loss = boxLoss === undefined ? {} : { boxLoss: { kind: boxLoss } };
+  if (chosen.name === "compact") {
+    for (const name of ["backboneWeights", "trainableLayers", "norm"] as const) {
+      refuse(name, "the compact model has no such backbone, choose another --model");
+    }
+    return { ...chosen, ...loss };
+  }
+  // SSDLite's batch normalization and all of its backbone train in any case, as in torchvision.
+  const ssd = chosen.name === "ssdlite";
+  const pretrained = !ssd && (backboneWeights !== undefined || weights !== undefined);
+  const all = ssd || chosen.backbone === "mobilenet_v2" ? 6 : 5;
+  return {
+    ...chosen,
+    ...loss,
+    norm: norm ?? (pretrained ? "frozen" : "batch"),
+    trainableLayers: trainableLayers ?? (pretrained ? 3 : all),
+  };
+}
+
+/** A compact network for the hardware: small for a CPU, wider on a GPU; the demo's is made to learn in a few passes. */
+function compactOptions(isDemo: boolean, cuda: boolean): Omit<CompactConfig, "name" | "classes"> {
+  const small = { width: 16, depths: [1, 1, 1, 1], pyramidChannels: 64, headConvs: 2, anchorBase: 24 } as const;
+  if (isDemo) {
+    // More anchors count as hits, and they weigh more, than the defaults (torchvision's) that suit long trainings.
+    return { ...small, matcher: { high: 0.4, low: 0.3, allowLowQuality: true }, focal: { alpha: 0.5, gamma: 1.5 } };
+  }
+  return cuda ? { width: 48, depths: [2, 2, 3, 2], pyramidChannels: 192, headConvs: 3, anchorBase: 32 } : small;
+}
+
+function networkOf(args: TrainArguments, isDemo: boolean, cuda: boolean): NamedModel {
+  const chosen = chooseModel(args);
+  if (args.resumed || chosen.name !== "compact" || typeof args.settings.model === "object") return chosen;
+  return { ...compactOptions(isDemo, cuda), ...chosen };
+}
+
+/**
+ * The largest norm of gradients where nobody says it. The deep backbones' gradients are so large in some early steps from random
+ * weights that without clipping a training may end in NaN. Runs that were started before clipping existed go on without.
+ */
+function clipNormOf({ resumed }: TrainArguments, { name }: NamedModel): number | null {
+  return resumed || name === "compact" ? null : 10;
+}
+
+/** The settings with a default of their own, where they are not given. */
+function standardValues(): Record<string, unknown> {
+  const entries = Object.entries(trainSettings as unknown as Settings);
+  return Object.fromEntries(
+    entries.flatMap(([name, { presence, value }]) => (presence === "default" ? [[name, value]] : [])),
+  );
+}
+
+/**
+ * Settles every setting: as given, as the resumed run has it, or by default. How images become network inputs is not among them:
+ * `preprocessing` is empty unless a resumed run has it.
+ */
+export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainConfig {
+  const { settings, resumed, givenBy } = args;
+  const { data, backend, images } = facts;
+  const [isDemo, cuda] = [data === "demo", backend === "cuda"];
+  const network = networkOf(args, isDemo, cuda);
+  const batch = settings.batch ?? (isDemo ? 8 : 16);
+  const accumulate = settings.accumulate ?? 1;
+  const perStep = batch * accumulate;
+  const passes = (epochs: number) => Math.ceil((epochs * images) / perStep);
+  const standardLength = isDemo ? 1500 : Math.max(2000, passes(12));
+  const iterations =
+    givenBy("epochs") === undefined ? (settings.iterations ?? standardLength) : passes(settings.epochs as number);
+  const rate =
+    network.name !== "compact" ? 0.01 * (perStep / 16) : isDemo ? 0.04 * (perStep / 8) : 0.02 * (perStep / 16);
+  const side = isDemo ? 192 : cuda && network.name !== "ssdlite" ? 640 : 320;
+  const { model: _, trainableLayers, norm, boxLoss, epochs, ...rest } = settings;
+  const schedule = settings.schedule ?? trainSettings.schedule.value!;
+  const warm =
+    settings.warmup === undefined && schedule.kind !== "oneCycle"
+      ? trainSettings.warmup.kind.read("linear", "warmup")
+      : (settings.warmup ?? null);
+  const config = {
+    ...standardValues(),
+    ...rest,
+    data,
+    backend,
+    batch,
+    iterations,
+    size: settings.size ?? facts.packedSize ?? [side, side],
+    precision: settings.precision ?? (cuda && facts.bf16 ? "bf16" : "f32"),
+    learningRate: settings.learningRate ?? rate,
+    clipNorm: settings.clipNorm === undefined ? clipNormOf(args, network) : settings.clipNorm,
+    warmup: warm && { ...warm, iterations: warmupLength(warm, iterations) },
+    evaluateEvery: settings.evaluateEvery ?? Math.max(100, Math.ceil(iterations / 5)),
+    checkpointEvery: settings.checkpointEvery ?? Math.max(100, Math.ceil(iterations / 10)),
+    classes: facts.classes,
+    preprocessing: resumed?.config.preprocessing ?? [],
+    scaleJitter: resumed?.config.scaleJitter ?? !isDemo,
+    model: { ...network, classes: facts.classes.length },
+  } as TrainConfig;
+  if (config.multiScale !== undefined && config.multiScale > Math.min(...config.size)) {
+    const least = `expected at most ${Math.min(...config.size)}, the smaller side of --size, got ${config.multiScale}`;
+    throw new ConfigError(givenBy("multiScale") ?? labelOf("multiScale"), least);
+  }
+  return config;
+}

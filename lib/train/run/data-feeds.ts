@@ -1,0 +1,191 @@
+/** Where a training's batches come from: image files or record files, sampled, augmented and mirrored as its configuration says. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import {
+  AspectRatioBatches,
+  augmentationPreset,
+  augmentationPresets,
+  type BatchImages,
+  ClassBalancedSampler,
+  CocoDataLoader,
+  type CocoDataLoaderOptions,
+  type Dataset,
+  DeviceBatchDecoder,
+  DeviceCompositionDecoder,
+  DeviceRecordReader,
+  HorizontalFlip,
+  Normalize,
+  needCompositions,
+  type PreprocessOp,
+  RecordLoader,
+  RecordSet,
+  RepeatFactorSampler,
+  Resize,
+  ScaleJitter,
+  VerticalFlip,
+} from "../../data";
+import type { Device } from "../../tensor";
+import { ConfigError } from "../config/kinds";
+import type { TrainConfig } from "../config/train-config";
+import type { InputSides } from "../config/train-settings";
+
+/** Batches of a split, and what holds their images. */
+export interface Feed extends AsyncDisposable {
+  readonly loader: CocoDataLoader | RecordLoader;
+  readonly images: BatchImages;
+}
+
+/** The record files of both splits; null where those of the validation split are not there. */
+export interface Records {
+  readonly train: RecordSet;
+  readonly val: RecordSet | null;
+}
+
+/** What feeds have in common. */
+export interface Reading {
+  readonly config: TrainConfig;
+  readonly dataset: Dataset;
+  /** From a decoded image to the network's input, without augmentation. */
+  readonly evaluation: readonly PreprocessOp[];
+  readonly device: Device;
+  readonly onFailure?: CocoDataLoaderOptions["onFailure"];
+}
+
+/** Opens the records of both splits under a folder, and says what is there. */
+export async function openRecords(
+  folder: string,
+  { trainSplit, valSplit }: Dataset,
+  log: (line: string) => void,
+): Promise<Records> {
+  const train = await RecordSet.open(join(folder, trainSplit));
+  const place = join(folder, valSplit as string);
+  const val = existsSync(place) ? await RecordSet.open(place) : null;
+  log(`  records: ${train.length} of ${trainSplit}, ${val ? `${val.length} of ${valSplit}` : "none"} in ${folder}`);
+  if (!val) log(`  ${valSplit} is read from its images: there is no ${place}`);
+  return { train, val };
+}
+
+/** How images were resized into records. */
+export function resizeOf({ preprocessing }: RecordSet): Resize {
+  return preprocessing.find((op) => op instanceof Resize) as Resize;
+}
+
+/** The records must be what evaluation does to images, at the network's size. */
+export function checkRecords({ train, val }: Records, size: InputSides, evaluation: readonly PreprocessOp[]): void {
+  const resize = JSON.stringify(evaluation.find((op) => op instanceof Resize));
+  for (const { folder, description, preprocessing } of [train, ...(val ? [val] : [])]) {
+    if (description.size.join("x") !== size.join("x")) {
+      const found = `the records of ${folder} are ${description.size.join("x")}`;
+      throw new ConfigError("--size", `${found}, the network's input is ${size.join("x")}`);
+    }
+    const found = JSON.stringify(preprocessing.find((op) => op instanceof Resize));
+    if (found !== resize) {
+      throw new ConfigError(
+        "--records",
+        `${folder} was packed with the resizing ${found}, the model is trained with ${resize}`,
+      );
+    }
+  }
+}
+
+/** Batches of the training split, augmented and shuffled. */
+export function trainingFeed(reading: Reading, records: Records | null): Feed {
+  return records ? recordFeed(reading, records.train, true) : imageFeed(reading, true);
+}
+
+/** Batches of the validation split, each image once, as it is. */
+export function validationFeed(reading: Reading, records: Records | null): Feed {
+  return records?.val ? recordFeed(reading, records.val, false) : imageFeed(reading, false);
+}
+
+function loading({ config, dataset, onFailure }: Reading) {
+  const { batch: batchSize, seed, onBadImage: failures, maxBadImages: maxFailureShare } = config;
+  return { store: dataset.store, batchSize, seed, failures, maxFailureShare, onFailure };
+}
+
+/** Batches from image files. */
+function imageFeed(reading: Reading, train: boolean): Feed {
+  const { config, dataset, evaluation, device } = reading;
+  const { batch: batchSize, size, precision: dtype, trainSplit, valSplit } = config;
+  const preprocessing = train ? trainingOperations(config, evaluation) : [...evaluation];
+  const perPass = Math.max(1, Math.floor(dataset.train.usable / batchSize));
+  const epochs = Math.ceil((config.iterations * config.accumulate) / perPass);
+  const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
+  const Decoder = needCompositions(preprocessing) ? DeviceCompositionDecoder : DeviceBatchDecoder;
+  const decoder = new Decoder(device, { batchSize, height: size[0], width: size[1], dtype, preprocessing });
+  const loader = new CocoDataLoader({
+    ...{ ...loading(reading), source: dataset.source, size, decoder, preprocessing },
+    ...(train
+      ? { split: trainSplit, epochs, closeLast, sizes: sizesOf(config), ...samplingOf(config) }
+      : { split: valSplit, shuffle: false }),
+  });
+  const dispose = async (): Promise<void> => {
+    await loader.dispose();
+    decoder.dispose();
+  };
+  return { loader, images: decoder, [Symbol.asyncDispose]: dispose };
+}
+
+/** The same from record files. Those of values are the network's input already: nothing is done to them. */
+function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed {
+  const { config, evaluation, device } = reading;
+  const { batch: batchSize, precision: dtype, trainSplit, valSplit } = config;
+  const isPixels = records.description.dtype === "u8";
+  const normalize = evaluation.find((op) => op instanceof Normalize);
+  if (!isPixels && JSON.stringify(records.normalize) !== JSON.stringify(normalize)) {
+    const found = JSON.stringify(records.normalize);
+    throw new ConfigError("--records", `${records.folder} has values normalised by ${found}`);
+  }
+  const augmentation = trainingOperations(config, evaluation).filter((op) => op.random);
+  const reader = new DeviceRecordReader(device, records, { batchSize, dtype, ...(isPixels && { normalize }) });
+  const loader = new RecordLoader({
+    ...{ ...loading(reading), reader },
+    ...(train ? { split: trainSplit, ...samplingOf(config) } : { split: valSplit, shuffle: false }),
+    ...(train && isPixels && { augmentation }),
+  });
+  const dispose = async (): Promise<void> => {
+    await loader.dispose();
+    await reader.dispose();
+  };
+  return { loader, images: reader, [Symbol.asyncDispose]: dispose };
+}
+
+/** What is done to training images: the preset, or mirroring and scaling, around what evaluation does. */
+function trainingOperations(
+  { augment, flip, scaleJitter }: TrainConfig,
+  evaluation: readonly PreprocessOp[],
+): PreprocessOp[] {
+  const preset = augmentationPresets.find((name) => name === augment);
+  const flips = [...(flip === "none" ? [] : [new HorizontalFlip()]), ...(flip === "both" ? [new VerticalFlip()] : [])];
+  if (!preset) {
+    const scaling = augment === "default" && scaleJitter ? [new ScaleJitter(0.7, 1.4)] : [];
+    return [...scaling, ...flips, ...evaluation];
+  }
+  const resize = evaluation.find((op) => op instanceof Resize);
+  const normalize = evaluation.find((op) => op instanceof Normalize);
+  // `flip` says how images are mirrored, whatever the preset does.
+  const operations = augmentationPreset(preset, { resize, normalize }).filter((op) => !(op instanceof HorizontalFlip));
+  return [...operations, ...flips];
+}
+
+/** The sizes of network inputs that training takes turns with: up to five, evenly spread; undefined: one. */
+function sizesOf({ size, multiScale }: TrainConfig): InputSides[] | undefined {
+  if (multiScale === undefined) return undefined;
+  const [height, width] = size;
+  const least = multiScale / Math.min(height, width);
+  const whole = (side: number) => Math.max(32, 32 * Math.round(side / 32));
+  const sizes = [0, 1, 2, 3, 4].map((i): InputSides => {
+    const scale = 1 - (i / 4) * (1 - least);
+    return [Math.min(height, whole(height * scale)), Math.min(width, whole(width * scale))];
+  });
+  return sizes.filter(([h, w], i) => sizes.findIndex(([a, b]) => a === h && b === w) === i);
+}
+
+/** The loader's options for what `sampler` and `groupByAspect` ask for. */
+function samplingOf({ sampler, repeatThreshold, groupByAspect }: TrainConfig) {
+  return {
+    ...(sampler === "class-balanced" && { sampler: new ClassBalancedSampler() }),
+    ...(sampler === "repeat-factor" && { sampler: new RepeatFactorSampler({ threshold: repeatThreshold }) }),
+    ...(groupByAspect && { batchSampler: new AspectRatioBatches() }),
+  };
+}

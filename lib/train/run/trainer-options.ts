@@ -1,0 +1,40 @@
+import type { DetectionModel } from "../../models";
+import { ConfigError } from "../config/kinds";
+import { makeSchedule } from "../config/schedule-settings";
+import type { TrainConfig } from "../config/train-config";
+import { type ParameterGroup, withoutDecay } from "../sgd";
+import type { TrainerOptions } from "../trainer";
+
+/** Raises what a group of parameters matches nothing, before anything is written. `at`: where the groups were given. */
+export function checkGroups(model: DetectionModel, { groups }: TrainConfig, at: string): void {
+  const names = [...model.namedParameters()].flatMap(([name, { requiresGrad }]) => (requiresGrad ? [name] : []));
+  for (const [i, { match }] of groups.entries()) {
+    if (names.some((name) => new RegExp(match).test(name))) continue;
+    const parts = [...new Set(names.map((name) => name.split(".").slice(0, 2).join(".")))];
+    const shown = parts.length > 8 ? `${parts.slice(0, 8).join(", ")}, ...` : parts.join(", ");
+    throw new ConfigError(`${at}[${i}].match`, `/${match}/ matches no parameter that trains; they begin with ${shown}`);
+  }
+}
+
+/** What a configuration says to a Trainer. */
+export function trainerOptions(
+  config: TrainConfig,
+): Omit<TrainerOptions, "model" | "loader" | "decoder" | "evaluator" | "checkpointFolder" | "observer" | "signal"> {
+  const { iterations, learningRate, schedule, warmup, momentum, nesterov, weightDecay, groups, decayBiases } = config;
+  const { clipNorm, clipValue, ema, plateau, accumulate, patience, evaluateEvery, checkpointEvery } = config;
+  const named = groups.map(({ match, ...settings }): ParameterGroup => ({ match: new RegExp(match), ...settings }));
+  return {
+    optimizer: {
+      schedule: makeSchedule(schedule, warmup, learningRate, iterations),
+      ...{ momentum, nesterov, weightDecay },
+      groups: [...named, ...(decayBiases ? [] : [withoutDecay])],
+      ...(clipNorm !== null && { clipNorm }),
+      ...(clipValue !== null && { clipValue }),
+    },
+    ...(ema && { ema }),
+    ...(plateau && { plateau }),
+    ...{ accumulate, patience, iterations, evaluateEvery, checkpointEvery, config },
+    keep: { keepLast: config.keep, keepEvery: config.keepEvery },
+    recompute: config.recompute,
+  };
+}

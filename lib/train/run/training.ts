@@ -1,0 +1,277 @@
+/** A training from its settings to its results. */
+import { existsSync } from "node:fs";
+import { homedir } from "node:os";
+import { basename, join, resolve } from "node:path";
+import {
+  type Dataset,
+  DeviceImageCodec,
+  demoFolder,
+  describeDataset,
+  generateDemo,
+  type ImageFailure,
+  isRemoteLocation,
+  loadDataset,
+  Normalize,
+  type PreprocessOp,
+  parsePreprocessing,
+  Resize,
+  showProgress,
+} from "../../data";
+import { type Checkpoint, CheckpointStore, readCheckpoint } from "../../formats";
+import { type DetectionModel, modelFromConfig } from "../../models";
+import { RunFolder } from "../../monitor";
+import { Device } from "../../tensor";
+import { describeConfig } from "../config/describe-config";
+import { ConfigError } from "../config/kinds";
+import type { ResumedRun, TrainArguments } from "../config/train-arguments";
+import { checkContradictions, resolveConfig, type TrainConfig } from "../config/train-config";
+import { autotune } from "../convolution-tuning";
+import { Evaluator } from "../evaluator";
+import { Reporter, statsLine } from "../reporter";
+import { saveTorchWeights } from "../save-weights";
+import { Trainer, type TrainingOutcome } from "../trainer";
+import { checkRecords, type Feed, openRecords, resizeOf, trainingFeed, validationFeed } from "./data-feeds";
+import { loadInitialWeights } from "./initial-weights";
+import { checkGroups, trainerOptions } from "./trainer-options";
+
+export interface TrainingOptions {
+  /** How the run is continued, without arguments: "dlfs train". */
+  command: string;
+  /** Hears what is said before and after the steps. Default: console.log. */
+  log?: (line: string) => void;
+  /** Ends the training after the step under way, with a checkpoint. */
+  signal?: AbortSignal;
+}
+
+/** All that takes part in a training. */
+interface Parts {
+  config: TrainConfig;
+  device: Device;
+  dataset: Dataset;
+  model: DetectionModel;
+  feed: Feed;
+  evaluator: Evaluator;
+  run: RunFolder;
+  reporter: Reporter;
+  trainer: Trainer;
+}
+
+/**
+ * A training that is ready to begin: data read and checked, model made, run folder there.
+ *
+ * ```ts
+ * await using training = await Training.prepare(parseTrainArguments(process.argv.slice(2)), { command: "dlfs train" });
+ * const outcome = await training.run();
+ * for (const line of training.describe(outcome)) console.log(line);
+ * ```
+ */
+export class Training implements AsyncDisposable {
+  readonly #parts: Parts;
+  readonly #options: Required<Omit<TrainingOptions, "signal">>;
+  readonly #owned: AsyncDisposableStack;
+  #seconds = 0;
+
+  private constructor(parts: Parts, options: Required<Omit<TrainingOptions, "signal">>, owned: AsyncDisposableStack) {
+    this.#parts = parts;
+    this.#options = options;
+    this.#owned = owned;
+  }
+
+  /**
+   * Opens device, data, model and run folder. Throws ConfigError where settings cannot be had, DlfsError where data, weights or
+   * checkpoint cannot be used.
+   */
+  static async prepare(args: TrainArguments, options: TrainingOptions): Promise<Training> {
+    const { command, log = console.log, signal } = options;
+    checkContradictions(args);
+    await using owned = new AsyncDisposableStack();
+    const { settings, resumed } = args;
+    const device = owned.use(new Device({ backend: settings.backend, deterministic: settings.deterministic }, log));
+    if (settings.tuneMs !== undefined) autotune(device, { ms: settings.tuneMs });
+    const codec = new DeviceImageCodec(device);
+    const { data, dataset } = await openData(args, codec, log);
+    owned.use(dataset);
+    const records = settings.records === undefined ? null : await openRecords(resolve(settings.records), dataset, log);
+    const packed = records?.train.description.size;
+    const config = resolveConfig(args, {
+      data,
+      backend: device.backend,
+      bf16: device.supports("conv.bf16"),
+      images: dataset.train.usable,
+      classes: dataset.classes.names,
+      packedSize: packed && [packed[0], packed[1]],
+    });
+    for (const name of ["records", "exportWeights"] as const) {
+      if (config[name] !== undefined) config[name] = resolve(config[name]);
+    }
+    const model = owned.use(modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined));
+    checkGroups(model, config, args.givenBy("groups") ?? "groups");
+    const evaluation: PreprocessOp[] = resumed
+      ? parsePreprocessing(config.preprocessing)
+      : [
+          records ? resizeOf(records.train) : new Resize({ antialias: config.antialias }),
+          new Normalize(model.normalization),
+        ];
+    config.preprocessing = evaluation.map((op) => op.toJSON());
+    if (records) checkRecords(records, config.size, evaluation);
+    const { precision, seed, size, iterations } = config;
+    model.to(device, { precision, seed });
+    const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
+    const millions = (parameters / 1e6).toFixed(2);
+    log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${precision}`);
+    const lines = describeConfig(config);
+    for (const line of lines) log(line);
+    if (!resumed) await loadInitialWeights(model, config, log);
+
+    let reporter: Reporter | null = null;
+    const onFailure = ({ message }: ImageFailure) =>
+      reporter ? reporter.print(`warning: ${message}`) : console.warn(`warning: ${message}`);
+    const reading = { config, dataset, evaluation, device, onFailure };
+    const feed = owned.use(trainingFeed(reading, records));
+    const validation = owned.use(validationFeed(reading, records));
+    const { store } = dataset;
+    const split = { split: config.valSplit, loader: validation.loader, decoder: validation.images };
+    const evaluator = owned.use(new Evaluator({ model, store, ...split }));
+
+    const checkpoint = resumed && (await openCheckpoint(resumed));
+    const start = checkpoint?.metadata.iteration ?? 0;
+    if (start >= iterations) {
+      const more = "--iterations with a larger number goes on";
+      throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
+    }
+    const run = resumed
+      ? RunFolder.open(resumed.run, { from: start })
+      : await RunFolder.create({
+          name: data === "demo" ? "demo" : basename(data).replace(/[^A-Za-z0-9._-]/g, "-"),
+          root: config.out,
+          notes: (path) => [`Continue: ${command} --resume ${path}`],
+        });
+    owned.defer(() => run.close());
+    await run.writeConfig(config);
+    run.appendLog(lines.join("\n"));
+    reporter = new Reporter({ run, dataset, codec, iterations, start });
+    const trainer = owned.use(
+      new Trainer({
+        ...trainerOptions(config),
+        ...{ model, loader: feed.loader, decoder: feed.images, evaluator },
+        ...{ checkpointFolder: run.checkpointFolder, observer: reporter, signal },
+      }),
+    );
+    if (checkpoint) {
+      await trainer.resume(checkpoint);
+      await checkpoint.close();
+      reporter.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
+    }
+    const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer };
+    return new Training(parts, { command, log }, owned.move());
+  }
+
+  get config(): TrainConfig {
+    return this.#parts.config;
+  }
+
+  get model(): DetectionModel {
+    return this.#parts.model;
+  }
+
+  get dataset(): Dataset {
+    return this.#parts.dataset;
+  }
+
+  get trainer(): Trainer {
+    return this.#parts.trainer;
+  }
+
+  get runFolder(): RunFolder {
+    return this.#parts.run;
+  }
+
+  /** Trains to the end, or until the signal, and writes the run's summary and the weights that were asked for. */
+  async run(): Promise<TrainingOutcome> {
+    const { trainer, reporter, run, model, config } = this.#parts;
+    const started = performance.now();
+    try {
+      const outcome = await trainer.train();
+      this.#seconds = (performance.now() - started) / 1000;
+      reporter.finish();
+      if (outcome.interrupted) return outcome;
+      this.#tellFailures();
+      const stats = outcome.evaluation?.result.stats;
+      await run.writeSummary({ ...stats, iterations: outcome.iteration, seconds: this.#seconds });
+      if (config.exportWeights !== undefined) await saveTorchWeights(config.exportWeights, model);
+      return outcome;
+    } finally {
+      reporter.finish();
+    }
+  }
+
+  /** What became of it, in lines for a terminal; the last says how to go on. */
+  describe({ interrupted, settled, iteration, checkpoint, evaluation }: TrainingOutcome): string[] {
+    const { config, device, run } = this.#parts;
+    const { iterations, precision, exportWeights } = config;
+    const resume = `${this.#options.command} --resume ${run.path}`;
+    if (interrupted) {
+      return [
+        `stopped at iteration ${iteration} of ${iterations}`,
+        `checkpoint ${checkpoint}`,
+        `continue with: ${resume}`,
+      ];
+    }
+    const result = evaluation?.result;
+    const where = `${device.info.name} (${device.backend}, ${precision})`;
+    return [
+      `\n${result?.summarize() ?? ""}\n`,
+      `trained ${iteration} iterations in ${this.#seconds.toFixed(0)} s on ${where}`,
+      ...(settled ? [`ended before ${iterations}: ${config.patience} evaluations were no better than the best`] : []),
+      result ? statsLine(result) : "not evaluated",
+      ...(exportWeights === undefined ? [] : [`weights:    ${exportWeights}`]),
+      `run folder: ${run.path}`,
+      `pictures:   ${run.picturePath(iteration)}`,
+      `go on:      ${resume} --iterations ${2 * iterations}`,
+    ];
+  }
+
+  #tellFailures(): void {
+    const { feed, reporter } = this.#parts;
+    const unreadable = feed.loader.failures;
+    if (unreadable.length === 0) return;
+    const times = unreadable.reduce((sum, { count }) => sum + count, 0);
+    reporter.print(`${unreadable.length} images could not be read or decoded, and were skipped ${times} times:`);
+    for (const { message } of unreadable.slice(0, 5)) reporter.print(`  ${message}`);
+  }
+
+  async dispose(): Promise<void> {
+    await this.#owned.disposeAsync();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose();
+  }
+}
+
+/** Finds and reads the data; draws the demo's where those are asked for. */
+async function openData({ settings }: TrainArguments, codec: DeviceImageCodec, log: (line: string) => void) {
+  const coco = join(homedir(), "datasets", "coco");
+  const named = settings.data ?? (existsSync(coco) ? coco : "demo");
+  const isDemo = named === "demo";
+  const folder = isDemo ? demoFolder() : isRemoteLocation(named) ? named : resolve(named);
+  log(isDemo ? `data: the demo, in ${folder}` : `data: ${folder}`);
+  const progress = showProgress();
+  if (isDemo) {
+    const encode = (data: Uint8Array, width: number, height: number, quality: number) =>
+      codec.encode({ data, width, height }, quality);
+    await generateDemo(folder, { encode, progress });
+  }
+  const { trainSplit, valSplit } = settings;
+  const dataset = await loadDataset(folder, { codec, trainSplit, valSplit, progress });
+  for (const line of describeDataset(dataset)) log(`  ${line}`);
+  return { data: isDemo ? "demo" : folder, dataset };
+}
+
+async function openCheckpoint({ run, checkpoint }: ResumedRun): Promise<Checkpoint> {
+  if (checkpoint !== null) return await readCheckpoint(checkpoint);
+  const latest = await new CheckpointStore(join(run, "checkpoints")).latest();
+  for (const error of latest?.damaged ?? []) console.error(`warning: ${error.message}; using the one before`);
+  if (!latest) throw new ConfigError("--resume", `${run} has no checkpoint`);
+  return latest.checkpoint;
+}

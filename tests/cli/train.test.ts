@@ -1,0 +1,97 @@
+/** `dlfs train` in a process of its own: settings from everywhere, echoed, saved, and used again. */
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { CheckpointStore } from "../../lib/formats";
+import { readMetrics } from "../../lib/monitor";
+import { backend, testDevice } from "../support/device";
+import { writeTinyDataset } from "../support/tiny-dataset";
+
+const root = fileURLToPath(new URL("../../", import.meta.url));
+let folder = "";
+
+beforeAll(async () => {
+  folder = await writeTinyDataset(testDevice());
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true, force: true });
+});
+
+async function train(...args: string[]) {
+  const child = Bun.spawn([process.execPath, "run", "lib/cli/main.ts", "train", ...args], {
+    cwd: root,
+    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder },
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  const run = /run folder: (.*)/.exec(stdout)?.[1] as string;
+  return { status: await child.exited, stdout, stderr, run };
+}
+
+const configOf = (run: string) => JSON.parse(readFileSync(join(run, "config.json"), "utf8"));
+const ratesOf = (run: string) =>
+  readMetrics(join(run, "metrics.jsonl")).flatMap(({ kind, learningRate }) => (kind === "train" ? [learningRate] : []));
+
+test("a file and overrides train; what they became is printed, saved, in checkpoints, and trains the same again", async () => {
+  const file = join(folder, "tiny.yaml");
+  writeFileSync(
+    file,
+    `
+data: ${folder}
+out: ${join(folder, "runs")}
+size: 64
+batch: 2
+iterations: 12
+deterministic: true
+learningRate: 0.01
+schedule: {kind: polynomial, power: 2}
+warmup: none
+groups: [{match: "^stem", rate: 0.5}]
+`,
+  );
+  const first = await train("--config", file, "seed=4", "--ema", "0.9", "evaluateEvery=6", "--checkpoint-every", "4");
+  expect([first.status, first.stderr]).toEqual([0, ""]);
+  expect(first.stdout).toContain("settings: trainSplit=train2017");
+  expect(first.stdout).toContain(`go on:      dlfs train --resume ${first.run} --iterations 24`);
+  expect(configOf(first.run)).toMatchObject({
+    ...{ seed: 4, size: [64, 64], iterations: 12, ema: { decay: 0.9, warmup: 2000 }, warmup: null, momentum: 0.9 },
+    schedule: { kind: "polynomial", power: 2 },
+    groups: [{ match: "^stem", rate: 0.5 }],
+  });
+  expect(ratesOf(first.run)).toEqual([Math.fround(0.01), Math.fround(0.01 * (1 - 10 / 12) ** 2), expect.any(Number)]);
+  const store = new CheckpointStore(join(first.run, "checkpoints"));
+  expect((await store.list()).map(({ iteration }) => iteration)).toEqual([4, 8, 12]);
+  const { checkpoint } = (await store.latest())!;
+  expect(checkpoint.metadata.config as unknown).toEqual(configOf(first.run));
+  expect(checkpoint.tensors.has("ema.step")).toBe(true);
+  const weights = await checkpoint.read([...checkpoint.tensors.keys()].find((name) => name.startsWith("ema."))!);
+
+  const again = await train("--config", join(first.run, "config.json"));
+  expect([again.status, again.stderr]).toEqual([0, ""]);
+  const second = (await new CheckpointStore(join(again.run, "checkpoints")).latest())!.checkpoint;
+  expect(second.metadata.config as unknown).toEqual(configOf(first.run));
+  const same = await second.read([...second.tensors.keys()].find((name) => name.startsWith("ema."))!);
+  expect(same).toEqual(weights);
+  await checkpoint.close();
+  await second.close();
+
+  const more = await train("--resume", first.run, "--iterations", "14", "--lr", "0.02");
+  expect([more.status, more.stderr]).toEqual([0, ""]);
+  expect(configOf(first.run)).toMatchObject({ iterations: 14, learningRate: 0.02, seed: 4 });
+}, 60_000);
+
+test("what is wrong with settings ends the command with 2 and points to the help", async () => {
+  const wrong = await train("--iteratons", "4");
+  expect(wrong.stderr).toBe(
+    "dlfs train: --iteratons: unknown option; did you mean --iterations?\n`dlfs train --help` lists the options\n",
+  );
+  expect(wrong.status).toBe(2);
+  const group = await train("--data", folder, "--out", join(folder, "none"), 'groups=[{match: "^hed"}]');
+  expect(group.stderr).toContain("groups[0].match: /^hed/ matches no parameter that trains; they begin with ");
+  expect([group.status, existsSync(join(folder, "none"))]).toEqual([2, false]);
+  const data = await train("--data", join(folder, "nowhere"));
+  expect([data.status, data.stderr]).toEqual([1, expect.stringContaining("no such folder")]);
+});

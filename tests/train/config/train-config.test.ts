@@ -1,0 +1,159 @@
+/** Configurations with their defaults, schedules of plain data, and the published schema. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import {
+  chained,
+  constantRate,
+  cosine,
+  cosineRestarts,
+  exponential,
+  exponentialWarmup,
+  makeSchedule,
+  multiStep,
+  oneCycle,
+  parseTrainArguments,
+  polynomial,
+  resolveConfig,
+  type Schedule,
+  scheduleTable,
+  stepped,
+  type TrainFacts,
+  trainerOptions,
+  trainHelp,
+  trainSchema,
+  trainSettings,
+  warmup,
+} from "../../../lib/train";
+
+let folder = "";
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "dlfs-config-"));
+});
+afterAll(async () => {
+  await rm(folder, { recursive: true, force: true });
+});
+
+const facts: TrainFacts = { data: "/coco", backend: "cuda", bf16: true, images: 8000, classes: ["a", "b"] };
+const resolve = (argv: string[], more: Partial<TrainFacts> = {}) =>
+  resolveConfig(parseTrainArguments(argv), { ...facts, ...more });
+
+describe("defaults", () => {
+  test("follow from data and device", () => {
+    expect(resolve([])).toMatchObject({
+      ...{ iterations: 6000, batch: 16, size: [640, 640], precision: "bf16", learningRate: 0.02, clipNorm: null },
+      ...{ evaluateEvery: 1200, checkpointEvery: 600, warmup: { kind: "linear", iterations: 500, factor: 0.001 } },
+      ...{ ema: null, groups: [], momentum: 0.9, scaleJitter: true, model: { name: "compact", width: 48, classes: 2 } },
+    });
+    expect(resolve([], { data: "demo", backend: "cpu", bf16: false })).toMatchObject({
+      ...{ iterations: 1500, batch: 8, size: [192, 192], precision: "f32", learningRate: 0.04, scaleJitter: false },
+      ...{ warmup: { iterations: 150 }, model: { width: 16, focal: { alpha: 0.5, gamma: 1.5 } } },
+    });
+    expect(resolve(["--model", "retinanet_resnet50_fpn", "--batch", "4", "--accumulate", "8"])).toMatchObject({
+      ...{ learningRate: 0.02, clipNorm: 10, iterations: 3000 },
+      model: { name: "retinanet", backbone: "resnet50", norm: "batch", trainableLayers: 5 },
+    });
+    expect(resolve(["--model", "retinanet_resnet50_fpn", "--weights", "w.pth"]).model).toMatchObject({
+      ...{ norm: "frozen", trainableLayers: 3 },
+    });
+    expect(resolve(["--epochs", "3"]).iterations).toBe(1500);
+    expect(resolve(["--schedule", "oneCycle"]).warmup).toBeNull();
+    expect(resolve([], { packedSize: [96, 128] }).size).toEqual([96, 128]);
+    expect(() => resolve(["--multi-scale", "704"])).toThrow("--multi-scale: expected at most 640, the smaller side");
+  });
+
+  test("stand in for what a run of an earlier version did not write down", () => {
+    const run = join(folder, "run");
+    mkdirSync(run);
+    // As it was written before there were settings for these.
+    const earlier = {
+      ...{ data: "/coco", trainSplit: "train2017", valSplit: "val2017", iterations: 900, batch: 4, size: [64, 96] },
+      ...{ precision: "f32", backend: "cpu", seed: 3, deterministic: true, recompute: 4096, learningRate: 0.5 },
+      ...{ flip: "both", clipNorm: null, sampler: "shuffle", groupByAspect: false, scaleJitter: false, classes: ["a"] },
+      ...{ preprocessing: [{ op: "resize" }], model: { name: "retinanet", backbone: "resnet18", classes: 1 } },
+    };
+    writeFileSync(join(run, "config.json"), JSON.stringify(earlier));
+    const config = resolve(["--resume", run], { backend: "cpu", classes: ["a"] });
+    expect(config).toMatchObject(earlier);
+    expect(config).toMatchObject({ momentum: 0.9, ema: null, augment: "default", evaluateEvery: 180 });
+    const rates = trainerOptions(config).optimizer.schedule;
+    expect(scheduleTable(rates, 900)).toEqual(scheduleTable(warmup(multiStep(0.5, [630, 810]), 90), 900));
+    const longer = resolve(["--resume", run, "--iterations", "1800", "--lr", "0.1"], {
+      backend: "cpu",
+      classes: ["a"],
+    });
+    expect([longer.iterations, longer.learningRate, longer.batch]).toEqual([1800, 0.1, 4]);
+  });
+});
+
+test("what a configuration says reaches the trainer", () => {
+  const argv = ["momentum=0.8", "--nesterov", "weightDecay=0.001", "groups=[{match: ^a, rate: 0.1}]", "clipValue=0.5"];
+  argv.push("--clip-norm", "3", "--ema", "0.9", "--plateau", "AP50", "--patience", "4", "--accumulate", "2");
+  argv.push(
+    "--keep",
+    "5",
+    "--keep-every",
+    "1200",
+    "--evaluate-every",
+    "70",
+    "--no-decay-biases",
+    "--recompute",
+    "1GiB",
+  );
+  const { optimizer, ...options } = trainerOptions(resolve(argv));
+  expect(optimizer).toMatchObject({ momentum: 0.8, nesterov: true, weightDecay: 0.001, clipValue: 0.5, clipNorm: 3 });
+  expect(optimizer.groups?.map(({ match, ...rest }) => [match instanceof RegExp && match.source, rest])).toEqual([
+    ["^a", { rate: 0.1 }],
+    [false, { weightDecay: 0 }],
+  ]);
+  expect(options).toMatchObject({
+    ...{ ema: { decay: 0.9, warmup: 2000 }, patience: 4, accumulate: 2, evaluateEvery: 70, recompute: 2 ** 30 },
+    ...{ plateau: { metric: "AP50", factor: 0.1, better: "larger" }, keep: { keepLast: 5, keepEvery: 1200 } },
+  });
+});
+
+describe("schedules of plain data are those of the library", () => {
+  const cases: [schedule: string, warm: string, expected: Schedule][] = [
+    ["constant", "none", constantRate(0.4)],
+    ["multiStep", "none", multiStep(0.4, [140, 180])],
+    ["{kind: multiStep, milestones: [50, 0.5], gamma: 0.3}", "linear", warmup(multiStep(0.4, [50, 100], 0.3), 20)],
+    ["{kind: step, every: 30}", "{iterations: 7, factor: 0.1}", warmup(stepped(0.4, 30), 7, 0.1)],
+    ["{kind: exponential, gamma: 0.99}", "none", exponential(0.4, 0.99)],
+    ["polynomial", "{kind: exponential, iterations: 0.05}", exponentialWarmup(polynomial(0.4, 200), 10)],
+    ["{kind: cosine, iterations: 0.5, least: 0.01}", "none", cosine(0.4, 100, 0.01)],
+    ["{kind: cosineRestarts, first: 25, factor: 2}", "none", cosineRestarts(0.4, 25, 2)],
+    ["{kind: oneCycle, rise: 0.2, anneal: linear}", "none", oneCycle(0.4, 200, { rise: 0.2, anneal: "linear" })],
+    [
+      "{kind: chained, parts: [{start: 0, kind: constant}, {start: 0.25, kind: cosine, rate: 0.2}, {start: 150}]}",
+      "none",
+      chained([
+        [0, constantRate(0.4)],
+        [50, cosine(0.2, 100)],
+        [150, multiStep(0.4, [35, 45])],
+      ]),
+    ],
+  ];
+  test.each(cases)("%s with warm-up %s", (schedule, warm, expected) => {
+    const settings = parseTrainArguments(["--schedule", schedule, "--warmup", warm]).settings;
+    const made = makeSchedule(settings.schedule!, settings.warmup!, 0.4, 200);
+    expect(scheduleTable(made, 200)).toEqual(scheduleTable(expected, 200));
+  });
+});
+
+test("the published schema is the table's, and the help has all of it", async () => {
+  const path = fileURLToPath(new URL("../../../schemas/train.schema.json", import.meta.url));
+  const published = await Bun.file(path).json();
+  if (JSON.stringify(published) !== JSON.stringify(trainSchema())) {
+    throw new Error("schemas/train.schema.json is out of date: bun run scripts/generate-train-schema.ts");
+  }
+  const help = trainHelp([]);
+  for (const [name, setting] of Object.entries(trainSettings)) {
+    expect(published.properties[name].description).toStartWith(setting.help);
+    const option = "option" in setting ? setting.option : name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
+    expect(help).toMatch(new RegExp(`^ {2}--(no-)?${option}\\b`, "m"));
+  }
+  expect(Math.max(...help.split("\n").map((line) => line.length))).toBeLessThanOrEqual(124);
+});
