@@ -59,6 +59,14 @@ struct LossScale {
   }
 };
 
+// What the gradients are multiplied by.
+struct GradFactor {
+  double factor;
+  const float* scale;  // on the device, nullable
+
+  DLFS_HD double value() const { return scale ? factor * static_cast<double>(*scale) : factor; }
+};
+
 // ---- boxes ----
 
 struct BoxLossParameters {

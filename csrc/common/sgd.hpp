@@ -21,6 +21,62 @@ DLFS_HD inline float clip_value(float gradient, float limit) {
   return gradient > limit ? limit : gradient < -limit ? -limit : gradient;
 }
 
+// What gradients are multiplied by that were scaled by *grad_scale (nullable).
+DLFS_HD inline float unscaled_factor(float grad_factor, const float* grad_scale) {
+  return grad_scale ? grad_factor * (1.0f / *grad_scale) : grad_factor;
+}
+
+// ---- dynamic loss scaling ----
+
+struct LossScaleRule {
+  float growth, backoff, least;
+  int32_t interval, patience;
+};
+
+inline LossScaleRule check_loss_scale_rule(double growth, double backoff, int32_t interval, double least,
+                                           int32_t patience) {
+  check_number(growth, "growth");
+  DLFS_CHECK(growth >= 1, DLFS_ERROR_ARGUMENT, "expected growth >= 1, got %g", growth);
+  DLFS_CHECK(backoff > 0 && backoff <= 1, DLFS_ERROR_ARGUMENT, "expected backoff above 0 and up to 1, got %g", backoff);
+  check_range(interval, 1, INT32_MAX, "interval");
+  check_number(least, "least");
+  DLFS_CHECK(static_cast<float>(least) > 0, DLFS_ERROR_ARGUMENT, "expected least > 0, got %g", least);
+  check_range(patience, 1, INT32_MAX, "patience");
+  return {static_cast<float>(growth), static_cast<float>(backoff), static_cast<float>(least), interval, patience};
+}
+
+inline void check_loss_scale_pointers(const float* scale, const int32_t* counters, const int32_t* failed,
+                                      const int32_t* overflow) {
+  check_pointer(scale, "scale");
+  check_pointer(counters, "counters");
+  check_pointer(failed, "failed");
+  check_pointer(overflow, "overflow");
+}
+
+// torch.amp.GradScaler.update (_amp_update_scale_) with a least scale; see dlfs_loss_scale_step.
+DLFS_HD inline void update_loss_scale(float* scale, int32_t* counters, int32_t* failed, bool overflow,
+                                      const LossScaleRule& rule) {
+  if (*failed != 0) return;
+  int32_t &good = counters[0], &overflows = counters[1], &stuck = counters[2];
+  const float now = *scale;
+  if (overflow) {
+    good = 0;
+    if (overflows < INT32_MAX) ++overflows;
+    if (now <= rule.least) {
+      if (++stuck >= rule.patience) *failed = 1;
+    } else {
+      const float less = now * rule.backoff;
+      *scale = less < rule.least ? rule.least : less;
+    }
+    return;
+  }
+  stuck = 0;
+  if (++good < rule.interval) return;
+  good = 0;
+  const float more = now * rule.growth;
+  if (more - more == 0.0f) *scale = more;
+}
+
 inline void check_step_numbers(double momentum, double grad_factor, double max_norm, double max_value) {
   check_number(momentum, "momentum");
   check_number(grad_factor, "grad_factor");

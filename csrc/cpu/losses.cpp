@@ -37,7 +37,7 @@ struct FocalLoss {
   LevelBlocks blocks;
   int32_t max_boxes;
   FocalParameters parameters;
-  double grad_factor;
+  GradFactor grad_factor;
 
   // Neighbouring anchors in a map.
   struct Span {
@@ -125,7 +125,7 @@ struct FocalLoss {
   }
 
   double block(const LossScale& scale, int64_t image, int64_t index) const {
-    const float weight = static_cast<float>(scale.weight(image, grad_factor));
+    const float weight = static_cast<float>(scale.weight(image, grad_factor.value()));
     return parameters.gamma == 2.0f ? block_of<true>(weight, image, index) : block_of<false>(weight, image, index);
   }
 };
@@ -146,10 +146,10 @@ extern "C" dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* 
 
 extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, const int64_t* dlogits, const int64_t* logits,
                                        const int32_t* matches, const int32_t* labels, const int32_t* foreground,
-                                       void* workspace, const int32_t* cells, const int32_t* pitches, int32_t levels,
-                                       int32_t n, int32_t per_cell, int32_t classes, int32_t max_boxes,
-                                       dlfs_dtype dtype, double alpha, double gamma, int32_t normalization,
-                                       double grad_factor) {
+                                       const float* grad_scale, void* workspace, const int32_t* cells,
+                                       const int32_t* pitches, int32_t levels, int32_t n, int32_t per_cell,
+                                       int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha, double gamma,
+                                       int32_t normalization, double grad_factor) {
   return on_stream("dlfs_focal_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -160,8 +160,8 @@ extern "C" dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, const in
     const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, blocks.count, normalization};
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
-      const FocalLoss<T> work{out,       in, matches, labels, blocks, max_boxes, focal_parameters(alpha, gamma),
-                              grad_factor};
+      const FocalLoss<T> work{out, in, matches, labels, blocks, max_boxes, focal_parameters(alpha, gamma),
+                              GradFactor{grad_factor, grad_scale}};
       s.enqueue([pass, work] {
         pass.run([&work](const LossScale& scale, int64_t image, int64_t index) {
           return work.block(scale, image, index);

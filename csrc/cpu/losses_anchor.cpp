@@ -16,11 +16,11 @@ struct AnchorLoss {
   const float* boxes;         // (N, M, 4)
   LevelBlocks blocks;
   int32_t max_boxes;
-  double grad_factor;
+  GradFactor grad_factor;
   Term term;
 
   double block(const LossScale& scale, int64_t image, int64_t index) const {
-    const float weight = static_cast<float>(scale.weight(image, grad_factor));
+    const float weight = static_cast<float>(scale.weight(image, grad_factor.value()));
     const Levels& levels = blocks.levels;
     const LevelBlocks::Run run = blocks.run(index);
     const int32_t pitch = levels.pitch[run.level];
@@ -58,7 +58,7 @@ struct AnchorOperands {
   LevelBlocks blocks;
   int32_t max_boxes;
   dlfs_dtype dtype;
-  double grad_factor;
+  GradFactor grad_factor;
 };
 
 // Runs the loss of N values per anchor on a stream.
@@ -79,10 +79,10 @@ void enqueue_anchor_loss(Stream& s, const LossPass& pass, const AnchorOperands& 
 
 extern "C" dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, const int64_t* ddeltas, const int64_t* deltas,
                                      const float* anchors, const int32_t* matches, const float* boxes,
-                                     const int32_t* foreground, void* workspace, const int32_t* cells,
-                                     const int32_t* pitches, int32_t levels, int32_t n, int32_t per_cell,
-                                     int32_t max_boxes, dlfs_dtype dtype, int32_t kind, int32_t coder, double wx,
-                                     double wy, double ww, double wh, double beta, int32_t normalization,
+                                     const int32_t* foreground, const float* grad_scale, void* workspace,
+                                     const int32_t* cells, const int32_t* pitches, int32_t levels, int32_t n,
+                                     int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype, int32_t kind, int32_t coder,
+                                     double wx, double wy, double ww, double wh, double beta, int32_t normalization,
                                      double grad_factor) {
   return on_stream("dlfs_box_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, deltas, "deltas", matches, boxes, "boxes", foreground, workspace}, n, max_boxes,
@@ -91,7 +91,7 @@ extern "C" dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, const int6
     const LevelBlocks blocks(make_levels(cells, pitches, levels, n, per_cell, 4));
     const AnchorOperands operands{level_addresses(ddeltas, levels, false, "ddeltas"),
                                   level_addresses(deltas, levels, true, "deltas"),
-                                  anchors, matches, boxes, blocks, max_boxes, dtype, grad_factor};
+                                  anchors, matches, boxes, blocks, max_boxes, dtype, {grad_factor, grad_scale}};
     const BoxLossParameters parameters = box_loss_parameters(kind, coder, wx, wy, ww, wh, beta);
     const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, blocks.count, normalization};
     enqueue_anchor_loss<4>(s, pass, operands, [parameters](const float(&x)[4], const Box& anchor, const Box& box) {
@@ -102,10 +102,10 @@ extern "C" dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, const int6
 
 extern "C" dlfs_status dlfs_centerness_loss(dlfs_stream stream, float* loss, const int64_t* dlogits,
                                             const int64_t* logits, const float* anchors, const int32_t* matches,
-                                            const float* boxes, const int32_t* foreground, void* workspace,
-                                            const int32_t* cells, const int32_t* pitches, int32_t levels, int32_t n,
-                                            int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype,
-                                            int32_t normalization, double grad_factor) {
+                                            const float* boxes, const int32_t* foreground, const float* grad_scale,
+                                            void* workspace, const int32_t* cells, const int32_t* pitches,
+                                            int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes,
+                                            dlfs_dtype dtype, int32_t normalization, double grad_factor) {
   return on_stream("dlfs_centerness_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, logits, "logits", matches, boxes, "boxes", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -113,7 +113,7 @@ extern "C" dlfs_status dlfs_centerness_loss(dlfs_stream stream, float* loss, con
     const LevelBlocks blocks(make_levels(cells, pitches, levels, n, per_cell, 1));
     const AnchorOperands operands{level_addresses(dlogits, levels, false, "dlogits"),
                                   level_addresses(logits, levels, true, "logits"),
-                                  anchors, matches, boxes, blocks, max_boxes, dtype, grad_factor};
+                                  anchors, matches, boxes, blocks, max_boxes, dtype, {grad_factor, grad_scale}};
     const LossPass pass{loss, foreground, static_cast<double*>(workspace), n, blocks.count, normalization};
     enqueue_anchor_loss<1>(s, pass, operands, [](const float(&x)[1], const Box& anchor, const Box& box) {
       return binary_cross_entropy_term(x[0], centerness_target(anchor, box));

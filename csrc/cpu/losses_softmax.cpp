@@ -70,7 +70,7 @@ struct CrossEntropy {
   Workspace workspace;
   int32_t anchors, classes, max_boxes;
   float negative_ratio;
-  double grad_factor;
+  GradFactor grad_factor;
 
   float* row_buffer() const {
     thread_local std::vector<float> memory;
@@ -113,7 +113,7 @@ struct CrossEntropy {
   }
 
   double block(const LossScale& scale, int64_t image, int64_t index) const {
-    const float weight = static_cast<float>(scale.weight(image, grad_factor));
+    const float weight = static_cast<float>(scale.weight(image, grad_factor.value()));
     float* const row = row_buffer();
     const int64_t end = std::min<int64_t>((index + 1) * block_anchors, anchors);
     double sum = 0;
@@ -163,8 +163,8 @@ extern "C" dlfs_status dlfs_cross_entropy_loss_workspace(dlfs_context ctx, int64
 }
 
 extern "C" dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, void* dlogits, const void* logits,
-                                               const int32_t* matches, const int32_t* labels,
-                                               const int32_t* foreground, void* workspace, int32_t n, int32_t anchors,
+                                               const int32_t* matches, const int32_t* labels, const int32_t* foreground,
+                                               const float* grad_scale, void* workspace, int32_t n, int32_t anchors,
                                                int32_t classes, int32_t max_boxes, dlfs_dtype dtype,
                                                double negative_ratio, int32_t normalization, double grad_factor) {
   return on_stream("dlfs_cross_entropy_loss", stream, [&](Stream& s) {
@@ -184,7 +184,7 @@ extern "C" dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, 
                                  classes,
                                  max_boxes,
                                  static_cast<float>(negative_ratio),
-                                 grad_factor};
+                                 GradFactor{grad_factor, grad_scale}};
       s.enqueue([pass, work] { work.run(pass); });
     });
   });

@@ -128,7 +128,8 @@ extern "C" dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd handle, int64_t* ou
   });
 }
 
-extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, float* norm, void* workspace) {
+extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, float* norm, const float* grad_scale,
+                                          void* workspace) {
   return on_stream("dlfs_sgd_grad_norm", stream, [&](Stream& s) {
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     check_pointer(norm, "norm");
@@ -147,14 +148,15 @@ extern "C" dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd handle, f
       });
       double sum = 0;
       for (size_t i = 0; i < sgd->pieces.size(); ++i) sum += partial[i];
-      *norm = static_cast<float>(std::sqrt(sum));
+      const double scale = grad_scale ? static_cast<double>(*grad_scale) : 1.0;
+      *norm = static_cast<float>(std::sqrt(sum) / scale);
     });
   });
 }
 
 extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const float* lr, const int32_t* skip,
-                                     const float* grad_norm, double momentum, int32_t nesterov, double grad_factor,
-                                     double max_norm, double max_value) {
+                                     const float* grad_norm, const float* grad_scale, double momentum, int32_t nesterov,
+                                     double grad_factor, double max_norm, double max_value) {
   return on_stream("dlfs_sgd_step", stream, [&](Stream& s) {
     std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
     check_pointer(lr, "lr");
@@ -163,8 +165,8 @@ extern "C" dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd handle, const 
       if (skip && *skip != 0) return;
       const float rate = *lr, mu = static_cast<float>(momentum), given = static_cast<float>(grad_factor);
       const float limit = static_cast<float>(max_value);
-      const float factor =
-          grad_norm ? given * clip_coefficient(*grad_norm, given, static_cast<float>(max_norm)) : given;
+      float factor = unscaled_factor(given, grad_scale);
+      if (grad_norm) factor *= clip_coefficient(*grad_norm, given, static_cast<float>(max_norm));
       for_pieces(*sgd, [&](int64_t, const SgdTensor& t, int64_t begin, int64_t end) {
         float *parameter = t.parameter, *velocity = t.momentum;
         const float* gradient = t.gradient;
@@ -195,6 +197,16 @@ extern "C" dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd handl
                    write_cast(t, sgd->cast_dtype, begin, end);
                  });
     });
+  });
+}
+
+extern "C" dlfs_status dlfs_loss_scale_step(dlfs_stream stream, float* scale, int32_t* counters, int32_t* failed,
+                                            const int32_t* overflow, double growth, double backoff, int32_t interval,
+                                            double least, int32_t patience) {
+  return on_stream("dlfs_loss_scale_step", stream, [&](Stream& s) {
+    check_loss_scale_pointers(scale, counters, failed, overflow);
+    const LossScaleRule rule = check_loss_scale_rule(growth, backoff, interval, least, patience);
+    s.enqueue([=] { update_loss_scale(scale, counters, failed, *overflow != 0, rule); });
   });
 }
 

@@ -190,8 +190,9 @@ template <class T, int V, bool gamma_is_two>
 __global__ void __launch_bounds__(loss_threads)
     focal_loss_kernel(double* partial, LevelAddresses dlogits, LevelAddresses logits, Levels levels, FocalItems items,
                       const int32_t* matches, const int32_t* labels, LossNormalization normalization,
-                      int32_t max_boxes, FocalParameters parameters, double grad_factor) {
+                      int32_t max_boxes, FocalParameters parameters, GradFactor grad_factor) {
   const LossScale scale = loss_scale(normalization);
+  const double factor = grad_factor.value();
   constexpr int warps = loss_threads / 32;
   double sum = 0;
   for (int64_t item = int64_t{blockIdx.x} * warps + threadIdx.x / 32; item < items.count;
@@ -217,7 +218,7 @@ __global__ void __launch_bounds__(loss_threads)
     T* out = dlogits.of<T>(level);
     if (out != nullptr) out += start;
     const double weight = scale.weight(image, 1.0);
-    const float grad_weight = static_cast<float>(weight * grad_factor);
+    const float grad_weight = static_cast<float>(weight * factor);
     const float own =
         __any_sync(full_warp, other)
             ? focal_item<T, V, gamma_is_two, false>(out, in, cells, pitch, levels, targets, parameters, grad_weight)
@@ -252,10 +253,10 @@ dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, int64_t* out, int32_
 }
 
 dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, const int64_t* dlogits, const int64_t* logits,
-                            const int32_t* matches, const int32_t* labels, const int32_t* foreground, void* workspace,
-                            const int32_t* cells, const int32_t* pitches, int32_t levels, int32_t n, int32_t per_cell,
-                            int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha, double gamma,
-                            int32_t normalization, double grad_factor) {
+                            const int32_t* matches, const int32_t* labels, const int32_t* foreground,
+                            const float* grad_scale, void* workspace, const int32_t* cells, const int32_t* pitches,
+                            int32_t levels, int32_t n, int32_t per_cell, int32_t classes, int32_t max_boxes,
+                            dlfs_dtype dtype, double alpha, double gamma, int32_t normalization, double grad_factor) {
   return stream_call("dlfs_focal_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -274,7 +275,7 @@ dlfs_status dlfs_focal_loss(dlfs_stream stream, float* loss, const int64_t* dlog
       launch(s, static_cast<unsigned>(blocks), loss_threads, 0,
              gamma == 2.0 ? focal_loss_kernel<T, V, true> : focal_loss_kernel<T, V, false>, partial, out, in, sizes,
              items, matches, labels, LossNormalization{foreground, n, normalization}, max_boxes,
-             focal_parameters(alpha, gamma), grad_factor);
+             focal_parameters(alpha, gamma), GradFactor{grad_factor, grad_scale});
     });
     sum_partials(s, loss, partial, blocks);
   });

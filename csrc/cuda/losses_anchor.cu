@@ -15,8 +15,9 @@ template <class T, bool vector, int N, class Term>
 __global__ void __launch_bounds__(loss_threads)
     anchor_loss_kernel(double* partial, LevelAddresses dvalues, LevelAddresses values, Levels levels,
                        const float* anchors, const int32_t* matches, const float* boxes,
-                       LossNormalization normalization, int32_t max_boxes, Term term, double grad_factor) {
+                       LossNormalization normalization, int32_t max_boxes, Term term, GradFactor grad_factor) {
   const LossScale scale = loss_scale(normalization);
+  const double factor = grad_factor.value();
   double sum = 0;
   const int64_t step = int64_t{gridDim.x} * loss_threads;
   const int64_t first = int64_t{blockIdx.x} * loss_threads + threadIdx.x;
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(loss_threads)
         }
         const AnchorTerm<N> result =
             term(x, load_box(anchors + 4 * anchor), load_box(boxes + 4 * (image * max_boxes + match)));
-        const float grad_weight = static_cast<float>(scale.weight(image, grad_factor));
+        const float grad_weight = static_cast<float>(scale.weight(image, factor));
         sum += result.loss * static_cast<float>(scale.weight(image, 1.0));
 #pragma unroll
         for (int i = 0; i < N; ++i) gradient[i] = result.grad[i] * grad_weight;
@@ -87,7 +88,7 @@ struct AnchorOperands {
   LossNormalization normalization;
   int32_t max_boxes;
   dlfs_dtype dtype;
-  double grad_factor;
+  GradFactor grad_factor;
 };
 
 // Whether an anchor's N values are one access: the maps and the cells' first values are aligned so.
@@ -129,9 +130,10 @@ extern "C" {
 
 dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, const int64_t* ddeltas, const int64_t* deltas,
                           const float* anchors, const int32_t* matches, const float* boxes, const int32_t* foreground,
-                          void* workspace, const int32_t* cells, const int32_t* pitches, int32_t levels, int32_t n,
-                          int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype, int32_t kind, int32_t coder, double wx,
-                          double wy, double ww, double wh, double beta, int32_t normalization, double grad_factor) {
+                          const float* grad_scale, void* workspace, const int32_t* cells, const int32_t* pitches,
+                          int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype,
+                          int32_t kind, int32_t coder, double wx, double wy, double ww, double wh, double beta,
+                          int32_t normalization, double grad_factor) {
   return stream_call("dlfs_box_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, deltas, "deltas", matches, boxes, "boxes", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -142,16 +144,17 @@ dlfs_status dlfs_box_loss(dlfs_stream stream, float* loss, const int64_t* ddelta
                           AnchorOperands{level_addresses(ddeltas, levels, false, "ddeltas"),
                                          level_addresses(deltas, levels, true, "deltas"), sizes, anchors, matches,
                                          boxes, LossNormalization{foreground, n, normalization}, max_boxes, dtype,
-                                         grad_factor},
+                                         GradFactor{grad_factor, grad_scale}},
                           term);
   });
 }
 
 dlfs_status dlfs_centerness_loss(dlfs_stream stream, float* loss, const int64_t* dlogits, const int64_t* logits,
                                  const float* anchors, const int32_t* matches, const float* boxes,
-                                 const int32_t* foreground, void* workspace, const int32_t* cells,
-                                 const int32_t* pitches, int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes,
-                                 dlfs_dtype dtype, int32_t normalization, double grad_factor) {
+                                 const int32_t* foreground, const float* grad_scale, void* workspace,
+                                 const int32_t* cells, const int32_t* pitches, int32_t levels, int32_t n,
+                                 int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype, int32_t normalization,
+                                 double grad_factor) {
   return stream_call("dlfs_centerness_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, logits, "logits", matches, boxes, "boxes", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -161,7 +164,7 @@ dlfs_status dlfs_centerness_loss(dlfs_stream stream, float* loss, const int64_t*
                           AnchorOperands{level_addresses(dlogits, levels, false, "dlogits"),
                                          level_addresses(logits, levels, true, "logits"), sizes, anchors, matches,
                                          boxes, LossNormalization{foreground, n, normalization}, max_boxes, dtype,
-                                         grad_factor},
+                                         GradFactor{grad_factor, grad_scale}},
                           CenternessTerm{});
   });
 }

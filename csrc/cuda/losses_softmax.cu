@@ -77,11 +77,12 @@ __device__ __forceinline__ float softmax_row(float* row, int32_t classes, int32_
 template <class T, int V, Pass pass>
 __global__ void __launch_bounds__(loss_threads)
     softmax_kernel(double* partial, T* dlogits, int32_t* keys, const NegativeLimit* limits, SoftmaxInput<T> in,
-                   LossNormalization normalization, int32_t tile_rows, double grad_factor) {
+                   LossNormalization normalization, int32_t tile_rows, GradFactor grad_factor) {
   extern __shared__ __align__(16) float tile[];
   __shared__ RowTarget targets[most_tile_rows];
   LossScale scale{};
   if constexpr (pass != Pass::keys) scale = loss_scale(normalization);
+  const double factor = grad_factor.value();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   double sum = 0;
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(loss_threads)
         target.target = softmax_target(match, in.labels + image * in.max_boxes, in.max_boxes, in.classes);
         if constexpr (pass != Pass::keys) {
           target.loss_weight = static_cast<float>(scale.weight(image, 1.0));
-          target.grad_weight = static_cast<float>(scale.weight(image, grad_factor));
+          target.grad_weight = static_cast<float>(scale.weight(image, factor));
         }
       }
       targets[r] = target;
@@ -293,9 +294,9 @@ dlfs_status dlfs_cross_entropy_loss_workspace(dlfs_context ctx, int64_t* out, in
 
 dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, void* dlogits, const void* logits,
                                     const int32_t* matches, const int32_t* labels, const int32_t* foreground,
-                                    void* workspace, int32_t n, int32_t anchors, int32_t classes, int32_t max_boxes,
-                                    dlfs_dtype dtype, double negative_ratio, int32_t normalization,
-                                    double grad_factor) {
+                                    const float* grad_scale, void* workspace, int32_t n, int32_t anchors,
+                                    int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double negative_ratio,
+                                    int32_t normalization, double grad_factor) {
   return stream_call("dlfs_cross_entropy_loss", stream, [&](Stream& s) {
     check_loss_operands({loss, logits, "logits", matches, labels, "labels", foreground, workspace}, n, max_boxes,
                         normalization, grad_factor);
@@ -318,7 +319,7 @@ dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float* loss, void* dlogi
       const auto run = [&](auto kernel) {
         launch(s, static_cast<unsigned>(blocks), loss_threads, bytes, kernel, memory.partial,
                static_cast<T*>(dlogits), memory.keys, static_cast<const NegativeLimit*>(memory.limits), in, by,
-               tile_rows, grad_factor);
+               tile_rows, GradFactor{grad_factor, grad_scale});
       };
       if (negative_ratio < 0) return run(softmax_kernel<T, V, Pass::all>);
       run(softmax_kernel<T, V, Pass::keys>);

@@ -59,21 +59,26 @@ __global__ void __launch_bounds__(piece_threads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(piece_threads) norm_kernel(float* norm, const double* partial, unsigned count) {
+__global__ void __launch_bounds__(piece_threads) norm_kernel(float* norm, const double* partial,
+                                                             const float* grad_scale, unsigned count) {
   double sum = 0;
   for (unsigned i = threadIdx.x; i < count; i += piece_threads) sum += partial[i];
   sum = block_sum<piece_threads>(sum);
-  if (threadIdx.x == 0) *norm = static_cast<float>(sqrt(sum));
+  if (threadIdx.x != 0) return;
+  const double scale = grad_scale ? static_cast<double>(*grad_scale) : 1.0;
+  *norm = static_cast<float>(sqrt(sum) / scale);
 }
 
 // Cast: the type of the low-precision copies.
 template <class Cast>
 __global__ void __launch_bounds__(piece_threads, 4)
     sgd_step_kernel(const SgdTensor* tensors, const Piece* pieces, const float* lr, const int32_t* skip,
-                    const float* grad_norm, float momentum, bool nesterov, float grad_factor, float max_norm,
-                    float max_value) {
+                    const float* grad_norm, const float* grad_scale, float momentum, bool nesterov, float grad_factor,
+                    float max_norm, float max_value) {
   if (skip && *skip != 0) return;
-  if (grad_norm) grad_factor *= clip_coefficient(*grad_norm, grad_factor, max_norm);
+  const float given = grad_factor;
+  grad_factor = unscaled_factor(given, grad_scale);
+  if (grad_norm) grad_factor *= clip_coefficient(*grad_norm, given, max_norm);
   const Piece piece = pieces[blockIdx.x];
   const SgdTensor tensor = tensors[piece.tensor];
   const float rate = *lr * tensor.lr_factor;
@@ -105,6 +110,11 @@ __global__ void __launch_bounds__(piece_threads, 4) refresh_kernel(const SgdTens
     load(p, tensor.parameter + i);
     store(static_cast<Cast*>(tensor.cast) + i, p);
   });
+}
+
+__global__ void loss_scale_kernel(float* scale, int32_t* counters, int32_t* failed, const int32_t* overflow,
+                                  LossScaleRule rule) {
+  update_loss_scale(scale, counters, failed, *overflow != 0, rule);
 }
 
 __global__ void schedule_kernel(float* lr, int32_t* step, const float* table, int64_t length) {
@@ -184,7 +194,8 @@ dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd sgd, int64_t* out) {
   });
 }
 
-dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float* norm, void* workspace) {
+dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float* norm, const float* grad_scale,
+                               void* workspace) {
   return stream_call("dlfs_sgd_grad_norm", stream, [&](Stream& s) {
     const std::shared_ptr<Sgd> object = sgds().find(sgd);
     DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
@@ -194,13 +205,13 @@ dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float* norm, vo
     double* const partial = static_cast<double*>(workspace);
     launch(s, object->blocks, piece_threads, 0, squares_kernel, partial, object->tensors.as<SgdTensor>(),
            object->pieces.as<Piece>());
-    launch(s, 1, piece_threads, 0, norm_kernel, norm, partial, object->blocks);
+    launch(s, 1, piece_threads, 0, norm_kernel, norm, partial, grad_scale, object->blocks);
   });
 }
 
 dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float* lr, const int32_t* skip,
-                          const float* grad_norm, double momentum, int32_t nesterov, double grad_factor,
-                          double max_norm, double max_value) {
+                          const float* grad_norm, const float* grad_scale, double momentum, int32_t nesterov,
+                          double grad_factor, double max_norm, double max_value) {
   return stream_call("dlfs_sgd_step", stream, [&](Stream& s) {
     const std::shared_ptr<Sgd> object = sgds().find(sgd);
     DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
@@ -209,7 +220,7 @@ dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float* lr, con
     s.retain(object);
     dispatch_float(object->cast_dtype, [&](auto tag) {
       launch(s, object->blocks, piece_threads, 0, sgd_step_kernel<typename decltype(tag)::type>,
-             object->tensors.as<SgdTensor>(), object->pieces.as<Piece>(), lr, skip, grad_norm,
+             object->tensors.as<SgdTensor>(), object->pieces.as<Piece>(), lr, skip, grad_norm, grad_scale,
              static_cast<float>(momentum), nesterov != 0, static_cast<float>(grad_factor),
              static_cast<float>(max_norm), static_cast<float>(max_value));
     });
@@ -225,6 +236,16 @@ dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd) {
       launch(s, object->blocks, piece_threads, 0, refresh_kernel<typename decltype(tag)::type>,
              object->tensors.as<SgdTensor>(), object->pieces.as<Piece>());
     });
+  });
+}
+
+dlfs_status dlfs_loss_scale_step(dlfs_stream stream, float* scale, int32_t* counters, int32_t* failed,
+                                 const int32_t* overflow, double growth, double backoff, int32_t interval, double least,
+                                 int32_t patience) {
+  return stream_call("dlfs_loss_scale_step", stream, [&](Stream& s) {
+    check_loss_scale_pointers(scale, counters, failed, overflow);
+    const LossScaleRule rule = check_loss_scale_rule(growth, backoff, interval, least, patience);
+    launch(s, 1, 1, 0, loss_scale_kernel, scale, counters, failed, overflow, rule);
   });
 }
 

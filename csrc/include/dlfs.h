@@ -576,20 +576,36 @@ DLFS_API dlfs_status dlfs_sgd_destroy(dlfs_sgd sgd); /* Releases the lists. */
 DLFS_API dlfs_status dlfs_sgd_grad_norm_workspace(dlfs_sgd sgd, DLFS_HOST int64_t *out);
 
 /* *norm = the 2-norm of all gradients of the lists as one vector, as torch.nn.utils.clip_grad_norm_ takes it: fp32, of sums
- * in fp64, in the same order each run. NaN or infinite where a gradient is. */
-DLFS_API dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float *norm, void *workspace);
+ * in fp64, in the same order each run. NaN or infinite where a gradient is. grad_scale: fp32 on the device, nullable; the
+ * norm is that of the gradients divided by it. */
+DLFS_API dlfs_status dlfs_sgd_grad_norm(dlfs_stream stream, dlfs_sgd sgd, float *norm, const float *grad_scale,
+                                        void *workspace);
 
 /* One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
  * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
- * *skip != 0 nothing changes. grad_factor multiplies gradients first. grad_norm, nullable: dlfs_sgd_grad_norm's result, on
+ * *skip != 0 nothing changes. grad_factor multiplies gradients first, and *grad_scale, fp32 on the device, nullable, divides
+ * them: the scale that the losses' gradients were given. grad_norm, nullable: dlfs_sgd_grad_norm's result, by the same scale, on
  * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
  * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
  * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
  * dlfs_check_finite raise *skip from the norm. max_value > 0 then clips each gradient to -max_value to max_value, as
  * torch.nn.utils.clip_grad_value_; 0 does not. All tensors in one launch. */
 DLFS_API dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float *lr, const int32_t *skip,
-                                   const float *grad_norm, double momentum, int32_t nesterov, double grad_factor,
-                                   double max_norm, double max_value);
+                                   const float *grad_norm, const float *grad_scale, double momentum, int32_t nesterov,
+                                   double grad_factor, double max_norm, double max_value);
+
+/* Numbers of dlfs_loss_scale_step's counters: good steps since the scale last changed or overflowed, overflows in all, and
+ * overflows in a row at the least scale. */
+#define DLFS_LOSS_SCALE_COUNTERS 3
+
+/* After each step with dynamic loss scaling (Micikevicius et al. 2018), torch.amp.GradScaler.update: *overflow != 0 says that
+ * the step's gradients were not finite, so that it was skipped: *scale *= backoff. Else, after `interval` such steps in a row,
+ * *scale *= growth where that is finite. The scale does not fall below `least`; `patience` overflows in a row there raise
+ * *failed, an int32, and where *failed != 0 nothing changes. scale: fp32, counters: DLFS_LOSS_SCALE_COUNTERS int32. growth >= 1,
+ * 0 < backoff <= 1, interval >= 1, least > 0, patience >= 1. All on the device, so that it is part of a captured step. */
+DLFS_API dlfs_status dlfs_loss_scale_step(dlfs_stream stream, float *scale, int32_t *counters, int32_t *failed,
+                                          const int32_t *overflow, double growth, double backoff, int32_t interval,
+                                          double least, int32_t patience);
 
 /* Refreshes the low-precision copies from the parameters (after loading weights). */
 DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);
@@ -668,6 +684,9 @@ DLFS_API dlfs_status dlfs_match_points(dlfs_stream stream, int32_t *matches, int
 #define DLFS_LOSS_PER_IMAGE 0   /* N max(1, the image's foreground): a mean over images, as torchvision's RetinaNet */
 #define DLFS_LOSS_WHOLE_BATCH 1 /* max(1, the batch's foreground), as torchvision's FCOS and SSD */
 
+/* The losses' gradients are times grad_factor and, where it is given, times *grad_scale: fp32 on the device, nullable; the
+ * scale of dlfs_loss_scale_step. The loss itself is not. */
+
 #define DLFS_MAX_LEVELS 16
 
 /* Level maps. The functions that take `levels` read what a detector's heads wrote, where it lies: 1 to DLFS_MAX_LEVELS maps, one
@@ -688,10 +707,10 @@ DLFS_API dlfs_status dlfs_detection_loss_workspace(dlfs_context ctx, DLFS_HOST i
  * One pass over logits; loss fp32, the same order of sums each run. */
 DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *dlogits,
                                      DLFS_HOST const int64_t *logits, const int32_t *matches, const int32_t *labels,
-                                     const int32_t *foreground, void *workspace, DLFS_HOST const int32_t *cells,
-                                     DLFS_HOST const int32_t *pitches, int32_t levels, int32_t n, int32_t per_cell,
-                                     int32_t classes, int32_t max_boxes, dlfs_dtype dtype, double alpha, double gamma,
-                                     int32_t normalization, double grad_factor);
+                                     const int32_t *foreground, const float *grad_scale, void *workspace,
+                                     DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches, int32_t levels,
+                                     int32_t n, int32_t per_cell, int32_t classes, int32_t max_boxes, dlfs_dtype dtype,
+                                     double alpha, double gamma, int32_t normalization, double grad_factor);
 
 #define DLFS_BOX_LOSS_SMOOTH_L1 0 /* sum of (d < beta ? d^2 / (2 beta) : d - beta / 2), d = |deltas - encoded box|; beta 0: L1 */
 #define DLFS_BOX_LOSS_GIOU 1      /* 1 - IoU + (hull - union) / hull (Rezatofighi et al. 2019) */
@@ -706,10 +725,10 @@ DLFS_API dlfs_status dlfs_focal_loss(dlfs_stream stream, float *loss, DLFS_HOST 
  * the deltas, the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too. */
 DLFS_API dlfs_status dlfs_box_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *ddeltas,
                                    DLFS_HOST const int64_t *deltas, const float *anchors, const int32_t *matches,
-                                   const float *boxes, const int32_t *foreground, void *workspace,
-                                   DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches, int32_t levels,
-                                   int32_t n, int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype, int32_t kind,
-                                   int32_t coder, double wx, double wy, double ww, double wh, double beta,
+                                   const float *boxes, const int32_t *foreground, const float *grad_scale,
+                                   void *workspace, DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches,
+                                   int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes, dlfs_dtype dtype,
+                                   int32_t kind, int32_t coder, double wx, double wy, double ww, double wh, double beta,
                                    int32_t normalization, double grad_factor);
 
 /* Bytes of workspace for dlfs_cross_entropy_loss. */
@@ -724,9 +743,9 @@ DLFS_API dlfs_status dlfs_cross_entropy_loss_workspace(dlfs_context ctx, DLFS_HO
  * gradient times grad_factor; anchors that do not count get 0. Mining reads the logits of the anchors that count twice. */
 DLFS_API dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float *loss, void *dlogits, const void *logits,
                                              const int32_t *matches, const int32_t *labels, const int32_t *foreground,
-                                             void *workspace, int32_t n, int32_t anchors, int32_t classes,
-                                             int32_t max_boxes, dlfs_dtype dtype, double negative_ratio,
-                                             int32_t normalization, double grad_factor);
+                                             const float *grad_scale, void *workspace, int32_t n, int32_t anchors,
+                                             int32_t classes, int32_t max_boxes, dlfs_dtype dtype,
+                                             double negative_ratio, int32_t normalization, double grad_factor);
 
 /* FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits, level maps of 1 column,
  * with sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
@@ -734,10 +753,11 @@ DLFS_API dlfs_status dlfs_cross_entropy_loss(dlfs_stream stream, float *loss, vo
  * arguments as dlfs_box_loss. */
 DLFS_API dlfs_status dlfs_centerness_loss(dlfs_stream stream, float *loss, DLFS_HOST const int64_t *dlogits,
                                           DLFS_HOST const int64_t *logits, const float *anchors, const int32_t *matches,
-                                          const float *boxes, const int32_t *foreground, void *workspace,
-                                          DLFS_HOST const int32_t *cells, DLFS_HOST const int32_t *pitches,
-                                          int32_t levels, int32_t n, int32_t per_cell, int32_t max_boxes,
-                                          dlfs_dtype dtype, int32_t normalization, double grad_factor);
+                                          const float *boxes, const int32_t *foreground, const float *grad_scale,
+                                          void *workspace, DLFS_HOST const int32_t *cells,
+                                          DLFS_HOST const int32_t *pitches, int32_t levels, int32_t n, int32_t per_cell,
+                                          int32_t max_boxes, dlfs_dtype dtype, int32_t normalization,
+                                          double grad_factor);
 
 #define DLFS_SCORES_SIGMOID 0 /* the score is the sigmoid of a logit */
 #define DLFS_SCORES_VALUES 1  /* the score is the value itself, any number */

@@ -41,6 +41,8 @@ export interface NetworkSettings {
   recompute?: RecomputeOption;
   /** Whether the device is one that gives the same bytes each run. */
   deterministic?: boolean;
+  /** Whether the device is one whose fp32 convolutions may round to TF32. */
+  tf32?: boolean;
 }
 
 export interface NetworkBench {
@@ -131,8 +133,9 @@ function rowOf(
 
 /** "retinanet_resnet50_fpn 32x640x640 bf16, norm batch, 5 stages". */
 export function networkName(settings: NetworkSettings): string {
-  const { model, batch, size, precision, norm, trainableLayers, lanes, deterministic, quantize } = settings;
+  const { model, batch, size, precision, norm, trainableLayers, lanes, deterministic, tf32, quantize } = settings;
   const parts = [`${model} ${batch}x${size.join("x")} ${precision}`];
+  if (tf32) parts.push("tf32");
   if (quantize) parts.push(`convolutions ${quantize}`);
   if (norm) parts.push(`norm ${norm}`);
   if (trainableLayers !== undefined) parts.push(`${trainableLayers} stages`);

@@ -1,5 +1,6 @@
 /** Values of options, checked; what is wrong is a UsageError, which ends the command with 2. */
 
+import { type PrecisionPolicy, precisionNames, precisionPolicy } from "../tensor";
 import { parseRecompute, type TrainStepOptions } from "../train";
 
 /** The command was called wrongly. */
@@ -28,6 +29,11 @@ export function oneOf<T extends string>(name: string, text: string, allowed: rea
   const found = allowed.find((value) => value === text);
   if (found !== undefined) return found;
   throw new UsageError(`--${name}: expected one of ${allowed.join(", ")}, got "${text}"`);
+}
+
+/** The policy of a precision's name. */
+export function precisionOf(name: string, text: string): PrecisionPolicy {
+  return precisionPolicy(oneOf(name, text, precisionNames));
 }
 
 /** "all", "none" or a size, "10GiB": what a training step computes again instead of keeping it. */

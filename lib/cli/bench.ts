@@ -45,7 +45,7 @@ import {
 } from "../bench";
 import { Device } from "../tensor";
 import { autotune, plansFolder } from "../train";
-import { milliseconds, oneOf, positiveInteger, recomputeOf, sizeOf, UsageError } from "./arguments";
+import { milliseconds, oneOf, positiveInteger, precisionOf, recomputeOf, sizeOf, UsageError } from "./arguments";
 import { decodeSettingsOf, hardwareOf, runDecode } from "./bench-decode";
 import type { Verb } from "./main";
 
@@ -89,7 +89,7 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [d
   --batch N           default 32 on a GPU, 1 on the CPU
   --size N or HxW     network input in pixels; default 640 on a GPU, 320 on the CPU
   --classes N         default 91
-  --precision P       f32, bf16 or f16; default: train bf16 and infer f16 where the device has them, else f32
+  --precision P       fp32, tf32, bf16 or fp16; default: train bf16 and infer fp16 where the device has them, else fp32
   --quantize DTYPE    infer with convolutions of 8 bits, f8 or i8, calibrated on the batch
   --norm KIND         of the backbone: batch (statistics of the batch) or frozen; default batch
   --trainable-layers N
@@ -181,7 +181,7 @@ function backboneOf(args: Args, model: string): Pick<NetworkSettings, "norm" | "
 function settingsOf(args: Args, device: Device): Record<"train" | "infer", NetworkSettings> {
   const cuda = device.backend === "cuda";
   const model = args.model ?? "retinanet_resnet50_fpn";
-  const given = args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]);
+  const given = args.precision === undefined ? undefined : precisionOf("precision", args.precision).dtype;
   const common = {
     model,
     batch: args.batch === undefined ? (cuda ? 32 : 1) : positiveInteger("batch", args.batch),
@@ -192,6 +192,7 @@ function settingsOf(args: Args, device: Device): Record<"train" | "infer", Netwo
     profileRuns: cuda ? 5 : 1,
     lanes: args.lanes === undefined ? undefined : positiveInteger("lanes", args.lanes),
     deterministic: device.deterministic,
+    tf32: device.tf32,
   };
   const recompute = args.recompute === undefined ? undefined : recomputeOf("recompute", args.recompute);
   const quantize = args.quantize === undefined ? undefined : oneOf("quantize", args.quantize, ["f8", "i8"] as const);
@@ -339,7 +340,8 @@ export const verb: Verb = {
     if (args.quantize !== undefined && !benches.includes("infer")) throw new UsageError("--quantize is for infer");
     const before = args.compare === undefined ? null : readBenchResult(args.compare);
     const tuneMs = args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]);
-    using device = new Device({ backend: args.backend, deterministic: args.deterministic }, console.log);
+    const tf32 = args.precision !== undefined && precisionOf("precision", args.precision).tf32;
+    using device = new Device({ backend: args.backend, deterministic: args.deterministic, tf32 }, console.log);
     autotune(device, { ms: tuneMs });
     const settings = settingsOf(args, device);
     const dataSettings = benches.includes("data") ? dataSettingsOf(args, device, settings.train) : undefined;

@@ -10,7 +10,7 @@ import {
   writeCalibration,
   writeReport,
 } from "../train";
-import { milliseconds, oneOf, positiveInteger, sizeOf, UsageError } from "./arguments";
+import { milliseconds, oneOf, positiveInteger, precisionOf, sizeOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
 const help = `dlfs eval: measures detections with COCO's metrics, equal to pycocotools': the twelve figures, a table of the
@@ -26,7 +26,7 @@ A trained model, on data in COCO's layout:
   --split NAME        default: the split that training was evaluated on
   --size N or HxW     network input in pixels; default: as in training
   --batch N           images a batch; default 8
-  --precision P       f32, bf16 or f16; default f32, with --quantize f16 where the device has it
+  --precision P       fp32, tf32, bf16 or fp16; default fp32, with --quantize fp16 where the device has it
   --quantize DTYPES   f8, i8 or f8,i8: also with convolutions of 8 bits, after a calibration; prints the figures side by side
                       and writes RUN/calibration.json
   --calibration-images N   images of the training split that the calibration looks at; default 128
@@ -64,19 +64,20 @@ async function evaluateTrained(path: string, args: Args): Promise<void> {
   if (calibrationImages !== undefined && args.quantize === undefined) {
     throw new UsageError("--calibration-images is for --quantize");
   }
+  const policy = args.precision === undefined ? undefined : precisionOf("precision", args.precision);
   const settings = {
     data,
     split,
     size: args.size === undefined ? undefined : sizeOf("size", args.size),
     batchSize: args.batch === undefined ? undefined : positiveInteger("batch", args.batch),
-    precision: args.precision === undefined ? undefined : oneOf("precision", args.precision, ["f32", "bf16", "f16"]),
+    precision: policy?.name,
     quantize: args.quantize?.split(",").map((dtype) => oneOf("quantize", dtype, ["f8", "i8"] as const)),
     calibration: {
       images: calibrationImages === undefined ? undefined : positiveInteger("calibration-images", calibrationImages),
     },
     tuneMs: args["tune-ms"] === undefined ? undefined : milliseconds("tune-ms", args["tune-ms"]),
   };
-  using device = new Device({ backend: args.backend }, console.log);
+  using device = new Device({ backend: args.backend, tf32: policy?.tf32 }, console.log);
   const evaluation = await evaluateModel(path, device, { ...settings, log: console.log });
   const report = reportOf(evaluation);
   for (const line of ["", ...formatReport(report)]) console.log(line);

@@ -1,6 +1,6 @@
 import { DlfsError, ErrorCode } from "../native";
 import type { Gradient, GradientBuilder, Node, Op } from "./node";
-import { add, fill } from "./ops/elementwise";
+import { add, fill, scaleBy } from "./ops/elementwise";
 import type { Parameter } from "./parameter";
 import type { Graph } from "./trace";
 import { type Spec, Value } from "./value";
@@ -17,8 +17,14 @@ export interface LeafGradients {
  *
  * @param seeds the values to differentiate with their gradients: constants for scalar losses, values otherwise
  * @param wanted inputs whose gradients are wanted besides the parameters'
+ * @param scale an fp32 scalar that multiplies the gradients of constant seeds
  */
-export function differentiate(graph: Graph, seeds: [Value, Gradient][], wanted: readonly Value[] = []): LeafGradients {
+export function differentiate(
+  graph: Graph,
+  seeds: [Value, Gradient][],
+  wanted: readonly Value[] = [],
+  scale: Value | null = null,
+): LeafGradients {
   const forward = [...graph.nodes];
   const trained = new Set<Value>(wanted);
   const isTrained = (value: Value) =>
@@ -31,11 +37,14 @@ export function differentiate(graph: Graph, seeds: [Value, Gradient][], wanted: 
   let path = "";
   const builder: GradientBuilder = {
     apply: <A>(op: Op<A>, inputs: readonly Value[], attrs: A) => graph.append(op, inputs, attrs, path),
-    value: (gradient: Gradient, like: Spec) =>
-      gradient instanceof Value
-        ? gradient
-        : (graph.append(fill, [], { shape: like.shape, dtype: like.dtype, value: gradient }, path)[0] as Value),
+    value: (gradient: Gradient, like: Spec) => {
+      if (gradient instanceof Value) return gradient;
+      const attrs = { shape: like.shape, dtype: like.dtype, value: gradient };
+      const filled = graph.append(fill, [], attrs, path)[0] as Value;
+      return scale && gradient !== 0 ? scaleBy(builder, filled, scale) : filled;
+    },
     needed: isTrained,
+    scale,
   };
   const accumulate = (value: Value, gradient: Gradient) => {
     const known = gradients.get(value);

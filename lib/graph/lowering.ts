@@ -8,7 +8,7 @@ import { assignLanes, type LanePlan, oneLane } from "./lanes";
 import { byteSize, type MemoryPlan, type MemoryRequest, neededBytes, planMemory, storageOf } from "./memory-plan";
 import { fuseMoments } from "./moments";
 import type { Gradient, Node, Preparation } from "./node";
-import type { Parameter } from "./parameter";
+import { Parameter } from "./parameter";
 import { Recomputation, type RecomputeOption } from "./recompute";
 import { type Graph, trace } from "./trace";
 import { withoutUnused } from "./unused";
@@ -28,6 +28,8 @@ export interface LoweringOptions {
   seeds?: Record<string, number | "input"> | "inputs" | "sum";
   /** Inputs whose gradients become results named `grad.<name>`. */
   inputGradients?: string[];
+  /** An fp32 scalar on the device that multiplies the gradients of all constant seeds: the scale of dynamic loss scaling. */
+  gradientScale?: Tensor;
   /** Adds to the parameters' gradients instead of replacing them. */
   accumulate?: boolean;
   /** Every value keeps memory of its own, readable after a run with `readValue`. Default: DLFS_DEBUG=1. */
@@ -214,9 +216,23 @@ function differentiateSeeds(graph: Graph, results: Record<string, Value>, option
     check(value !== undefined, "Program", () => `no input named "${name}"`);
     return value;
   });
-  const gradients = differentiate(graph, seeds, wanted);
+  const scale = options.gradientScale ? graph.parameter(scalarOf("gradientScale", options.gradientScale)) : null;
+  const gradients = differentiate(graph, seeds, wanted, scale);
   for (const [name, value] of gradients.inputs) results[`grad.${name}`] = value;
   return gradients;
+}
+
+/** A number on the device as an operand; its memory is the owner's. */
+function scalarOf(name: string, tensor: Tensor): Parameter {
+  check(
+    tensor.dtype === "f32" && tensor.size === 1,
+    "Program",
+    () => `${name}: expected an f32 scalar, got ${tensor.dtype} (${tensor.shape.join(", ")})`,
+  );
+  const scalar = new Parameter([], { kind: "constant", value: 1 }, { buffer: true });
+  scalar.name = name;
+  scalar.tensor = tensor;
+  return scalar;
 }
 
 /** What results and gradients depend on, the backward pass merged; brings both up to date with that. */

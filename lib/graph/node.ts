@@ -14,14 +14,19 @@ export interface Node<A = unknown> {
   readonly path: string;
 }
 
-/** Gradient of a value: a value of the same shape, or, for scalars, a constant known when the graph is built. */
+/**
+ * Gradient of a value: a value of the same shape, or, for scalars, a constant known when the graph is built, which the graph's
+ * gradient scale multiplies besides, where it has one.
+ */
 export type Gradient = Value | number;
 
 /** What a backward rule may do: apply operations to values. */
 export interface GradientBuilder {
   apply<A>(op: Op<A>, inputs: readonly Value[], attrs: A): Value[];
-  /** A gradient as a value (a constant becomes a filled tensor). */
+  /** A gradient as a value (a constant becomes a filled tensor, times the gradient scale). */
   value(gradient: Gradient, like: Spec): Value;
+  /** What constant gradients are to be multiplied by, an fp32 scalar (dynamic loss scaling); null: nothing. */
+  readonly scale: Value | null;
   /** False where nothing upstream of this value is trained, so that its gradient need not be computed. */
   needed(value: Value): boolean;
 }

@@ -78,6 +78,8 @@ export class Program implements Disposable {
   /** Index of the first call of the backward pass (calls.length without one). */
   readonly backwardStart: number;
   readonly memory: MemoryPlan;
+  /** What multiplies the gradients; see LoweringOptions. */
+  readonly gradientScale: Tensor | null;
   /** How many streams a captured graph is spread over. */
   readonly lanes: number;
   /** Fixed addresses to write inputs to. */
@@ -112,6 +114,7 @@ export class Program implements Disposable {
     const lowering = lower(device, specs, forward, options);
     this.#bound = lowering.bound;
     this.memory = lowering.memory;
+    this.gradientScale = options.gradientScale ?? null;
     this.lanes = lowering.lanes.lanes;
     const { sharing } = options;
     check(

@@ -1,12 +1,24 @@
 import { type Init, type Parameter, Program, type Spec, Value } from "../graph";
 import { check, DlfsError, ErrorCode } from "../native";
-import { Arena, align, type Device, type DType, dtypeCode, dtypeSize, Tensor } from "../tensor";
+import {
+  type ActivationDType,
+  Arena,
+  align,
+  checkPrecision,
+  type Device,
+  type DType,
+  dtypeCode,
+  dtypeSize,
+  type Precision,
+  precisionPolicy,
+  Tensor,
+} from "../tensor";
 import { Layer } from "./layer";
 import { type ModelSummary, type SummaryOptions, summarize } from "./summary";
 
 export interface ModelOptions {
-  /** Dtype of the activations; parameters, statistics and losses stay fp32. Default "f32". */
-  precision?: Extract<DType, "f32" | "bf16" | "f16">;
+  /** How it computes; parameters, statistics and losses stay fp32. "tf32" needs a device that was opened so. Default "fp32". */
+  precision?: Precision;
   /** Seed of the initial weights. Default 0. */
   seed?: number;
 }
@@ -17,7 +29,7 @@ const MAX_PROGRAMS = 8;
 /** A layer that is run and trained as a whole: it owns the memory of all parameters below it and the programs made of it. */
 export abstract class Model extends Layer {
   #device: Device | null = null;
-  #precision: DType = "f32";
+  #precision: ActivationDType = "f32";
   #memory: { parameters: Arena; gradients: Arena; copies: Arena | null } | null = null;
   readonly #programs = new Map<string, Program>();
   #revision = 0;
@@ -30,22 +42,17 @@ export abstract class Model extends Layer {
   }
 
   /** Dtype of the activations. */
-  get precision(): DType {
+  get precision(): ActivationDType {
     return this.#precision;
   }
 
   /** Allocates all parameters on a device and draws their initial values. Call once. Returns the model. */
   to(device: Device, options: ModelOptions = {}): this {
     check(!this.#device, this.constructor.name, () => "is on a device already");
-    const { precision = "f32", seed = 0 } = options;
-    if (precision !== "f32") {
-      check(
-        device.supports(precision) && device.supports(`conv.${precision}`),
-        this.constructor.name,
-        () => `precision ${precision} is not supported by ${device.info.name} (backend ${device.backend})`,
-        ErrorCode.unsupported,
-      );
-    }
+    const { seed = 0 } = options;
+    const policy = precisionPolicy(options.precision ?? "fp32");
+    checkPrecision(policy, device, this.constructor.name);
+    const precision = policy.dtype;
     this.assignNames();
     const state = [...this.namedState().values()];
     const bytes = (dtype: DType) => (sum: number, p: Parameter) => sum + align(p.size * dtypeSize(dtype));
@@ -128,7 +135,7 @@ export abstract class Model extends Layer {
    * mode the layers are those of training.
    */
   summary(inputShapes: readonly (readonly number[])[], options: SummaryOptions = {}): ModelSummary {
-    return summarize(this, inputShapes, { precision: this.#precision as SummaryOptions["precision"], ...options });
+    return summarize(this, inputShapes, { precision: this.#precision, ...options });
   }
 
   /** Sets all gradients to 0. */

@@ -29,6 +29,9 @@ export interface ProgressValues {
   /** By name, in the order to be shown. */
   losses?: Readonly<Record<string, number>>;
   learningRate?: number;
+  /** Of dynamic loss scaling: the scale, and how many steps have overflowed. */
+  lossScale?: number;
+  overflows?: number;
 }
 
 /** Counters at some time, to take differences from. */
@@ -152,8 +155,11 @@ export class ProgressBar {
     for (const [name, value] of Object.entries(this.values.losses ?? {})) {
       parts.push({ text: `${name} ${formatNumber(value)}`, rank: 4 });
     }
-    const { learningRate } = this.values;
+    const { learningRate, lossScale, overflows = 0 } = this.values;
     if (learningRate !== undefined) parts.push({ text: `lr ${formatNumber(learningRate)}`, rank: 5 });
+    if (lossScale !== undefined) {
+      parts.push({ text: `scale ${formatNumber(lossScale)}`, rank: 6 }, { text: `overflows ${overflows}`, rank: 6 });
+    }
 
     const join = () => parts.map(({ text }) => text).join("  ");
     while (parts.length > 1 && Bun.stringWidth(join()) > width) {
@@ -168,7 +174,7 @@ export class ProgressBar {
     const room = Math.min(width - Bun.stringWidth(join()) - 2, 24);
     if (this.terminal && room >= 8) {
       const filled = Math.floor(room * Math.min(share, 1));
-      parts.splice(2, 0, { text: "━".repeat(filled) + "─".repeat(room - filled), rank: 6 });
+      parts.splice(2, 0, { text: "━".repeat(filled) + "─".repeat(room - filled), rank: 7 });
     }
     return truncate(join(), width);
   }

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "e46e90ef35e22788";
+export const headerHash = "4f4d76c632d3f46f";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -51,6 +51,7 @@ export const constants = {
   CONV_MOMENTS: 64,
   CONV_KEY: 18,
   MAGNITUDE_BINS: 8192,
+  LOSS_SCALE_COUNTERS: 3,
   MATCH_THRESHOLDS: 0,
   MATCH_LOW_QUALITY: 1,
   MATCH_BEST_ANCHOR: 2,
@@ -183,8 +184,9 @@ export const symbols = {
   dlfs_sgd_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_sgd_destroy: { args: ["i64"], returns: "i32" },
   dlfs_sgd_grad_norm_workspace: { args: ["i64", "buffer"], returns: "i32" },
-  dlfs_sgd_grad_norm: { args: ["i64", "i64", "ptr", "ptr"], returns: "i32" },
-  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_sgd_grad_norm: { args: ["i64", "i64", "ptr", "ptr", "ptr"], returns: "i32" },
+  dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64", "f64"], returns: "i32" },
+  dlfs_loss_scale_step: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "f64", "f64", "i32", "f64", "i32"], returns: "i32" },
   dlfs_sgd_refresh_casts: { args: ["i64", "i64"], returns: "i32" },
   dlfs_schedule_step: { args: ["i64", "ptr", "ptr", "ptr", "i64"], returns: "i32" },
   dlfs_average_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "i32"], returns: "i32" },
@@ -198,11 +200,11 @@ export const symbols = {
   dlfs_match_anchors: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_match_points: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_detection_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_focal_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "i32", "f64"], returns: "i32" },
-  dlfs_box_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_focal_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_box_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "i32", "f64", "f64", "f64", "f64", "f64", "i32", "f64"], returns: "i32" },
   dlfs_cross_entropy_loss_workspace: { args: ["i64", "buffer", "i32", "i32", "f64"], returns: "i32" },
-  dlfs_cross_entropy_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "i32", "f64"], returns: "i32" },
-  dlfs_centerness_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
+  dlfs_cross_entropy_loss: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i32", "i32", "i32", "i32", "i32", "f64", "i32", "f64"], returns: "i32" },
+  dlfs_centerness_loss: { args: ["i64", "ptr", "buffer", "buffer", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32", "i32", "f64"], returns: "i32" },
   dlfs_topk_workspace: { args: ["i64", "buffer", "i32", "i64", "i32"], returns: "i32" },
   dlfs_topk: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i32", "i64", "i64", "i32", "i64", "i32", "i32", "f64"], returns: "i32" },
   dlfs_select_candidates_workspace: { args: ["i64", "buffer", "buffer", "i32", "i32", "i32", "i32", "i32"], returns: "i32" },
@@ -330,8 +332,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_sgd_create: ["ctx", "out", "parameters", "gradients", "momenta", "casts", "elements", "weightDecays", "lrFactors", "count", "castDtype"],
   dlfs_sgd_destroy: ["sgd"],
   dlfs_sgd_grad_norm_workspace: ["sgd", "out"],
-  dlfs_sgd_grad_norm: ["stream", "sgd", "norm", "workspace"],
-  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "momentum", "nesterov", "gradFactor", "maxNorm", "maxValue"],
+  dlfs_sgd_grad_norm: ["stream", "sgd", "norm", "gradScale", "workspace"],
+  dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "gradScale", "momentum", "nesterov", "gradFactor", "maxNorm", "maxValue"],
+  dlfs_loss_scale_step: ["stream", "scale", "counters", "failed", "overflow", "growth", "backoff", "interval", "least", "patience"],
   dlfs_sgd_refresh_casts: ["stream", "sgd"],
   dlfs_schedule_step: ["stream", "lr", "step", "table", "length"],
   dlfs_average_create: ["ctx", "out", "averages", "values", "elements", "count"],
@@ -345,11 +348,11 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_match_anchors: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "workspace", "n", "anchorsCount", "maxBoxes", "high", "low", "matching"],
   dlfs_match_points: ["stream", "matches", "foreground", "anchors", "boxes", "counts", "n", "anchorsCount", "maxBoxes", "firstLevel", "lastLevel", "radius"],
   dlfs_detection_loss_workspace: ["ctx", "out", "n", "anchors", "classes"],
-  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "classes", "maxBoxes", "dtype", "alpha", "gamma", "normalization", "gradFactor"],
-  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "kind", "coder", "wx", "wy", "ww", "wh", "beta", "normalization", "gradFactor"],
+  dlfs_focal_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "gradScale", "workspace", "cells", "pitches", "levels", "n", "perCell", "classes", "maxBoxes", "dtype", "alpha", "gamma", "normalization", "gradFactor"],
+  dlfs_box_loss: ["stream", "loss", "ddeltas", "deltas", "anchors", "matches", "boxes", "foreground", "gradScale", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "kind", "coder", "wx", "wy", "ww", "wh", "beta", "normalization", "gradFactor"],
   dlfs_cross_entropy_loss_workspace: ["ctx", "out", "n", "anchors", "negativeRatio"],
-  dlfs_cross_entropy_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "negativeRatio", "normalization", "gradFactor"],
-  dlfs_centerness_loss: ["stream", "loss", "dlogits", "logits", "anchors", "matches", "boxes", "foreground", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "normalization", "gradFactor"],
+  dlfs_cross_entropy_loss: ["stream", "loss", "dlogits", "logits", "matches", "labels", "foreground", "gradScale", "workspace", "n", "anchors", "classes", "maxBoxes", "dtype", "negativeRatio", "normalization", "gradFactor"],
+  dlfs_centerness_loss: ["stream", "loss", "dlogits", "logits", "anchors", "matches", "boxes", "foreground", "gradScale", "workspace", "cells", "pitches", "levels", "n", "perCell", "maxBoxes", "dtype", "normalization", "gradFactor"],
   dlfs_topk_workspace: ["ctx", "out", "n", "m", "k"],
   dlfs_topk: ["stream", "scores", "index", "logits", "workspace", "n", "m", "logitsStride", "k", "rowStride", "dtype", "kind", "threshold"],
   dlfs_select_candidates_workspace: ["ctx", "out", "cells", "levels", "n", "perCell", "classes", "k"],
@@ -732,20 +735,30 @@ export interface NativeFunctions {
   sgdGradNormWorkspace(sgd: number, out: HostView): number;
   /**
    * *norm = the 2-norm of all gradients of the lists as one vector, as torch.nn.utils.clip_grad_norm_ takes it: fp32, of sums
-   * in fp64, in the same order each run. NaN or infinite where a gradient is.
+   * in fp64, in the same order each run. NaN or infinite where a gradient is. grad_scale: fp32 on the device, nullable; the
+   * norm is that of the gradients divided by it.
    */
-  sgdGradNorm(stream: number, sgd: number, norm: Address | null, workspace: Address | null): number;
+  sgdGradNorm(stream: number, sgd: number, norm: Address | null, gradScale: Address | null, workspace: Address | null): number;
   /**
    * One step as torch.optim.SGD (dampening 0): g += weight_decay * p; v = momentum * v + g; p -= lr * (nesterov ?
    * g + momentum * v : v); then the low-precision copy. lr: fp32 on the device. skip: int32 on the device, nullable; where
-   * *skip != 0 nothing changes. grad_factor multiplies gradients first. grad_norm, nullable: dlfs_sgd_grad_norm's result, on
+   * *skip != 0 nothing changes. grad_factor multiplies gradients first, and *grad_scale, fp32 on the device, nullable, divides
+   * them: the scale that the losses' gradients were given. grad_norm, nullable: dlfs_sgd_grad_norm's result, by the same scale, on
    * the device, with which gradients are clipped to a norm of max_norm >= 0 as torch.nn.utils.clip_grad_norm_ does: they are
    * multiplied by min(1, max_norm / (|grad_factor| * *grad_norm + 1e-6)) besides. As there (error_if_nonfinite false), an
    * infinite norm makes finite gradients 0 and infinite ones NaN, and a norm of NaN makes all NaN: to skip such a step, let
    * dlfs_check_finite raise *skip from the norm. max_value > 0 then clips each gradient to -max_value to max_value, as
    * torch.nn.utils.clip_grad_value_; 0 does not. All tensors in one launch.
    */
-  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, gradNorm: Address | null, momentum: number, nesterov: number, gradFactor: number, maxNorm: number, maxValue: number): number;
+  sgdStep(stream: number, sgd: number, lr: Address | null, skip: Address | null, gradNorm: Address | null, gradScale: Address | null, momentum: number, nesterov: number, gradFactor: number, maxNorm: number, maxValue: number): number;
+  /**
+   * After each step with dynamic loss scaling (Micikevicius et al. 2018), torch.amp.GradScaler.update: *overflow != 0 says that
+   * the step's gradients were not finite, so that it was skipped: *scale *= backoff. Else, after `interval` such steps in a row,
+   * *scale *= growth where that is finite. The scale does not fall below `least`; `patience` overflows in a row there raise
+   * *failed, an int32, and where *failed != 0 nothing changes. scale: fp32, counters: DLFS_LOSS_SCALE_COUNTERS int32. growth >= 1,
+   * 0 < backoff <= 1, interval >= 1, least > 0, patience >= 1. All on the device, so that it is part of a captured step.
+   */
+  lossScaleStep(stream: number, scale: Address | null, counters: Address | null, failed: Address | null, overflow: Address | null, growth: number, backoff: number, interval: number, least: number, patience: number): number;
   /** Refreshes the low-precision copies from the parameters (after loading weights). */
   sgdRefreshCasts(stream: number, sgd: number): number;
   /**
@@ -812,7 +825,7 @@ export interface NativeFunctions {
    * alpha it is binary cross-entropy. dlogits: maps as the logits, the gradient of *loss times grad_factor; ignored anchors get 0.
    * One pass over logits; loss fp32, the same order of sums each run.
    */
-  focalLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, normalization: number, gradFactor: number): number;
+  focalLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, matches: Address | null, labels: Address | null, foreground: Address | null, gradScale: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, classes: number, maxBoxes: number, dtype: number, alpha: number, gamma: number, normalization: number, gradFactor: number): number;
   /**
    * The loss `kind` (DLFS_BOX_LOSS_) of each foreground anchor, summed and normalized (DLFS_LOSS_). deltas: level maps of 4
    * columns, coded by `coder` (DLFS_CODER_; wx, wy, ww, wh are used by CODER_CENTRE); anchors (A, 4). Kinds of IoU compare the
@@ -820,7 +833,7 @@ export interface NativeFunctions {
    * coordinate beyond 1e9 pixels counts as 1e9 (with gradient 0), the aspect ratio of a box without extent as 0. ddeltas: maps as
    * the deltas, the gradient times grad_factor, 0 outside the foreground, for dw and dh beyond the clip of dlfs_box_decode too.
    */
-  boxLoss(stream: number, loss: Address | null, ddeltas: HostView, deltas: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, kind: number, coder: number, wx: number, wy: number, ww: number, wh: number, beta: number, normalization: number, gradFactor: number): number;
+  boxLoss(stream: number, loss: Address | null, ddeltas: HostView, deltas: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, gradScale: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, kind: number, coder: number, wx: number, wy: number, ww: number, wh: number, beta: number, normalization: number, gradFactor: number): number;
   /** Bytes of workspace for dlfs_cross_entropy_loss. */
   crossEntropyLossWorkspace(ctx: number, out: HostView, n: number, anchors: number, negativeRatio: number): number;
   /**
@@ -831,14 +844,14 @@ export interface NativeFunctions {
    * negative_ratio times the image's foreground, the lower index first among equals. dlogits (N, A, classes), nullable: the
    * gradient times grad_factor; anchors that do not count get 0. Mining reads the logits of the anchors that count twice.
    */
-  crossEntropyLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, negativeRatio: number, normalization: number, gradFactor: number): number;
+  crossEntropyLoss(stream: number, loss: Address | null, dlogits: Address | null, logits: Address | null, matches: Address | null, labels: Address | null, foreground: Address | null, gradScale: Address | null, workspace: Address | null, n: number, anchors: number, classes: number, maxBoxes: number, dtype: number, negativeRatio: number, normalization: number, gradFactor: number): number;
   /**
    * FCOS's centre-ness loss (Tian et al. 2019): binary cross-entropy of the foreground anchors' logits, level maps of 1 column,
    * with sqrt(min(l, r) / max(l, r) min(t, b) / max(t, b)), the distances of the anchor's centre from the sides of its box (0 where
    * it lies outside), summed and normalized (DLFS_LOSS_). dlogits: maps as the logits, the gradient times grad_factor. Other
    * arguments as dlfs_box_loss.
    */
-  centernessLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, normalization: number, gradFactor: number): number;
+  centernessLoss(stream: number, loss: Address | null, dlogits: HostView, logits: HostView, anchors: Address | null, matches: Address | null, boxes: Address | null, foreground: Address | null, gradScale: Address | null, workspace: Address | null, cells: HostView, pitches: HostView, levels: number, n: number, perCell: number, maxBoxes: number, dtype: number, normalization: number, gradFactor: number): number;
   /** Bytes of workspace for dlfs_topk. */
   topkWorkspace(ctx: number, out: HostView, n: number, m: number, k: number): number;
   /**

@@ -21,7 +21,7 @@ export interface DeviceOptions {
   index?: number;
   /** Only algorithms that give the same bytes each run. Default false. */
   deterministic?: boolean;
-  /** fp32 convolutions may round their inputs to TF32. Default false. */
+  /** fp32 convolutions may round their inputs to TF32, where the device has it (the precision "tf32"). Default false. */
   tf32?: boolean;
   /** Compute threads of the CPU backend; 0 uses all cores. */
   threads?: number;

@@ -13,5 +13,14 @@ export {
 } from "./dtype";
 export { NativeObject, outHandle } from "./native-object";
 export { PinnedBuffer } from "./pinned";
+export {
+  type ActivationDType,
+  checkPrecision,
+  type Precision,
+  type PrecisionPolicy,
+  precisionNames,
+  precisionPolicy,
+  precisionText,
+} from "./precision";
 export { Event, Stream, until } from "./stream";
 export { checkShape, Tensor } from "./tensor";

@@ -14,7 +14,14 @@ import {
 } from "../data";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import { check, ErrorCode } from "../native";
-import type { Device, QuantizedDType } from "../tensor";
+import {
+  type Device,
+  type Precision,
+  type PrecisionPolicy,
+  precisionPolicy,
+  precisionText,
+  type QuantizedDType,
+} from "../tensor";
 import {
   type CalibrationBatch,
   type CalibrationOptions,
@@ -59,8 +66,8 @@ export interface EvaluateModelOptions {
   size?: readonly [height: number, width: number];
   /** Images a batch. Default 8. */
   batchSize?: number;
-  /** Default "f32"; beside `quantize` "f16" where the device has it. */
-  precision?: "f32" | "bf16" | "f16";
+  /** Default "fp32"; beside `quantize` "fp16" where the device has it. */
+  precision?: Precision;
   /** Dtypes of 8 bits that the model is measured in, too, after a calibration. */
   quantize?: readonly QuantizedDType[];
   calibration?: {
@@ -82,7 +89,7 @@ export interface ModelEvaluation extends Evaluation {
   readonly split: string;
   /** The detections with the ids of the annotation file. */
   readonly detections: ResultRow[];
-  readonly precision: "f32" | "bf16" | "f16";
+  readonly precision: PrecisionPolicy["name"];
   /** With `quantize`: what the model was calibrated to, and how it does in each dtype. */
   readonly table?: CalibrationTable;
   readonly quantized: readonly { readonly dtype: QuantizedDType; readonly result: CocoResult }[];
@@ -100,7 +107,9 @@ export async function evaluateModel(
   options: EvaluateModelOptions = {},
 ): Promise<ModelEvaluation> {
   const { batchSize = 8, quantize = [], calibration = {}, progress = showProgress(), log = () => {} } = options;
-  const precision = options.precision ?? (quantize.length > 0 && device.supports("conv.f16") ? "f16" : "f32");
+  const half = quantize.length > 0 && device.supports("conv.f16");
+  const policy = precisionPolicy(options.precision ?? (half ? "fp16" : "fp32"));
+  const { name: precision, dtype } = policy;
   if (options.tuneMs !== undefined) autotune(device, { ms: options.tuneMs });
   using trained = await loadTrainedModel(path, device, { precision });
   const { model, config, preprocessing } = trained;
@@ -134,8 +143,10 @@ export async function evaluateModel(
   const size = options.size ?? config.size;
   const [height, width] = size;
   log(`model: ${trained.path}, ${trained.iteration} iterations`);
-  log(`data: ${folder}, ${split}, ${dataset.train.usable} images, input ${height}x${width}, ${precision}`);
-  using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, dtype: precision, preprocessing });
+  log(
+    `data: ${folder}, ${split}, ${dataset.train.usable} images, input ${height}x${width}, ${precisionText(policy, device)}`,
+  );
+  using decoder = new DeviceBatchDecoder(device, { batchSize, height, width, dtype, preprocessing });
   const common = { store, source, batchSize, size, preprocessing, decoder };
   const detect = async (name: string, quantization?: Quantization) => {
     await using loader = new CocoDataLoader({ ...common, split, shuffle: false });

@@ -45,13 +45,14 @@ export class Reporter implements TrainerObserver {
     this.#waited += waitSeconds;
   }
 
-  onResult({ iteration, losses, rate, gradNorm, failed }: StepResult): void {
-    this.#progress.set({ losses, learningRate: rate });
+  onResult({ iteration, losses, rate, gradNorm, scaling, failed }: StepResult): void {
+    const scale = scaling && { lossScale: scaling.scale, overflows: scaling.overflows };
+    this.#progress.set({ losses, learningRate: rate, ...scale });
     const { run, logEvery, iterations } = this.#options;
     if (iteration % logEvery !== 0 && iteration !== iterations - 1 && !failed) return;
     const norm = gradNorm === undefined ? {} : { gradNorm };
     run.appendMetrics({
-      ...{ kind: "train", iteration, ...losses, learningRate: rate, ...norm },
+      ...{ kind: "train", iteration, ...losses, learningRate: rate, ...norm, ...scale },
       waitShare: this.#takeWaitShare(),
     });
   }

@@ -1,7 +1,8 @@
 import type { Call, Parameter, Program } from "../graph";
 import type { Model } from "../layers";
 import { check, constants } from "../native";
-import { Arena, align, type Device, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
+import { Arena, align, type Device, dtypeCode, NativeObject, outHandle, precisionPolicy, Tensor } from "../tensor";
+import { LossScaler, type LossScalingOptions } from "./loss-scaling";
 import { type Schedule, scheduleTable } from "./schedule";
 
 /** Parameters with settings of their own. */
@@ -36,12 +37,18 @@ export interface SGDOptions {
   clipNorm?: number;
   /** Clips each gradient to -clipValue to clipValue (torch.nn.utils.clip_grad_value_), after clipNorm. Default: none is. */
   clipValue?: number;
+  /**
+   * Dynamic loss scaling, with settings of its own or `true` for the defaults. Default: of a model in fp16. A step that is not
+   * finite is left out and counted then, and no failure.
+   */
+  lossScaling?: boolean | LossScalingOptions;
 }
 
 /**
  * Stochastic gradient descent with momentum, as torch.optim.SGD with dampening 0. The rate, the step counter and the momentum
  * live on the device, so that a step with its schedule is part of the captured program. A step whose losses, or whose
- * gradients' norm where it is taken, are not finite changes nothing and raises `failed`.
+ * gradients' norm where it is taken, are not finite changes nothing and raises `failed`; or, with dynamic loss scaling, changes
+ * nothing but the scale.
  */
 export class SGD extends NativeObject {
   readonly device: Device;
@@ -50,10 +57,15 @@ export class SGD extends NativeObject {
   readonly step: Tensor;
   /** The last step's learning rate, fp32. */
   readonly rate: Tensor;
-  /** Not 0 once a loss or the gradients' norm was NaN or infinite, int32. */
+  /**
+   * Not 0 once a loss or the gradients' norm was NaN or infinite, int32; with loss scaling, once they were in so many steps that
+   * there is no use in going on.
+   */
   readonly failed: Tensor;
-  /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm`. */
+  /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm` and loss scaling. */
   readonly gradNorm: Tensor | null;
+  /** Its scale belongs into the programs that compute the gradients: their `gradientScale`. Null without loss scaling. */
+  readonly scaler: LossScaler | null;
   readonly #table: Tensor;
   /** The schedule's rates, and what they are multiplied by now. */
   readonly #rates: Float32Array;
@@ -61,13 +73,15 @@ export class SGD extends NativeObject {
   readonly #memory: Arena;
   readonly #momentum: number;
   readonly #nesterov: boolean;
-  readonly #clipNorm: number;
+  /** Null: gradients are used as they are. */
+  readonly #clipNorm: number | null;
   readonly #clipValue: number;
   readonly #normScratch: Tensor | null;
 
   constructor(model: Model, options: SGDOptions) {
     const { device } = model;
     const { momentum = 0.9, nesterov = false, weightDecay = 1e-4, groups = [], clipNorm, clipValue } = options;
+    const { lossScaling = precisionPolicy(model.precision).lossScaling } = options;
     check(
       momentum >= 0 && weightDecay >= 0,
       "SGD",
@@ -120,13 +134,15 @@ export class SGD extends NativeObject {
     this.failed = made.use(Tensor.zeros(device, [1], "i32"));
     this.#table = made.use(Tensor.from(device, table, [table.length]));
     this.#rates = table;
-    this.#clipNorm = clipNorm ?? 0;
+    this.#clipNorm = clipNorm ?? null;
     this.#clipValue = clipValue ?? 0;
     const scratch = outHandle();
     device.native.sgdGradNormWorkspace(this.handle, scratch.view);
-    const clips = clipNorm !== undefined;
-    this.gradNorm = clips ? made.use(Tensor.zeros(device, [1])) : null;
-    this.#normScratch = clips ? made.use(Tensor.empty(device, [scratch.value], "u8")) : null;
+    this.scaler = lossScaling ? made.use(new LossScaler(device, lossScaling === true ? {} : lossScaling)) : null;
+    // With loss scaling it is the norm that tells whether all gradients are finite.
+    const takesNorm = clipNorm !== undefined || this.scaler !== null;
+    this.gradNorm = takesNorm ? made.use(Tensor.zeros(device, [1])) : null;
+    this.#normScratch = takesNorm ? made.use(Tensor.empty(device, [scratch.value], "u8")) : null;
     made.move();
   }
 
@@ -142,7 +158,12 @@ export class SGD extends NativeObject {
     this.#table.write(this.#rates.map((rate) => rate * factor));
   }
 
-  /** The call that sets the rate and counts the step: before a program's own. */
+  /** Not 0 where the present step changes no weight, int32. */
+  get skip(): Tensor {
+    return this.scaler?.overflow ?? this.failed;
+  }
+
+  /** The calls that set the rate and count the step: before a program's own. */
   scheduleCalls(program: Program): Call[] {
     const { native } = this.device;
     const stream = program.stream.handle;
@@ -154,10 +175,11 @@ export class SGD extends NativeObject {
         outputs: [],
         run: () => void native.scheduleStep(stream, rate, step, table, length),
       },
+      ...(this.scaler?.beginCalls(program, this.failed) ?? []),
     ];
   }
 
-  /** The calls that raise `failed` where a loss is not finite: after a program's own. */
+  /** The calls that raise `skip` where a loss is not finite: after a program's own. */
   checkCalls(program: Program, losses: readonly string[]): Call[] {
     return losses.map((name) => this.#check(program, name, program.results[name] as Tensor));
   }
@@ -170,30 +192,31 @@ export class SGD extends NativeObject {
   updateCalls(program: Program, gradFactor = 1): Call[] {
     const { native } = this.device;
     const stream = program.stream.handle;
-    const [rate, failed, handle] = [this.rate.address, this.failed.address, this.handle];
+    const [rate, skip, handle] = [this.rate.address, this.skip.address, this.handle];
+    const scale = this.scaler?.scale ?? null;
+    check(
+      program.gradientScale === scale,
+      "SGD",
+      () => `the program's gradientScale is not that of the optimizer's loss scaling, which is ${scale ? "on" : "off"}`,
+    );
+    const at = scale?.address ?? null;
     const calls: Call[] = [];
-    const norm = this.gradNorm?.address ?? null;
     if (this.gradNorm) {
-      const scratch = this.#normScratch!.address;
-      const run = () => void native.sgdGradNorm(stream, handle, norm, scratch);
+      const [norm, scratch] = [this.gradNorm.address, this.#normScratch!.address];
+      const run = () => void native.sgdGradNorm(stream, handle, norm, at, scratch);
       calls.push({ kind: "grad_norm", path: "", outputs: [], run }, this.#check(program, "grad_norm", this.gradNorm));
     }
-    const [momentum, nesterov] = [this.#momentum, this.#nesterov ? 1 : 0];
-    const [clipNorm, clipValue] = [this.#clipNorm, this.#clipValue];
-    calls.push({
-      kind: "sgd",
-      path: "",
-      outputs: [],
-      run: () =>
-        void native.sgdStep(stream, handle, rate, failed, norm, momentum, nesterov, gradFactor, clipNorm, clipValue),
-    });
+    const norm = this.#clipNorm === null ? null : this.gradNorm!.address;
+    const rule = [this.#momentum, this.#nesterov ? 1 : 0, gradFactor, this.#clipNorm ?? 0, this.#clipValue] as const;
+    const run = () => void native.sgdStep(stream, handle, rate, skip, norm, at, ...rule);
+    calls.push({ kind: "sgd", path: "", outputs: [], run }, ...(this.scaler?.endCalls(program, this.failed) ?? []));
     return calls;
   }
 
   #check(program: Program, path: string, { address }: Tensor): Call {
     const { native } = this.device;
-    const [stream, failed] = [program.stream.handle, this.failed.address];
-    const run = () => void native.checkFinite(stream, failed, address, 1, constants.F32);
+    const [stream, flag] = [program.stream.handle, this.skip.address];
+    const run = () => void native.checkFinite(stream, flag, address, 1, constants.F32);
     return { kind: "check_finite", path, outputs: [], run };
   }
 
@@ -203,6 +226,7 @@ export class SGD extends NativeObject {
     for (const tensor of [this.step, this.rate, this.failed, this.#table, this.gradNorm, this.#normScratch]) {
       tensor?.dispose();
     }
+    this.scaler?.dispose();
     this.#memory.dispose();
   }
 }

@@ -12,6 +12,7 @@ import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
 import { autotune } from "./convolution-tuning";
 import type { Ema } from "./ema";
+import { LossScaler, type LossScaling } from "./loss-scaling";
 import type { SGD } from "./sgd";
 
 export interface TrainStepOptions {
@@ -65,9 +66,14 @@ export interface StepResult {
   losses: Record<string, number>;
   /** Learning rate of the step. */
   rate: number;
-  /** 2-norm of the step's gradients before clipping; only where the optimizer clips them. */
+  /** 2-norm of the step's gradients before clipping; only where the optimizer clips them, or scales the losses. */
   gradNorm?: number;
-  /** True when a loss, or the gradients' norm, of this or an earlier step was not finite; no weight has changed since. */
+  /** Only with dynamic loss scaling. */
+  scaling?: LossScaling;
+  /**
+   * True when a loss, or the gradients' norm, of this or an earlier step was not finite; no weight has changed since. With loss
+   * scaling, such a step is left out, and this is true when so many were that there is no use in going on.
+   */
   failed: boolean;
 }
 
@@ -138,7 +144,7 @@ export class TrainStep implements Disposable {
     const bytes = this.#offsets.counts + align(n * 4);
     this.#ring = Array.from({ length: options.inFlight ?? 2 }, () => ({
       targets: made.use(new PinnedBuffer(device, bytes)),
-      report: made.use(new PinnedBuffer(device, 4 * (first.losses.length + 3))),
+      report: made.use(new PinnedBuffer(device, byteLength(this.#reported(this.program)))),
       event: made.use(new Event(device)),
       iteration: null,
       order: 0,
@@ -162,11 +168,12 @@ export class TrainStep implements Disposable {
     const [begins, ends] = [phase === "whole" || phase === "first", phase === "whole" || phase === "last"];
     const update = (made: Program) => [
       ...optimizer.updateCalls(made, 1 / this.#accumulate),
-      ...(ema?.stepCalls(made, optimizer.failed) ?? []),
+      ...(ema?.stepCalls(made, optimizer.skip) ?? []),
     ];
     const program = new Program(model.device, inputSpecs(model, options), forward, {
       ...loweringOptions(options),
       accumulate: !begins,
+      gradientScale: optimizer.scaler?.scale,
       before: (made) => (begins ? optimizer.scheduleCalls(made) : []),
       after: (made) => [...optimizer.checkCalls(made, losses), ...(ends ? update(made) : [])],
       sharing,
@@ -240,7 +247,7 @@ export class TrainStep implements Disposable {
     const part = this.#submitted % this.#accumulate;
     const last = part === this.#accumulate - 1;
     const program = this.#programFor(images, last ? (part === 0 ? "whole" : "last") : part === 0 ? "first" : "middle");
-    const { inputs, results, stream } = program;
+    const { inputs, stream } = program;
     const { bytes, address } = place.targets;
     const stage = (offset: number, view: Float32Array | Int32Array, target: Tensor) => {
       bytes.set(new Uint8Array(view.buffer, view.byteOffset, view.byteLength), offset);
@@ -255,20 +262,27 @@ export class TrainStep implements Disposable {
     }
     this.#revision = this.model.revision;
     program.run();
-    const report = [
-      ...this.lossNames.map((name) => results[name] as Tensor),
-      this.optimizer.rate,
-      this.optimizer.failed,
-      ...(this.optimizer.gradNorm ? [this.optimizer.gradNorm] : []),
-    ];
-    for (const [i, value] of report.entries()) {
-      native.copyToHost(stream.handle, place.report.address + 4 * i, value.address, 4);
+    let to = place.report.address;
+    for (const { address, byteLength } of this.#reported(program)) {
+      native.copyToHost(stream.handle, to, address, byteLength);
+      to += byteLength;
     }
     place.event.record(stream);
     place.iteration = this.#iteration;
     place.order = this.#submitted++;
     place.last = last;
     if (last) this.#iteration++;
+  }
+
+  /** What the host is told of a step, in this order; #collect reads it. */
+  #reported({ results }: Program): Tensor[] {
+    const { rate, failed, gradNorm, scaler } = this.optimizer;
+    return [
+      ...this.lossNames.map((name) => results[name] as Tensor),
+      ...[rate, failed],
+      ...(scaler ? [scaler.scale, scaler.overflow, scaler.counters] : []),
+      ...(gradNorm ? [gradNorm] : []),
+    ];
   }
 
   async #collect(place: InFlight): Promise<StepResult | null> {
@@ -285,10 +299,17 @@ export class TrainStep implements Disposable {
     if (!place.last) return null;
     const losses = Object.fromEntries([...this.#sums].map(([name, sum]) => [name, sum / this.#accumulate]));
     this.#sums.clear();
-    const at = this.lossNames.length;
-    const failed = place.report.int32()[at + 1] !== 0;
-    const gradNorm = this.optimizer.gradNorm ? (values[at + 2] as number) / this.#accumulate : undefined;
-    return { iteration, losses, rate: values[at] as number, failed, ...(gradNorm !== undefined && { gradNorm }) };
+    const flags = place.report.int32();
+    let at = this.lossNames.length;
+    const result: StepResult = { iteration, losses, rate: values[at++] as number, failed: flags[at++] !== 0 };
+    const { scaler, gradNorm } = this.optimizer;
+    if (scaler) {
+      const [scale, overflow] = [values[at++] as number, flags[at++] as number];
+      result.scaling = LossScaler.report(scale, overflow, flags.subarray(at, at + scaler.counters.size));
+      at += scaler.counters.size;
+    }
+    if (gradNorm) result.gradNorm = (values[at] as number) / this.#accumulate;
+    return result;
   }
 
   dispose(): void {
@@ -310,6 +331,8 @@ export class TrainStep implements Disposable {
     this.dispose();
   }
 }
+
+const byteLength = (tensors: Tensor[]): number => tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
 
 const programKey = (height: number, width: number, phase: Phase): string => `${height}x${width} ${phase}`;
 

@@ -198,10 +198,12 @@ export class Trainer implements Disposable {
     const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value}`);
     const finite = Object.values(result.losses).every(Number.isFinite);
     if (result.gradNorm !== undefined) losses.push(`norm of the gradients ${result.gradNorm}`);
+    const { scaler } = this.optimizer;
+    const again = scaler ? `, as in ${scaler.patience - 1} before at the least loss scale, ${scaler.least}` : "";
     throw new DlfsError(
       ErrorCode.argument,
       "training",
-      `${finite ? "the gradients' norm" : "a loss"} is not finite in iteration ${result.iteration}: ` +
+      `${finite ? "the gradients' norm" : "a loss"} is not finite in iteration ${result.iteration}${again}: ` +
         `${losses.join(", ")}, learning rate ${result.rate}; ` +
         (this.#lastCheckpoint
           ? `the last good checkpoint is ${this.#lastCheckpoint}`

@@ -9,6 +9,9 @@ import type { Ema } from "./ema";
 import type { PlateauState } from "./schedule";
 import type { SGD } from "./sgd";
 
+/** Tensors of dynamic loss scaling: a training that goes on in another precision starts a scale, or drops it. */
+const SCALING = "scaling.";
+
 /** Everything a run needs to go on as if it had never stopped. */
 export interface TrainingState {
   /** Steps done. */
@@ -20,11 +23,15 @@ export interface TrainingState {
   plateau?: PlateauState;
 }
 
-/** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter, moving averages. */
+/** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter, the loss scale, moving averages. */
 export function* namedTensors(model: DetectionModel, optimizer: SGD, ema: Ema | null): Generator<[string, Tensor]> {
   for (const [name, tensor] of model.stateDict()) yield [`model.${name}`, tensor];
   for (const [name, tensor] of optimizer.momenta) yield [`momentum.${name}`, tensor];
   yield ["optimizer.step", optimizer.step];
+  if (optimizer.scaler) {
+    yield [`${SCALING}scale`, optimizer.scaler.scale];
+    yield [`${SCALING}counters`, optimizer.scaler.counters];
+  }
   if (!ema) return;
   for (const [name, tensor] of ema.averages) yield [`ema.${name}`, tensor];
   yield ["ema.step", ema.step];
@@ -93,11 +100,12 @@ export async function restoreTraining(
   loader: DataLoader<DetectionBatch>,
 ): Promise<TrainingState> {
   const { path } = checkpoint;
-  const wanted = [...namedTensors(model, optimizer, ema)];
-  const names = new Set(wanted.map(([name]) => name));
   const stored = checkpoint.tensors;
+  const isScaling = (name: string) => name.startsWith(SCALING);
+  const wanted = [...namedTensors(model, optimizer, ema)].filter(([name]) => stored.has(name) || !isScaling(name));
+  const names = new Set(wanted.map(([name]) => name));
   const missing = [...names].filter((name) => !stored.has(name));
-  const unexpected = [...stored.keys()].filter((name) => !names.has(name));
+  const unexpected = [...stored.keys()].filter((name) => !names.has(name) && !isScaling(name));
   const isAverage = (name: string) => name.startsWith("ema.");
   check(
     !missing.some(isAverage) && !unexpected.some(isAverage),

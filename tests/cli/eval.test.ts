@@ -123,7 +123,7 @@ describe("of a trained model", () => {
     const args = ["--run", run, "--precision", "f32", "--quantize", "f8,i8", "--calibration-images", "5", "--out", out];
     const { status, stdout } = await dlfsEval(...args);
     expect(status).toBe(0);
-    expect(stdout).toMatch(/^f32 +\d\.\d{4}/m);
+    expect(stdout).toMatch(/^fp32 +\d\.\d{4}/m);
     for (const dtype of ["f8", "i8"]) {
       expect(stdout).toMatch(new RegExp(`^${dtype}( +\\d\\.\\d{4}){3} {3}AP [+-]\\d+\\.\\d\\d points$`, "m"));
     }
@@ -137,7 +137,7 @@ describe("of a trained model", () => {
     const device = testDevice();
     const options = { split: "train2017", size: [96, 128] as const, log: (line: string) => void lines.push(line) };
     const evaluation = await evaluateModel(path, device, options);
-    expect(lines.join("\n")).toContain("train2017, 8 images, input 96x128, f32");
+    expect(lines.join("\n")).toContain("train2017, 8 images, input 96x128, fp32");
     expect(evaluation.images).toBe(8);
     expect(evaluation.detections.length).toBeGreaterThan(100);
     for (const { imageId, categoryId } of evaluation.detections) {
@@ -167,7 +167,7 @@ test("wrong calls end with 2 and say what is expected", async () => {
     [["--results", "a", "--annotations", "b", "--size", "64"], "--size is for --run and --checkpoint"],
     [["--run", "a", "--size", "64x"], '--size: expected N or HxW in pixels, got "64x"'],
     [["--run", "a", "--batch", "0"], '--batch: expected an integer from 1, got "0"'],
-    [["--run", "a", "--precision", "f8"], '--precision: expected one of f32, bf16, f16, got "f8"'],
+    [["--run", "a", "--precision", "f8"], '--precision: expected one of fp32, tf32, bf16, fp16, f32, f16, got "f8"'],
     [["--run", "a", "--quantize", "f8,f4"], '--quantize: expected one of f8, i8, got "f4"'],
     [["--run", "a", "--calibration-images", "9"], "--calibration-images is for --quantize"],
     [["--rnu", "a"], "'--rnu'"],

@@ -308,7 +308,7 @@ describe("errors name what is wrong", () => {
     const call = (kind: number, coder: number, normalization: number) => () =>
       native.boxLoss(
         ...([stream.handle, address, new BigInt64Array(1), BigInt64Array.of(BigInt(address))] as const),
-        ...([address, address, address, address, address, Int32Array.of(1), Int32Array.of(4), 1] as const),
+        ...([address, address, address, address, null, address, Int32Array.of(1), Int32Array.of(4), 1] as const),
         ...([1, 1, 1, 0, kind, coder, 1, 1, 1, 1, 0, normalization, 1] as const),
       );
     try {

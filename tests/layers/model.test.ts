@@ -403,7 +403,7 @@ describe("errors", () => {
     if (!reason) return void onDevice(new Net(), { precision: "f16" });
     const error = errorOf(() => new Net().to(device, { precision: "f16" }));
     expect(error.code).toBe(ErrorCode.unsupported);
-    expect(error.message).toContain("precision f16 is not supported by");
+    expect(error.message).toContain("precision fp16 is not supported by");
   });
 });
 

@@ -63,7 +63,7 @@ interface Maps {
 const boxLoss = ({ maps = addresses, cells = [2, 1], pitch = 8, levels = 2, perCell = 2, workspace = at }: Maps) => {
   const sizes = [Int32Array.from(cells), Int32Array.of(pitch, pitch), levels, 1, perCell] as const;
   const rules = [3, constants.F32, 0, 0, 1, 1, 1, 1, 0, 0, 1] as const;
-  return native.boxLoss(stream, at, none, maps, at, at, at, at, workspace, ...sizes, ...rules);
+  return native.boxLoss(stream, at, none, maps, at, at, at, at, null, workspace, ...sizes, ...rules);
 };
 
 const select = ({ maps = addresses, cells = [2, 1], pitch = 8, levels = 2, perCell = 2, ...rest }: Maps) => {

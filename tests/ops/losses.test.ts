@@ -56,7 +56,7 @@ const losses: Losses[] = [
       lossOf(matches, 1, (at) => {
         const labels = maxBoxes > 0 ? at.foreground : null; // the label is 1
         const sizes = [...sizesOf(4), 4, maxBoxes, F32, 0.25, 2, 0, 1] as const;
-        native.focalLoss(stream, at.loss, ...maps(at), at.matches, labels, at.foreground, at.scratch, ...sizes);
+        native.focalLoss(stream, at.loss, ...maps(at), at.matches, labels, at.foreground, null, at.scratch, ...sizes);
       }),
   ],
   [
@@ -65,7 +65,7 @@ const losses: Losses[] = [
       lossOf(matches, 1, (at) => {
         const truth = maxBoxes > 0 ? at.boxes : null;
         const rules = [maxBoxes, F32, BOX_LOSS_GIOU, CODER_LINEAR, 1, 1, 1, 1, 0, 0, 1] as const;
-        const operands = [at.boxes, at.matches, truth, at.foreground, at.scratch] as const;
+        const operands = [at.boxes, at.matches, truth, at.foreground, null, at.scratch] as const;
         native.boxLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(4), ...rules);
       }),
   ],
@@ -74,7 +74,7 @@ const losses: Losses[] = [
     (matches, maxBoxes) =>
       lossOf(matches, 1, (at) => {
         const truth = maxBoxes > 0 ? at.boxes : null;
-        const operands = [at.boxes, at.matches, truth, at.foreground, at.scratch] as const;
+        const operands = [at.boxes, at.matches, truth, at.foreground, null, at.scratch] as const;
         native.centernessLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(1), maxBoxes, F32, 0, 1);
       }),
   ],
@@ -100,6 +100,7 @@ test("a ratio of negatives that is infinite in fp32 takes none without foregroun
         at.matches,
         labels,
         at.foreground,
+        null,
         at.scratch,
         ...sizes,
       );
@@ -113,7 +114,7 @@ test("box weights mean nothing to the linear coder's losses", () => {
     const run = (weight: number) =>
       lossOf([0, 0, -1], 2, (at) => {
         const rules = [1, F32, kind, CODER_LINEAR, weight, weight, weight, weight, 0, 0, 1] as const;
-        const operands = [at.boxes, at.matches, at.boxes, at.foreground, at.scratch] as const;
+        const operands = [at.boxes, at.matches, at.boxes, at.foreground, null, at.scratch] as const;
         native.boxLoss(stream, at.loss, ...maps(at), ...operands, ...sizesOf(4), ...rules);
       });
     expect(run(0)).toEqual(run(1));

@@ -22,6 +22,8 @@ import type { Tensor } from "../../lib/tensor";
 import {
   constantRate,
   Evaluator,
+  type LossScaling,
+  type StepResult,
   Trainer,
   type TrainerObserver,
   type TrainerOptions,
@@ -204,6 +206,52 @@ test("moving averages and a rate reduced on a plateau go on from a checkpoint, a
   expect(await scores(12, {})).not.toEqual((await scores(12, stuck))!);
   const without = await run({ iterations: 9, resume }).catch((e: unknown) => e);
   expect(String(without)).toContain("was written with moving averages of the weights, but this training has none");
+});
+
+test("a run with loss scaling goes on with its scale and counters, and one without starts or drops them", async () => {
+  const checkpoints = join(folder, "resume-scaled");
+  // Changes every other step: too large at first for some steps, and grows between.
+  const lossScaling = { initial: 2 ** 126, backoff: 2 ** -40, interval: 2 };
+  const reports = () => {
+    const found: [number, LossScaling | undefined][] = [];
+    return { found, onResult: ({ iteration, scaling }: StepResult) => void found.push([iteration, scaling]) };
+  };
+  const more = { optimizer: { schedule: constantRate(0.01), lossScaling } };
+  const [all, part] = [reports(), reports()];
+  const whole = await run({ iterations: 9, more, observer: all });
+  const scales = all.found.map(([, found]) => found!.scale);
+  expect(new Set(scales).size).toBeGreaterThan(2);
+  const stop = new AbortController();
+  const observer = { onStep: (iteration: number) => void (iteration === 3 && stop.abort()) };
+  const first = await run({ iterations: 9, checkpoints, signal: stop.signal, observer, more });
+  const resume = first.outcome.checkpoint as string;
+  const second = await run({ iterations: 9, resume, more, observer: part });
+  expect(part.found).toEqual(all.found.slice(4));
+  for (const [name, bytes] of whole.weights) {
+    expect(Buffer.compare(bytes, second.weights.get(name)!), `${name} differs after resuming`).toBe(0);
+  }
+  // As a training that goes on in another precision.
+  const plain = { optimizer: { schedule: constantRate(1e-3) } };
+  const dropped = reports();
+  expect((await run({ iterations: 6, resume, more: plain, observer: dropped })).outcome.iteration).toBe(6);
+  expect(dropped.found.map(([, found]) => found)).toEqual([undefined, undefined]);
+  const unscaled = await run({ iterations: 2, checkpoints: join(folder, "resume-unscaled"), more: plain });
+  const started = reports();
+  const scaled = { optimizer: { schedule: constantRate(1e-3), lossScaling: true } };
+  await run({ iterations: 4, resume: unscaled.outcome.checkpoint as string, more: scaled, observer: started });
+  expect(started.found.map(([, found]) => found!.scale)).toEqual([65536, 65536]);
+});
+
+test("overflows at the least loss scale stop the run, which names them", async () => {
+  const more = { optimizer: { schedule: constantRate(1e18), lossScaling: { initial: 4, patience: 3 } } };
+  const skipped: boolean[] = [];
+  const observer = { onResult: ({ scaling }: StepResult) => void skipped.push(scaling!.skipped) };
+  const error = (await run({ iterations: 60, more, observer }).catch((e: unknown) => e)) as DlfsError;
+  expect(error.message).toMatch(
+    /is not finite in iteration \d+, as in 2 before at the least loss scale, 1: .*no checkpoint/,
+  );
+  // Two halvings and three overflows; those before may have come and gone.
+  expect(skipped.slice(-3)).toEqual([true, true, true]);
 });
 
 test("a run of steps of several batches resumes with the bytes of an uninterrupted one", async () => {

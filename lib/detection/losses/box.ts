@@ -59,10 +59,10 @@ const box: Op<BoxAttrs> = {
   kind: "box_loss",
   infer: (inputs, attrs) => inferAnchorLoss(inputs, attrs, "box deltas", "4"),
   emit(e, node) {
-    const { at, others, sizes, dtype } = levelOperands(e, node);
+    const { at, others, scale, sizes, dtype } = levelOperands(e, node);
     const [anchors, matches, boxes, foreground] = others as [number, number, number, number];
     const { kind, coder, weights, beta, normalization, gradFactor } = node.attrs;
-    const inputs = [anchors, matches, boxes, foreground, e.workspace] as const;
+    const inputs = [anchors, matches, boxes, foreground, scale, e.workspace] as const;
     const rules = [maxBoxes(node), dtype, kind, coder, ...weights, beta, normalization, gradFactor] as const;
     e.call(() => e.native.boxLoss(e.stream, ...at, ...inputs, ...sizes, ...rules));
   },

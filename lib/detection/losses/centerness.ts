@@ -18,10 +18,10 @@ const centerness: Op<LevelAttrs> = {
   kind: "centerness_loss",
   infer: (inputs, attrs) => inferAnchorLoss(inputs, attrs, "centre-ness logits", "1"),
   emit(e, node) {
-    const { at, others, sizes, dtype } = levelOperands(e, node);
+    const { at, others, scale, sizes, dtype } = levelOperands(e, node);
     const [anchors, matches, boxes, foreground] = others as [number, number, number, number];
     const { normalization, gradFactor } = node.attrs;
-    const inputs = [anchors, matches, boxes, foreground, e.workspace] as const;
+    const inputs = [anchors, matches, boxes, foreground, scale, e.workspace] as const;
     const rules = [maxBoxes(node), dtype, normalization, gradFactor] as const;
     e.call(() => e.native.centernessLoss(e.stream, ...at, ...inputs, ...sizes, ...rules));
   },

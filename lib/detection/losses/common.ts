@@ -49,10 +49,12 @@ export function codeOf<K extends string>(op: string, option: string, codes: Reco
   return codes[value];
 }
 
-/** The loss kernels write their gradient in the forward pass, scaled by this; the backward rule sets it. */
+/** The loss kernels write their gradient in the forward pass, times these; the backward rule sets them. */
 export interface Scaled {
   normalization: number;
   gradFactor: number;
+  /** A number that is known on the device before the run. Default: none. */
+  gradScale?: Value | null;
 }
 
 /** Backward rule of an operation whose first output is a scalar, and the others its gradients by the first inputs. */
@@ -65,6 +67,7 @@ export function lossGradient(
   const others = node.inputs.slice(gradients.length).map(() => null);
   if (typeof dy === "number") {
     node.attrs.gradFactor = dy;
+    node.attrs.gradScale = builder.scale;
     return [...gradients, ...others];
   }
   return [...gradients.map((gradient) => scaleBy(builder, gradient, dy!)), ...others];
@@ -111,6 +114,8 @@ export function levelOperands(
   readonly at: readonly [number, BigInt64Array, BigInt64Array];
   /** Addresses of the other inputs. */
   readonly others: number[];
+  /** Address of the number that multiplies the gradients. */
+  readonly scale: number | null;
   /** Cells, pitches, levels, images, anchors of a cell. */
   readonly sizes: readonly [Int32Array, Int32Array, number, number, number];
   readonly dtype: number;
@@ -122,9 +127,14 @@ export function levelOperands(
   return {
     at: [e.address(loss), mapArrays(e, gradients).addresses, addresses],
     others: others.map((value) => e.address(value)),
+    scale: scaleAddress(e, node),
     sizes: [cells, pitches, layout.levels, maps[0]!.shape[0]!, layout.perCell],
     dtype: dtypeCode(maps[0]!.dtype),
   };
+}
+
+export function scaleAddress(e: Emitter, { attrs: { gradScale } }: Node<Scaled>): number | null {
+  return e.optional(gradScale ?? undefined);
 }
 
 /** Scratch memory of the losses that only sum. */

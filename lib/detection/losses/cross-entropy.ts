@@ -9,6 +9,7 @@ import {
   type Matched,
   normalizationCode,
   type Scaled,
+  scaleAddress,
 } from "./common";
 
 interface CrossEntropyAttrs extends Scaled {
@@ -52,8 +53,8 @@ const crossEntropy: Op<CrossEntropyAttrs> = {
     const sizes = [n, anchors, classes, labels.shape[1]!, dtypeCode(logits.dtype)] as const;
     const { negativeRatio, normalization, gradFactor } = node.attrs;
     const rules = [negativeRatio, normalization, gradFactor] as const;
-    const { workspace } = e;
-    e.call(() => e.native.crossEntropyLoss(e.stream, loss, gradient, ...inputs, workspace, ...sizes, ...rules));
+    const [{ workspace }, scale] = [e, scaleAddress(e, node)];
+    e.call(() => e.native.crossEntropyLoss(e.stream, loss, gradient, ...inputs, scale, workspace, ...sizes, ...rules));
   },
 };
 

@@ -34,13 +34,14 @@ const focal: Op<FocalAttrs> = {
     return sumWorkspace(device, n, anchors, layout.columns);
   },
   emit(e, node) {
-    const { at, others, sizes, dtype } = levelOperands(e, node);
+    const { at, others, scale, sizes, dtype } = levelOperands(e, node);
     const [matches, labels, foreground] = others as [number, number, number];
     const boxes = node.inputs[node.attrs.layout.levels + 1]!.shape[1]!;
     const { layout, alpha, gamma, normalization, gradFactor } = node.attrs;
     const [{ columns }, { workspace }] = [layout, e];
     const rules = [columns, boxes, dtype, alpha, gamma, normalization, gradFactor] as const;
-    e.call(() => e.native.focalLoss(e.stream, ...at, matches, labels, foreground, workspace, ...sizes, ...rules));
+    const inputs = [matches, labels, foreground, scale, workspace] as const;
+    e.call(() => e.native.focalLoss(e.stream, ...at, ...inputs, ...sizes, ...rules));
   },
 };
 

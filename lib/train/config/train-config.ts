@@ -169,7 +169,7 @@ export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainCon
     batch,
     iterations,
     size: settings.size ?? facts.packedSize ?? [side, side],
-    precision: settings.precision ?? (cuda && facts.bf16 ? "bf16" : "f32"),
+    precision: settings.precision ?? (cuda && facts.bf16 ? "bf16" : "fp32"),
     learningRate: settings.learningRate ?? rate,
     clipNorm: settings.clipNorm === undefined ? clipNormOf(args, network) : settings.clipNorm,
     warmup: warm && { ...warm, iterations: warmupLength(warm, iterations) },

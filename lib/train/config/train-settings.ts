@@ -8,6 +8,7 @@ import { boxLossKinds } from "../../detection";
 import type { RecomputeOption } from "../../graph";
 import type { CocoStats } from "../../metrics";
 import { detectorNames, type NamedModel } from "../../models";
+import { type PrecisionPolicy, precisionNames, precisionPolicy } from "../../tensor";
 import { parseRecompute } from "../train-step";
 import { choice, flag, integer, type Kind, list, number, orNone, parseStructure, refuse, text } from "./kinds";
 import { scheduleKind, warmupKind } from "./schedule-settings";
@@ -67,6 +68,14 @@ const model: Kind<string | NamedModel> = {
   },
 };
 
+const precisions = choice(precisionNames, "P");
+
+/** The name of a policy; dtypes' names stand for one, too. */
+const precision: Kind<PrecisionPolicy["name"]> = {
+  ...precisions,
+  read: (value, at) => precisionPolicy(precisions.read(value, at)).name,
+};
+
 const pattern: Kind<string> = {
   ...text("PATTERN", "a regular expression"),
   read(value, at) {
@@ -114,6 +123,15 @@ const plateau = record(
   },
   { kind: metric, expand: (name: string) => ({ metric: name }) },
 );
+
+const lossScaling = record("settings of dynamic loss scaling", {
+  initial: byDefault(number({ above: 0 }), 65536, "the first steps' scale"),
+  growth: byDefault(number({ from: 1 }), 2, "what it is multiplied by after so many good steps in a row"),
+  backoff: byDefault(number({ above: 0, to: 1 }), 0.5, "what it is multiplied by after a step that overflowed"),
+  interval: byDefault(integer(1), 2000, "good steps in a row after which it grows"),
+  least: byDefault(number({ above: 0 }), 1, "it falls no lower"),
+  patience: byDefault(integer(1), 20, "overflows in a row at the least scale that end the training"),
+});
 
 const share = number({ above: 0, to: 1 }, "X", "a share of at most 1");
 const positive = number({ above: 0 });
@@ -182,9 +200,9 @@ export const trainSections = {
     ),
     size: computed(size, "192 for the demo, else 640 (CPU, SSDLite: 320)", "network input in pixels, multiples of 32"),
     precision: computed(
-      choice(["f32", "bf16", "f16"], "P"),
-      "f32 on the CPU, bf16 on CUDA where the card has it",
-      "dtype of activations",
+      precision,
+      "fp32 on the CPU, bf16 on CUDA where the card has it",
+      "fp32, tf32 (convolutions of fp32 round what they multiply), bf16 or fp16 (with loss scaling)",
     ),
     exportWeights: optional(text("FILE"), "at the end, the weights in torchvision's names, as safetensors"),
   },
@@ -257,6 +275,10 @@ export const trainSections = {
       null,
       "clip each gradient to -X to X",
       { otherwise: "none" },
+    ),
+    lossScaling: optional(
+      orNone(lossScaling),
+      "dynamic loss scaling: lossScaling.initial=1024, or none; default: for fp16, by the rule of torch.amp.GradScaler",
     ),
     ema: byDefault(
       orNone(averages),

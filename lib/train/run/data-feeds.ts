@@ -24,7 +24,7 @@ import {
   ScaleJitter,
   VerticalFlip,
 } from "../../data";
-import type { Device } from "../../tensor";
+import { type Device, precisionPolicy } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
 import type { InputSides } from "../config/train-settings";
@@ -106,7 +106,8 @@ function loading({ config, dataset, onFailure }: Reading) {
 /** Batches from image files. */
 function imageFeed(reading: Reading, train: boolean): Feed {
   const { config, dataset, evaluation, device } = reading;
-  const { batch: batchSize, size, precision: dtype, trainSplit, valSplit } = config;
+  const { batch: batchSize, size, precision, trainSplit, valSplit } = config;
+  const { dtype } = precisionPolicy(precision);
   const preprocessing = train ? trainingOperations(config, evaluation) : [...evaluation];
   const perPass = Math.max(1, Math.floor(dataset.train.usable / batchSize));
   const epochs = Math.ceil((config.iterations * config.accumulate) / perPass);
@@ -129,7 +130,8 @@ function imageFeed(reading: Reading, train: boolean): Feed {
 /** The same from record files. Those of values are the network's input already: nothing is done to them. */
 function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed {
   const { config, evaluation, device } = reading;
-  const { batch: batchSize, precision: dtype, trainSplit, valSplit } = config;
+  const { batch: batchSize, precision, trainSplit, valSplit } = config;
+  const { dtype } = precisionPolicy(precision);
   const isPixels = records.description.dtype === "u8";
   const normalize = evaluation.find((op) => op instanceof Normalize);
   if (!isPixels && JSON.stringify(records.normalize) !== JSON.stringify(normalize)) {

@@ -21,7 +21,8 @@ export function trainerOptions(
   config: TrainConfig,
 ): Omit<TrainerOptions, "model" | "loader" | "decoder" | "evaluator" | "checkpointFolder" | "observer" | "signal"> {
   const { iterations, learningRate, schedule, warmup, momentum, nesterov, weightDecay, groups, decayBiases } = config;
-  const { clipNorm, clipValue, ema, plateau, accumulate, patience, evaluateEvery, checkpointEvery } = config;
+  const { clipNorm, clipValue, lossScaling, ema, plateau, accumulate, patience, evaluateEvery, checkpointEvery } =
+    config;
   const named = groups.map(({ match, ...settings }): ParameterGroup => ({ match: new RegExp(match), ...settings }));
   return {
     optimizer: {
@@ -30,6 +31,7 @@ export function trainerOptions(
       groups: [...named, ...(decayBiases ? [] : [withoutDecay])],
       ...(clipNorm !== null && { clipNorm }),
       ...(clipValue !== null && { clipValue }),
+      ...(lossScaling !== undefined && { lossScaling: lossScaling ?? false }),
     },
     ...(ema && { ema }),
     ...(plateau && { plateau }),

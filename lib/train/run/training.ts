@@ -20,7 +20,7 @@ import {
 import { type Checkpoint, CheckpointStore, readCheckpoint } from "../../formats";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
-import { Device } from "../../tensor";
+import { Device, precisionPolicy, precisionText } from "../../tensor";
 import { describeConfig } from "../config/describe-config";
 import { ConfigError } from "../config/kinds";
 import type { ResumedRun, TrainArguments } from "../config/train-arguments";
@@ -86,7 +86,9 @@ export class Training implements AsyncDisposable {
     checkContradictions(args);
     await using owned = new AsyncDisposableStack();
     const { settings, resumed } = args;
-    const device = owned.use(new Device({ backend: settings.backend, deterministic: settings.deterministic }, log));
+    const { backend, deterministic } = settings;
+    const tf32 = settings.precision !== undefined && precisionPolicy(settings.precision).tf32;
+    const device = owned.use(new Device({ backend, deterministic, tf32 }, log));
     if (settings.tuneMs !== undefined) autotune(device, { ms: settings.tuneMs });
     const codec = new DeviceImageCodec(device);
     const { data, dataset } = await openData(args, codec, log);
@@ -118,7 +120,8 @@ export class Training implements AsyncDisposable {
     model.to(device, { precision, seed });
     const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
     const millions = (parameters / 1e6).toFixed(2);
-    log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${precision}`);
+    const how = precisionText(precisionPolicy(precision), device);
+    log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
     const lines = describeConfig(config);
     for (const line of lines) log(line);
     if (!resumed) await loadInitialWeights(model, config, log);

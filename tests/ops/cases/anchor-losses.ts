@@ -9,10 +9,12 @@ import {
   drawMatches,
   f32,
   foregroundOf,
+  gradScaleOf,
   type LossOptions,
   lossTolerance,
   normalizationCode,
   sumWorkspace,
+  timesOf,
 } from "./loss-inputs";
 
 const kindCodes: Record<reference.BoxLossKind, number> = {
@@ -67,6 +69,7 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
       matches: drawMatches(options),
       boxes: { shape: [n, maxBoxes, 4], ...f32, values: boxesOf() },
       foreground: foregroundOf(options),
+      ...gradScaleOf(options),
       deltas: drawDeltas(options),
     },
     outputs: {
@@ -91,6 +94,7 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
           matches!,
           truth!,
           foreground,
+          c.address("gradScale"),
           scratch,
           cells,
           pitches,
@@ -109,13 +113,13 @@ export function boxLoss(name: string, options: BoxLossOptions): OpCase {
     },
     reference(inputs) {
       const { loss, ddeltas } = compute(inputs);
-      return { loss: [loss], ddeltas: maps.toMaps(ddeltas.map((value) => value * gradFactor)) };
+      return { loss: [loss], ddeltas: maps.toMaps(ddeltas.map((value) => value * timesOf(options))) };
     },
     // CIoU's gradient is that of alpha held fixed, which the reference knows.
     gradients:
       lossOnly || kind === "ciou"
         ? undefined
-        : [{ output: "ddeltas", of: "deltas", loss: (inputs) => gradFactor * compute(inputs).loss }],
+        : [{ output: "ddeltas", of: "deltas", loss: (inputs) => timesOf(options) * compute(inputs).loss }],
   };
 }
 
@@ -142,6 +146,7 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
       // Large, so that many centres lie inside; some do not.
       boxes: { shape: [n, maxBoxes, 4], ...f32, values: (random, size) => random.boxes(size / 4, 200) },
       foreground: foregroundOf(options),
+      ...gradScaleOf(options),
     },
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
@@ -164,6 +169,7 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
           matches!,
           truth!,
           foreground,
+          c.address("gradScale"),
           scratch,
           cells,
           pitches,
@@ -178,10 +184,10 @@ export function centernessLoss(name: string, options: LossOptions): OpCase {
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
-      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * gradFactor)) };
+      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * timesOf(options))) };
     },
     gradients: lossOnly
       ? undefined
-      : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
+      : [{ output: "dlogits", of: "logits", loss: (inputs) => timesOf(options) * compute(inputs).loss }],
   };
 }

@@ -7,11 +7,13 @@ import {
   drawMatches,
   f32,
   foregroundOf,
+  gradScaleOf,
   i32,
   type LossOptions,
   lossTolerance,
   normalizationCode,
   sumWorkspace,
+  timesOf,
 } from "./loss-inputs";
 
 export interface ClassLossOptions extends LossOptions {
@@ -35,6 +37,7 @@ export function focalLoss(name: string, options: ClassLossOptions & { alpha?: nu
       matches: drawMatches(options),
       labels: { shape: [n, maxBoxes], ...i32, values: (random, size) => random.integers(size, 0, classes) },
       foreground: foregroundOf(options),
+      ...gradScaleOf(options),
     },
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
@@ -54,6 +57,7 @@ export function focalLoss(name: string, options: ClassLossOptions & { alpha?: nu
           matches!,
           labels!,
           foreground!,
+          c.address("gradScale"),
           scratch,
           cells,
           pitches,
@@ -71,11 +75,11 @@ export function focalLoss(name: string, options: ClassLossOptions & { alpha?: nu
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
-      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * gradFactor)) };
+      return { loss: [loss], dlogits: maps.toMaps(dlogits.map((value) => value * timesOf(options))) };
     },
     gradients: lossOnly
       ? undefined
-      : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
+      : [{ output: "dlogits", of: "logits", loss: (inputs) => timesOf(options) * compute(inputs).loss }],
   };
 }
 
@@ -107,6 +111,7 @@ export function crossEntropyLoss(name: string, options: CrossEntropyOptions): Op
       matches: drawMatches(options),
       labels: { shape: [n, maxBoxes], ...i32, values: (random, size) => random.integers(size, 0, classes - 1) },
       foreground: foregroundOf(options),
+      ...gradScaleOf(options),
     },
     outputs: {
       loss: { shape: [1], ...f32, tolerance: lossTolerance },
@@ -127,6 +132,7 @@ export function crossEntropyLoss(name: string, options: CrossEntropyOptions): Op
           matches!,
           labels!,
           foreground!,
+          c.address("gradScale"),
           scratch,
           n,
           anchors,
@@ -140,11 +146,11 @@ export function crossEntropyLoss(name: string, options: CrossEntropyOptions): Op
     },
     reference(inputs) {
       const { loss, dlogits } = compute(inputs);
-      return { loss: [loss], dlogits: dlogits.map((value) => value * gradFactor) };
+      return { loss: [loss], dlogits: dlogits.map((value) => value * timesOf(options)) };
     },
     gradients:
       lossOnly || tied
         ? undefined
-        : [{ output: "dlogits", of: "logits", loss: (inputs) => gradFactor * compute(inputs).loss }],
+        : [{ output: "dlogits", of: "logits", loss: (inputs) => timesOf(options) * compute(inputs).loss }],
   };
 }

@@ -22,6 +22,8 @@ export interface LossOptions extends MapOptions {
   ignored?: number;
   normalization?: Normalization;
   gradFactor?: number;
+  /** Multiplies the gradients too; on the device. */
+  gradScale?: number;
   /** Without a gradient, as in validation. */
   lossOnly?: boolean;
 }
@@ -52,6 +54,13 @@ export const foregroundOf = ({ n, anchors }: LossOptions): Input => ({
       return count;
     }),
 });
+
+/** The operand that multiplies the gradients, where there is one. */
+export const gradScaleOf = ({ gradScale }: LossOptions): Record<string, Input> =>
+  gradScale === undefined ? {} : { gradScale: { shape: [1], ...f32, values: () => [gradScale] } };
+
+/** What the gradients are multiplied by in all. */
+export const timesOf = ({ gradFactor = 1, gradScale = 1 }: LossOptions): number => gradFactor * gradScale;
 
 /** The loss sums `terms` values of mixed size; its gradient's elements are single terms. */
 export const lossTolerance = { rtol: 1e-5, atol: 1e-7 };

@@ -5,6 +5,7 @@ import { loadGolden } from "../../support/golden";
 import { Random } from "../../support/random";
 import { dot } from "../reference/elementwise";
 import type { Arrays, CaseContext, Input, OpCase, Output } from "./case";
+import { lossScaleCases } from "./loss-scale";
 
 interface SgdOptions {
   sizes: readonly number[];
@@ -16,6 +17,8 @@ interface SgdOptions {
   decays?: readonly number[];
   factors?: readonly number[];
   gradFactor?: number;
+  /** Divides the gradients: the losses' scale. */
+  gradScale?: number;
   /** Clips each step's gradients to this norm; their norms are outputs `norm.<step>`. */
   maxNorm?: number;
   /** Clips each gradient to this size. */
@@ -31,8 +34,9 @@ interface SgdOptions {
 const cycle = (values: readonly number[], i: number): number => values[i % values.length]!;
 
 /** The 2-norm of step s's gradients, all tensors as one vector. */
-const normOf = (values: Arrays, count: number, s: number): number =>
-  Math.sqrt(Array.from({ length: count }, (_, i) => values[`g${i}.${s}`]!).reduce((sum, g) => sum + dot(g, g), 0));
+const normOf = (values: Arrays, count: number, s: number, scale = 1): number =>
+  Math.sqrt(Array.from({ length: count }, (_, i) => values[`g${i}.${s}`]!).reduce((sum, g) => sum + dot(g, g), 0)) /
+  scale;
 
 /** Addresses of a norm and of scratch memory for an optimizer's lists. */
 function normWorkspace(c: CaseContext, sgd: number): number | null {
@@ -68,6 +72,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     decays = [0],
     factors = [1],
     gradFactor = 1,
+    gradScale,
     maxNorm,
     maxValue = 0,
     skip,
@@ -76,6 +81,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
   } = options;
   const inputs: Record<string, Input> = { rates: { shape: [rates.length], kind: "f32", values: () => rates } };
   const outputs: Record<string, Output> = {};
+  if (gradScale !== undefined) inputs.gradScale = { shape: [1], kind: "f32", values: () => [gradScale] };
   if (skip !== undefined) inputs.skip = { shape: [1], kind: "i32", values: () => [skip] };
   const f32 = (size: number, key: string, fallback?: Input["values"]): Input => {
     const values = given?.[key] ? () => given[key]! : fallback;
@@ -127,12 +133,12 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
         c.defer(() => c.native.sgdDestroy(handle));
         return handle;
       });
-      const [lr, flag] = [c.address("rates")!, c.address("skip")];
+      const [lr, flag, scale] = [c.address("rates")!, c.address("skip"), c.address("gradScale")];
       const scratch = lists.map((handle) => (maxNorm === undefined ? null : normWorkspace(c, handle)));
       return () => {
         for (const [s, handle] of lists.entries()) {
           const norm = c.address(`norm.${s}`);
-          if (norm !== null) c.native.sgdGradNorm(c.stream, handle, norm, scratch[s]!);
+          if (norm !== null) c.native.sgdGradNorm(c.stream, handle, norm, scale, scratch[s]!);
           const order = nesterov ? 1 : 0;
           c.native.sgdStep(
             c.stream,
@@ -140,6 +146,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
             lr + 4 * s,
             flag,
             norm,
+            scale,
             momentum,
             order,
             gradFactor,
@@ -151,7 +158,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
     },
     reference(values) {
       const expected: Record<string, ArrayLike<number>> = {};
-      const norms = rates.map((_, s) => normOf(values, sizes.length, s));
+      const norms = rates.map((_, s) => normOf(values, sizes.length, s, gradScale));
       for (const [s, norm] of norms.entries()) expected[`norm.${s}`] = [norm];
       const clipped = norms.map((norm) =>
         maxNorm === undefined ? gradFactor : gradFactor * Math.min(1, maxNorm / (Math.abs(gradFactor) * norm + 1e-6)),
@@ -162,7 +169,7 @@ export function sgdStep(name: string, options: SgdOptions): OpCase {
           for (let j = 0; j < size && !skip; ++j) {
             [p[j], v[j]] = step(p[j]!, v[j]!, values[`g${i}.${s}`]![j]!, rate * cycle(factors, i), cycle(decays, i), {
               ...options,
-              gradFactor: clipped[s]!,
+              gradFactor: clipped[s]! / (gradScale ?? 1),
             });
           }
         }
@@ -312,7 +319,7 @@ function gradNorm(name: string, sizes: readonly number[], draw?: (tensor: number
       const handle = out.value;
       c.defer(() => c.native.sgdDestroy(handle));
       const [norm, scratch] = [c.address("norm"), normWorkspace(c, handle)];
-      return () => void c.native.sgdGradNorm(c.stream, handle, norm, scratch);
+      return () => void c.native.sgdGradNorm(c.stream, handle, norm, null, scratch);
     },
     reference: (values) => ({ norm: [Math.fround(normOf(values, sizes.length, 0))] }),
   };
@@ -349,6 +356,7 @@ const goldenCases: OpCase[] = goldens.map((golden) => {
 const manySizes = Array.from({ length: 150 }, (_, i) => [64, 1, 2304, 27, 333][i % 5]!);
 
 export const optimizerCases: OpCase[] = [
+  ...lossScaleCases,
   sgdStep("momentum 0.9", { sizes: [10, 1, 1000], rates: [0.1], momentum: 0.9 }),
   sgdStep("no momentum", { sizes: [10, 1, 1000], rates: [0.1], momentum: 0 }),
   sgdStep("nesterov, decay, factors", {
@@ -384,6 +392,22 @@ export const optimizerCases: OpCase[] = [
         [`g${i}.1`, new Random(`g${i}.1`).normal(size, 0, 0.01)],
       ]),
     ),
+  }),
+  sgdStep("gradients of a scaled loss", {
+    sizes: [33, 5, 1027],
+    rates: [0.1],
+    momentum: 0.9,
+    gradScale: 0.375,
+    decays: [0.1],
+  }),
+  sgdStep("gradients of a scaled loss, clipped after they are divided", {
+    sizes: [33, 500],
+    rates: [0.1],
+    momentum: 0.9,
+    gradFactor: 0.5,
+    gradScale: 8,
+    maxNorm: 0.5,
+    maxValue: 0.05,
   }),
   sgdStep("clipped after the gradients' factor", {
     sizes: [33, 500],

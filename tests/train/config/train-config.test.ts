@@ -49,7 +49,7 @@ describe("defaults", () => {
       ...{ ema: null, groups: [], momentum: 0.9, scaleJitter: true, model: { name: "compact", width: 48, classes: 2 } },
     });
     expect(resolve([], { data: "demo", backend: "cpu", bf16: false })).toMatchObject({
-      ...{ iterations: 1500, batch: 8, size: [192, 192], precision: "f32", learningRate: 0.04, scaleJitter: false },
+      ...{ iterations: 1500, batch: 8, size: [192, 192], precision: "fp32", learningRate: 0.04, scaleJitter: false },
       ...{ warmup: { iterations: 150 }, model: { width: 16, focal: { alpha: 0.5, gamma: 1.5 } } },
     });
     expect(resolve(["--model", "retinanet_resnet50_fpn", "--batch", "4", "--accumulate", "8"])).toMatchObject({
@@ -77,7 +77,7 @@ describe("defaults", () => {
     };
     writeFileSync(join(run, "config.json"), JSON.stringify(earlier));
     const config = resolve(["--resume", run], { backend: "cpu", classes: ["a"] });
-    expect(config).toMatchObject(earlier);
+    expect(config).toMatchObject({ ...earlier, precision: "fp32" });
     expect(config).toMatchObject({ momentum: 0.9, ema: null, augment: "default", evaluateEvery: 180 });
     const rates = trainerOptions(config).optimizer.schedule;
     expect(scheduleTable(rates, 900)).toEqual(scheduleTable(warmup(multiStep(0.5, [630, 810]), 90), 900));
@@ -87,6 +87,20 @@ describe("defaults", () => {
     });
     expect([longer.iterations, longer.learningRate, longer.batch]).toEqual([1800, 0.1, 4]);
   });
+});
+
+test("precisions go by the names of policies and of dtypes, and loss scaling by its own settings", () => {
+  const scalingOf = (...argv: string[]) => trainerOptions(resolve(argv)).optimizer.lossScaling;
+  expect(["f16", "fp16", "tf32", "bf16"].map((name) => resolve(["--precision", name]).precision)).toEqual([
+    ...(["fp16", "fp16", "tf32", "bf16"] as const),
+  ]);
+  expect(() => resolve(["--precision", "half"])).toThrow(
+    "--precision: expected one of fp32, tf32, bf16, fp16, f32, f16",
+  );
+  expect(scalingOf("--precision", "fp16")).toBeUndefined(); // the optimizer's default
+  expect(scalingOf("--loss-scaling", "none")).toBe(false);
+  const rule = { initial: 1024, growth: 2, backoff: 0.5, interval: 2000, least: 1, patience: 20 };
+  expect(scalingOf("lossScaling.initial=1024")).toEqual(rule);
 });
 
 test("what a configuration says reaches the trainer", () => {
