@@ -41,6 +41,7 @@ export {
   writeReport,
 } from "./evaluation-report";
 export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
+export { type FreezeRule, Freezing, matchesPath } from "./freezing";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export {

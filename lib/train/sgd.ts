@@ -50,7 +50,7 @@ export interface SGDOptions {
  * gradients' norm where it is taken, are not finite changes nothing and raises `failed`; or, with dynamic loss scaling, changes
  * nothing but the scale.
  */
-export class SGD extends NativeObject {
+export class SGD implements Disposable {
   readonly device: Device;
   readonly momenta: ReadonlyMap<string, Tensor>;
   /** The next step's iteration, int32. */
@@ -71,12 +71,17 @@ export class SGD extends NativeObject {
   readonly #rates: Float32Array;
   #factor = 1;
   readonly #memory: Arena;
+  /** The parameters that trained when this was made, with their settings. */
+  readonly #trained: readonly TrainedParameter[];
+  readonly #castDtype: number;
+  /** Those of them that require gradients now, for the device. */
+  #lists: TensorLists;
   readonly #momentum: number;
   readonly #nesterov: boolean;
   /** Null: gradients are used as they are. */
   readonly #clipNorm: number | null;
   readonly #clipValue: number;
-  readonly #normScratch: Tensor | null;
+  #normScratch: Tensor | null;
 
   constructor(model: Model, options: SGDOptions) {
     const { device } = model;
@@ -117,16 +122,16 @@ export class SGD extends NativeObject {
       ),
     );
     device.native.memset(device.stream.handle, memory.address, align(memory.byteLength), 0);
-    const momenta = new Map(
-      parameters.map(([name, p]) => [name, Tensor.at(device, memory.take(p.size * 4), p.shape, "f32")] as const),
-    );
-    super(createLists(device, parameters, momenta, settings, dtypeCode(model.precision)), "SGD", (handle) =>
-      device.native.sgdDestroy(handle),
-    );
-    made.defer(() => super.dispose());
+    const trained = parameters.map(([name, parameter], i): TrainedParameter => {
+      const momentum = Tensor.at(device, memory.take(parameter.size * 4), parameter.shape, "f32");
+      return { name, parameter, momentum, ...(settings[i] as ParameterSettings) };
+    });
     this.device = device;
-    this.momenta = momenta;
+    this.momenta = new Map(trained.map(({ name, momentum }) => [name, momentum]));
     this.#memory = memory;
+    this.#trained = trained;
+    this.#castDtype = dtypeCode(model.precision);
+    this.#lists = made.use(new TensorLists(device, trained, this.#castDtype));
     this.#momentum = momentum;
     this.#nesterov = nesterov;
     this.step = made.use(Tensor.zeros(device, [1], "i32"));
@@ -136,14 +141,29 @@ export class SGD extends NativeObject {
     this.#rates = table;
     this.#clipNorm = clipNorm ?? null;
     this.#clipValue = clipValue ?? 0;
-    const scratch = outHandle();
-    device.native.sgdGradNormWorkspace(this.handle, scratch.view);
     this.scaler = lossScaling ? made.use(new LossScaler(device, lossScaling === true ? {} : lossScaling)) : null;
     // With loss scaling it is the norm that tells whether all gradients are finite.
     const takesNorm = clipNorm !== undefined || this.scaler !== null;
     this.gradNorm = takesNorm ? made.use(Tensor.zeros(device, [1])) : null;
-    this.#normScratch = takesNorm ? made.use(Tensor.empty(device, [scratch.value], "u8")) : null;
+    this.#normScratch = takesNorm ? made.use(Tensor.empty(device, [this.#lists.normWorkspace()], "u8")) : null;
     made.move();
+  }
+
+  /**
+   * Steps update those parameters from now on that require gradients now, of those that did when this was made; the others keep
+   * value and momentum. Calls made before are of no use any more: programs are to be made anew.
+   */
+  selectTrained(): void {
+    const chosen = this.#trained.filter(({ parameter }) => parameter.requiresGrad);
+    check(chosen.length > 0, "SGD", () => "no parameter is left to train");
+    // A workspace for all of them is large enough for some.
+    const lists = new TensorLists(this.device, chosen, this.#castDtype);
+    this.#lists.dispose();
+    this.#lists = lists;
+  }
+
+  get disposed(): boolean {
+    return this.#lists.disposed;
   }
 
   /** What the schedule's rates are multiplied by, from the next step on; ReduceOnPlateau's. Nothing is captured again. */
@@ -192,7 +212,7 @@ export class SGD extends NativeObject {
   updateCalls(program: Program, gradFactor = 1): Call[] {
     const { native } = this.device;
     const stream = program.stream.handle;
-    const [rate, skip, handle] = [this.rate.address, this.skip.address, this.handle];
+    const [rate, skip, handle] = [this.rate.address, this.skip.address, this.#lists.handle];
     const scale = this.scaler?.scale ?? null;
     check(
       program.gradientScale === scale,
@@ -220,28 +240,39 @@ export class SGD extends NativeObject {
     return { kind: "check_finite", path, outputs: [], run };
   }
 
-  override dispose(): void {
+  dispose(): void {
     if (this.disposed) return;
-    super.dispose();
+    this.#lists.dispose();
     for (const tensor of [this.step, this.rate, this.failed, this.#table, this.gradNorm, this.#normScratch]) {
       tensor?.dispose();
     }
     this.scaler?.dispose();
     this.#memory.dispose();
   }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
 }
 
+/** Weight decay, and what multiplies the rate. */
 interface ParameterSettings {
-  decays: Float32Array;
-  rates: Float32Array;
+  decay: number;
+  rate: number;
 }
 
-/** Weight decay and factor of the rate of each parameter. */
+interface TrainedParameter extends ParameterSettings {
+  name: string;
+  parameter: Parameter;
+  momentum: Tensor;
+}
+
+/** The settings of each parameter. */
 function settingsOf(
   parameters: [string, Parameter][],
   weightDecay: number,
   groups: readonly ParameterGroup[],
-): ParameterSettings {
+): ParameterSettings[] {
   const used = new Set<ParameterGroup>();
   const found = parameters.map(([name, parameter]) => {
     const group = groups.find(({ match }) => (match instanceof RegExp ? match.test(name) : match(name, parameter)));
@@ -262,34 +293,38 @@ function settingsOf(
       () => `groups[${i}]: expected numbers >= 0, got weightDecay ${decay}, rate ${rate}`,
     );
   }
-  return {
-    decays: Float32Array.from(found, ({ decay }) => decay),
-    rates: Float32Array.from(found, ({ rate }) => rate),
-  };
+  return found;
 }
 
-function createLists(
-  device: Device,
-  parameters: [string, Parameter][],
-  momenta: ReadonlyMap<string, Tensor>,
-  { decays, rates }: ParameterSettings,
-  castDtype: number,
-): number {
-  const addresses = (of: (p: Parameter, name: string) => number) =>
-    BigInt64Array.from(parameters, ([name, parameter]) => BigInt(of(parameter, name)));
-  const out = outHandle();
-  device.native.sgdCreate(
-    device.handle,
-    out.view,
-    addresses((p) => p.tensor.address),
-    addresses((p) => p.grad?.address ?? 0),
-    addresses((_, name) => momenta.get(name)?.address ?? 0),
-    addresses((p) => p.copy?.address ?? 0),
-    addresses((p) => p.size),
-    decays,
-    rates,
-    parameters.length,
-    castDtype,
-  );
-  return out.value;
+/** The addresses of parameters and what belongs to them, on the device. */
+class TensorLists extends NativeObject {
+  readonly #device: Device;
+
+  constructor(device: Device, trained: readonly TrainedParameter[], castDtype: number) {
+    const addresses = (of: (each: TrainedParameter) => number) =>
+      BigInt64Array.from(trained, (each) => BigInt(of(each)));
+    const out = outHandle();
+    device.native.sgdCreate(
+      device.handle,
+      out.view,
+      addresses(({ parameter }) => parameter.tensor.address),
+      addresses(({ parameter }) => parameter.grad?.address ?? 0),
+      addresses(({ momentum }) => momentum.address),
+      addresses(({ parameter }) => parameter.copy?.address ?? 0),
+      addresses(({ parameter }) => parameter.size),
+      Float32Array.from(trained, ({ decay }) => decay),
+      Float32Array.from(trained, ({ rate }) => rate),
+      trained.length,
+      castDtype,
+    );
+    super(out.value, "SGD", (handle) => device.native.sgdDestroy(handle));
+    this.#device = device;
+  }
+
+  /** Bytes of scratch memory for the norm of the gradients. */
+  normWorkspace(): number {
+    const bytes = outHandle();
+    this.#device.native.sgdGradNormWorkspace(this.handle, bytes.view);
+    return bytes.value;
+  }
 }

@@ -8,6 +8,7 @@ import { Checkpointing, type SavedCheckpoint } from "./checkpointing";
 import { autotune } from "./convolution-tuning";
 import { Ema, type EmaOptions } from "./ema";
 import type { Evaluator, ImageDetections } from "./evaluator";
+import { type FreezeRule, Freezing } from "./freezing";
 import { type PlateauOptions, ReduceOnPlateau } from "./schedule";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
@@ -36,6 +37,8 @@ export interface TrainerOptions {
   loader: DetectionLoader;
   decoder: BatchImages;
   optimizer: Omit<SGDOptions, "iterations">;
+  /** Parameters that do not train, for good or before an iteration. */
+  freeze?: readonly FreezeRule[];
   /** Keeps moving averages of the weights: they are what is evaluated, and what a model is made of from a checkpoint. */
   ema?: EmaOptions;
   /** Reduces the schedule's rates when a metric of the evaluations has stopped getting better. Default metric: AP. */
@@ -86,6 +89,7 @@ export interface TrainingOutcome {
 export class Trainer implements Disposable {
   readonly optimizer: SGD;
   readonly ema: Ema | null;
+  readonly #freezing: Freezing;
   readonly #plateau: ReduceOnPlateau | null;
   readonly #options: TrainerOptions;
   readonly #checkpointing: Checkpointing | null;
@@ -99,6 +103,7 @@ export class Trainer implements Disposable {
   constructor(options: TrainerOptions) {
     this.#options = options;
     if (options.tuneMs !== undefined) autotune(options.model.device, { ms: options.tuneMs });
+    this.#freezing = new Freezing(options.model, options.freeze);
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
     const { checkpointFolder, keep } = options;
     const store = checkpointFolder === undefined ? null : new CheckpointStore(checkpointFolder, keep);
@@ -131,25 +136,14 @@ export class Trainer implements Disposable {
    * stays.
    */
   async train(): Promise<TrainingOutcome> {
-    const { model, loader, iterations, signal, evaluator, evaluateEvery, checkpointEvery, recompute } = this.#options;
-    const { accumulate } = this.#options;
-    const { batchSize, height, width, maxBoxes } = loader;
-    using step = new TrainStep(
-      model,
-      this.optimizer,
-      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined, accumulate },
-      this.#state.iteration,
-    );
+    const { iterations } = this.#options;
     let evaluation: TrainingOutcome["evaluation"] = null;
-    const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
     try {
-      while (this.#state.iteration < iterations && !signal?.aborted && !this.#hasSettled()) {
-        await this.#step(step);
-        const last = this.#state.iteration === iterations;
-        if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
-        if (!last && due(checkpointEvery)) await this.#save();
-      }
-      await this.#drain(step);
+      do {
+        // Where parameters begin to train, the step is made anew.
+        const end = Math.min(iterations, this.#freezing.apply(this.#state.iteration));
+        evaluation = (await this.#trainUntil(end)) ?? evaluation;
+      } while (this.#goesOn(iterations));
       await this.#save();
       await this.#seeCheckpoint(true);
     } finally {
@@ -158,6 +152,34 @@ export class Trainer implements Disposable {
     const settled = this.#hasSettled();
     const interrupted = this.#state.iteration < iterations && !settled;
     return { iteration: this.#state.iteration, interrupted, settled, evaluation, checkpoint: this.#lastCheckpoint };
+  }
+
+  #goesOn(end: number): boolean {
+    return this.#state.iteration < end && !this.#options.signal?.aborted && !this.#hasSettled();
+  }
+
+  /** Steps, evaluations and checkpoints with the parameters that train now; the last evaluation. */
+  async #trainUntil(end: number): Promise<TrainingOutcome["evaluation"]> {
+    const { model, loader, iterations, evaluator, evaluateEvery, checkpointEvery, recompute, accumulate } =
+      this.#options;
+    const { batchSize, height, width, maxBoxes } = loader;
+    this.optimizer.selectTrained();
+    using step = new TrainStep(
+      model,
+      this.optimizer,
+      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined, accumulate },
+      this.#state.iteration,
+    );
+    let evaluation: TrainingOutcome["evaluation"] = null;
+    const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
+    while (this.#goesOn(end)) {
+      await this.#step(step);
+      const last = this.#state.iteration === iterations;
+      if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
+      if (!last && due(checkpointEvery)) await this.#save();
+    }
+    await this.#drain(step);
+    return evaluation;
   }
 
   /** Whether the last `patience` evaluations were no better than the best. */

@@ -208,6 +208,43 @@ test("moving averages and a rate reduced on a plateau go on from a checkpoint, a
   expect(String(without)).toContain("was written with moving averages of the weights, but this training has none");
 });
 
+test("frozen parameters stay as they are until their iteration, and a run resumes on either side of it", async () => {
+  const freeze = [{ match: "stem.conv" }, { match: /^stage\d[.]/, until: 4 }, { match: "{lateral,stem}", until: 6 }];
+  // Weight decay would change them without any gradient.
+  const optimizer = { schedule: constantRate(0.02), weightDecay: 0.1 };
+  const keep = { keepLast: 10 };
+  const more = { freeze, ema: { decay: 0.5, warmup: 0 }, optimizer, keep };
+  const start = await run({ iterations: 1, more: { ...more, optimizer: { schedule: constantRate(0) } } });
+  /** Whether the weights and biases of some layers have changed: none of them, or all. */
+  const changed = (result: RunResult, layers: RegExp) => {
+    const names = [...start.weights.keys()].filter((name) => layers.test(name) && /[.](weight|bias)$/.test(name));
+    return new Set(names.map((name) => Buffer.compare(result.weights.get(name)!, start.weights.get(name)!) !== 0));
+  };
+  const layers = [/^stem[.]conv/, /^stage\d/, /^lateral|^stem[.]norm/, /^smooth|Head/];
+  const expected: [number, boolean[]][] = [
+    [4, [false, false, false, true]],
+    [5, [false, true, false, true]],
+    [7, [false, true, true, true]],
+  ];
+  for (const [iterations, changes] of expected) {
+    const result = await run({ iterations, more });
+    expect(layers.map((names) => changed(result, names))).toEqual(changes.map((value) => new Set([value])));
+  }
+  const checkpoints = join(folder, "resume-frozen");
+  const paths: string[] = [];
+  const observer = { onCheckpoint: (path: string) => void paths.push(path) };
+  const whole = await run({ iterations: 8, more, checkpoints, checkpointEvery: 2, observer });
+  expect(paths).toHaveLength(4);
+  for (const resume of paths.slice(0, 3)) {
+    const rest = await run({ iterations: 8, more, resume });
+    for (const part of ["weights", "averages"] as const) {
+      for (const [name, bytes] of whole[part]) {
+        expect(Buffer.compare(bytes, rest[part].get(name)!), `${resume}: ${name} differs`).toBe(0);
+      }
+    }
+  }
+});
+
 test("a run with loss scaling goes on with its scale and counters, and one without starts or drops them", async () => {
   const checkpoints = join(folder, "resume-scaled");
   // Changes every other step: too large at first for some steps, and grows between.

@@ -10,7 +10,7 @@ import type { CocoStats } from "../../metrics";
 import { detectorNames, type NamedModel } from "../../models";
 import { type PrecisionPolicy, precisionNames, precisionPolicy } from "../../tensor";
 import { parseRecompute } from "../train-step";
-import { choice, flag, integer, type Kind, list, number, orNone, parseStructure, refuse, text } from "./kinds";
+import { choice, flag, integer, type Kind, list, number, orNone, parseStructure, place, refuse, text } from "./kinds";
 import { scheduleKind, warmupKind } from "./schedule-settings";
 import { byDefault, computed, type Given, optional, type Resolved, record, required, type Settings } from "./setting";
 
@@ -93,6 +93,20 @@ const group = record("a group of parameters: match, and weightDecay or rate", {
   weightDecay: optional(number({ from: 0 }), "their weight decay"),
   rate: optional(number({ from: 0 }), "what their learning rate is multiplied by"),
 });
+
+const layers = text("LAYERS", "layers' paths or parameters' names, such as backbone.body.layer1");
+
+const frozen = record(
+  "a path such as backbone.body.layer1, or match and until",
+  {
+    match: required(
+      layers,
+      "which: a layer's path or a parameter's name; * and ? within a part of it, ** across parts",
+    ),
+    until: optional(place(1), "the first iteration in which they train, or a share of all; default: none"),
+  },
+  { kind: layers, expand: (match: string) => ({ match }) },
+);
 
 const averages = record(
   "a decay between 0 and 1",
@@ -264,6 +278,12 @@ export const trainSections = {
       list(group, 0),
       [],
       'parameters with settings of their own, the first that matches holds: [{match: "^backbone[.]", rate: 0.1}]',
+    ),
+    freeze: byDefault(
+      list(frozen, 0),
+      [],
+      "what does not train: stem,backbone.body.layer[12], or for a time: [{match: backbone, until: 2000}]; batch normalization goes on with the statistics of batches",
+      { otherwise: "nothing but what trainableLayers says" },
     ),
     clipNorm: computed(
       orNone(positive, { zero: true, expected: 'a number above 0, or 0 or "none" for no clipping' }),

@@ -1,7 +1,8 @@
 import type { DetectionModel } from "../../models";
 import { ConfigError } from "../config/kinds";
-import { makeSchedule } from "../config/schedule-settings";
+import { iterationAt, makeSchedule } from "../config/schedule-settings";
 import type { TrainConfig } from "../config/train-config";
+import { describeNames, type FreezeRule, problemOf } from "../freezing";
 import { type ParameterGroup, withoutDecay } from "../sgd";
 import type { TrainerOptions } from "../trainer";
 
@@ -10,11 +11,19 @@ export function checkGroups(model: DetectionModel, { groups }: TrainConfig, at: 
   const names = [...model.namedParameters()].flatMap(([name, { requiresGrad }]) => (requiresGrad ? [name] : []));
   for (const [i, { match }] of groups.entries()) {
     if (names.some((name) => new RegExp(match).test(name))) continue;
-    const parts = [...new Set(names.map((name) => name.split(".").slice(0, 2).join(".")))];
-    const shown = parts.length > 8 ? `${parts.slice(0, 8).join(", ")}, ...` : parts.join(", ");
+    const shown = describeNames(names);
     throw new ConfigError(`${at}[${i}].match`, `/${match}/ matches no parameter that trains; they begin with ${shown}`);
   }
 }
+
+/** Raises what cannot be frozen, before anything is written. `at`: where that was given. */
+export function checkFreeze(model: DetectionModel, config: TrainConfig, at: string): void {
+  const problem = problemOf(model, freezeRules(config));
+  if (problem) throw new ConfigError(`${at}[${problem.rule}]${problem.field}`, problem.message);
+}
+
+const freezeRules = ({ freeze, iterations }: TrainConfig): FreezeRule[] =>
+  freeze.map(({ match, until }) => ({ match, ...(until !== undefined && { until: iterationAt(until, iterations) }) }));
 
 /** What a configuration says to a Trainer. */
 export function trainerOptions(
@@ -33,6 +42,7 @@ export function trainerOptions(
       ...(clipValue !== null && { clipValue }),
       ...(lossScaling !== undefined && { lossScaling: lossScaling ?? false }),
     },
+    freeze: freezeRules(config),
     ...(ema && { ema }),
     ...(plateau && { plateau }),
     ...{ accumulate, patience, iterations, evaluateEvery, checkpointEvery, config },

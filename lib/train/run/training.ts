@@ -32,7 +32,7 @@ import { saveTorchWeights } from "../save-weights";
 import { Trainer, type TrainingOutcome } from "../trainer";
 import { checkRecords, type Feed, openRecords, resizeOf, trainingFeed, validationFeed } from "./data-feeds";
 import { loadInitialWeights } from "./initial-weights";
-import { checkGroups, trainerOptions } from "./trainer-options";
+import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
 
 export interface TrainingOptions {
   /** How the run is continued, without arguments: "dlfs train". */
@@ -108,6 +108,7 @@ export class Training implements AsyncDisposable {
     }
     const model = owned.use(modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined));
     checkGroups(model, config, args.givenBy("groups") ?? "groups");
+    checkFreeze(model, config, args.givenBy("freeze") ?? "freeze");
     const evaluation: PreprocessOp[] = resumed
       ? parsePreprocessing(config.preprocessing)
       : [

@@ -103,6 +103,21 @@ test("precisions go by the names of policies and of dtypes, and loss scaling by 
   expect(scalingOf("lossScaling.initial=1024")).toEqual(rule);
 });
 
+test("what is frozen is layers by their paths, or with the iteration, or share of all, that they train from", () => {
+  const of = (...argv: string[]) => trainerOptions(resolve(["--iterations", "1000", ...argv])).freeze;
+  expect(of()).toEqual([]);
+  expect(of("--freeze", "stem,backbone.body.layer[12]")).toEqual([
+    { match: "stem" },
+    { match: "backbone.body.layer[12]" },
+  ]);
+  expect(of("freeze=[backbone.body, {match: fpn, until: 0.25}, {match: head, until: 40}]")).toEqual([
+    { match: "backbone.body" },
+    { match: "fpn", until: 250 },
+    { match: "head", until: 40 },
+  ]);
+  expect(() => of("freeze=[{until: 40}]")).toThrow("freeze[0].match: expected layers' paths");
+});
+
 test("what a configuration says reaches the trainer", () => {
   const argv = ["momentum=0.8", "--nesterov", "weightDecay=0.001", "groups=[{match: ^a, rate: 0.1}]", "clipValue=0.5"];
   argv.push("--clip-norm", "3", "--ema", "0.9", "--plateau", "AP50", "--patience", "4", "--accumulate", "2");
