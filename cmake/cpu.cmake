@@ -1,4 +1,4 @@
-# libdlfs_cpu.so: oneDNN, libjpeg-turbo, OpenMP; libpng and libwebp where they are found.
+# libdlfs_cpu.so: oneDNN, libjpeg-turbo, OpenMP; libpng, libwebp and Gloo where they are found.
 file(GLOB sources CONFIGURE_DEPENDS
   "${PROJECT_SOURCE_DIR}/csrc/common/*.cpp" "${PROJECT_SOURCE_DIR}/csrc/cpu/*.cpp")
 target_sources(dlfs PRIVATE ${sources})
@@ -36,5 +36,7 @@ endif()
 
 include("${PROJECT_SOURCE_DIR}/cmake/images.cmake")
 dlfs_link_images(dlfs JPEG_REQUIRED)
+include("${PROJECT_SOURCE_DIR}/cmake/gloo.cmake")
+dlfs_link_gloo(dlfs)
 
 message(STATUS "dlfs: CPU library with ${DLFS_DNNL_LIBRARY}, ${DLFS_JPEG_LIBRARY}, header ${header_hash}")

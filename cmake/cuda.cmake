@@ -5,6 +5,7 @@
 #   DLFS_CUDA_LIBRARIES      libraries by full path: the wheels carry libcudnn.so.9 and no libcudnn.so
 #   DLFS_CUDA_PRELOADS       libraries to load although no symbol of them is used here, by full path
 #   DLFS_CUDA_RPATH          folders of those libraries that the system's loader would not search
+#   DLFS_NCCL_INCLUDE_DIR    folder of nccl.h; empty: built without communicators. NCCL itself is opened at run time
 #   DLFS_CUDA_ARCHS          such as 90a or 75;80;90: compute capabilities to compile for
 #   DLFS_CUDA_PTX            the compute capability to embed PTX for, for cards newer than all of them; empty: none
 foreach(name CMAKE_CUDA_COMPILER DLFS_CUDA_INCLUDE_DIRS DLFS_CUDA_LIBRARIES DLFS_CUDA_ARCHS)
@@ -61,6 +62,14 @@ if(DLFS_CUDA_PRELOADS)
   target_link_libraries(dlfs PRIVATE -Wl,--push-state,--no-as-needed ${DLFS_CUDA_PRELOADS} -Wl,--pop-state)
 endif()
 target_link_libraries(dlfs PRIVATE ${DLFS_CUDA_LIBRARIES} ${CMAKE_DL_LIBS} rt)
+if(DLFS_NCCL_INCLUDE_DIR)
+  target_compile_definitions(dlfs PRIVATE DLFS_HAVE_NCCL=1)
+  # By itself: one of the system's own folders among the others would reorder the C++ headers.
+  set_source_files_properties("${PROJECT_SOURCE_DIR}/csrc/cuda/comm.cpp" PROPERTIES
+    INCLUDE_DIRECTORIES "${DLFS_NCCL_INCLUDE_DIR}")
+else()
+  message(STATUS "dlfs: built without NCCL, so several GPUs cannot train together. It comes with scripts/cuda-wheels.sh.")
+endif()
 
 # libjpeg-turbo decodes what nvJPEG refuses (CMYK, arithmetic coding); without it dlfs_supports("jpeg.cmyk") is 0.
 include("${PROJECT_SOURCE_DIR}/cmake/images.cmake")

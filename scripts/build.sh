@@ -108,7 +108,7 @@ build_cuda() {
     -DDLFS_CUDA_LIBRARIES="$(cmake_list "${cuda_libraries[@]}")" \
     -DDLFS_CUDA_PRELOADS="$(cmake_list "${cuda_preloads[@]}")" \
     -DDLFS_CUDA_RPATH="$(cmake_list "${cuda_rpaths[@]}")" \
-    -DDLFS_CUDA_ARCHS="$(cmake_list "${archs[@]}")" -DDLFS_CUDA_PTX="$ptx"
+    -DDLFS_NCCL_INCLUDE_DIR="$cuda_nccl" -DDLFS_CUDA_ARCHS="$(cmake_list "${archs[@]}")" -DDLFS_CUDA_PTX="$ptx"
 }
 
 cpu_missing=""

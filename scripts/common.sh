@@ -49,6 +49,11 @@ missing_image_packages() {
   missing_packages png.h libpng-dev webp/decode.h libwebp-dev
 }
 
+# The same of the library that processes on CPUs train together by, which the CPU library can do without.
+missing_collective_packages() {
+  missing_packages gloo/allreduce.h libgloo-dev
+}
+
 # Arguments: a header and the package that has it, any number of times. Prints the packages whose header is not found.
 missing_packages() {
   local found

@@ -12,7 +12,8 @@
 # cuda_includes      folders of headers
 # cuda_libraries     libraries, full paths
 # cuda_preloads      libraries to link although they are only opened by name at run time, full paths
-# cuda_rpaths        folders of those libraries
+# cuda_rpaths        folders of those libraries, and of NCCL
+# cuda_nccl          folder of NCCL's header, or nothing: built without it, the library trains on one GPU
 # cuda_found         one line per part: NAME PATH
 # cuda_missing       one line per part that was not found
 # cuda_tried         folders that were searched
@@ -79,8 +80,8 @@ cuda_find_library() {
   return 1
 }
 
-# Adds a library to the results. Arguments: required, optional or preload (optional, and linked although nothing of it is
-# called), its name for people, header or -, library names...
+# Adds a library to the results. Arguments: required or preload (optional, and linked although nothing of it is called), its
+# name for people, header or -, library names...
 cuda_add() {
   local need="$1" label="$2" header="$3" dir="" file
   shift 3
@@ -101,7 +102,7 @@ cuda_add() {
 
 find_cuda() {
   local root="${1:-$PWD}" path_nvcc="" dir site sites=() prefixes=() wheels=() line major
-  cuda_nvcc="" cuda_version=""
+  cuda_nvcc="" cuda_version="" cuda_nccl=""
   cuda_includes=() cuda_libraries=() cuda_preloads=() cuda_rpaths=() cuda_found=() cuda_missing=() cuda_tried=() cuda_roots=()
   case "$(uname -m)" in
     aarch64 | arm64) cuda_multiarch=aarch64-linux-gnu cuda_target=sbsa-linux ;;
@@ -158,7 +159,13 @@ find_cuda() {
     [ "${line%%$'\n'*}" -lt 9 ]; then
     cuda_missing+=("cuDNN 9 or later: $dir has ${line%%$'\n'*}")
   fi
-  cuda_add optional NCCL nccl.h libnccl.so libnccl.so.2
+  # NCCL is opened by name when several GPUs train together: the header is compiled with, the library's folder is remembered.
+  if cuda_nccl=$(cuda_find_header nccl.h) && dir=$(cuda_find_library libnccl.so libnccl.so.2); then
+    case "$dir" in /usr/lib/*) ;; *) cuda_rpaths+=("$(dirname "$dir")") ;; esac
+    cuda_found+=("NCCL $dir")
+  else
+    cuda_nccl=""
+  fi
 
   mapfile -t cuda_includes < <(cuda_existing_dirs "${cuda_includes[@]}")
   mapfile -t cuda_rpaths < <(cuda_existing_dirs "${cuda_rpaths[@]}")

@@ -23,7 +23,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 const headerPath = `${root}csrc/include/dlfs.h`;
 const outputPath = `${root}lib/native/symbols.generated.ts`;
 
-const handles = ["context", "stream", "event", "graph", "conv", "sgd", "decoder", "job", "average"].map(
+const handles = ["context", "stream", "event", "graph", "conv", "sgd", "decoder", "job", "average", "comm"].map(
   (kind) => `dlfs_${kind}`,
 );
 const int32Types = ["int32_t", "dlfs_status", "dlfs_dtype", "dlfs_activation"];

@@ -82,13 +82,15 @@ install_packages() {
 
 mapfile -t packages < <(missing_tools && missing_cpu_packages)
 mapfile -t image_packages < <(missing_image_packages)
-wanted="${packages[*]} ${image_packages[*]}"
-if [ "$wanted" != " " ] && [ "$(cat build/.dlfs-packages 2>/dev/null)" != "$wanted" ]; then
+mapfile -t collective_packages < <(missing_collective_packages)
+wanted="${packages[*]} ${image_packages[*]} ${collective_packages[*]}"
+if [ "$wanted" != "  " ] && [ "$(cat build/.dlfs-packages 2>/dev/null)" != "$wanted" ]; then
   # What could not be installed is not tried again until the list changes; build.sh says whether it can do without.
   rm -f build/.dlfs-packages
   [ ${#packages[@]} -eq 0 ] || install_packages "${packages[@]}" || echo "$wanted" >build/.dlfs-packages
-  # By itself, so that a system without these packages gets the others.
+  # By themselves, so that a system without these packages gets the others.
   [ ${#image_packages[@]} -eq 0 ] || install_packages "${image_packages[@]}" || echo "$wanted" >build/.dlfs-packages
+  [ ${#collective_packages[@]} -eq 0 ] || install_packages "${collective_packages[@]}" || echo "$wanted" >build/.dlfs-packages
   changed=yes
 fi
 
@@ -99,7 +101,7 @@ native_stamp() {
   find csrc cmake CMakeLists.txt scripts/build.sh scripts/find-cuda.sh -type f -print0 | sort -z | xargs -0 sha256sum
   grep -m1 -E '^(flags|Features)' /proc/cpuinfo || true
   cat /proc/driver/nvidia/gpus/*/information 2>/dev/null | grep Model || true
-  echo "$root ${CXX:-} ${DNNLROOT:-} ${DLFS_CUDA_ARCHS:-} $(missing_image_packages) $(cat build/.dlfs-packages 2>/dev/null)"
+  echo "$root ${CXX:-} ${DNNLROOT:-} ${DLFS_CUDA_ARCHS:-} $(missing_image_packages) $(missing_collective_packages) $(cat build/.dlfs-packages 2>/dev/null)"
   find_cuda "$root" || true
   printf '%s\n' "${cuda_found[@]}" "${cuda_missing[@]}"
 }

@@ -12,14 +12,14 @@
 
 namespace dlfs {
 
-enum class HandleKind : int64_t { context = 1, stream, event, graph, conv, sgd, decoder, job, average };
+enum class HandleKind : int64_t { context = 1, stream, event, graph, conv, sgd, decoder, job, average, comm };
 
 // One more than the last kind: the size of arrays by kind.
-constexpr size_t handle_kinds = static_cast<size_t>(HandleKind::average) + 1;
+constexpr size_t handle_kinds = static_cast<size_t>(HandleKind::comm) + 1;
 
 inline const char* handle_kind_name(int64_t kind) {
-  static const char* const names[] = {"null", "context", "stream",  "event", "graph",
-                                      "conv", "sgd",     "decoder", "job",   "average"};
+  static const char* const names[] = {"null", "context", "stream", "event",   "graph",       "conv",
+                                      "sgd",  "decoder", "job",    "average", "communicator"};
   static_assert(sizeof names / sizeof names[0] == handle_kinds, "a name for each kind");
   return kind >= 0 && kind < static_cast<int64_t>(handle_kinds) ? names[kind] : "unknown";
 }

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "common/image.hpp"
+#include "cpu/comm_gloo.hpp"
 
 #if defined(DLFS_HAVE_LIBJPEG)
 #include <jpeglib.h>
@@ -123,7 +124,7 @@ extern "C" dlfs_status dlfs_build_info(char* out, int64_t capacity) {
     // bytes.
     const char* volatile header_hash = DLFS_HEADER_HASH;
     text << "backend=cpu\nheader=" << header_hash << "\nonednn=" << version->major << '.' << version->minor << '.'
-         << version->patch << "\nlibjpeg-turbo=" << jpeg_version() << '\n' << image_files_build_info() << "isa=" << isa_name()
+         << version->patch << "\nlibjpeg-turbo=" << jpeg_version() << '\n' << image_files_build_info() << gloo_build_info() << "isa=" << isa_name()
          << "\nthreads=" << available_cores() << '\n';
     copy_text(out, capacity, text.str());
   });
@@ -196,6 +197,8 @@ extern "C" dlfs_status dlfs_supports(dlfs_context ctx, int32_t* out, const char*
       *out = has_bf16();
     } else if (name == "conv.pad8") {
       *out = context->pad_channels;
+    } else if (name == "collectives") {
+      *out = has_gloo();
     } else {
       *out = name == "conv.epilogue" || name == "conv.moments.f32" || name == "conv.f8" || name == "conv.i8" ||
              name == "graph" || name == "jpeg.decode" || name == "jpeg.encode" || name == "jpeg.cmyk" ||

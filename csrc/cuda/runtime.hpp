@@ -284,6 +284,10 @@ dlfs_status stream_call(const char* op, dlfs_stream handle, Body&& body) noexcep
 bool images_support(Context& context, std::string_view feature);
 std::string images_build_info();
 
+// Whether communicators can be made (NCCL was there at build time and is found now), and NCCL's line for dlfs_build_info.
+bool has_nccl();
+std::string nccl_build_info();
+
 // cuBLASLt's line for dlfs_build_info, beside its other uses.
 std::string cublaslt_build_info();
 

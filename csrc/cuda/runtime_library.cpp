@@ -47,6 +47,7 @@ bool supports(Context& context, std::string_view feature) {
   for (const char* name : {"f16", "conv.f16", "conv.epilogue", "graph", "graph.lanes"}) {
     if (feature == name) return true;
   }
+  if (feature == "collectives") return has_nccl();
   if (feature == "conv.moments.bf16" || feature == "conv.moments.f16") return context.compute_capability == 90;
   return images_support(context, feature);
 }
@@ -73,6 +74,7 @@ dlfs_status dlfs_build_info(char* out, int64_t capacity) {
     text += format("cudnn=%zu.%zu.%zu\n", cudnn / 10000, cudnn % 10000 / 100, cudnn % 100);
     text += cublaslt_build_info();
     text += images_build_info();
+    text += nccl_build_info();
     text += "archs=" DLFS_CUDA_ARCHS "\n";
     write_text(out, capacity, text);
   });

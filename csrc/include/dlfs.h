@@ -58,6 +58,7 @@ typedef int32_t dlfs_status;
 #define DLFS_ERROR_CUBLAS -501
 #define DLFS_ERROR_NVJPEG -502
 #define DLFS_ERROR_ONEDNN -503
+#define DLFS_ERROR_COLLECTIVE -600 /* a collective failed, on this rank or another, or was aborted */
 #define DLFS_ERROR_INTERNAL -900
 
 typedef int32_t dlfs_dtype;
@@ -91,6 +92,7 @@ typedef int64_t dlfs_sgd;     /* the tensor lists of an optimizer */
 typedef int64_t dlfs_average; /* the tensor lists of moving averages */
 typedef int64_t dlfs_decoder; /* image decoding threads with their own streams */
 typedef int64_t dlfs_job;     /* one batch being decoded */
+typedef int64_t dlfs_comm;    /* this process's place among those that train together */
 
 /* ---- library ------------------------------------------------------------------------------------------------- */
 
@@ -132,7 +134,9 @@ DLFS_API dlfs_status dlfs_context_option(dlfs_context ctx, DLFS_HOST const char 
  * "conv.moments.f16" (convolutions that give their result's moments), "conv.f8" and "conv.i8" (forward convolutions of 8
  * bits), "conv.pad8" (a convolution whose result's channels 8 does not divide is worth padding to a number that it does),
  * "graph" (capture and launch), "graph.lanes" (a graph's streams run at the same time), "jpeg.decode", "jpeg.encode",
- * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware", "png.decode", "webp.decode". An unknown name writes 0. */
+ * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware", "png.decode", "webp.decode", "collectives" (communicators between
+ * processes: NCCL on CUDA, where its library is found, and Gloo on the CPU, where it was built with it). An unknown name writes
+ * 0. */
 DLFS_API dlfs_status dlfs_supports(dlfs_context ctx, DLFS_HOST int32_t *out, DLFS_HOST const char *feature);
 
 /* ---- memory -------------------------------------------------------------------------------------------------- */
@@ -201,6 +205,66 @@ DLFS_API dlfs_status dlfs_graph_end(dlfs_stream stream, DLFS_HOST dlfs_graph *ou
 /* Runs all captured calls, in one launch, on a stream of the same context, with the addresses they were captured with. */
 DLFS_API dlfs_status dlfs_graph_launch(dlfs_stream stream, dlfs_graph graph);
 DLFS_API dlfs_status dlfs_graph_destroy(dlfs_graph graph); /* Waits for launches in flight, then releases it. */
+
+/* ---- collectives ----------------------------------------------------------------------------------------------
+ * Operations that several processes ("ranks", from 0 to world - 1) take part in together, each with a device of its own: NCCL on
+ * CUDA, Gloo on the CPU. All ranks must call the same ones in the same order with the same sizes.
+ * A communicator has a queue of its own, so that collectives run beside a stream's work: each waits for what its stream was
+ * given before, and the stream goes on at once. What it reads and writes may be touched again by work that follows
+ * dlfs_comm_wait on the stream, not before. Both may be captured in a graph; the first run of each size should not be, as
+ * libraries connect and allocate in it. `label` is the caller's name for a collective, from 0, for dlfs_comm_progress. */
+
+#define DLFS_REDUCE_SUM 0
+#define DLFS_REDUCE_AVERAGE 1 /* the sum divided by the number of ranks */
+
+/* A communicator that is not connected yet. host: the address of the interface by which the other ranks reach this one (CPU;
+ * an empty string: the one that the machine's name stands for); NCCL finds interfaces itself (NCCL_SOCKET_IFNAME). A collective that takes longer than
+ * timeout_ms fails, on the CPU. */
+DLFS_API dlfs_status dlfs_comm_create(dlfs_context ctx, DLFS_HOST dlfs_comm *out, int32_t rank, int32_t world,
+                                      DLFS_HOST const char *host, int64_t timeout_ms);
+
+/* What the other ranks must be told to reach this one; of NCCL, rank 0's alone counts. Writes *bytes <= capacity of them;
+ * 128 + 256 * world are enough. */
+DLFS_API dlfs_status dlfs_comm_address(dlfs_comm comm, DLFS_HOST uint8_t *out, int64_t capacity, DLFS_HOST int64_t *bytes);
+
+/* Starts connecting to all ranks, each of which must do so, and returns; dlfs_comm_query says when it is done. addresses: those
+ * of all ranks one behind the other, rank 0's first; sizes (world): their bytes. */
+DLFS_API dlfs_status dlfs_comm_connect(dlfs_comm comm, DLFS_HOST const uint8_t *addresses, DLFS_HOST const int64_t *sizes);
+
+/* DLFS_OK once connected, DLFS_NOT_READY until then; an error where connecting, or a collective since, has failed. */
+DLFS_API dlfs_status dlfs_comm_query(dlfs_comm comm);
+
+/* In each of count buffers, of sizes[i] elements of F32, BF16 or F16, every element becomes its sum or average over all
+ * ranks, with the same bytes on all ranks. One group: NCCL runs them as one operation. operation: DLFS_REDUCE_... BF16 and F16
+ * may be rounded at each addition. */
+DLFS_API dlfs_status dlfs_comm_all_reduce(dlfs_stream stream, dlfs_comm comm, DLFS_HOST const int64_t *buffers,
+                                          DLFS_HOST const int64_t *sizes, int32_t count, dlfs_dtype dtype,
+                                          int32_t operation, int32_t label);
+
+/* Each of count buffers, of sizes[i] bytes, becomes a copy of rank root's. */
+DLFS_API dlfs_status dlfs_comm_broadcast(dlfs_stream stream, dlfs_comm comm, DLFS_HOST const int64_t *buffers,
+                                         DLFS_HOST const int64_t *sizes, int32_t count, int32_t root, int32_t label);
+
+/* out (world, bytes) = the ranks' `own` (bytes), rank 0's first. own may be this rank's place in out. */
+DLFS_API dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, void *out, const void *own, int64_t bytes,
+                                          int32_t label);
+
+/* Is done once all ranks have come to it. */
+DLFS_API dlfs_status dlfs_comm_barrier(dlfs_stream stream, dlfs_comm comm, int32_t label);
+
+/* Later work of the stream waits for all collectives enqueued so far; an error of one of them becomes the stream's. */
+DLFS_API dlfs_status dlfs_comm_wait(dlfs_stream stream, dlfs_comm comm);
+
+/* values[0..1]: how many collectives this rank's device has come to so far, and the label of the last one (-1 before the
+ * first). Never waits: where another rank is missing, this says which collective this one waits in. */
+DLFS_API dlfs_status dlfs_comm_progress(dlfs_comm comm, DLFS_HOST int64_t *values);
+
+/* Ends collectives that wait for other ranks, with an error; there can be no more. From any thread. */
+DLFS_API dlfs_status dlfs_comm_abort(dlfs_comm comm);
+
+/* Waits for the collectives in flight, then releases the communicator; all ranks must do so, or abort it first. Graphs that
+ * captured collectives must have been destroyed. */
+DLFS_API dlfs_status dlfs_comm_destroy(dlfs_comm comm);
 
 /* ---- elementwise --------------------------------------------------------------------------------------------- */
 

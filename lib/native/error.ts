@@ -17,6 +17,7 @@ export const ErrorCode = {
   cublas: constants.ERROR_CUBLAS,
   nvjpeg: constants.ERROR_NVJPEG,
   onednn: constants.ERROR_ONEDNN,
+  collective: constants.ERROR_COLLECTIVE,
   internal: constants.ERROR_INTERNAL,
 } as const;
 

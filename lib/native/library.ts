@@ -160,8 +160,8 @@ function openLibrary(name: BackendName, path: string): NativeLibrary {
     }
     const hint =
       name === "cuda"
-        ? "the CUDA libraries it needs (libcudart, libcudnn, libnvjpeg, libcublasLt, libnccl) must be on the loader's path, e.g. through LD_LIBRARY_PATH"
-        : "libdnnl, libgomp, libjpeg and, where it was built with them, libpng and libwebp must be installed (npm run setup does that)";
+        ? "the CUDA libraries it needs (libcudart, libcudnn, libnvjpeg, libcublasLt) must be on the loader's path, e.g. through LD_LIBRARY_PATH"
+        : "libdnnl, libgomp, libjpeg and, where it was built with them, libpng, libwebp and libgloo must be installed (npm run setup does that)";
     throw new DlfsError(ErrorCode.io, path, `cannot be loaded: ${reason}; ${hint}`, { cause });
   }
   const abi = (raw.dlfs_abi_version as () => number)();

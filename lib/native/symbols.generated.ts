@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "4f4d76c632d3f46f";
+export const headerHash = "2ed4cd0d82502f34";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -22,6 +22,7 @@ export const constants = {
   ERROR_CUBLAS: -501,
   ERROR_NVJPEG: -502,
   ERROR_ONEDNN: -503,
+  ERROR_COLLECTIVE: -600,
   ERROR_INTERNAL: -900,
   F32: 0,
   BF16: 1,
@@ -39,6 +40,8 @@ export const constants = {
   ACT_LEAKY_RELU: 5,
   ACT_HARDSWISH: 6,
   ACT_HARDSIGMOID: 7,
+  REDUCE_SUM: 0,
+  REDUCE_AVERAGE: 1,
   CONV_FORWARD: 0,
   CONV_BACKWARD_DATA: 1,
   CONV_BACKWARD_WEIGHT: 2,
@@ -122,6 +125,18 @@ export const symbols = {
   dlfs_graph_end: { args: ["i64", "buffer"], returns: "i32" },
   dlfs_graph_launch: { args: ["i64", "i64"], returns: "i32" },
   dlfs_graph_destroy: { args: ["i64"], returns: "i32" },
+  dlfs_comm_create: { args: ["i64", "buffer", "i32", "i32", "buffer", "i64"], returns: "i32" },
+  dlfs_comm_address: { args: ["i64", "buffer", "i64", "buffer"], returns: "i32" },
+  dlfs_comm_connect: { args: ["i64", "buffer", "buffer"], returns: "i32" },
+  dlfs_comm_query: { args: ["i64"], returns: "i32" },
+  dlfs_comm_all_reduce: { args: ["i64", "i64", "buffer", "buffer", "i32", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_comm_broadcast: { args: ["i64", "i64", "buffer", "buffer", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_comm_all_gather: { args: ["i64", "i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
+  dlfs_comm_barrier: { args: ["i64", "i64", "i32"], returns: "i32" },
+  dlfs_comm_wait: { args: ["i64", "i64"], returns: "i32" },
+  dlfs_comm_progress: { args: ["i64", "buffer"], returns: "i32" },
+  dlfs_comm_abort: { args: ["i64"], returns: "i32" },
+  dlfs_comm_destroy: { args: ["i64"], returns: "i32" },
   dlfs_fill: { args: ["i64", "ptr", "i64", "i32", "f64"], returns: "i32" },
   dlfs_cast: { args: ["i64", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
   dlfs_add: { args: ["i64", "ptr", "ptr", "ptr", "i64", "i32", "i32"], returns: "i32" },
@@ -270,6 +285,18 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_graph_end: ["stream", "out"],
   dlfs_graph_launch: ["stream", "graph"],
   dlfs_graph_destroy: ["graph"],
+  dlfs_comm_create: ["ctx", "out", "rank", "world", "host", "timeoutMs"],
+  dlfs_comm_address: ["comm", "out", "capacity", "bytes"],
+  dlfs_comm_connect: ["comm", "addresses", "sizes"],
+  dlfs_comm_query: ["comm"],
+  dlfs_comm_all_reduce: ["stream", "comm", "buffers", "sizes", "count", "dtype", "operation", "label"],
+  dlfs_comm_broadcast: ["stream", "comm", "buffers", "sizes", "count", "root", "label"],
+  dlfs_comm_all_gather: ["stream", "comm", "out", "own", "bytes", "label"],
+  dlfs_comm_barrier: ["stream", "comm", "label"],
+  dlfs_comm_wait: ["stream", "comm"],
+  dlfs_comm_progress: ["comm", "values"],
+  dlfs_comm_abort: ["comm"],
+  dlfs_comm_destroy: ["comm"],
   dlfs_fill: ["stream", "dst", "n", "dtype", "value"],
   dlfs_cast: ["stream", "dst", "src", "n", "dstDtype", "srcDtype"],
   dlfs_add: ["stream", "dst", "a", "b", "n", "dtype", "activation"],
@@ -411,7 +438,9 @@ export interface NativeFunctions {
    * "conv.moments.f16" (convolutions that give their result's moments), "conv.f8" and "conv.i8" (forward convolutions of 8
    * bits), "conv.pad8" (a convolution whose result's channels 8 does not divide is worth padding to a number that it does),
    * "graph" (capture and launch), "graph.lanes" (a graph's streams run at the same time), "jpeg.decode", "jpeg.encode",
-   * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware", "png.decode", "webp.decode". An unknown name writes 0.
+   * "jpeg.cmyk" (CMYK and YCCK decoding), "jpeg.hardware", "png.decode", "webp.decode", "collectives" (communicators between
+   * processes: NCCL on CUDA, where its library is found, and Gloo on the CPU, where it was built with it). An unknown name writes
+   * 0.
    */
   supports(ctx: number, out: HostView, feature: HostView): number;
   /** Allocates device memory, 256-byte aligned, content undefined. bytes >= 1. May synchronize. */
@@ -471,6 +500,50 @@ export interface NativeFunctions {
   graphLaunch(stream: number, graph: number): number;
   /** Waits for launches in flight, then releases it. */
   graphDestroy(graph: number): number;
+  /**
+   * A communicator that is not connected yet. host: the address of the interface by which the other ranks reach this one (CPU;
+   * an empty string: the one that the machine's name stands for); NCCL finds interfaces itself (NCCL_SOCKET_IFNAME). A collective that takes longer than
+   * timeout_ms fails, on the CPU.
+   */
+  commCreate(ctx: number, out: HostView, rank: number, world: number, host: HostView, timeoutMs: number): number;
+  /**
+   * What the other ranks must be told to reach this one; of NCCL, rank 0's alone counts. Writes *bytes <= capacity of them;
+   * 128 + 256 * world are enough.
+   */
+  commAddress(comm: number, out: HostView, capacity: number, bytes: HostView): number;
+  /**
+   * Starts connecting to all ranks, each of which must do so, and returns; dlfs_comm_query says when it is done. addresses: those
+   * of all ranks one behind the other, rank 0's first; sizes (world): their bytes.
+   */
+  commConnect(comm: number, addresses: HostView, sizes: HostView): number;
+  /** DLFS_OK once connected, DLFS_NOT_READY until then; an error where connecting, or a collective since, has failed. */
+  commQuery(comm: number): number;
+  /**
+   * In each of count buffers, of sizes[i] elements of F32, BF16 or F16, every element becomes its sum or average over all
+   * ranks, with the same bytes on all ranks. One group: NCCL runs them as one operation. operation: DLFS_REDUCE_... BF16 and F16
+   * may be rounded at each addition.
+   */
+  commAllReduce(stream: number, comm: number, buffers: HostView, sizes: HostView, count: number, dtype: number, operation: number, label: number): number;
+  /** Each of count buffers, of sizes[i] bytes, becomes a copy of rank root's. */
+  commBroadcast(stream: number, comm: number, buffers: HostView, sizes: HostView, count: number, root: number, label: number): number;
+  /** out (world, bytes) = the ranks' `own` (bytes), rank 0's first. own may be this rank's place in out. */
+  commAllGather(stream: number, comm: number, out: Address | null, own: Address | null, bytes: number, label: number): number;
+  /** Is done once all ranks have come to it. */
+  commBarrier(stream: number, comm: number, label: number): number;
+  /** Later work of the stream waits for all collectives enqueued so far; an error of one of them becomes the stream's. */
+  commWait(stream: number, comm: number): number;
+  /**
+   * values[0..1]: how many collectives this rank's device has come to so far, and the label of the last one (-1 before the
+   * first). Never waits: where another rank is missing, this says which collective this one waits in.
+   */
+  commProgress(comm: number, values: HostView): number;
+  /** Ends collectives that wait for other ranks, with an error; there can be no more. From any thread. */
+  commAbort(comm: number): number;
+  /**
+   * Waits for the collectives in flight, then releases the communicator; all ranks must do so, or abort it first. Graphs that
+   * captured collectives must have been destroyed.
+   */
+  commDestroy(comm: number): number;
   /** dst[i] = value; F32, BF16, F16, I32. */
   fill(stream: number, dst: Address | null, n: number, dtype: number, value: number): number;
   /** dst[i] = src[i] converted, round to nearest even; between F32, BF16, F16, I32, U8. */

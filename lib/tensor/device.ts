@@ -52,7 +52,8 @@ export type Feature =
   | "jpeg.cmyk"
   | "jpeg.hardware"
   | "png.decode"
-  | "webp.decode";
+  | "webp.decode"
+  | "collectives";
 
 /** Bytes of device memory; `free` and `total` are within the device's `memoryLimit`. */
 export interface MemoryInfo {

@@ -1,4 +1,5 @@
 export { ALIGNMENT, Arena, align } from "./arena";
+export { Communicator, type CommunicatorOptions, type CommunicatorProgress } from "./communicator";
 export { Device, type DeviceOptions, type Feature, type MemoryInfo } from "./device";
 export {
   type DType,
