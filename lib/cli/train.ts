@@ -18,6 +18,10 @@ export const verb: Verb = {
       using stop = stopOnSignals(() =>
         console.error("\nstopping after this step, with a checkpoint; again to stop at once"),
       );
+      if (args.dryRun) {
+        const { result } = await Training.dryRun(args, {});
+        return result.failed ? 1 : 0;
+      }
       await using training = await Training.prepare(args, { command: "dlfs train", signal: stop.signal });
       console.log("training; Ctrl-C stops with a checkpoint");
       const outcome = await training.run();

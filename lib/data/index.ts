@@ -165,6 +165,8 @@ export { S3DataSource, type S3Options } from "./s3-data-source";
 export {
   ClassBalancedSampler,
   type ClassBalancedSamplerOptions,
+  FirstImages,
+  type FirstImagesOptions,
   RepeatFactorSampler,
   type RepeatFactorSamplerOptions,
   type SampledImages,

@@ -76,6 +76,43 @@ export class ShuffleSampler extends Sampler {
   }
 }
 
+export interface FirstImagesOptions {
+  /** Of the loader's list, which goes by ascending id. */
+  count: number;
+  /** Whether each pass has an order of its own. Default true. */
+  shuffle?: boolean;
+  /** Images in a pass, which come in turns. Default: each once. */
+  samples?: number;
+}
+
+/** The first images alone: a training that cannot learn even those by heart has an error. */
+export class FirstImages extends Sampler {
+  readonly #count: number;
+  readonly #shuffle: boolean;
+  readonly #samples: number;
+
+  constructor({ count, shuffle = true, samples = count }: FirstImagesOptions) {
+    super();
+    for (const [name, value] of Object.entries({ count, samples })) {
+      const good = Number.isSafeInteger(value) && value >= 1;
+      check(good, "FirstImages", () => `${name} must be an integer >= 1, got ${value}`);
+    }
+    this.#count = count;
+    this.#shuffle = shuffle;
+    this.#samples = samples;
+  }
+
+  override toJSON(): SamplerJson {
+    return { name: "FirstImages", count: this.#count, samples: this.#samples, shuffle: this.#shuffle };
+  }
+
+  override order({ length }: SampledImages, { seed, epoch }: SampledPass): Uint32Array {
+    check(this.#count <= length, "FirstImages", () => `expected at least ${this.#count} images, got ${length}`);
+    const turn = this.#shuffle ? shuffledOrder(this.#count, seed, epoch) : range(this.#count);
+    return Uint32Array.from({ length: this.#samples }, (_, i) => turn[i % this.#count] as number);
+  }
+}
+
 export interface WeightedSamplerOptions {
   /** Weight of each image, 0 or more: an array in the loader's order, or a function of the image's place. */
   weights: ArrayLike<number> | ((image: number, images: SampledImages) => number);

@@ -296,7 +296,8 @@ function formatCount(count: number): string {
   return unit === 0 ? String(count) : `${value.toPrecision(3)}${units[unit]}`;
 }
 
-function formatBytes(bytes: number): string {
+/** "12.3 MiB". */
+export function formatBytes(bytes: number): string {
   const units = [" B", " KiB", " MiB", " GiB", " TiB"];
   let [value, unit] = [bytes, 0];
   while (value >= 1000 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];

@@ -13,11 +13,17 @@ export interface ImageDetections {
   detections: Detection[];
 }
 
-export interface EvaluatorOptions {
+/** What is measured. */
+export interface EvaluatedSplit {
+  split: string;
+  /** Only the images that were detected on count, not all of the split. Default false. */
+  partial?: boolean;
+}
+
+export interface EvaluatorOptions extends EvaluatedSplit {
   model: DetectionModel;
   store: AnnotationStore;
-  split: string;
-  /** Goes over the split once, without augmentation and shuffling. */
+  /** Goes over the split, or a part of it, once, without augmentation and shuffling. */
   loader: DataLoader<DetectionBatch>;
   decoder: BatchImages;
   /** Convolutions of 8 bits; default: the model's precision. */
@@ -41,11 +47,14 @@ export class Evaluator implements Disposable {
     onBatch?: (done: number, total: number) => void,
   ): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
     const detections = await this.detect(onBatch);
-    return { result: measure(this.#options.store, this.#options.split, detections), detections };
+    return { result: measure(this.#options.store, this.#options, detections), detections };
   }
 
-  /** Detects on the whole split with the present weights. */
-  async detect(onBatch?: (done: number, total: number) => void): Promise<ImageDetections[]> {
+  /** Detects on the whole split, or so many batches of it, with the present weights. */
+  async detect(
+    onBatch?: (done: number, total: number) => void,
+    batches = Number.POSITIVE_INFINITY,
+  ): Promise<ImageDetections[]> {
     const { loader } = this.#options;
     this.#step.refresh();
     const detections: ImageDetections[] = [];
@@ -56,7 +65,9 @@ export class Evaluator implements Disposable {
       } finally {
         batch.release();
       }
-      onBatch?.(++done, loader.length);
+      done++;
+      onBatch?.(done, loader.length);
+      if (done >= batches) break;
     }
     return detections;
   }
@@ -89,17 +100,24 @@ export class Evaluator implements Disposable {
 }
 
 /** COCO's metrics of detections against a split's annotations; crowds count as pycocotools counts them. */
-export function measure(store: AnnotationStore, split: string, detections: readonly ImageDetections[]): CocoResult {
-  return collectForMetrics(store, split, detections).evaluate();
+export function measure(
+  store: AnnotationStore,
+  evaluated: string | EvaluatedSplit,
+  detections: readonly ImageDetections[],
+): CocoResult {
+  return collectForMetrics(store, evaluated, detections).evaluate();
 }
 
 /** A split's annotations and detections on its images, ready to be measured. */
 export function collectForMetrics(
   store: AnnotationStore,
-  split: string,
+  evaluated: string | EvaluatedSplit,
   detections: readonly ImageDetections[],
 ): CocoEvaluator {
-  const images = store.images(split, { usable: true }).map(({ id }) => ({ id }));
+  const { split, partial = false } = typeof evaluated === "string" ? { split: evaluated } : evaluated;
+  const seen = new Set(detections.map(({ imageId }) => imageId));
+  const all = store.images(split, { usable: true }).map(({ id }) => ({ id }));
+  const images = partial ? all.filter(({ id }) => seen.has(id)) : all;
   const usable = new Set(images.map(({ id }) => id));
   const classes = store.classes();
   const evaluator = new CocoEvaluator({ categories: store.categories(), images });

@@ -24,6 +24,7 @@ export { trainHelp, trainSchema } from "./config/train-help";
 export { type TrainSettings, trainSettings } from "./config/train-settings";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
+export { type DryRun, describeDryRun, worstCaseTargets } from "./dry-run";
 export { Ema, type EmaOptions, emaDecays } from "./ema";
 export {
   type EvaluateModelOptions,
@@ -40,7 +41,14 @@ export {
   writeMetricPictures,
   writeReport,
 } from "./evaluation-report";
-export { collectForMetrics, Evaluator, type EvaluatorOptions, type ImageDetections, measure } from "./evaluator";
+export {
+  collectForMetrics,
+  type EvaluatedSplit,
+  Evaluator,
+  type EvaluatorOptions,
+  type ImageDetections,
+  measure,
+} from "./evaluator";
 export { type FreezeRule, Freezing, matchesPath } from "./freezing";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";

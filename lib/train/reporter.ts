@@ -2,7 +2,7 @@ import type { Dataset, DeviceImageCodec } from "../data";
 import type { CocoResult } from "../metrics";
 import { ProgressBar, predictionSheet, type RunFolder, type SheetBox } from "../monitor";
 import { writeMetricPictures } from "./evaluation-report";
-import { collectForMetrics, type ImageDetections } from "./evaluator";
+import { collectForMetrics, type EvaluatedSplit, type ImageDetections } from "./evaluator";
 import type { StepResult } from "./train-step";
 import type { TrainerObserver } from "./trainer";
 
@@ -10,6 +10,8 @@ export interface ReporterOptions {
   run: RunFolder;
   dataset: Dataset;
   codec: DeviceImageCodec;
+  /** What is evaluated. Default: all of the data set's split for validation. */
+  evaluated?: EvaluatedSplit;
   iterations: number;
   /** Iterations done before. */
   start: number;
@@ -29,7 +31,8 @@ export class Reporter implements TrainerObserver {
   #evaluationStart = 0;
 
   constructor(options: ReporterOptions) {
-    this.#options = { logEvery: 10, pictures: 8, ...options };
+    const evaluated = { split: options.dataset.valSplit as string };
+    this.#options = { logEvery: 10, pictures: 8, evaluated, ...options };
     this.#progress = new ProgressBar({ total: options.iterations, start: options.start });
   }
 
@@ -123,13 +126,9 @@ export class Reporter implements TrainerObserver {
 
   /** Draws the confusion matrix and the curves of this evaluation over those of the one before. */
   async #drawMetrics(detections: ImageDetections[]): Promise<void> {
-    const { dataset, run } = this.#options;
-    const { store, classes, valSplit } = dataset;
-    await writeMetricPictures(
-      run.picturesFolder,
-      collectForMetrics(store, valSplit as string, detections),
-      classes.names,
-    );
+    const { dataset, run, evaluated } = this.#options;
+    const { store, classes } = dataset;
+    await writeMetricPictures(run.picturesFolder, collectForMetrics(store, evaluated, detections), classes.names);
   }
 }
 

@@ -6,13 +6,20 @@ import type { DetectionModel } from "../models";
 import { DlfsError, ErrorCode } from "../native";
 import { Checkpointing, type SavedCheckpoint } from "./checkpointing";
 import { autotune } from "./convolution-tuning";
+import { type DryRun, dryRun } from "./dry-run";
 import { Ema, type EmaOptions } from "./ema";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { type FreezeRule, Freezing } from "./freezing";
 import { type PlateauOptions, ReduceOnPlateau } from "./schedule";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
-import { checkpointMetadata, restoreAlgorithms, restoreTraining, type TrainingState } from "./training-state";
+import {
+  checkpointMetadata,
+  namedTensors,
+  restoreAlgorithms,
+  restoreTraining,
+  type TrainingState,
+} from "./training-state";
 
 /** Hears what happens in a training; everything is optional. */
 export interface TrainerObserver {
@@ -160,16 +167,8 @@ export class Trainer implements Disposable {
 
   /** Steps, evaluations and checkpoints with the parameters that train now; the last evaluation. */
   async #trainUntil(end: number): Promise<TrainingOutcome["evaluation"]> {
-    const { model, loader, iterations, evaluator, evaluateEvery, checkpointEvery, recompute, accumulate } =
-      this.#options;
-    const { batchSize, height, width, maxBoxes } = loader;
-    this.optimizer.selectTrained();
-    using step = new TrainStep(
-      model,
-      this.optimizer,
-      { batchSize, height, width, maxBoxes, recompute, ema: this.ema ?? undefined, accumulate },
-      this.#state.iteration,
-    );
+    const { iterations, evaluator, evaluateEvery, checkpointEvery } = this.#options;
+    using step = this.#makeStep();
     let evaluation: TrainingOutcome["evaluation"] = null;
     const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
     while (this.#goesOn(end)) {
@@ -180,6 +179,32 @@ export class Trainer implements Disposable {
     }
     await this.#drain(step);
     return evaluation;
+  }
+
+  /** The step that trains what trains now. */
+  #makeStep(): TrainStep {
+    const { model, loader, recompute, accumulate } = this.#options;
+    const { batchSize, height, width, maxBoxes } = loader;
+    this.optimizer.selectTrained();
+    const shape = { batchSize, height, width, maxBoxes };
+    const options = { ...shape, recompute, ema: this.ema ?? undefined, accumulate };
+    return new TrainStep(model, this.optimizer, options, this.#state.iteration);
+  }
+
+  /**
+   * Instead of train(): some steps with as many boxes as there may be, and an evaluation of one batch. Says what they take; writes
+   * nothing.
+   */
+  async dryRun(): Promise<DryRun> {
+    const { model, loader, decoder, evaluator = null, accumulate = 1 } = this.#options;
+    this.#freezing.apply(this.#state.iteration);
+    using step = this.#makeStep();
+    const tensors = [...namedTensors(model, this.optimizer, this.ema)];
+    return await dryRun({
+      ...{ step, loader, evaluator, accumulate },
+      images: ({ slot, size }) => decoder.images(slot, size),
+      checkpointBytes: tensors.reduce((sum, [, { byteLength }]) => sum + byteLength, 0),
+    });
   }
 
   /** Whether the last `patience` evaluations were no better than the best. */

@@ -83,6 +83,40 @@ groups: [{match: "^stem", rate: 0.5}]
   expect(configOf(first.run)).toMatchObject({ iterations: 14, learningRate: 0.02, seed: 4 });
 }, 60_000);
 
+test("a dry run builds, steps and evaluates, says what that takes, and writes nothing", async () => {
+  const out = join(folder, "dry");
+  const shape = ["--data", folder, "--size", "64", "--batch", "2", "--out", out];
+  const { status, stdout, stderr } = await train(...shape, "--dry-run", "--iterations", "40", "--accumulate", "2");
+  expect([status, stderr]).toEqual([0, ""]);
+  expect(stdout).toMatch(
+    /^a step of 4 images with \d+ boxes each: \d+ ms, classification [\d.]+, boxRegression [\d.]+$/m,
+  );
+  expect(stdout).toMatch(/^an evaluation of 2 images: \d+ detections$/m);
+  expect(stdout).toMatch(/^memory: [\d.]+ MiB of .* at most, [\d.]+ MiB of that for a step's activations; .* left$/m);
+  expect(stdout).toMatch(
+    /^it would train 40 iterations \(\d+\.\d passes over 8 images\), evaluate 1 times, and write 1 /m,
+  );
+  expect(existsSync(out)).toBe(false);
+}, 60_000);
+
+test("overfitting trains on the first images as they are, and evaluates on those", async () => {
+  const out = join(folder, "overfit");
+  const shape = ["--data", folder, "--size", "64", "--batch", "4", "--out", out, "--iterations", "6"];
+  const { status, stdout, stderr, run } = await train(...shape, "--overfit", "3", "--epochs=2", "iterations=6");
+  expect(stderr).toContain("--epochs: say either this or");
+  expect([status, run]).toEqual([2, undefined as unknown as string]);
+  const three = await train(...shape, "--overfit", "3");
+  expect([three.status, three.stderr]).toEqual([0, ""]);
+  expect(configOf(three.run)).toMatchObject({ overfit: 3, flip: "none", augment: "none", scaleJitter: false });
+  const [evaluation] = readMetrics(join(three.run, "metrics.jsonl")).filter(({ kind }) => kind === "evaluation");
+  expect(evaluation).toMatchObject({ iteration: 6 });
+  const tooMany = await train(...shape, "--overfit", "9");
+  expect(tooMany.stderr).toContain("--overfit: expected at most 8, the images that can be trained on, got 9");
+  const flipped = await train(...shape, "--overfit", "3", "--flip", "both");
+  expect(flipped.stderr).toContain("--flip: --overfit 3 trains on the first images as they are");
+  expect(stdout).toBe("");
+}, 60_000);
+
 test("what is wrong with settings ends the command with 2 and points to the help", async () => {
   const wrong = await train("--iteratons", "4");
   expect(wrong.stderr).toBe(

@@ -3,6 +3,7 @@ import { AspectRatioBatches } from "../../lib/data/batch-sampler";
 import { EpochRandom, RandomOperation } from "../../lib/data/random";
 import {
   ClassBalancedSampler,
+  FirstImages,
   RepeatFactorSampler,
   type SampledImages,
   type Sampler,
@@ -10,6 +11,7 @@ import {
   ShuffleSampler,
   WeightedSampler,
 } from "../../lib/data/sampler";
+import { errorOf } from "../support/errors";
 import { failure } from "./fakes";
 
 /** Images by the classes of their boxes. */
@@ -288,5 +290,34 @@ describe("AspectRatioBatches", () => {
     expect(arranged.length).toBe(16 * Math.floor(500 / 16));
     const groups = Array.from(arranged, (i) => batches.groupOf(many.aspectRatios[i] as number));
     for (let at = 0; at < groups.length; at += 16) expect(new Set(groups.slice(at, at + 16)).size).toBe(1);
+  });
+});
+
+describe("FirstImages", () => {
+  const pass = { seed: 3, epoch: 0 };
+
+  test("has the first images alone, in an order of each pass, or always the same", () => {
+    const shuffled = new FirstImages({ count: 20 });
+    const first = shuffled.order(longTail, pass);
+    expect([...first].sort((a, b) => a - b)).toEqual(Array.from({ length: 20 }, (_, i) => i));
+    expect(shuffled.order(longTail, { seed: 3, epoch: 1 })).not.toEqual(first);
+    expect([...new FirstImages({ count: 3, shuffle: false }).order(longTail, pass)]).toEqual([0, 1, 2]);
+  });
+
+  test("repeats them in turns where a pass is longer", () => {
+    const order = [...new FirstImages({ count: 3, samples: 8 }).order(longTail, pass)];
+    expect(order).toHaveLength(8);
+    expect(new Set(order.slice(0, 3))).toEqual(new Set([0, 1, 2]));
+    expect(order.slice(3)).toEqual(order.slice(0, 5));
+  });
+
+  test("needs as many, and refuses what is no count", () => {
+    expect(errorOf(() => new FirstImages({ count: 1001 }).order(longTail, pass)).message).toContain(
+      "at least 1001 images, got 1000",
+    );
+    expect(errorOf(() => new FirstImages({ count: 0 })).message).toContain("count must be an integer >= 1, got 0");
+    expect(errorOf(() => new FirstImages({ count: 2, samples: 1.5 })).message).toContain(
+      "samples must be an integer >= 1",
+    );
   });
 });

@@ -93,3 +93,18 @@ test("an evaluation draws predictions, the confusion matrix and the curves, each
   const readme = readFileSync(join(run.path, "README.txt"), "utf8");
   for (const name of ["confusion-matrix.svg", "pr-curve.svg", "f1-curve.svg"]) expect(readme).toContain(name);
 });
+
+test("of a part of a split, only the images that were looked at count", async () => {
+  using dataset = await loadDataset(folder, { codec: new DeviceImageCodec(device), store: ":memory:" });
+  const { store, classes } = dataset;
+  const right = (id: number) =>
+    store.annotationsOf(id).map(({ bbox: [x, y, w, h], categoryId }) => ({
+      ...{ box: [x, y, x + w, y + h] as [number, number, number, number], score: 0.75 },
+      label: classes.indexOf(categoryId),
+    }));
+  const all = store.images("val2017", { usable: true });
+  const some = all.slice(0, 2).map(({ id, fileName }) => ({ imageId: id, fileName, detections: right(id) }));
+  expect(all.length).toBeGreaterThan(2);
+  expect(measure(store, { split: "val2017", partial: true }, some).stats.AP).toBe(1);
+  expect(measure(store, { split: "val2017" }, some).stats.AP).toBeLessThan(1);
+});

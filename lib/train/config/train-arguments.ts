@@ -33,6 +33,8 @@ export interface TrainArguments {
   /** Where a setting was given, as messages name it: "--lr", "train.yaml: learningRate"; undefined: by nobody, or by the run. */
   givenBy(name: keyof TrainSettings): string | undefined;
   readonly resumed: ResumedRun | null;
+  /** Whether only a dry run was asked for. */
+  readonly dryRun: boolean;
   /** Whether the help was asked for; nothing else holds then. */
   readonly help: boolean;
 }
@@ -66,6 +68,7 @@ const optionNames = [
   ...new Set([...byOption.keys()].filter((name) => !/[A-Z]/.test(name))),
   "config",
   "resume",
+  "dry-run",
   "help",
 ];
 
@@ -76,8 +79,8 @@ export function labelOf(name: string): string {
 
 /** Reads the command line's arguments, and the files that they name. Throws ConfigError. */
 export function parseTrainArguments(argv: readonly string[]): TrainArguments {
-  const { assignments, files, resume, help } = scan(argv);
-  if (help) return { settings: {}, givenBy: () => undefined, resumed: null, help };
+  const { assignments, files, resume, dryRun, help } = scan(argv);
+  if (help) return { settings: {}, givenBy: () => undefined, resumed: null, dryRun, help };
   const resumed = resume === undefined ? null : findRun(resume);
   const all = [...files.flatMap(readConfigFile), ...assignments];
   const earlier = resumed ? runAssignments(resumed) : [];
@@ -87,7 +90,7 @@ export function parseTrainArguments(argv: readonly string[]): TrainArguments {
     if (resumed && at !== undefined) throw new ConfigError(at, keptReason(name));
   }
   const settings = readAll([...earlier, ...all]);
-  return { settings, resumed, help: false, givenBy: (name) => given.get(name) };
+  return { settings, resumed, dryRun, help: false, givenBy: (name) => given.get(name) };
 }
 
 function keptReason(name: (typeof MODEL_SETTINGS)[number]): string {
@@ -100,6 +103,7 @@ function scan(argv: readonly string[]) {
   const files: string[] = [];
   let resume: string | undefined;
   let help = false;
+  let dryRun = false;
   for (let i = 0; i < argv.length; i++) {
     const argument = argv[i] as string;
     const [, dashes, name, assigned] = /^(--?)?([^=]*)(?:=([\s\S]*))?$/.exec(argument) as RegExpExecArray;
@@ -119,11 +123,12 @@ function scan(argv: readonly string[]) {
       return next;
     };
     if (argument === "-h" || name === "help") help = true;
+    else if (name === "dry-run" && assigned === undefined) dryRun = true;
     else if (name === "config") files.push(value("the path of a file"));
     else if (name === "resume") resume = value("a run folder or one of its checkpoints");
     else assignments.push(optionAssignment(name as string, assigned, value));
   }
-  return { assignments, files, resume, help };
+  return { assignments, files, resume, dryRun, help };
 }
 
 function optionAssignment(name: string, assigned: string | undefined, value: (sign: string) => string): Assignment {

@@ -50,6 +50,11 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   if (given("repeatThreshold") && sampler !== "repeat-factor") {
     fail("repeatThreshold", `needs --sampler repeat-factor, the sampler is ${sampler}`);
   }
+  if (settings.overfit !== undefined) {
+    for (const name of ["sampler", "groupByAspect", "flip", "augment", "closeAugment", "multiScale"] as const) {
+      if (given(name)) fail(name, `--overfit ${settings.overfit} trains on the first images as they are`);
+    }
+  }
   if (settings.nesterov && momentum === 0) fail("nesterov", "needs a momentum above 0");
   if (keepEvery !== undefined && checkpointEvery !== undefined && keepEvery % checkpointEvery !== 0) {
     fail("keepEvery", `expected a multiple of --checkpoint-every ${checkpointEvery}, got ${keepEvery}`);
@@ -67,11 +72,15 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   if (settings.schedule?.kind === "chained" && settings.schedule.parts[0]?.start !== 0) {
     fail("schedule", `parts: expected the first to start at 0, got ${settings.schedule.parts[0]?.start}`);
   }
-  if (!resumed) chooseModel({ settings, givenBy, resumed, help: false });
+  if (!resumed) chooseModel({ settings, givenBy, resumed });
 }
 
 /** The model that the settings name, without the number of classes. */
-export function chooseModel({ settings, givenBy, resumed }: TrainArguments): NamedModel {
+export function chooseModel({
+  settings,
+  givenBy,
+  resumed,
+}: Pick<TrainArguments, "settings" | "givenBy" | "resumed">): NamedModel {
   if (resumed) return resumed.config.model;
   const { model = "compact", boxLoss, norm, trainableLayers, backboneWeights, weights } = settings;
   const refuse = (name: keyof TrainSettings, reason: string): void => {
@@ -142,7 +151,9 @@ function standardValues(): Record<string, unknown> {
  */
 export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainConfig {
   const { settings, resumed, givenBy } = args;
-  const { data, backend, images } = facts;
+  const { data, backend } = facts;
+  const { overfit } = settings;
+  const images = Math.min(facts.images, overfit ?? Number.POSITIVE_INFINITY);
   const [isDemo, cuda] = [data === "demo", backend === "cuda"];
   const network = networkOf(args, isDemo, cuda);
   const batch = settings.batch ?? (isDemo ? 8 : 16);
@@ -178,8 +189,13 @@ export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainCon
     classes: facts.classes,
     preprocessing: resumed?.config.preprocessing ?? [],
     scaleJitter: resumed?.config.scaleJitter ?? !isDemo,
+    ...(overfit !== undefined && { flip: "none", augment: "none", scaleJitter: false }),
     model: { ...network, classes: facts.classes.length },
   } as TrainConfig;
+  if (overfit !== undefined && overfit > facts.images) {
+    const most = `expected at most ${facts.images}, the images that can be trained on, got ${overfit}`;
+    throw new ConfigError(givenBy("overfit") ?? labelOf("overfit"), most);
+  }
   if (config.multiScale !== undefined && config.multiScale > Math.min(...config.size)) {
     const least = `expected at most ${Math.min(...config.size)}, the smaller side of --size, got ${config.multiScale}`;
     throw new ConfigError(givenBy("multiScale") ?? labelOf("multiScale"), least);

@@ -14,6 +14,10 @@ const COMMANDS: readonly (readonly [option: string, help: string])[] = [
     "settings from a file, by their names as in config.json: .json, .jsonc, .json5, .yaml or .toml; may be repeated",
   ],
   ["--resume RUN", "a run folder, or one of its checkpoints, to continue; its settings are used but for those given"],
+  [
+    "--dry-run",
+    "builds everything, runs some steps with as many boxes as there may be and evaluates a batch, says what that takes and what would be done, and writes nothing but caches",
+  ],
   ["--help", "this text"],
 ];
 

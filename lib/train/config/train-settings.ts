@@ -184,6 +184,10 @@ export const trainSections = {
       "repeat-factor repeats classes that less than this share of the images have; default: 0.001",
     ),
     groupByAspect: byDefault(flag, false, "batches of images with similar height / width"),
+    overfit: optional(
+      integer(1),
+      "train on the first N images alone, as they are, and evaluate on them: what cannot learn those has an error",
+    ),
   },
   Model: {
     model: computed(model, "compact", "one of the names below; in a file also settings of one"),

@@ -13,6 +13,7 @@ import {
   DeviceBatchDecoder,
   DeviceCompositionDecoder,
   DeviceRecordReader,
+  FirstImages,
   HorizontalFlip,
   Normalize,
   needCompositions,
@@ -28,6 +29,7 @@ import { type Device, precisionPolicy } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
 import type { InputSides } from "../config/train-settings";
+import type { EvaluatedSplit } from "../evaluator";
 
 /** Batches of a split, and what holds their images. */
 export interface Feed extends AsyncDisposable {
@@ -93,8 +95,14 @@ export function trainingFeed(reading: Reading, records: Records | null): Feed {
   return records ? recordFeed(reading, records.train, true) : imageFeed(reading, true);
 }
 
-/** Batches of the validation split, each image once, as it is. */
+/** What is evaluated on: all of the validation split, or the few images of the training split that are trained on. */
+export function evaluatedSplit({ overfit, trainSplit, valSplit }: TrainConfig): EvaluatedSplit {
+  return overfit === undefined ? { split: valSplit } : { split: trainSplit, partial: true };
+}
+
+/** Batches of what is evaluated on, each image once, as it is. */
 export function validationFeed(reading: Reading, records: Records | null): Feed {
+  if (reading.config.overfit !== undefined && records) return recordFeed(reading, records.train, false);
   return records?.val ? recordFeed(reading, records.val, false) : imageFeed(reading, false);
 }
 
@@ -106,7 +114,7 @@ function loading({ config, dataset, onFailure }: Reading) {
 /** Batches from image files. */
 function imageFeed(reading: Reading, train: boolean): Feed {
   const { config, dataset, evaluation, device } = reading;
-  const { batch: batchSize, size, precision, trainSplit, valSplit } = config;
+  const { batch: batchSize, size, precision, trainSplit } = config;
   const { dtype } = precisionPolicy(precision);
   const preprocessing = train ? trainingOperations(config, evaluation) : [...evaluation];
   const perPass = Math.max(1, Math.floor(dataset.train.usable / batchSize));
@@ -118,7 +126,7 @@ function imageFeed(reading: Reading, train: boolean): Feed {
     ...{ ...loading(reading), source: dataset.source, size, decoder, preprocessing },
     ...(train
       ? { split: trainSplit, epochs, closeLast, sizes: sizesOf(config), ...samplingOf(config) }
-      : { split: valSplit, shuffle: false }),
+      : evaluationOf(config)),
   });
   const dispose = async (): Promise<void> => {
     await loader.dispose();
@@ -130,7 +138,7 @@ function imageFeed(reading: Reading, train: boolean): Feed {
 /** The same from record files. Those of values are the network's input already: nothing is done to them. */
 function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed {
   const { config, evaluation, device } = reading;
-  const { batch: batchSize, precision, trainSplit, valSplit } = config;
+  const { batch: batchSize, precision, trainSplit } = config;
   const { dtype } = precisionPolicy(precision);
   const isPixels = records.description.dtype === "u8";
   const normalize = evaluation.find((op) => op instanceof Normalize);
@@ -142,7 +150,7 @@ function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed 
   const reader = new DeviceRecordReader(device, records, { batchSize, dtype, ...(isPixels && { normalize }) });
   const loader = new RecordLoader({
     ...{ ...loading(reading), reader },
-    ...(train ? { split: trainSplit, ...samplingOf(config) } : { split: valSplit, shuffle: false }),
+    ...(train ? { split: trainSplit, ...samplingOf(config) } : evaluationOf(config)),
     ...(train && isPixels && { augmentation }),
   });
   const dispose = async (): Promise<void> => {
@@ -183,9 +191,19 @@ function sizesOf({ size, multiScale }: TrainConfig): InputSides[] | undefined {
   return sizes.filter(([h, w], i) => sizes.findIndex(([a, b]) => a === h && b === w) === i);
 }
 
-/** The loader's options for what `sampler` and `groupByAspect` ask for. */
-function samplingOf({ sampler, repeatThreshold, groupByAspect }: TrainConfig) {
+/** The loader's options for an evaluation. */
+function evaluationOf(config: TrainConfig) {
+  const { overfit: count } = config;
+  const { split } = evaluatedSplit(config);
+  if (count === undefined) return { split, shuffle: false };
+  return { split, sampler: new FirstImages({ count, shuffle: false }), dropLast: false };
+}
+
+/** The loader's options for what `sampler`, `groupByAspect` and `overfit` ask for. */
+function samplingOf({ sampler, repeatThreshold, groupByAspect, overfit: count, batch }: TrainConfig) {
   return {
+    // Where they do not fill a batch, they are in it several times.
+    ...(count !== undefined && { sampler: new FirstImages({ count, samples: Math.max(count, batch) }) }),
     ...(sampler === "class-balanced" && { sampler: new ClassBalancedSampler() }),
     ...(sampler === "repeat-factor" && { sampler: new RepeatFactorSampler({ threshold: repeatThreshold }) }),
     ...(groupByAspect && { batchSampler: new AspectRatioBatches() }),

@@ -1,7 +1,7 @@
 /** A training from its settings to its results. */
-import { existsSync } from "node:fs";
+import { existsSync, statfsSync } from "node:fs";
 import { homedir } from "node:os";
-import { basename, join, resolve } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import {
   type Dataset,
   DeviceImageCodec,
@@ -18,6 +18,7 @@ import {
   showProgress,
 } from "../../data";
 import { type Checkpoint, CheckpointStore, readCheckpoint } from "../../formats";
+import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
 import { Device, precisionPolicy, precisionText } from "../../tensor";
@@ -26,11 +27,20 @@ import { ConfigError } from "../config/kinds";
 import type { ResumedRun, TrainArguments } from "../config/train-arguments";
 import { checkContradictions, resolveConfig, type TrainConfig } from "../config/train-config";
 import { autotune } from "../convolution-tuning";
+import { type DryRun, describeDryRun } from "../dry-run";
 import { Evaluator } from "../evaluator";
 import { Reporter, statsLine } from "../reporter";
 import { saveTorchWeights } from "../save-weights";
 import { Trainer, type TrainingOutcome } from "../trainer";
-import { checkRecords, type Feed, openRecords, resizeOf, trainingFeed, validationFeed } from "./data-feeds";
+import {
+  checkRecords,
+  evaluatedSplit,
+  type Feed,
+  openRecords,
+  resizeOf,
+  trainingFeed,
+  validationFeed,
+} from "./data-feeds";
 import { loadInitialWeights } from "./initial-weights";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
 
@@ -83,66 +93,14 @@ export class Training implements AsyncDisposable {
    */
   static async prepare(args: TrainArguments, options: TrainingOptions): Promise<Training> {
     const { command, log = console.log, signal } = options;
-    checkContradictions(args);
     await using owned = new AsyncDisposableStack();
-    const { settings, resumed } = args;
-    const { backend, deterministic } = settings;
-    const tf32 = settings.precision !== undefined && precisionPolicy(settings.precision).tf32;
-    const device = owned.use(new Device({ backend, deterministic, tf32 }, log));
-    if (settings.tuneMs !== undefined) autotune(device, { ms: settings.tuneMs });
-    const codec = new DeviceImageCodec(device);
-    const { data, dataset } = await openData(args, codec, log);
-    owned.use(dataset);
-    const records = settings.records === undefined ? null : await openRecords(resolve(settings.records), dataset, log);
-    const packed = records?.train.description.size;
-    const config = resolveConfig(args, {
-      data,
-      backend: device.backend,
-      bf16: device.supports("conv.bf16"),
-      images: dataset.train.usable,
-      classes: dataset.classes.names,
-      packedSize: packed && [packed[0], packed[1]],
-    });
-    for (const name of ["records", "exportWeights"] as const) {
-      if (config[name] !== undefined) config[name] = resolve(config[name]);
-    }
-    const model = owned.use(modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined));
-    checkGroups(model, config, args.givenBy("groups") ?? "groups");
-    checkFreeze(model, config, args.givenBy("freeze") ?? "freeze");
-    const evaluation: PreprocessOp[] = resumed
-      ? parsePreprocessing(config.preprocessing)
-      : [
-          records ? resizeOf(records.train) : new Resize({ antialias: config.antialias }),
-          new Normalize(model.normalization),
-        ];
-    config.preprocessing = evaluation.map((op) => op.toJSON());
-    if (records) checkRecords(records, config.size, evaluation);
-    const { precision, seed, size, iterations } = config;
-    model.to(device, { precision, seed });
-    const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
-    const millions = (parameters / 1e6).toFixed(2);
-    const how = precisionText(precisionPolicy(precision), device);
-    log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
-    const lines = describeConfig(config);
-    for (const line of lines) log(line);
-    if (!resumed) await loadInitialWeights(model, config, log);
-
     let reporter: Reporter | null = null;
-    const onFailure = ({ message }: ImageFailure) =>
-      reporter ? reporter.print(`warning: ${message}`) : console.warn(`warning: ${message}`);
-    const reading = { config, dataset, evaluation, device, onFailure };
-    const feed = owned.use(trainingFeed(reading, records));
-    const validation = owned.use(validationFeed(reading, records));
-    const { store } = dataset;
-    const split = { split: config.valSplit, loader: validation.loader, decoder: validation.images };
-    const evaluator = owned.use(new Evaluator({ model, store, ...split }));
-
-    const checkpoint = resumed && (await openCheckpoint(resumed));
+    const warn = (line: string) => (reporter ? reporter.print(line) : console.warn(line));
+    const opened = await openAll(args, owned, { log, warn });
+    const { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines } = opened;
+    const { iterations } = config;
+    const { resumed } = args;
     const start = checkpoint?.metadata.iteration ?? 0;
-    if (start >= iterations) {
-      const more = "--iterations with a larger number goes on";
-      throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
-    }
     const run = resumed
       ? RunFolder.open(resumed.run, { from: start })
       : await RunFolder.create({
@@ -153,7 +111,7 @@ export class Training implements AsyncDisposable {
     owned.defer(() => run.close());
     await run.writeConfig(config);
     run.appendLog(lines.join("\n"));
-    reporter = new Reporter({ run, dataset, codec, iterations, start });
+    reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start });
     const trainer = owned.use(
       new Trainer({
         ...trainerOptions(config),
@@ -168,6 +126,26 @@ export class Training implements AsyncDisposable {
     }
     const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer };
     return new Training(parts, { command, log }, owned.move());
+  }
+
+  /**
+   * Opens everything and tries it, without a run folder: what some steps and an evaluation of a batch take, and what the training
+   * would do. Throws as prepare() does.
+   */
+  static async dryRun(args: TrainArguments, { log = console.log }: Omit<TrainingOptions, "command">): Promise<DryRun> {
+    await using owned = new AsyncDisposableStack();
+    const opened = await openAll(args, owned, { log, warn: console.warn });
+    const { config, dataset, model, feed, evaluator, checkpoint } = opened;
+    const parts = { model, loader: feed.loader, decoder: feed.images, evaluator };
+    const trainer = owned.use(new Trainer({ ...trainerOptions(config), ...parts }));
+    if (checkpoint) {
+      await trainer.resume(checkpoint);
+      await checkpoint.close();
+    }
+    const found = await trainer.dryRun();
+    for (const line of describeDryRun(found)) log(line);
+    for (const line of describePlan(config, trainer.iteration, dataset, found)) log(line);
+    return found;
   }
 
   get config(): TrainConfig {
@@ -251,6 +229,99 @@ export class Training implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.dispose();
   }
+}
+
+/** Opens and checks all that a training needs but its run folder; `owned` gets what is to be released. */
+async function openAll(
+  args: TrainArguments,
+  owned: AsyncDisposableStack,
+  { log, warn }: Record<"log" | "warn", (line: string) => void>,
+) {
+  checkContradictions(args);
+  const { settings, resumed } = args;
+  const { backend, deterministic } = settings;
+  const tf32 = settings.precision !== undefined && precisionPolicy(settings.precision).tf32;
+  const device = owned.use(new Device({ backend, deterministic, tf32 }, log));
+  if (settings.tuneMs !== undefined) autotune(device, { ms: settings.tuneMs });
+  const codec = new DeviceImageCodec(device);
+  const { data, dataset } = await openData(args, codec, log);
+  owned.use(dataset);
+  const records = settings.records === undefined ? null : await openRecords(resolve(settings.records), dataset, log);
+  const packed = records?.train.description.size;
+  const config = resolveConfig(args, {
+    data,
+    backend: device.backend,
+    bf16: device.supports("conv.bf16"),
+    images: dataset.train.usable,
+    classes: dataset.classes.names,
+    packedSize: packed && [packed[0], packed[1]],
+  });
+  for (const name of ["records", "exportWeights"] as const) {
+    if (config[name] !== undefined) config[name] = resolve(config[name]);
+  }
+  const model = owned.use(modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined));
+  checkGroups(model, config, args.givenBy("groups") ?? "groups");
+  checkFreeze(model, config, args.givenBy("freeze") ?? "freeze");
+  const evaluation: PreprocessOp[] = resumed
+    ? parsePreprocessing(config.preprocessing)
+    : [
+        records ? resizeOf(records.train) : new Resize({ antialias: config.antialias }),
+        new Normalize(model.normalization),
+      ];
+  config.preprocessing = evaluation.map((op) => op.toJSON());
+  if (records) checkRecords(records, config.size, evaluation);
+  const { precision, seed, size, iterations } = config;
+  model.to(device, { precision, seed });
+  const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
+  const millions = (parameters / 1e6).toFixed(2);
+  const how = precisionText(precisionPolicy(precision), device);
+  log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
+  const lines = describeConfig(config);
+  for (const line of lines) log(line);
+  if (!resumed) await loadInitialWeights(model, config, log);
+
+  const onFailure = ({ message }: ImageFailure) => warn(`warning: ${message}`);
+  const reading = { config, dataset, evaluation, device, onFailure };
+  const feed = owned.use(trainingFeed(reading, records));
+  const validation = owned.use(validationFeed(reading, records));
+  const { store } = dataset;
+  const evaluated = evaluatedSplit(config);
+  const images = { loader: validation.loader, decoder: validation.images };
+  const evaluator = owned.use(new Evaluator({ model, store, ...evaluated, ...images }));
+
+  const checkpoint = resumed && (await openCheckpoint(resumed));
+  const start = checkpoint?.metadata.iteration ?? 0;
+  if (start >= iterations) {
+    const more = "--iterations with a larger number goes on";
+    throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
+  }
+  return { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines };
+}
+
+/** What a training from `start` on would do, and whether the disk has room for what it writes. */
+function describePlan(config: TrainConfig, start: number, dataset: Dataset, { checkpointBytes }: DryRun): string[] {
+  const { iterations, batch, accumulate, evaluateEvery, checkpointEvery, keep, out, overfit } = config;
+  const images = overfit ?? dataset.train.usable;
+  const times = (every: number) => Math.ceil((iterations - start) / every);
+  const passes = (((iterations - start) * batch * accumulate) / images).toFixed(1);
+  const folder = nearestFolder(resolve(out));
+  const { bavail, bsize } = statfsSync(folder);
+  const free = bavail * bsize;
+  // One is written before another goes.
+  const needed = (keep + 2) * checkpointBytes;
+  return [
+    `it would train ${iterations - start} iterations (${passes} passes over ${images} images), evaluate ${times(evaluateEvery)} ` +
+      `times, and write ${times(checkpointEvery)} checkpoints below ${resolve(out)}`,
+    ...(needed > free
+      ? [`warning: those that stay take ${formatBytes(needed)}, ${folder} has ${formatBytes(free)} left`]
+      : []),
+    "nothing was written",
+  ];
+}
+
+/** The folder itself, or the nearest above it that is there. */
+function nearestFolder(path: string): string {
+  return existsSync(path) ? path : nearestFolder(dirname(path));
 }
 
 /** Finds and reads the data; draws the demo's where those are asked for. */
