@@ -9,7 +9,7 @@ export {
 export { productFlops } from "./cost";
 export * from "./functions";
 export { paddedChannels } from "./fusion-padding";
-export { type LoweringOptions, planProgram } from "./lowering";
+export { estimateProgram, type LoweringOptions, planProgram } from "./lowering";
 export type { MemoryPlan, MemoryShare } from "./memory-plan";
 export {
   type Emitter,

@@ -186,6 +186,28 @@ export function planProgram(
   return lower(device, specs, forward, options).memory;
 }
 
+/**
+ * The memory that a program would take by the size of its batch, the first of each input's sizes that is `batch`. Allocates nothing;
+ * plans convolutions for `batch` alone: scratch memory is taken in proportion, so that this is an estimate.
+ */
+export function estimateProgram(
+  device: Device,
+  specs: Record<string, Spec>,
+  batch: number,
+  forward: (inputs: Record<string, Value>) => Record<string, Value>,
+  options: LoweringOptions = {},
+): (n: number) => number {
+  const { workspaces } = lower(device, specs, forward, options);
+  return (n) => {
+    const scaled = Object.entries(specs).map(([name, { shape, dtype }]): [string, Spec] => [
+      name,
+      { shape: shape[0] === batch ? [n, ...shape.slice(1)] : shape, dtype },
+    ]);
+    const scratch = workspaces.map((bytes) => Math.ceil((bytes * n) / batch));
+    return lower(device, Object.fromEntries(scaled), forward, options, scratch).memory.bytes;
+  };
+}
+
 function laneCount(device: Device, options: LoweringOptions): number {
   const lanes = options.lanes ?? (device.supports("graph.lanes") ? DEFAULT_LANES : 1);
   check(Number.isInteger(lanes) && lanes >= 1 && lanes <= 8, "Program", () => `expected 1 to 8 lanes, got ${lanes}`);

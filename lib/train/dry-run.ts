@@ -10,9 +10,9 @@ export interface DryRun {
   memory: {
     /** What a step's arena holds: activations, workspaces, inputs. */
     step: number;
-    /** The most that was in use at a time: also weights, gradients, momentum, averages, batches, an evaluation. */
-    peak: number;
-    /** What the device has, and has left beside that peak. */
+    /** What dlfs holds in all: also weights, gradients, momentum, averages, batches, an evaluation's activations. */
+    used: number;
+    /** What the device has, and what is left of it beside that, libraries, and other processes. */
     total: number;
     left: number;
   };
@@ -79,9 +79,9 @@ export async function dryRun(parts: {
     batch.release();
   }
   const found = evaluator && (await evaluator.detect(undefined, 1));
-  const { peak, total, free, allocated } = device.memory();
+  const { allocated: used, total, free: left } = device.memory();
   return {
-    memory: { step: step.program.arenaBytes, peak, total, left: free + allocated - peak },
+    memory: { step: step.program.arenaBytes, used, total, left },
     images: n * accumulate,
     maxBoxes,
     result: result as StepResult,
@@ -98,14 +98,13 @@ export async function dryRun(parts: {
 export function describeDryRun({ memory, images, maxBoxes, result, ...rest }: DryRun): string[] {
   const { stepMs, evaluation, checkpointBytes } = rest;
   const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value.toPrecision(4)}`);
-  const left = memory.left < 0 ? "nothing" : formatBytes(memory.left);
   return [
     `a step of ${images} images with ${maxBoxes} boxes each: ${stepMs.toFixed(0)} ms, ${losses.join(", ")}`,
     ...(result.failed ? ["warning: a loss or the gradients' norm is not finite"] : []),
     evaluation
       ? `an evaluation of ${evaluation.images} images: ${evaluation.detections} detections`
       : "no evaluation: there is nothing to evaluate on",
-    `memory: ${formatBytes(memory.peak)} of ${formatBytes(memory.total)} at most, ${formatBytes(memory.step)} of that for a step's activations; ${left} left`,
+    `memory: ${formatBytes(memory.used)} of ${formatBytes(memory.total)}, ${formatBytes(memory.step)} of that for a step's activations; ${formatBytes(memory.left)} left`,
     `a checkpoint: ${formatBytes(checkpointBytes)}`,
   ];
 }

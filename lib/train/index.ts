@@ -1,3 +1,4 @@
+export { type BatchSearch, type FoundBatch, largestBatch, roundBatch } from "./batch-size";
 export {
   type CalibrationBatch,
   type CalibrationMethod,
@@ -50,6 +51,7 @@ export {
   measure,
 } from "./evaluator";
 export { type FreezeRule, Freezing, matchesPath } from "./freezing";
+export { keepWeights } from "./keep-weights";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export {

@@ -1,4 +1,5 @@
 import {
+  estimateProgram,
   type LoweringOptions,
   type MemoryPlan,
   Program,
@@ -200,6 +201,16 @@ export class TrainStep implements Disposable {
     const losses = (inputs: Record<string, Value>) => lossesOf(model, inputs);
     const accumulate = (options.accumulate ?? 1) > 1;
     return planProgram(model.device, inputSpecs(model, options), losses, { ...loweringOptions(options), accumulate });
+  }
+
+  /** plan()'s bytes by batch size, estimated from the plan for options.batchSize, which should be small. */
+  static estimate(model: DetectionModel, options: TrainStepOptions): (batchSize: number) => number {
+    autotune(model.device);
+    model.train();
+    const losses = (inputs: Record<string, Value>) => lossesOf(model, inputs);
+    const accumulate = (options.accumulate ?? 1) > 1;
+    const lowering = { ...loweringOptions(options), accumulate };
+    return estimateProgram(model.device, inputSpecs(model, options), options.batchSize, losses, lowering);
   }
 
   /** The iteration that the next submit() runs. */

@@ -192,12 +192,12 @@ export class Trainer implements Disposable {
   }
 
   /**
-   * Instead of train(): some steps with as many boxes as there may be, and an evaluation of one batch. Says what they take; writes
-   * nothing.
+   * Instead of train(): some steps with as many boxes as there may be and all that ever trains, and an evaluation of one batch. Says
+   * what they take; writes nothing.
    */
   async dryRun(): Promise<DryRun> {
-    const { model, loader, decoder, evaluator = null, accumulate = 1 } = this.#options;
-    this.#freezing.apply(this.#state.iteration);
+    const { model, loader, decoder, evaluator = null, accumulate = 1, iterations } = this.#options;
+    this.#freezing.apply(iterations);
     using step = this.#makeStep();
     const tensors = [...namedTensors(model, this.optimizer, this.ema)];
     return await dryRun({

@@ -92,7 +92,7 @@ test("a dry run builds, steps and evaluates, says what that takes, and writes no
     /^a step of 4 images with \d+ boxes each: \d+ ms, classification [\d.]+, boxRegression [\d.]+$/m,
   );
   expect(stdout).toMatch(/^an evaluation of 2 images: \d+ detections$/m);
-  expect(stdout).toMatch(/^memory: [\d.]+ MiB of .* at most, [\d.]+ MiB of that for a step's activations; .* left$/m);
+  expect(stdout).toMatch(/^memory: [\d.]+ MiB of .*, [\d.]+ MiB of that for a step's activations; .* left$/m);
   expect(stdout).toMatch(
     /^it would train 40 iterations \(\d+\.\d passes over 8 images\), evaluate 1 times, and write 1 /m,
   );
@@ -115,6 +115,14 @@ test("overfitting trains on the first images as they are, and evaluates on those
   const flipped = await train(...shape, "--overfit", "3", "--flip", "both");
   expect(flipped.stderr).toContain("--flip: --overfit 3 trains on the first images as they are");
   expect(stdout).toBe("");
+}, 60_000);
+
+test("a batch by what memory has room for is tried, said and saved", async () => {
+  const shape = ["--data", folder, "--size", "64", "--iterations", "2", "--lr", "0.01", "--out", join(folder, "auto")];
+  const { status, stdout, stderr, run } = await train(...shape, "--batch", "auto", "--overfit", "6");
+  expect([status, stderr]).toEqual([0, ""]);
+  expect(stdout).toMatch(/^batch auto: 6 images of at most 6, .* left; learning rate 0.00375 \(tried 1, 2, 6\)$/m);
+  expect(configOf(run)).toMatchObject({ batch: 6, learningRate: 0.00375 });
 }, 60_000);
 
 test("what is wrong with settings ends the command with 2 and points to the help", async () => {

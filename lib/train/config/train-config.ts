@@ -10,8 +10,9 @@ import { type InputSides, type ResolvedSettings, type TrainSettings, trainSettin
 /** All settings, those of the model within `model`, and what follows from the data. */
 export type TrainConfig = Omit<
   ResolvedSettings,
-  "model" | "trainableLayers" | "norm" | "boxLoss" | "epochs" | "warmup" | "data"
+  "model" | "trainableLayers" | "norm" | "boxLoss" | "epochs" | "warmup" | "data" | "batch"
 > & {
+  batch: number;
   /** "demo", an absolute path or an address. */
   data: string;
   /** null: none. */
@@ -37,6 +38,8 @@ export interface TrainFacts {
   /** Input size of the record files that images come from. */
   packedSize?: InputSides;
   classes: readonly string[];
+  /** Images a batch where the settings leave that to what memory has room for. Default 1. */
+  autoBatch?: number;
 }
 
 /** Raises what settings contradict each other, or cannot be had together; what follows from the data comes later. */
@@ -156,15 +159,19 @@ export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainCon
   const images = Math.min(facts.images, overfit ?? Number.POSITIVE_INFINITY);
   const [isDemo, cuda] = [data === "demo", backend === "cuda"];
   const network = networkOf(args, isDemo, cuda);
-  const batch = settings.batch ?? (isDemo ? 8 : 16);
+  const standardBatch = isDemo ? 8 : 16;
+  const isAuto = settings.batch === "auto";
+  const batch = settings.batch === "auto" ? (facts.autoBatch ?? 1) : (settings.batch ?? standardBatch);
   const accumulate = settings.accumulate ?? 1;
   const perStep = batch * accumulate;
   const passes = (epochs: number) => Math.ceil((epochs * images) / perStep);
   const standardLength = isDemo ? 1500 : Math.max(2000, passes(12));
   const iterations =
     givenBy("epochs") === undefined ? (settings.iterations ?? standardLength) : passes(settings.epochs as number);
-  const rate =
-    network.name !== "compact" ? 0.01 * (perStep / 16) : isDemo ? 0.04 * (perStep / 8) : 0.02 * (perStep / 16);
+  const standardRate = network.name !== "compact" ? (0.01 * standardBatch) / 16 : isDemo ? 0.04 : 0.02;
+  // The linear rule (Goyal et al. 2017). A rate that is given holds for the batch that is given, or for the standard one.
+  const given = settings.learningRate !== undefined && !isAuto ? settings.learningRate : undefined;
+  const rate = (settings.learningRate ?? standardRate) * (perStep / standardBatch);
   const side = isDemo ? 192 : cuda && network.name !== "ssdlite" ? 640 : 320;
   const { model: _, trainableLayers, norm, boxLoss, epochs, ...rest } = settings;
   const schedule = settings.schedule ?? trainSettings.schedule.value!;
@@ -181,7 +188,7 @@ export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainCon
     iterations,
     size: settings.size ?? facts.packedSize ?? [side, side],
     precision: settings.precision ?? (cuda && facts.bf16 ? "bf16" : "fp32"),
-    learningRate: settings.learningRate ?? rate,
+    learningRate: given ?? rate,
     clipNorm: settings.clipNorm === undefined ? clipNormOf(args, network) : settings.clipNorm,
     warmup: warm && { ...warm, iterations: warmupLength(warm, iterations) },
     evaluateEvery: settings.evaluateEvery ?? Math.max(100, Math.ceil(iterations / 5)),

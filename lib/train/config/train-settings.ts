@@ -68,6 +68,19 @@ const model: Kind<string | NamedModel> = {
   },
 };
 
+const count = integer(1);
+
+/** A number of images, or "auto". */
+const batch: Kind<number | "auto"> = {
+  ...count,
+  expected: "an integer from 1, or auto",
+  schema: { anyOf: [count.schema, { enum: ["auto"] }] },
+  read(value, at) {
+    if (value === "auto") return value;
+    return Number.isSafeInteger(value) && (value as number) >= 1 ? (value as number) : refuse(at, this.expected, value);
+  },
+};
+
 const precisions = choice(precisionNames, "P");
 
 /** The name of a policy; dtypes' names stand for one, too. */
@@ -249,7 +262,11 @@ export const trainSections = {
   Optimization: {
     iterations: computed(integer(1), "1500 for the demo, else 12 passes over the data, at least 2000", "steps in all"),
     epochs: optional(integer(1), "passes over the data in all, instead of iterations"),
-    batch: computed(integer(1), "8 for the demo, else 16", "images a batch"),
+    batch: computed(
+      batch,
+      "8 for the demo, else 16",
+      "images a batch; auto: the most, up to a sixteenth of the images, that memory has room for, found by trying, with the learning rate in proportion",
+    ),
     accumulate: byDefault(integer(1), 1, "batches whose gradients' mean makes a step"),
     learningRate: computed(
       positive,

@@ -18,25 +18,31 @@ import {
   showProgress,
 } from "../../data";
 import { type Checkpoint, CheckpointStore, readCheckpoint } from "../../formats";
+import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../graph";
 import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
 import { Device, precisionPolicy, precisionText } from "../../tensor";
+import { largestBatch } from "../batch-size";
 import { describeConfig } from "../config/describe-config";
 import { ConfigError } from "../config/kinds";
 import type { ResumedRun, TrainArguments } from "../config/train-arguments";
-import { checkContradictions, resolveConfig, type TrainConfig } from "../config/train-config";
+import { checkContradictions, resolveConfig, type TrainConfig, type TrainFacts } from "../config/train-config";
 import { autotune } from "../convolution-tuning";
 import { type DryRun, describeDryRun } from "../dry-run";
 import { Evaluator } from "../evaluator";
+import { keepWeights } from "../keep-weights";
 import { Reporter, statsLine } from "../reporter";
 import { saveTorchWeights } from "../save-weights";
+import { TrainStep } from "../train-step";
 import { Trainer, type TrainingOutcome } from "../trainer";
 import {
   checkRecords,
   evaluatedSplit,
   type Feed,
   openRecords,
+  type Reading,
+  type Records,
   resizeOf,
   trainingFeed,
   validationFeed,
@@ -248,17 +254,15 @@ async function openAll(
   owned.use(dataset);
   const records = settings.records === undefined ? null : await openRecords(resolve(settings.records), dataset, log);
   const packed = records?.train.description.size;
-  const config = resolveConfig(args, {
+  const facts: TrainFacts = {
     data,
     backend: device.backend,
     bf16: device.supports("conv.bf16"),
     images: dataset.train.usable,
     classes: dataset.classes.names,
     packedSize: packed && [packed[0], packed[1]],
-  });
-  for (const name of ["records", "exportWeights"] as const) {
-    if (config[name] !== undefined) config[name] = resolve(config[name]);
-  }
+  };
+  let config = resolveConfig(args, facts);
   const model = owned.use(modelFromConfig(config.model, resumed ? `${resumed.run}/config.json: model` : undefined));
   checkGroups(model, config, args.givenBy("groups") ?? "groups");
   checkFreeze(model, config, args.givenBy("freeze") ?? "freeze");
@@ -268,7 +272,6 @@ async function openAll(
         records ? resizeOf(records.train) : new Resize({ antialias: config.antialias }),
         new Normalize(model.normalization),
       ];
-  config.preprocessing = evaluation.map((op) => op.toJSON());
   if (records) checkRecords(records, config.size, evaluation);
   const { precision, seed, size, iterations } = config;
   model.to(device, { precision, seed });
@@ -276,18 +279,20 @@ async function openAll(
   const millions = (parameters / 1e6).toFixed(2);
   const how = precisionText(precisionPolicy(precision), device);
   log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
+  const onFailure = ({ message }: ImageFailure) => warn(`warning: ${message}`);
+  const sources = { model, dataset, evaluation, device, onFailure, records };
+  if (settings.batch === "auto") {
+    const batchOf = (autoBatch: number) => resolveConfig(args, { ...facts, autoBatch });
+    config = batchOf(await findBatch(config, sources, batchOf, log));
+  }
+  config.preprocessing = evaluation.map((op) => op.toJSON());
+  for (const name of ["records", "exportWeights"] as const) {
+    if (config[name] !== undefined) config[name] = resolve(config[name]);
+  }
   const lines = describeConfig(config);
   for (const line of lines) log(line);
   if (!resumed) await loadInitialWeights(model, config, log);
-
-  const onFailure = ({ message }: ImageFailure) => warn(`warning: ${message}`);
-  const reading = { config, dataset, evaluation, device, onFailure };
-  const feed = owned.use(trainingFeed(reading, records));
-  const validation = owned.use(validationFeed(reading, records));
-  const { store } = dataset;
-  const evaluated = evaluatedSplit(config);
-  const images = { loader: validation.loader, decoder: validation.images };
-  const evaluator = owned.use(new Evaluator({ model, store, ...evaluated, ...images }));
+  const { feed, evaluator, evaluated } = openFeeds(config, sources, owned);
 
   const checkpoint = resumed && (await openCheckpoint(resumed));
   const start = checkpoint?.metadata.iteration ?? 0;
@@ -296,6 +301,60 @@ async function openAll(
     throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
   }
   return { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines };
+}
+
+/** What batches are made of, and what is trained and measured with them. */
+type Sources = Omit<Reading, "config"> & { model: DetectionModel; records: Records | null };
+
+/** Batches for training and evaluation, and what evaluates. */
+function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, owned: AsyncDisposableStack) {
+  const reading: Reading = { ...rest, config };
+  const feed = owned.use(trainingFeed(reading, records));
+  const validation = owned.use(validationFeed(reading, records));
+  const evaluated = evaluatedSplit(config);
+  const { store } = rest.dataset;
+  const images = { loader: validation.loader, decoder: validation.images };
+  const evaluator = owned.use(new Evaluator({ model, store, ...evaluated, ...images }));
+  return { feed, evaluator, evaluated };
+}
+
+/** The most images that a batch may have by the device's memory, found by trying; the model's weights stay as they are. */
+async function findBatch(
+  { recompute, accumulate, size, overfit }: TrainConfig,
+  sources: Sources,
+  configOf: (batch: number) => TrainConfig,
+  log: (line: string) => void,
+): Promise<number> {
+  const { model, device, dataset } = sources;
+  const restore = keepWeights(model);
+  autotune(device);
+  const tuning = convolutionTuning(device) as TuningOptions;
+  let maxBoxes = 1;
+  const rehearse = async (batch: number): Promise<DryRun> => {
+    await using owned = new AsyncDisposableStack();
+    owned.defer(restore);
+    tuneConvolutions(device, batch <= 2 ? 0 : tuning); // one and two are only tried for what they take
+    owned.defer(() => tuneConvolutions(device, tuning));
+    const config = configOf(batch);
+    const { feed, evaluator } = openFeeds(config, sources, owned);
+    maxBoxes = feed.loader.maxBoxes;
+    const parts = { model, loader: feed.loader, decoder: feed.images, evaluator };
+    return await owned.use(new Trainer({ ...trainerOptions(config), ...parts })).dryRun();
+  };
+  let arena: ((batch: number) => number) | null = null;
+  const arenaOf = (batch: number): number => {
+    const [height, width] = size;
+    arena ??= TrainStep.estimate(model, { batchSize: 2, height, width, maxBoxes, recompute, accumulate });
+    return arena(batch);
+  };
+  const most = Math.max(1, Math.floor((overfit ?? dataset.train.usable / 16) / accumulate));
+  const { batch, tried, dryRun } = await largestBatch({ arena: arenaOf, rehearse, most: Math.min(most, 1024) });
+  const { learningRate } = configOf(batch);
+  log(
+    `batch auto: ${batch} images of at most ${most}, ${formatBytes(dryRun.memory.left)} of ${formatBytes(dryRun.memory.total)} left; ` +
+      `learning rate ${learningRate} (tried ${tried.map(({ batch: n, left }) => `${n}${left === null ? ": too many" : ""}`).join(", ")})`,
+  );
+  return batch;
 }
 
 /** What a training from `start` on would do, and whether the disk has room for what it writes. */

@@ -142,7 +142,7 @@ describe("what is wrong is named", () => {
     [["--lr", "--batch", "4"], "--lr: expected a value, X, after it"],
     [["--lr", "fast"], '--lr: expected a number above 0, got "fast"'],
     [["--lr", ""], '--lr: expected a number above 0, got ""'],
-    [["--batch", "1.5"], '--batch: expected an integer from 1, got "1.5"'],
+    [["--batch", "1.5"], '--batch: expected an integer from 1, or auto, got "1.5"'],
     [["--size", "100"], '--size: expected N or HxW, multiples of 32, got "100"'],
     [["--sampler", "shufle"], 'repeat-factor, got "shufle"; did you mean shuffle?'],
     [["--model", "retinanet_resnet5_fpn"], "did you mean retinanet_resnet50_fpn"],
@@ -192,7 +192,7 @@ describe("what is wrong is named", () => {
     expect(wrong("--resume", join(folder, "none"))).toBe(`--resume: ${join(folder, "none")} does not exist`);
     expect(wrong("--resume", run)).toBe(`--resume: ${run} is no run folder: it has no config.json`);
     writeFileSync(join(run, "config.json"), '{"model": {"name": "compact", "classes": 2}, "batch": "many"}');
-    expect(wrong("--resume", run)).toBe(`${run}/config.json: batch: expected an integer from 1, got "many"`);
+    expect(wrong("--resume", run)).toBe(`${run}/config.json: batch: expected an integer from 1, or auto, got "many"`);
     expect(wrong("--resume", run, "--batch", "2")).toBe("nothing is wrong");
     expect(wrong("--resume", run, "--weights", "x.pth")).toBe("--weights: a resumed run keeps its model");
     expect(wrong("--resume", run, "--antialias")).toBe("--antialias: a resumed run keeps how its images are resized");

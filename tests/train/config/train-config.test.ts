@@ -103,6 +103,19 @@ test("precisions go by the names of policies and of dtypes, and loss scaling by 
   expect(scalingOf("lossScaling.initial=1024")).toEqual(rule);
 });
 
+test("a batch that memory decides scales the rate in proportion, a given one too", () => {
+  const ratesOf = (...argv: string[]) => {
+    const { batch, learningRate } = resolve(argv, { autoBatch: 64 });
+    return [batch, learningRate];
+  };
+  expect(ratesOf("--batch", "auto")).toEqual([64, 0.08]);
+  expect(ratesOf("--batch", "auto", "--lr", "0.01")).toEqual([64, 0.04]);
+  expect(ratesOf("--batch", "auto", "--accumulate", "2", "--lr", "0.01")).toEqual([64, 0.08]);
+  expect(ratesOf("--batch", "32", "--lr", "0.01")).toEqual([32, 0.01]);
+  expect(resolve(["--batch", "auto", "--epochs", "4"], { autoBatch: 64 }).iterations).toBe(500);
+  expect(() => resolve(["--batch", "0"])).toThrow("--batch: expected an integer from 1, or auto, got");
+});
+
 test("what is frozen is layers by their paths, or with the iteration, or share of all, that they train from", () => {
   const of = (...argv: string[]) => trainerOptions(resolve(["--iterations", "1000", ...argv])).freeze;
   expect(of()).toEqual([]);
