@@ -43,6 +43,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "write a trained model as ONNX, with or without post-processing, or its weights as safetensors",
     load: () => import("./export"),
   },
+  launch: {
+    summary: "run a program as several processes that train together, one for each GPU",
+    load: () => import("./launch"),
+  },
   train: {
     summary: "train a detector on a data set in COCO's layout, by options, a file of settings, or both",
     load: () => import("./train"),

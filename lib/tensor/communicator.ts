@@ -32,8 +32,8 @@ export interface CommunicatorProgress {
 export class Communicator extends NativeObject {
   readonly rank: number;
   readonly world: number;
-  /** By label, in the order of their first use. */
-  readonly #names: string[] = [];
+  /** The collectives' names, by their labels. */
+  readonly names: string[] = [];
   readonly #labels = new Map<string, number>();
   #connected = false;
 
@@ -89,8 +89,8 @@ export class Communicator extends NativeObject {
   labelOf(name: string): number {
     let label = this.#labels.get(name);
     if (label === undefined) {
-      label = this.#names.length;
-      this.#names.push(name);
+      label = this.names.length;
+      this.names.push(name);
       this.#labels.set(name, label);
     }
     return label;
@@ -160,7 +160,7 @@ export class Communicator extends NativeObject {
     const values = new BigInt64Array(2);
     this.device.native.commProgress(this.handle, values);
     const [begun, label] = Array.from(values, Number) as [number, number];
-    return { begun, collective: label < 0 ? null : (this.#names[label] ?? null) };
+    return { begun, collective: label < 0 ? null : (this.names[label] ?? null) };
   }
 
   /** Ends the collectives that wait for other ranks, with an error; there can be no more. */

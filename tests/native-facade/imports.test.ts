@@ -54,6 +54,7 @@ describe("imports point down", () => {
   const allowed: Record<string, string[]> = {
     native: [],
     tensor: ["native"],
+    distributed: ["native", "tensor"],
     graph: ["native", "tensor"],
     layers: ["native", "tensor", "graph"],
     detection: ["native", "tensor", "graph"],
@@ -64,11 +65,11 @@ describe("imports point down", () => {
     data: ["native", "tensor", "formats"],
     monitor: ["native", "formats"],
     train: [
-      ...["native", "tensor", "graph", "layers", "detection", "models"],
+      ...["native", "tensor", "distributed", "graph", "layers", "detection", "models"],
       ...["metrics", "formats", "data", "monitor"],
     ],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
-    cli: ["native", "tensor", "data", "detection", "models", "train", "export", "bench"],
+    cli: ["native", "tensor", "distributed", "data", "detection", "models", "train", "export", "bench"],
   };
 
   test("of every folder there is a rule", () => {

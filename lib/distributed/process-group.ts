@@ -1,0 +1,310 @@
+import packageJson from "../../package.json";
+import { DlfsError, ErrorCode, headerHash } from "../native";
+import { Communicator, type Device, type DeviceOptions } from "../tensor";
+import type { Ranks } from "./environment";
+import { defaultPatience, type Facts, type FromAgent, type Patience, type ToAgent, type ToRank } from "./messages";
+
+export interface ProcessGroupOptions {
+  ranks: Ranks;
+  /** What must be the same on all ranks, besides the code: configuration, data. Plain data, compared as JSON, so keep it small. */
+  facts?: Facts;
+  /** How long to wait for what; default: see defaultPatience. */
+  patience?: Partial<Patience>;
+  /** Which start of a training this is, from 0: ranks of an earlier one are refused. Default: DLFS_RESTARTS. */
+  attempt?: number;
+  /**
+   * Hears why all is over; waiting for others has ended by then. Default: prints the message and ends the process, with 2 where the
+   * ranks did not come together, else with exitCodes.peer.
+   */
+  onFailure?: (error: DlfsError) => void;
+}
+
+/** Exit codes that tell a launcher what to do. */
+export const exitCodes = {
+  /** Started wrongly: starting again does not help. */
+  usage: 2,
+  /** Ended because another rank did. */
+  peer: 76,
+} as const;
+
+/**
+ * The processes that train together. Joining waits until all are there and agree on code and facts; from then on a rank that ends,
+ * hangs or falls silent ends all. Exchanges of bytes go by way of rank 0; tensors by the communicator.
+ */
+export class ProcessGroup implements AsyncDisposable {
+  readonly rank: number;
+  readonly world: number;
+  readonly #worker: Worker;
+  readonly #steps: Int32Array;
+  readonly #onFailure: (error: DlfsError) => void;
+  readonly #patience: Patience;
+  /** Exchanges under way, by key. */
+  readonly #waiting = new Map<string, { resolve: (parts: Uint8Array[]) => void; reject: (error: unknown) => void }>();
+  /** How many exchanges of a name there were. */
+  readonly #counts = new Map<string, number>();
+  #host = "";
+  #communicator: Communicator | null = null;
+  #knownNames = 0;
+  #phase = "start";
+  #failure: DlfsError | null = null;
+  #joined = Promise.withResolvers<void>();
+  #told = Promise.withResolvers<void>();
+  #left = Promise.withResolvers<void>();
+  #hold: PromiseWithResolvers<void> | null = null;
+  #stopAt = Number.POSITIVE_INFINITY;
+  #stopping = false;
+
+  private constructor({ ranks, facts = {}, patience, attempt, onFailure }: ProcessGroupOptions) {
+    const { rank, world, rendezvous } = ranks;
+    this.rank = rank;
+    this.world = world;
+    this.#onFailure = onFailure ?? ((error) => this.#exit(error));
+    const shared = new SharedArrayBuffer(4);
+    this.#steps = new Int32Array(shared);
+    this.#worker = new Worker(new URL("./agent.ts", import.meta.url).href);
+    this.#worker.onmessage = ({ data }: MessageEvent<FromAgent>) => this.#hear(data);
+    this.#worker.onerror = ({ message }) => this.#end(`the thread that speaks with the other ranks failed: ${message}`);
+    this.#patience = { ...defaultPatience, ...patience };
+    const code = { version: packageJson.version, native: headerHash };
+    this.#tell({
+      kind: "join",
+      ...{ rank, world, rendezvous, shared },
+      attempt: attempt ?? Number(process.env.DLFS_RESTARTS ?? 0),
+      facts: { ...facts, code },
+      patience: this.#patience,
+    });
+  }
+
+  /** Resolves when all ranks are there and agree. */
+  static async join(options: ProcessGroupOptions): Promise<ProcessGroup> {
+    const group = new ProcessGroup(options);
+    await group.#joined.promise;
+    return group;
+  }
+
+  /** True on rank 0, which writes what is written. */
+  get isRoot(): boolean {
+    return this.rank === 0;
+  }
+
+  /** The collectives of the ranks' devices; after connect(). */
+  get communicator(): Communicator {
+    if (!this.#communicator)
+      throw new DlfsError(ErrorCode.argument, "ProcessGroup", "no communicator: call connect(device) first");
+    return this.#communicator;
+  }
+
+  /** Connects the ranks' devices. */
+  async connect(device: Device): Promise<Communicator> {
+    const { rank, world } = this;
+    const communicator = new Communicator(device, { rank, world, host: this.#host });
+    try {
+      await communicator.connect(await this.exchange("addresses", communicator.address()));
+    } catch (error) {
+      communicator.dispose();
+      throw error;
+    }
+    this.#communicator = communicator;
+    this.#tellNames(communicator);
+    return communicator;
+  }
+
+  /** Every rank's bytes under this name, rank 0's first; on all ranks, or with `to` "root" on rank 0 alone (the others': empty). */
+  async exchange(name: string, bytes: Uint8Array, to: "all" | "root" = "all"): Promise<Uint8Array[]> {
+    if (this.#failure) throw this.#failure;
+    const count = this.#counts.get(name) ?? 0;
+    this.#counts.set(name, count + 1);
+    const key = `${name} ${count}`;
+    const { promise, ...settle } = Promise.withResolvers<Uint8Array[]>();
+    this.#waiting.set(key, settle);
+    this.#tell({ kind: "send", message: { kind: "part", key, to }, payload: bytes });
+    return await promise;
+  }
+
+  /** Every rank's value under this name, as JSON. */
+  async exchangeJson<T>(name: string, value: T): Promise<T[]> {
+    const parts = await this.exchange(name, new TextEncoder().encode(JSON.stringify(value)));
+    return parts.map((part) => JSON.parse(new TextDecoder().decode(part)) as T);
+  }
+
+  /** Resolves when all ranks have come to it. */
+  async barrier(name: string): Promise<void> {
+    await this.exchange(name, new Uint8Array());
+  }
+
+  /** What this rank is at: in "steps", one that does not come to a collective hangs; anything else may take its time. */
+  set phase(phase: string) {
+    if (phase === this.#phase) return;
+    this.#phase = phase;
+    this.#tell({ kind: "phase", phase });
+  }
+
+  get phase(): string {
+    return this.#phase;
+  }
+
+  /** Tells that the values must be the same on all ranks; those where they are not diverged. Returns at once. */
+  agree(step: number, what: string, values: Record<string, string>): void {
+    this.#tell({ kind: "send", message: { kind: "agree", step, what, values } });
+  }
+
+  /** Asks all ranks to end at the same step, soon; several may ask. */
+  requestStop(): void {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    this.#tell({ kind: "send", message: { kind: "stop" } });
+  }
+
+  /**
+   * Whether a step, which is about to begin, is to be done: false from the one on that the ranks agreed to stop at. While they
+   * are agreeing, this waits.
+   */
+  async mayBegin(step: number): Promise<boolean> {
+    Atomics.store(this.#steps, 0, step);
+    if (this.#communicator) this.#tellNames(this.#communicator);
+    if (this.#hold) {
+      this.#tell({ kind: "send", message: { kind: "held", step } });
+      await this.#hold.promise;
+      this.#hold = null;
+    }
+    return step < this.#stopAt;
+  }
+
+  /**
+   * Does a training's work, then leaves. An error of this rank's own ends all ranks; of a collective it waits for the reason, which
+   * the coordinator knows: who ended, and where.
+   */
+  async run<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      const result = await work();
+      await this.leave();
+      return result;
+    } catch (error) {
+      if (isOfCollective(error) && !this.#failure) {
+        await Promise.race([this.#left.promise, Bun.sleep(this.#patience.silence + this.#patience.hang)]);
+      }
+      const reason = this.#failure ?? error;
+      await this.fail(error);
+      throw reason;
+    }
+  }
+
+  /** Ends the other ranks: they say that this one failed. Resolves when they have been told. */
+  async fail(error: unknown): Promise<void> {
+    if (this.#failure) return;
+    const message = messageOf(error);
+    this.#failure = new DlfsError(ErrorCode.collective, "training together", message);
+    this.#tell({ kind: "send", message: { kind: "failed", message } });
+    await Promise.race([this.#told.promise, Bun.sleep(1000)]);
+  }
+
+  /** Releases the communicator once all ranks have done their collectives; before its device is disposed of. */
+  async disconnect(): Promise<void> {
+    const communicator = this.#communicator;
+    if (!communicator) return;
+    this.phase = "end";
+    try {
+      // Who closes connections early may lose what others have not yet read.
+      if (!this.#failure) await this.barrier("disconnect");
+    } catch {
+      communicator.abort();
+    }
+    if (this.#failure) communicator.abort();
+    this.#communicator = null;
+    communicator.dispose();
+  }
+
+  /** Disconnects, and waits until all ranks leave. */
+  async leave(): Promise<void> {
+    await this.disconnect();
+    if (this.#failure) return;
+    this.#tell({ kind: "leave" });
+    await this.#left.promise;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.leave();
+  }
+
+  #tell(message: ToAgent): void {
+    this.#worker.postMessage(message);
+  }
+
+  #tellNames({ device, handle, names }: Communicator): void {
+    if (names.length === this.#knownNames) return;
+    this.#knownNames = names.length;
+    this.#tell({ kind: "communicator", backend: device.backend, handle, names });
+  }
+
+  #hear(data: FromAgent): void {
+    if (data.kind === "over") this.#end(data.message);
+    else if (data.kind === "told") this.#told.resolve();
+    else if (data.kind === "left") this.#left.resolve();
+    else this.#receive(data.message, data.payload);
+  }
+
+  #receive(message: ToRank, payload: Uint8Array): void {
+    switch (message.kind) {
+      case "welcome":
+        this.#host = message.host;
+        this.#joined.resolve();
+        break;
+      case "parts": {
+        let at = 0;
+        const parts = message.sizes.map((size) => {
+          at += size;
+          return payload.subarray(at - size, at);
+        });
+        this.#waiting.get(message.key)?.resolve(parts);
+        this.#waiting.delete(message.key);
+        break;
+      }
+      case "hold":
+        this.#hold ??= Promise.withResolvers<void>();
+        break;
+      case "stopAt":
+        this.#stopAt = message.step;
+        this.#hold?.resolve();
+        break;
+    }
+  }
+
+  #end(message: string): void {
+    if (this.#failure) return;
+    this.#failure = new DlfsError(ErrorCode.collective, "training together", message);
+    try {
+      this.#communicator?.abort();
+    } catch {
+      // It has been released.
+    }
+    this.#onFailure(this.#failure);
+    this.#joined.reject(this.#failure);
+    this.#left.resolve();
+    for (const { reject } of this.#waiting.values()) reject(this.#failure);
+    this.#waiting.clear();
+  }
+
+  #exit(error: DlfsError): void {
+    console.error(`rank ${this.rank}: error: ${error.message}`);
+    process.exit(this.#host === "" ? exitCodes.usage : exitCodes.peer);
+  }
+}
+
+/** What went wrong first, where more did while that was on its way up. */
+function messageOf(error: unknown): string {
+  if (error instanceof SuppressedError) return messageOf(error.suppressed);
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** Whether a collective's failure is behind an error, whatever failed while it was on its way up. */
+function isOfCollective(error: unknown): boolean {
+  if (error instanceof SuppressedError) return isOfCollective(error.suppressed) || isOfCollective(error.error);
+  if (error instanceof DlfsError && error.code === ErrorCode.collective) return true;
+  return error instanceof Error && error.cause !== undefined && isOfCollective(error.cause);
+}
+
+/** The device of a rank: the GPU of its local rank, or an even share of the processor's cores. */
+export function deviceOfRank({ localRank, localWorld }: Ranks, backend: string): DeviceOptions {
+  if (backend === "cuda") return { backend, index: localRank };
+  return { backend, threads: Math.max(1, Math.floor(navigator.hardwareConcurrency / localWorld)) };
+}

@@ -1,0 +1,118 @@
+/** Ranks as real processes: what they exchange, and that all of them end, with the reason, when one does not do its part. */
+import { describe, expect, test } from "bun:test";
+import { fileURLToPath } from "node:url";
+import { missing, testDevice } from "../support/device";
+
+const root = fileURLToPath(new URL("../../", import.meta.url));
+const absent = missing(testDevice(), "f32", ["collectives"]);
+const oneGpu = testDevice().backend === "cuda";
+
+interface Run {
+  exitCode: number;
+  stdout: string;
+  stderr: string;
+  seconds: number;
+  /** What the ranks printed, by rank. */
+  found: Record<string, unknown>[];
+}
+
+async function run(ranks: number, what: string[], options: string[] = []): Promise<Run> {
+  const started = performance.now();
+  const command = ["lib/cli/main.ts", "launch", "--gpus", String(ranks), ...options, "--"];
+  const child = Bun.spawn([process.execPath, "run", ...command, "tests/distributed/group-rank.ts", ...what], {
+    cwd: root,
+    env: { ...process.env, DLFS_BACKEND: process.env.DLFS_BACKEND ?? "cpu" },
+    stdout: "pipe",
+    stderr: "pipe",
+  });
+  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  const exitCode = await child.exited;
+  const lines = [...stdout.matchAll(/^(?:\[\d+\] )?(\{.*\})$/gm)].map(([, json]) => JSON.parse(json!));
+  const found = lines.sort((a, b) => a.rank - b.rank);
+  return { exitCode, stdout, stderr, seconds: (performance.now() - started) / 1000, found };
+}
+
+describe.skipIf(absent !== null || oneGpu)(`ranks${absent ?? (oneGpu ? " (one GPU has one rank)" : "")}`, () => {
+  test.each([1, 2, 4])("%i exchange bytes of any length, and train", async (world) => {
+    const { exitCode, stderr, found } = await run(world, ["exchange"]);
+    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: "" });
+    const every = Array.from({ length: world }, (_, r) => r);
+    expect(found).toEqual(
+      every.map((rank) => ({
+        rank,
+        lengths: every.map((r) => 100_000 * r),
+        again: every.map((r) => r * r),
+        root: every.map((r) => (rank === 0 ? [r, r] : [])),
+        steps: 5,
+      })),
+    );
+  });
+
+  test("that disagree on their configuration do not start, and are not started again", async () => {
+    const { exitCode, stderr } = await run(2, ["disagree"], ["--max-restarts", "3"]);
+    expect(exitCode).toBe(2);
+    expect(stderr).toMatch(
+      /the ranks disagree. rank 1 \(process \d+ on .*\) and rank 0 differ: config.lr: rank 0 has 0.1, it 0.2, data: rank 0 has "a", it "b"/,
+    );
+    expect(stderr).not.toContain("restart");
+  });
+
+  /** What all others must say within 30 seconds; here patience is shorter. */
+  const faults: [what: string, message: RegExp][] = [
+    ["die", /rank 0: error: .*rank 1 \(process \d+ on .*\) ended in step [67], in or after collective "bucket [01]"/],
+    [
+      "die-first",
+      /rank 1: error: .*rank 0 ended, or its machine .* is gone.*this is rank 1, in step 7, in or after collective "bucket [01]"/,
+    ],
+    ["throw", /rank 0: error: .*rank 1 .* failed in step [23], .*: the loss is not finite/],
+    [
+      "freeze",
+      /rank 0: error: .*rank 1 .* has given no sign of life for [12] s in step [34], in or after collective "bucket [01]"/,
+    ],
+    [
+      "hang",
+      /rank 0: error: .*rank 1 .* hangs in step [45], in or after collective "bucket [01]": for [12] s it has not come to what rank 0 waits in, step 5, collective "bucket 1"/,
+    ],
+    ["spin", /rank 0: error: .*rank 1 .* hangs in step [45], .* what rank 0 waits in, step 5, collective "bucket 1"/],
+    ["diverge", /rank 0: error: .*rank 1 .* diverged: after step 6 weights differ from those of rank 0 in fc/],
+  ];
+  test.each(faults)(
+    "of which one does this end all: %s",
+    async (what, message) => {
+      const { exitCode, stderr, seconds } = await run(2, [what]);
+      expect(stderr).toMatch(message);
+      expect(exitCode).not.toBe(0);
+      expect(seconds).toBeLessThan(30);
+    },
+    60_000,
+  );
+
+  test("may take their time in a phase that is no step", async () => {
+    const { exitCode, stderr, found } = await run(2, ["busy"]);
+    expect({ exitCode, stderr, found: found.length }).toEqual({ exitCode: 0, stderr: "", found: 2 });
+  });
+
+  test("stop at the same step when one is asked to", async () => {
+    const { exitCode, found } = await run(3, ["stop"]);
+    expect(exitCode).toBe(0);
+    const steps = found.map((rank) => rank.steps as number);
+    expect(steps).toEqual([steps[0]!, steps[0]!, steps[0]!]);
+    expect(steps[0]).toBeGreaterThanOrEqual(9);
+    expect(steps[0]).toBeLessThan(1000);
+  });
+
+  test("are started again after a failure, without the devices that failed where that is wanted", async () => {
+    const again = await run(2, ["restart", "1"], ["--max-restarts", "1"]);
+    expect(again.exitCode).toBe(0);
+    expect(again.found).toEqual([0, 1].map((rank) => ({ rank, attempt: 1, world: 2, visible: null })));
+    expect(again.stderr).toContain("rank 1 ended with 9");
+    expect(again.stderr).toContain("restart 1 of 1, 2 ranks");
+    const fewer = await run(3, ["restart", "1"], ["--max-restarts", "2", "--min-gpus", "2"]);
+    expect(fewer.exitCode).toBe(0);
+    expect(fewer.found).toEqual([0, 1].map((rank) => ({ rank, attempt: 1, world: 2, visible: "0,1" })));
+    expect(fewer.stderr).toContain("going on without device 2");
+    const never = await run(2, ["restart", "9"], ["--max-restarts", "1"]);
+    expect(never.exitCode).toBe(9);
+    expect(never.stderr).toContain("1 restarts did not help");
+  }, 60_000);
+});
