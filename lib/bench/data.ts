@@ -232,7 +232,8 @@ export async function benchLoaders(
 ): Promise<{ rows: DataRow[]; peerRows: PeerRow[] }> {
   const { batch, batches, repetitions, threads, hardware } = settings;
   const shape = shapeText(settings);
-  const decoding = (threads > 0 ? `, ${threads} threads` : "") + (hardware > 0 ? `, ${hardware} % by engines` : "");
+  const decoding =
+    (threads > 0 ? `, ${threads} threads` : "") + (device.supports("jpeg.hardware") ? `, engines ${hardware} %` : "");
   await using opened = new AsyncDisposableStack();
   const start = async (name: string, open: () => Promise<Loading>) => {
     const before = PinnedBuffer.allocatedBytes;

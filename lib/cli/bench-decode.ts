@@ -12,6 +12,7 @@ import {
   type Precision,
   runDecodePeers,
 } from "../bench";
+import { ENGINE_SHARE } from "../data/encoded-images";
 import type { Device } from "../tensor";
 import { positiveInteger, UsageError } from "./arguments";
 
@@ -25,8 +26,8 @@ export interface DecodeArgs {
   repetitions?: string;
 }
 
-/** The value of --hardware; default 0. */
-export function hardwareOf(text = "0"): number {
+/** The value of --hardware; default what decoders take. */
+export function hardwareOf(text = `${ENGINE_SHARE}`): number {
   const hardware = Number(text);
   if (!Number.isInteger(hardware) || hardware < 0 || hardware > 100 || text === "") {
     throw new UsageError(`--hardware: expected a share from 0 to 100 (per cent), got "${text}"`);
@@ -49,7 +50,8 @@ export function decodeSettingsOf(
     batch: number("batch", 64),
     size,
     precision,
-    threads: number("threads", availableParallelism()),
+    // A GPU's engines leave the threads little to do.
+    threads: number("threads", Math.max(1, availableParallelism() >> (device.supports("jpeg.hardware") ? 1 : 0))),
     hardware: hardwareOf(args.hardware),
     repetitions: number("repetitions", cuda ? 15 : 7),
     sweep: args.sweep ?? false,

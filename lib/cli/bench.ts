@@ -102,8 +102,8 @@ Usage: dlfs bench [train] [infer] [layers] [postprocess] [nms] [sizes] [data] [d
   --images FOLDER     of data and decode: JPEGs to load; default drawn ones of 640x480, kept in the cache folder
   --files N           of data and decode: how many of them, or how many to draw; default on a GPU 2048 and 1024, on the CPU 256
   --threads N         of data and decode: decoding threads, and workers of --peers; default: one for each core, of data's own on a
-                      GPU what the decoder chooses
-  --hardware N        of data and decode: the share of JPEGs, in per cent, that a GPU's JPEG engines decode; default 0
+                      GPU what the decoder chooses, of decode with JPEG engines one for two cores
+  --hardware N        of data and decode: the share of JPEGs, in per cent, that a GPU's JPEG engines decode; default 100
   --sweep             of decode: also other shares (0 to 100 %) and numbers of threads
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
   --profile           print the time of every call of train and infer, the longest first

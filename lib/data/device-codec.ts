@@ -1,7 +1,7 @@
 import { check, constants, ErrorCode } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
 import type { BatchDecoder, DecodeFailure, EncodedImage, ImageCodec, ImageFormat, ImageInfo, InputSize } from "./codec";
-import { finishJob, ImageStaging } from "./encoded-images";
+import { ENGINE_SHARE, finishJob, ImageStaging } from "./encoded-images";
 import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
@@ -82,7 +82,8 @@ export interface DeviceBatchDecoderOptions {
   threads?: number;
   /**
    * The share of images, in per cent, that a GPU's JPEG engines decode beside the threads, where it has them (the device
-   * supports "jpeg.hardware") and they take the image. Which images these are depends on the images alone. Default 0.
+   * supports "jpeg.hardware") and they take the image. Which images these are depends on the images alone. Default 100: the
+   * threads decode what the engines do not take.
    */
   hardware?: number;
 }
@@ -117,7 +118,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   constructor(device: Device, options: DeviceBatchDecoderOptions) {
     const { batchSize, height, width, slots = 7, dtype = "f32", preprocessing } = options;
     const out = outHandle();
-    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? 0);
+    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? ENGINE_SHARE);
     super(out.value, "DeviceBatchDecoder", (handle) => device.native.decoderDestroy(handle));
     // What is made is released again where a later part fails.
     using made = new DisposableStack();

@@ -4,7 +4,7 @@ import type { CompositionDecoder, CompositionResult, EncodedImage, InputSize } f
 import type { Composition, SourceImage, SourcePixels } from "./composition";
 import { drawCompositions } from "./device-augment";
 import { imagesOfSize } from "./device-codec";
-import { finishJob, ImageStaging } from "./encoded-images";
+import { ENGINE_SHARE, finishJob, ImageStaging } from "./encoded-images";
 import { SlotRing } from "./queues";
 import { normalizationOf, type PreprocessOp } from "./transforms";
 
@@ -23,7 +23,7 @@ export interface DeviceCompositionDecoderOptions {
   preprocessing: readonly PreprocessOp[];
   /** Decoding threads; 0 chooses. */
   threads?: number;
-  /** The share of images that a GPU's JPEG engines decode: see DeviceBatchDecoderOptions. Default 0. */
+  /** The share of images that a GPU's JPEG engines decode: see DeviceBatchDecoderOptions. Default 100. */
   hardware?: number;
   /** Most bytes of decoded pixels that a batch may need, 3 for each pixel of each image. Default 2 GiB. */
   maxPixelBytes?: number;
@@ -60,7 +60,7 @@ export class DeviceCompositionDecoder extends NativeObject implements Compositio
   constructor(device: Device, options: DeviceCompositionDecoderOptions) {
     const { batchSize, height, width, slots = 7, decoding = 3, dtype = "f32" } = options;
     const out = outHandle();
-    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? 0);
+    device.native.decoderCreate(device.handle, out.view, options.threads ?? 0, options.hardware ?? ENGINE_SHARE);
     super(out.value, "DeviceCompositionDecoder", (handle) => device.native.decoderDestroy(handle));
     // What is made is released again where a later part fails.
     using made = new DisposableStack();

@@ -3,6 +3,12 @@ import { check, fromCString } from "../native";
 import { type Device, PinnedBuffer, until } from "../tensor";
 import type { DecodeFailure, EncodedImage } from "./codec";
 
+/**
+ * The share of JPEGs, in per cent, that a GPU's JPEG engines decode unless a decoder is told otherwise: all that they take. On an
+ * H100 they were faster with next to no work for the processor than 16 threads with all of it (results/data-path.md).
+ */
+export const ENGINE_SHARE = 100;
+
 /** Where images are, as dlfs_decoder_submit takes it. */
 export interface StagedImages {
   sources: BigInt64Array;
