@@ -26,13 +26,13 @@ export interface DecodeArgs {
   repetitions?: string;
 }
 
-/** The value of --hardware; default what decoders take. */
-export function hardwareOf(text = `${ENGINE_SHARE}`): number {
+/** The value of --hardware; default what decoders take. 0 where the device has no JPEG engines. */
+export function hardwareOf(device: Device, text = `${ENGINE_SHARE}`): number {
   const hardware = Number(text);
   if (!Number.isInteger(hardware) || hardware < 0 || hardware > 100 || text === "") {
     throw new UsageError(`--hardware: expected a share from 0 to 100 (per cent), got "${text}"`);
   }
-  return hardware;
+  return device.supports("jpeg.hardware") ? hardware : 0;
 }
 
 /** What is given, else a GPU's usual work, or what a CPU does in a minute. */
@@ -52,7 +52,7 @@ export function decodeSettingsOf(
     precision,
     // A GPU's engines leave the threads little to do.
     threads: number("threads", Math.max(1, availableParallelism() >> (device.supports("jpeg.hardware") ? 1 : 0))),
-    hardware: hardwareOf(args.hardware),
+    hardware: hardwareOf(device, args.hardware),
     repetitions: number("repetitions", cuda ? 15 : 7),
     sweep: args.sweep ?? false,
   };

@@ -216,7 +216,7 @@ function dataSettingsOf(args: Args, device: Device, train: NetworkSettings): Dat
     size: args.size === undefined ? [640, 640] : train.size,
     precision: train.precision,
     threads: number("threads", cuda ? 0 : availableParallelism()),
-    hardware: hardwareOf(args.hardware),
+    hardware: hardwareOf(device, args.hardware),
     repetitions: number("repetitions", cuda ? 15 : 7),
     batches: cuda ? 30 : 3,
     training: {
