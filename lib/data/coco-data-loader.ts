@@ -123,7 +123,8 @@ export interface CocoDataLoaderOptions {
   failures?: "skip" | "stop";
   /**
    * The largest share of skipped images among those handed out, above which getBatch fails, once 100 images have been handed
-   * out; 1 for no limit. Default 0.1.
+   * out; 1 for no limit. Default 0.1. With a limit, getBatch also fails when whole batches of at least 16 images in a row could
+   * not be used: their source is gone then, and training on nothing would undo what was learned.
    */
   maxFailureShare?: number;
   /** Told of each image that fails, when its batch is handed out, the first time. Default: a line on standard error. */
@@ -132,6 +133,9 @@ export interface CocoDataLoaderOptions {
 
 /** Images handed out before their share of failures is judged. */
 const LEAST_JUDGED = 100;
+
+/** Images in a row, in whole batches of which none could be used: where that many fail, it is their source that is gone. */
+const LOST_IN_A_ROW = 16;
 
 interface Prepared {
   batch: DetectionBatch;
@@ -173,6 +177,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   /** Images handed out, and those of them that failed. */
   #images = 0;
   #skipped = 0;
+  /** Skipped images since the last batch with one that could be used. */
+  #lost = 0;
 
   constructor(options: CocoDataLoaderOptions) {
     super();
@@ -388,6 +394,17 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       this.#images += batch.n;
       this.#skipped += blank;
       for (const [place, why] of failed) this.#noteFailure(place, why);
+      this.#lost = blank === batch.n ? this.#lost + blank : 0;
+      check(
+        this.#lost < LOST_IN_A_ROW || this.#maxFailureShare === 1,
+        "CocoDataLoader",
+        () => {
+          const [place = 0, why] = failed.at(-1) ?? [];
+          const { fileName } = this.images[place] as ImageRecord;
+          return `the last ${this.#lost} images in a row could not be read or decoded; the last is ${fileName}: ${why}`;
+        },
+        ErrorCode.io,
+      );
       check(
         this.#images < LEAST_JUDGED || this.#skipped <= this.#maxFailureShare * this.#images,
         "CocoDataLoader",

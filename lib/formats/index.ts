@@ -24,6 +24,7 @@ export type { OnnxAttribute, OnnxGraph, OnnxModel, OnnxNode, OnnxValueInfo } fro
 export { writeOnnx } from "./onnx-write";
 export type { WeightSource } from "./safetensors";
 export { readSafetensors, SafetensorsFile, writeSafetensors } from "./safetensors";
+export { crc32c, decodeTfRecords, encodeTfRecord } from "./tfrecord";
 export type { TorchFileOptions } from "./torch-file";
 export { readTorchFile, TorchFile } from "./torch-file";
 export type { WeightDType, WeightFile, WeightValue } from "./weights";

@@ -238,6 +238,12 @@ export class ProtoWriter {
     return this;
   }
 
+  double(field: number, value: number): this {
+    this.key(field, 1);
+    this.push(new Uint8Array(Float64Array.of(value).buffer));
+    return this;
+  }
+
   bytes(field: number, value: Uint8Array | LazyBytes): this {
     this.key(field, 2, value.length);
     this.push(value);
@@ -256,6 +262,11 @@ export class ProtoWriter {
   /** 32-bit floating-point numbers packed together. */
   floats(field: number, values: readonly number[]): this {
     return this.bytes(field, new Uint8Array(Float32Array.from(values).buffer));
+  }
+
+  /** 64-bit floating-point numbers packed together. */
+  doubles(field: number, values: readonly number[]): this {
+    return this.bytes(field, new Uint8Array(Float64Array.from(values).buffer));
   }
 
   message(field: number, build: (inner: ProtoWriter) => void): this {

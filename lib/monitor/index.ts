@@ -2,9 +2,20 @@ export type { Rgb } from "./color";
 export { classColor } from "./color";
 export type { Rect, RgbImage, StrokeOptions } from "./draw";
 export { createImage, drawTag, drawText, fillRect, measureText, paste, resize, strokeRect } from "./draw";
+export { type EpochRow, EpochTable } from "./epoch-table";
+export { formatBytes, formatDuration } from "./number-format";
 export type { DrawBoxesOptions, PredictionSheetOptions, SheetBox, SheetEntry } from "./prediction-sheet";
 export { drawBoxes, predictionSheet } from "./prediction-sheet";
-export type { ProgressBarOptions, ProgressStream, ProgressValues } from "./progress-bar";
-export { formatDuration, ProgressBar } from "./progress-bar";
+export type { ProgressBarOptions, ProgressRates, ProgressStream, ProgressValues } from "./progress-bar";
+export { ProgressBar } from "./progress-bar";
+export { type Labels, type Metric, MetricsServer, type MetricsServerOptions, prometheusText } from "./prometheus";
 export type { MetricsLine, RunFolderOptions } from "./run-folder";
 export { RunFolder, readMetrics } from "./run-folder";
+export {
+  type EncodedPicture,
+  type Histogram,
+  histogramOf,
+  type TensorBoardOptions,
+  TensorBoardWriter,
+} from "./tensorboard";
+export { type MeterRates, type MeterReading, ratesBetween, TrainingMeter } from "./training-meter";

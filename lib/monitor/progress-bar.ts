@@ -1,6 +1,10 @@
+import { formatBytes, formatDuration, formatNumber, formatRate } from "./number-format";
+
 /** Where progress is written: `process.stderr` and `process.stdout` fit. */
 export interface ProgressStream {
   write(text: string): unknown;
+  /** Of streams that tell later that they are closed. */
+  on?(event: "error", listener: () => void): unknown;
   /** Whether lines can be rewritten. */
   isTTY?: boolean;
   /** Width of the terminal in characters. */
@@ -32,6 +36,19 @@ export interface ProgressValues {
   /** Of dynamic loss scaling: the scale, and how many steps have overflowed. */
   lossScale?: number;
   overflows?: number;
+  /** 2-norm of the gradients. */
+  gradNorm?: number;
+  /** Bytes of device memory in use. */
+  memory?: number;
+}
+
+/** How fast a training is: over the last seconds, without pauses. Missing before the first step. */
+export interface ProgressRates {
+  imagesPerSecond?: number;
+  /** Share of the time in which it waited for data. */
+  waitShare?: number;
+  /** Seconds that the rest will take. */
+  secondsLeft?: number;
 }
 
 /** Counters at some time, to take differences from. */
@@ -80,6 +97,7 @@ export class ProgressBar {
   /** Whether the cursor stands behind a line that is to be rewritten. */
   private open = false;
   private finished = false;
+  private lost = false;
 
   constructor(options: ProgressBarOptions) {
     this.total = options.total;
@@ -88,6 +106,9 @@ export class ProgressBar {
     this.terminal = options.terminal ?? (this.stream.isTTY === true && process.env.TERM !== "dumb");
     this.clock = options.clock ?? (() => performance.now());
     this.interval = this.terminal ? (options.refreshSeconds ?? 0.1) : (options.lineSeconds ?? 5);
+    this.stream.on?.("error", () => {
+      this.lost = true;
+    });
     this.sample();
     this.lastDrawn = this.now();
   }
@@ -125,7 +146,7 @@ export class ProgressBar {
 
   /** Prints a line of text for good; in a terminal it appears above the progress line. */
   print(text: string): void {
-    this.stream.write(`${this.open ? "\r\x1b[K" : ""}${text}\n`);
+    this.write(`${this.open ? "\r\x1b[K" : ""}${text}\n`);
     if (this.open) {
       this.open = false;
       this.draw();
@@ -137,7 +158,7 @@ export class ProgressBar {
     if (this.finished) return;
     if (this.terminal || this.drawnIteration !== this.iteration) this.draw();
     this.finished = true;
-    if (this.open) this.stream.write("\n");
+    if (this.open) this.write("\n");
     this.open = false;
   }
 
@@ -155,11 +176,13 @@ export class ProgressBar {
     for (const [name, value] of Object.entries(this.values.losses ?? {})) {
       parts.push({ text: `${name} ${formatNumber(value)}`, rank: 4 });
     }
-    const { learningRate, lossScale, overflows = 0 } = this.values;
+    const { learningRate, gradNorm, lossScale, overflows = 0, memory } = this.values;
     if (learningRate !== undefined) parts.push({ text: `lr ${formatNumber(learningRate)}`, rank: 5 });
+    if (gradNorm !== undefined) parts.push({ text: `gradient ${formatNumber(gradNorm)}`, rank: 6 });
     if (lossScale !== undefined) {
       parts.push({ text: `scale ${formatNumber(lossScale)}`, rank: 6 }, { text: `overflows ${overflows}`, rank: 6 });
     }
+    if (memory !== undefined) parts.push({ text: formatBytes(memory), rank: 6 });
 
     const join = () => parts.map(({ text }) => text).join("  ");
     while (parts.length > 1 && Bun.stringWidth(join()) > width) {
@@ -179,6 +202,16 @@ export class ProgressBar {
     return truncate(join(), width);
   }
 
+  /** Writes to the stream; one that is closed, a terminal that is gone say, is written to no more, and ends nothing. */
+  private write(text: string): void {
+    if (this.lost) return;
+    try {
+      this.stream.write(text);
+    } catch {
+      this.lost = true;
+    }
+  }
+
   private now(): number {
     return (this.pausedAt ?? this.clock()) / 1000 - this.pausedSeconds;
   }
@@ -189,7 +222,7 @@ export class ProgressBar {
     while (this.samples.length > 2 && this.samples[1]!.seconds < now - WINDOW_SECONDS) this.samples.shift();
   }
 
-  private rates(): { imagesPerSecond?: number; waitShare?: number; secondsLeft?: number } {
+  rates(): ProgressRates {
     const first = this.samples[0]!;
     const seconds = this.now() - first.seconds;
     const iterations = this.iteration - first.iteration;
@@ -207,10 +240,10 @@ export class ProgressBar {
     this.drawnIteration = this.iteration;
     if (this.terminal) {
       // A full last column would make some terminals wrap.
-      this.stream.write(`\r${this.line((this.stream.columns ?? 80) - 1)}\x1b[K`);
+      this.write(`\r${this.line((this.stream.columns ?? 80) - 1)}\x1b[K`);
       this.open = true;
     } else {
-      this.stream.write(`${this.line()}\n`);
+      this.write(`${this.line()}\n`);
     }
   }
 }
@@ -224,29 +257,4 @@ function truncate(text: string, width: number): string {
     out += character;
   }
   return out;
-}
-
-function formatRate(rate: number): string {
-  return rate < 9.95 ? rate.toFixed(1) : String(Math.round(rate));
-}
-
-/** Four digits, or an exponent where those would be mostly zeros. */
-function formatNumber(value: number): string {
-  if (!Number.isFinite(value)) return String(value);
-  if (value === 0) return "0";
-  const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e5) return value.toExponential(2);
-  return String(Number(value.toPrecision(4)));
-}
-
-/** Seconds as "0:43", "12:05", "1:02:03" or "2d 03h". */
-export function formatDuration(seconds: number): string {
-  const whole = Math.round(seconds);
-  const two = (value: number) => String(value).padStart(2, "0");
-  const days = Math.floor(whole / 86400);
-  const hours = Math.floor(whole / 3600) % 24;
-  const minutes = Math.floor(whole / 60) % 60;
-  if (days > 0) return `${days}d ${two(hours)}h`;
-  if (hours > 0) return `${hours}:${two(minutes)}:${two(whole % 60)}`;
-  return `${minutes}:${two(whole % 60)}`;
 }

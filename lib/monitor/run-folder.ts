@@ -42,7 +42,7 @@ const FILES = [
   ["config.json", "The resolved configuration: every option, also those left at their default."],
   [
     "metrics.jsonl",
-    "One JSON object per line, written as training goes: kind (train, evaluation, ...), iteration, time",
+    "One JSON object per line, written as training goes: kind (train, epoch, evaluation, ...), iteration, time",
   ],
   ["", "(milliseconds since 1970 UTC) and numbers by name. A resumed run goes on in the same file, without the"],
   ["", "lines of steps that it does again. NaN and Infinity are written as text."],
@@ -52,6 +52,10 @@ const FILES = [
   ["pictures/", "Predictions beside ground truth, one picture per evaluation. Of the last evaluation, for a browser:"],
   ["", "confusion-matrix.svg (which class is taken for which, or missed), pr-curve.svg (precision over"],
   ["", "recall), f1-curve.svg (F1 over the score threshold, with the best threshold of each class)."],
+  [
+    "tensorboard/",
+    "What TensorBoard shows, where it was asked for: tensorboard --logdir with this folder, or the one above.",
+  ],
   ["summary.json", "The results; written when the run ends."],
 ] as const;
 

@@ -53,6 +53,7 @@ export {
 export { type FreezeRule, Freezing, matchesPath } from "./freezing";
 export { keepWeights } from "./keep-weights";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
+export type { TrainerObserver } from "./observers";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export {
   checkRecords,
@@ -90,4 +91,6 @@ export {
 export { type ParameterGroup, SGD, type SGDOptions, withoutDecay } from "./sgd";
 export { type HostTargets, parseRecompute, type StepResult, TrainStep, type TrainStepOptions } from "./train-step";
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
-export { Trainer, type TrainerObserver, type TrainerOptions, type TrainingOutcome } from "./trainer";
+export { Trainer, type TrainerOptions, type TrainingOutcome } from "./trainer";
+export { TrainingMetrics, type TrainingMetricsOptions } from "./training-metrics";
+export { WeightHistograms } from "./weight-histograms";

@@ -1,10 +1,24 @@
 import type { Dataset, DeviceImageCodec } from "../data";
 import type { CocoResult } from "../metrics";
-import { ProgressBar, predictionSheet, type RunFolder, type SheetBox } from "../monitor";
+import {
+  EpochTable,
+  type MeterReading,
+  type MetricsLine,
+  ProgressBar,
+  type ProgressStream,
+  predictionSheet,
+  type RunFolder,
+  ratesBetween,
+  type SheetBox,
+  type TensorBoardWriter,
+  TrainingMeter,
+} from "../monitor";
+import { DlfsError } from "../native";
+import { EpochReports } from "./epoch-report";
 import { writeMetricPictures } from "./evaluation-report";
 import { collectForMetrics, type EvaluatedSplit, type ImageDetections } from "./evaluator";
+import type { TrainerObserver } from "./observers";
 import type { StepResult } from "./train-step";
-import type { TrainerObserver } from "./trainer";
 
 export interface ReporterOptions {
   run: RunFolder;
@@ -19,88 +33,165 @@ export interface ReporterOptions {
   logEvery?: number;
   /** Images on the picture of predictions. Default 8. */
   pictures?: number;
+  /** Has everything that metrics.jsonl has, and the pictures of predictions; closed by finish(). */
+  tensorboard?: TensorBoardWriter;
+  /** Bytes of device memory in use. */
+  memory?: () => number;
+  /** Where progress is shown. Default: `process.stdout`. */
+  stream?: ProgressStream;
 }
 
-/** Shows a training on the terminal and writes it to the run folder: progress, metrics, the log, pictures of predictions. */
+/** Milliseconds for which a figure of the memory in use is good. */
+const MEMORY_MS = 1000;
+
+/**
+ * Shows a training on the terminal and writes it to the run folder: progress, a table of the epochs, metrics, the log, pictures of
+ * predictions. What cannot be written, on a full disk or one that is gone, is told of, and training goes on.
+ */
 export class Reporter implements TrainerObserver {
-  readonly #options: Required<ReporterOptions>;
+  readonly #options: ReporterOptions & Required<Pick<ReporterOptions, "logEvery" | "pictures" | "evaluated">>;
   readonly #progress: ProgressBar;
-  /** Since the last line in metrics.jsonl: its time, and the seconds for which training waited for data. */
-  #since: number | null = null;
-  #waited = 0;
-  #evaluationStart = 0;
+  readonly #meter = new TrainingMeter();
+  readonly #epochs = new EpochReports();
+  readonly #table = new EpochTable();
+  /** At the last line in metrics.jsonl. */
+  #lineReading: MeterReading | null = null;
+  #epoch = 0;
+  #memory = { bytes: 0, at: Number.NEGATIVE_INFINITY };
+  /** What could not be written at the last try, by its name, and why. */
+  readonly #unwritten = new Map<string, string>();
 
   constructor(options: ReporterOptions) {
+    const { iterations: total, start, stream } = options;
     const evaluated = { split: options.dataset.valSplit as string };
-    this.#options = { logEvery: 10, pictures: 8, evaluated, ...options };
-    this.#progress = new ProgressBar({ total: options.iterations, start: options.start });
+    this.#options = {
+      ...options,
+      evaluated: options.evaluated ?? evaluated,
+      logEvery: options.logEvery ?? 10,
+      pictures: options.pictures ?? 8,
+    };
+    this.#progress = new ProgressBar({ total, start, stream });
   }
 
   /** Prints lines for good and keeps them in the run's log. */
   print(text: string): void {
     this.#progress.print(text);
-    this.#options.run.appendLog(text);
+    this.#write("log.txt", () => this.#options.run.appendLog(text));
   }
 
-  onStep(_iteration: number, images: number, waitSeconds: number): void {
+  onStep(_iteration: number, images: number, waitSeconds: number, epoch: number): void {
+    this.#epoch = epoch;
     this.#progress.step(images, waitSeconds);
-    this.#since ??= performance.now() - 1000 * waitSeconds;
-    this.#waited += waitSeconds;
+    this.#meter.step(images, waitSeconds);
   }
 
-  onResult({ iteration, losses, rate, gradNorm, scaling, failed }: StepResult): void {
+  onEpochEnd(epoch: number, iteration: number): void {
+    this.#epochs.end(epoch + 1, iteration, this.#meter.read());
+  }
+
+  onResult(result: StepResult): void {
+    const { iteration, losses, rate, gradNorm, scaling, failed } = result;
     const scale = scaling && { lossScale: scaling.scale, overflows: scaling.overflows };
-    this.#progress.set({ losses, learningRate: rate, ...scale });
-    const { run, logEvery, iterations } = this.#options;
+    const memory = this.#memoryInUse();
+    this.#progress.set({ losses, learningRate: rate, gradNorm, ...scale, memory });
+    const row = this.#epochs.add(result);
+    if (row) {
+      const { losses: means, imagesPerSecond, waitShare, ...rest } = row;
+      const rates = { imagesPerSecond: rounded(imagesPerSecond), waitShare: rounded(waitShare) };
+      const { secondsLeft } = this.#progress.rates();
+      for (const line of this.#table.lines({ ...row, memory, secondsLeft })) this.print(line);
+      this.#record({ kind: "epoch", ...means, ...rest, ...rates, ...scale, memory });
+    }
+    const { logEvery, iterations } = this.#options;
     if (iteration % logEvery !== 0 && iteration !== iterations - 1 && !failed) return;
-    const norm = gradNorm === undefined ? {} : { gradNorm };
-    run.appendMetrics({
-      ...{ kind: "train", iteration, ...losses, learningRate: rate, ...norm, ...scale },
-      waitShare: this.#takeWaitShare(),
+    const reading = this.#meter.read();
+    const { imagesPerSecond, waitShare } = ratesBetween(this.#lineReading, reading);
+    this.#lineReading = reading;
+    this.#record({
+      ...{ kind: "train", iteration, epoch: this.#epoch, ...losses, learningRate: rate, gradNorm, ...scale },
+      ...{ imagesPerSecond: rounded(imagesPerSecond), waitShare: rounded(waitShare), memory },
+      secondsLeft: rounded(this.#progress.rates().secondsLeft),
     });
   }
 
-  /** The share of time since the last call, evaluations apart, for which training waited for data. */
-  #takeWaitShare(): number {
-    const now = performance.now();
-    const seconds = (now - (this.#since ?? now)) / 1000;
-    const share = seconds > 0 ? Math.min(1, this.#waited / seconds) : 0;
-    this.#since = now;
-    this.#waited = 0;
-    return Math.round(1e4 * share) / 1e4;
-  }
-
   onEvaluationStart(): void {
-    this.#evaluationStart = performance.now();
     this.#progress.pause();
+    this.#meter.pause();
   }
 
   async onEvaluation(iteration: number, result: CocoResult, detections: ImageDetections[]): Promise<void> {
-    const { run } = this.#options;
-    run.appendMetrics({ kind: "evaluation", iteration, ...result.stats });
+    this.#record({ kind: "evaluation", iteration, ...result.stats });
     this.print(`iteration ${iteration}: ${statsLine(result)}`);
-    await this.#draw(iteration, result, detections);
-    await this.#drawMetrics(detections);
+    await this.#writeLater("pictures", () => this.#draw(iteration, result, detections));
+    await this.#writeLater("pictures", () => this.#drawMetrics(detections));
     this.#progress.resume();
-    if (this.#since !== null) this.#since += performance.now() - this.#evaluationStart;
+    this.#meter.resume();
   }
 
   onCheckpoint(path: string): void {
-    this.#options.run.appendLog(`checkpoint ${path}`);
+    this.#write("log.txt", () => this.#options.run.appendLog(`checkpoint ${path}`));
   }
 
   onCheckpointError(error: Error, iteration: number): void {
     this.print(`warning: no checkpoint of iteration ${iteration}: ${error.message}; training goes on`);
   }
 
-  /** Ends the progress line. */
+  /** Ends the progress line, and the file of TensorBoard. */
   finish(): void {
     this.#progress.finish();
+    this.#write("tensorboard", () => this.#options.tensorboard?.close());
+  }
+
+  /** A line of metrics.jsonl; its numbers go to TensorBoard, too. */
+  #record(line: MetricsLine): void {
+    const { run, tensorboard } = this.#options;
+    this.#write("metrics.jsonl", () => run.appendMetrics(line));
+    if (!tensorboard) return;
+    const { kind, iteration, ...values } = line;
+    const numbers = Object.entries(values).filter((entry): entry is [string, number] => typeof entry[1] === "number");
+    const scalars = Object.fromEntries(numbers.map(([name, value]) => [`${kind}/${name}`, value]));
+    this.#write("tensorboard", () => tensorboard.scalars(iteration, scalars));
+  }
+
+  #memoryInUse(): number | undefined {
+    const { memory } = this.#options;
+    if (!memory) return undefined;
+    const now = performance.now();
+    if (now - this.#memory.at >= MEMORY_MS) this.#memory = { bytes: memory(), at: now };
+    return this.#memory.bytes;
+  }
+
+  /** Does what writes a file; where that fails, training goes on, and it is told of once for each reason. */
+  #write(name: string, work: () => void): void {
+    try {
+      work();
+      this.#unwritten.delete(name);
+    } catch (error) {
+      this.#notWritten(name, error);
+    }
+  }
+
+  async #writeLater(name: string, work: () => Promise<void>): Promise<void> {
+    try {
+      await work();
+      this.#unwritten.delete(name);
+    } catch (error) {
+      this.#notWritten(name, error);
+    }
+  }
+
+  #notWritten(name: string, error: unknown): void {
+    const isSystem = error instanceof Error && "code" in error && "syscall" in error;
+    if (!(error instanceof DlfsError) && !isSystem) throw error;
+    const { message } = error as Error;
+    if (this.#unwritten.get(name) === message) return;
+    this.#unwritten.set(name, message);
+    this.#progress.print(`warning: ${message}; training goes on`);
   }
 
   /** Draws predictions beside ground truth of some images, the same ones each time. */
   async #draw(iteration: number, result: CocoResult, detections: ImageDetections[]): Promise<void> {
-    const { dataset, codec, run, pictures } = this.#options;
+    const { dataset, codec, run, pictures, tensorboard } = this.#options;
     const { store, source, classes } = dataset;
     const chosen = spread(detections, pictures);
     const entries = [];
@@ -121,7 +212,9 @@ export class Reporter implements TrainerObserver {
     if (entries.length === 0) return;
     const heading = `iteration ${iteration}   ${statsLine(result)}`;
     const sheet = predictionSheet(entries, { classNames: classes.names, heading, scoreThreshold: 0.5 });
-    await Bun.write(run.picturePath(iteration), codec.encode(sheet, 90));
+    const jpeg = codec.encode(sheet, 90);
+    tensorboard?.image(iteration, "predictions", { bytes: jpeg, width: sheet.width, height: sheet.height });
+    await Bun.write(run.picturePath(iteration), jpeg);
   }
 
   /** Draws the confusion matrix and the curves of this evaluation over those of the one before. */
@@ -130,6 +223,11 @@ export class Reporter implements TrainerObserver {
     const { store, classes } = dataset;
     await writeMetricPictures(run.picturesFolder, collectForMetrics(store, evaluated, detections), classes.names);
   }
+}
+
+/** Four decimals are enough for a log. */
+function rounded(value: number | undefined): number | undefined {
+  return value === undefined ? undefined : Math.round(1e4 * value) / 1e4;
 }
 
 /** "AP 0.123  AP50 0.456 ..." */

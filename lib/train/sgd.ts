@@ -42,6 +42,8 @@ export interface SGDOptions {
    * finite is left out and counted then, and no failure.
    */
   lossScaling?: boolean | LossScalingOptions;
+  /** Takes the gradients' norm although nothing is clipped to it, to be shown: StepResult.gradNorm. Default false. */
+  gradNorm?: boolean;
 }
 
 /**
@@ -62,7 +64,7 @@ export class SGD implements Disposable {
    * there is no use in going on.
    */
   readonly failed: Tensor;
-  /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm` and loss scaling. */
+  /** 2-norm of the last step's gradients before clipping, fp32; null without `clipNorm`, `gradNorm` and loss scaling. */
   readonly gradNorm: Tensor | null;
   /** Its scale belongs into the programs that compute the gradients: their `gradientScale`. Null without loss scaling. */
   readonly scaler: LossScaler | null;
@@ -143,7 +145,7 @@ export class SGD implements Disposable {
     this.#clipValue = clipValue ?? 0;
     this.scaler = lossScaling ? made.use(new LossScaler(device, lossScaling === true ? {} : lossScaling)) : null;
     // With loss scaling it is the norm that tells whether all gradients are finite.
-    const takesNorm = clipNorm !== undefined || this.scaler !== null;
+    const takesNorm = clipNorm !== undefined || options.gradNorm === true || this.scaler !== null;
     this.gradNorm = takesNorm ? made.use(Tensor.zeros(device, [1])) : null;
     this.#normScratch = takesNorm ? made.use(Tensor.empty(device, [this.#lists.normWorkspace()], "u8")) : null;
     made.move();

@@ -67,7 +67,7 @@ export interface StepResult {
   losses: Record<string, number>;
   /** Learning rate of the step. */
   rate: number;
-  /** 2-norm of the step's gradients before clipping; only where the optimizer clips them, or scales the losses. */
+  /** 2-norm of the step's gradients before clipping; only where the optimizer takes it. */
   gradNorm?: number;
   /** Only with dynamic loss scaling. */
   scaling?: LossScaling;

@@ -10,6 +10,7 @@ import { type DryRun, dryRun } from "./dry-run";
 import { Ema, type EmaOptions } from "./ema";
 import type { Evaluator, ImageDetections } from "./evaluator";
 import { type FreezeRule, Freezing } from "./freezing";
+import { Observers, type TrainerObserver } from "./observers";
 import { type PlateauOptions, ReduceOnPlateau } from "./schedule";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
@@ -20,23 +21,6 @@ import {
   restoreTraining,
   type TrainingState,
 } from "./training-state";
-
-/** Hears what happens in a training; everything is optional. */
-export interface TrainerObserver {
-  /** A step has been enqueued; `waitSeconds`: how long it waited for data. */
-  onStep?(iteration: number, images: number, waitSeconds: number): void;
-  /** A step's report has arrived. */
-  onResult?(result: StepResult): void;
-  onEvaluationStart?(iteration: number): void;
-  onEvaluation?(iteration: number, result: CocoResult, detections: ImageDetections[]): void | Promise<void>;
-  /** A checkpoint is on the disk. */
-  onCheckpoint?(path: string, iteration: number): void;
-  /**
-   * A checkpoint could not be written, by a full disk say; the one before is as it was. Training goes on, and the next one is
-   * tried when it is due; without this, training ends with the error.
-   */
-  onCheckpointError?(error: Error, iteration: number): void;
-}
 
 export interface TrainerOptions {
   model: DetectionModel;
@@ -65,7 +49,8 @@ export interface TrainerOptions {
   checkpointEvery?: number;
   /** Which of them stay, besides the best. Default: the newest 3. */
   keep?: CheckpointStoreOptions;
-  observer?: TrainerObserver;
+  /** Called in their order. */
+  observer?: TrainerObserver | readonly TrainerObserver[];
   /** Stops after the step under way, with a checkpoint. */
   signal?: AbortSignal;
   /**
@@ -92,6 +77,9 @@ export interface TrainingOutcome {
   checkpoint: string | null;
 }
 
+/** A loss or the gradients' norm is not finite: the state is not worth saving. */
+class NotFiniteError extends DlfsError {}
+
 /** Trains a detector: steps, evaluations, checkpoints. The device is never waited for but at evaluations and checkpoints. */
 export class Trainer implements Disposable {
   readonly optimizer: SGD;
@@ -100,15 +88,21 @@ export class Trainer implements Disposable {
   readonly #plateau: ReduceOnPlateau | null;
   readonly #options: TrainerOptions;
   readonly #checkpointing: Checkpointing | null;
+  readonly #observers: Observers;
   /** What is being written, until it has been seen what became of it. */
   #pending: { saved: Promise<SavedCheckpoint>; iteration: number } | null = null;
   #state: TrainingState;
   #lastCheckpoint: string | null = null;
   /** The iteration of the state that is on the disk. */
   #savedIteration = 0;
+  /** The epoch whose start has been told. */
+  #epoch: number | null = null;
+  /** What an observer has thrown while a checkpoint was written behind the steps. */
+  #failure: unknown = null;
 
   constructor(options: TrainerOptions) {
     this.#options = options;
+    this.#observers = new Observers(options.observer);
     if (options.tuneMs !== undefined) autotune(options.model.device, { ms: options.tuneMs });
     this.#freezing = new Freezing(options.model, options.freeze);
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
@@ -140,7 +134,8 @@ export class Trainer implements Disposable {
 
   /**
    * Trains until `iterations`, or until the signal. Throws when a loss or the gradients' norm is not finite; the last checkpoint
-   * stays.
+   * stays. Whatever else ends it, an image source that is gone, a lack of memory, an observer, the state after the last whole step
+   * is saved first where that can be done, and the error says where.
    */
   async train(): Promise<TrainingOutcome> {
     const { iterations } = this.#options;
@@ -153,6 +148,10 @@ export class Trainer implements Disposable {
       } while (this.#goesOn(iterations));
       await this.#save();
       await this.#seeCheckpoint(true);
+      if (this.#failure !== null) throw this.#failure;
+    } catch (error) {
+      await this.#saveAfter(error);
+      throw error;
     } finally {
       await this.#checkpointing?.settled();
     }
@@ -207,6 +206,32 @@ export class Trainer implements Disposable {
     });
   }
 
+  /**
+   * Saves what can be saved after an error, and adds to its message where that is, or that nothing is. Where the error came between
+   * batches that make one step, running statistics have seen the first of them; weights, momentum and averages have not.
+   */
+  async #saveAfter(error: unknown): Promise<void> {
+    if (error instanceof NotFiniteError || !(error instanceof Error)) return;
+    const { iteration } = this.#state;
+    try {
+      this.optimizer.step.write([iteration]); // the first of several batches has counted the step
+      if (this.ema?.swapped) this.ema.swap(); // an evaluation that could not put the weights back
+      await this.#save(false);
+      await this.#seeCheckpoint(true);
+    } catch {
+      // The first error is the one to tell of; what is saved is said below.
+    }
+    const saved = this.#lastCheckpoint !== null && this.#savedIteration === iteration;
+    const kept = saved
+      ? `its state is saved in ${this.#lastCheckpoint}`
+      : this.#lastCheckpoint
+        ? `its state could not be saved, the last checkpoint is ${this.#lastCheckpoint}`
+        : this.#checkpointing && iteration > 0
+          ? "its state could not be saved, and there is no earlier checkpoint"
+          : "nothing is saved";
+    error.message += `; training stopped after iteration ${iteration}, ${kept}`;
+  }
+
   /** Whether the last `patience` evaluations were no better than the best. */
   #hasSettled(): boolean {
     const { patience } = this.#options;
@@ -218,10 +243,17 @@ export class Trainer implements Disposable {
   }
 
   async #step(step: TrainStep): Promise<void> {
-    const { loader, decoder, observer, accumulate = 1 } = this.#options;
+    const { loader, decoder, accumulate = 1 } = this.#options;
+    const { iteration } = step;
+    if (this.#failure !== null) throw this.#failure;
+    const { epoch } = this.#state.loader;
+    if (this.#epoch !== epoch) await this.#observers.call("onEpochStart", iteration, epoch, iteration);
+    this.#epoch = epoch;
+    await this.#observers.call("onStepStart", iteration, iteration);
     const waited = loader.waitSeconds;
     const finished: StepResult[] = [];
     let images = 0;
+    let after = this.#state.loader;
     for (let part = 0; part < accumulate; part++) {
       const batch = await loader.getBatch();
       const submitted = await step.submit(decoder.images(batch.slot, batch.size), batch).catch((error: unknown) => {
@@ -231,15 +263,18 @@ export class Trainer implements Disposable {
       submitted.copied.then(batch.release);
       if (submitted.finished) finished.push(submitted.finished);
       images += batch.n;
-      this.#state.loader = loader.stateAfter(batch);
+      after = loader.stateAfter(batch);
     }
+    // Both at once: a state that is saved after an error is that of a whole step.
+    this.#state.loader = after;
     this.#state.iteration = step.iteration;
-    observer?.onStep?.(step.iteration - 1, images, loader.waitSeconds - waited);
+    await this.#observers.call("onStep", iteration, iteration, images, loader.waitSeconds - waited, epoch);
     for (const result of finished) await this.#report(result);
+    if (after.epoch !== epoch) await this.#observers.call("onEpochEnd", iteration, after.epoch - 1, step.iteration);
   }
 
   async #report(result: StepResult): Promise<void> {
-    this.#options.observer?.onResult?.(result);
+    await this.#observers.call("onResult", result.iteration, result);
     if (!result.failed) return;
     await this.#seeCheckpoint(false); // so that the last one can be named
     const losses = Object.entries(result.losses).map(([name, value]) => `${name} ${value}`);
@@ -247,7 +282,7 @@ export class Trainer implements Disposable {
     if (result.gradNorm !== undefined) losses.push(`norm of the gradients ${result.gradNorm}`);
     const { scaler } = this.optimizer;
     const again = scaler ? `, as in ${scaler.patience - 1} before at the least loss scale, ${scaler.least}` : "";
-    throw new DlfsError(
+    throw new NotFiniteError(
       ErrorCode.argument,
       "training",
       `${finite ? "the gradients' norm" : "a loss"} is not finite in iteration ${result.iteration}${again}: ` +
@@ -263,10 +298,9 @@ export class Trainer implements Disposable {
   }
 
   async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<NonNullable<TrainingOutcome["evaluation"]>> {
-    const { observer } = this.#options;
     await this.#drain(step);
     const { iteration } = this.#state;
-    observer?.onEvaluationStart?.(iteration);
+    await this.#observers.call("onEvaluationStart", iteration, iteration);
     const evaluation = await this.#withAverages(() => evaluator.evaluate());
     const { stats } = evaluation.result;
     const record: MetricsRecord = {
@@ -284,7 +318,7 @@ export class Trainer implements Disposable {
       this.#state.plateau = this.#plateau.state();
       this.optimizer.rateFactor = this.#plateau.factor;
     }
-    await observer?.onEvaluation?.(iteration, evaluation.result, evaluation.detections);
+    await this.#observers.call("onEvaluation", iteration, iteration, evaluation.result, evaluation.detections);
     return evaluation;
   }
 
@@ -298,39 +332,41 @@ export class Trainer implements Disposable {
     }
   }
 
-  /** Starts writing the state as it is after the steps enqueued so far. */
-  async #save(): Promise<void> {
+  /** Starts writing the state as it is after the steps enqueued so far. `tell`: whether observers hear of it before. */
+  async #save(tell = true): Promise<void> {
     if (!this.#checkpointing) return;
     await this.#seeCheckpoint(false);
     if (this.#state.iteration === this.#savedIteration) return;
+    const { iteration } = this.#state;
+    if (tell) await this.#observers.call("onCheckpointStart", iteration, iteration);
     const { model, config } = this.#options;
     const metadata = checkpointMetadata(model, this.#state, config ?? {});
     const { saved } = await this.#checkpointing.save(metadata);
-    this.#pending = { saved, iteration: metadata.iteration };
-    saved.then(
+    this.#pending = { saved, iteration };
+    const seen = saved.then(
       () => this.#seeCheckpoint(false),
       () => {}, // said when the next one is due
     );
+    seen.catch((error: unknown) => {
+      this.#failure ??= error; // an observer's: it ends the training before the next step
+    });
   }
 
   /** Notes what became of the checkpoint under way, once it is written. `last`: there will be no further try. */
   async #seeCheckpoint(last: boolean): Promise<void> {
     const pending = this.#pending;
     if (!pending) return;
-    const { observer } = this.#options;
-    try {
-      const { path, iteration } = await pending.saved;
-      if (this.#pending !== pending) return; // somebody else has seen it
-      this.#pending = null;
-      if (path === null) return;
-      this.#lastCheckpoint = path;
+    const saved = await pending.saved.catch((error: Error) => error);
+    if (this.#pending !== pending) return; // somebody else has seen it
+    this.#pending = null;
+    const { iteration } = pending;
+    if (saved instanceof Error) {
+      if (last || !this.#observers.has("onCheckpointError")) throw saved;
+      await this.#observers.call("onCheckpointError", iteration, saved, iteration);
+    } else if (saved.path !== null) {
+      this.#lastCheckpoint = saved.path;
       this.#savedIteration = iteration;
-      observer?.onCheckpoint?.(path, iteration);
-    } catch (error) {
-      if (this.#pending !== pending) return;
-      this.#pending = null;
-      if (last || !observer?.onCheckpointError) throw error;
-      observer.onCheckpointError(error as Error, pending.iteration);
+      await this.#observers.call("onCheckpoint", iteration, saved.path, iteration);
     }
   }
 

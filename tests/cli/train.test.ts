@@ -52,9 +52,27 @@ warmup: none
 groups: [{match: "^stem", rate: 0.5}]
 `,
   );
-  const first = await train("--config", file, "seed=4", "--ema", "0.9", "evaluateEvery=6", "--checkpoint-every", "4");
+  const watched = ["--tensorboard", "--metrics-port", "0"];
+  const first = await train(
+    "--config",
+    file,
+    ...watched,
+    "seed=4",
+    "--ema",
+    "0.9",
+    "evaluateEvery=6",
+    "--checkpoint-every",
+    "4",
+  );
   expect([first.status, first.stderr]).toEqual([0, ""]);
-  expect(first.stdout).toContain("settings: trainSplit=train2017");
+  expect(first.stdout).toContain(`settings: data=${folder} trainSplit=train2017`);
+  expect(first.stdout).toMatch(/^metrics: http:\/\/127\.0\.0\.1:\d+\/metrics$/m);
+  expect(first.stdout).toContain(`tensorboard: tensorboard --logdir ${first.run}\n`);
+  const [events] = [...new Bun.Glob("tensorboard/events.out.tfevents.*").scanSync({ cwd: first.run })];
+  const written = readFileSync(join(first.run, events as string), "latin1");
+  for (const name of ["learningRate", "evaluation/AP", "weights/stem", "gradients/stem", "predictions"]) {
+    expect(written).toContain(name);
+  }
   expect(first.stdout).toContain(`go on:      dlfs train --resume ${first.run} --iterations 24`);
   expect(configOf(first.run)).toMatchObject({
     ...{ seed: 4, size: [64, 64], iterations: 12, ema: { decay: 0.9, warmup: 2000 }, warmup: null, momentum: 0.9 },
@@ -124,6 +142,18 @@ test("a batch by what memory has room for is tried, said and saved", async () =>
   expect(stdout).toMatch(/^batch auto: 6 images of at most 6, .* left; learning rate 0.00375 \(tried 1, 2, 6\)$/m);
   expect(configOf(run)).toMatchObject({ batch: 6, learningRate: 0.00375 });
 }, 60_000);
+
+test("a terminal that is gone ends nothing", async () => {
+  const out = join(folder, "gone");
+  const command = `exec "${process.execPath}" run lib/cli/main.ts train --data "${folder}" --out "${out}" --size 64 \
+    --batch 2 --iterations 30 evaluateEvery=5 2>"${folder}/stderr" | head -1`;
+  const env = { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder };
+  const child = Bun.spawn(["bash", "-c", `set -o pipefail; ${command}`], { cwd: root, env, stdout: "pipe" });
+  expect(await child.exited).toBe(0);
+  expect(readFileSync(join(folder, "stderr"), "utf8")).toBe("");
+  const [summary] = [...new Bun.Glob("*/summary.json").scanSync({ cwd: out })];
+  expect(JSON.parse(readFileSync(join(out, summary as string), "utf8")).iterations).toBe(30);
+});
 
 test("what is wrong with settings ends the command with 2 and points to the help", async () => {
   const wrong = await train("--iteratons", "4");

@@ -1,11 +1,11 @@
 /** What an evaluation leaves in the run folder. */
 import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, symlinkSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { DeviceImageCodec, loadDataset } from "../../lib/data";
-import { RunFolder, readMetrics } from "../../lib/monitor";
-import { type ImageDetections, measure, Reporter, type StepResult } from "../../lib/train";
+import { RunFolder, readMetrics, TensorBoardWriter } from "../../lib/monitor";
+import { type ImageDetections, measure, Reporter, type ReporterOptions, type StepResult } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -30,7 +30,7 @@ test("metrics say what share of the time training waited for data, evaluations a
   });
   const step = (iteration: number, seconds: number, waitSeconds: number): void => {
     clock += 1000 * seconds;
-    reporter.onStep(iteration, 2, waitSeconds);
+    reporter.onStep(iteration, 2, waitSeconds, 0);
     const result = { iteration, losses: { loss: 1 }, rate: 0.1, failed: false };
     reporter.onResult(result as unknown as StepResult);
   };
@@ -54,6 +54,96 @@ test("metrics say what share of the time training waited for data, evaluations a
     [0, 1],
     [2, 0.1875],
     [4, 0.5],
+  ]);
+});
+
+/** A reporter whose output is kept, and the steps of a training that has no losses of its own. */
+async function watch(name: string, path: string | null, options: Partial<ReporterOptions>) {
+  const dataset = await loadDataset(folder, { codec: new DeviceImageCodec(device), store: ":memory:" });
+  const run = path === null ? await RunFolder.create({ name, root: join(folder, "runs") }) : RunFolder.open(path);
+  const printed: string[] = [];
+  const stream = { write: (text: string) => void printed.push(text) };
+  const codec = new DeviceImageCodec(device);
+  const reporter = new Reporter({ ...{ run, dataset, codec, iterations: 100, start: 0, stream }, ...options });
+  const result = (iteration: number, more: Partial<StepResult> = {}) =>
+    reporter.onResult({ iteration, losses: { box: 0.5 }, rate: 0.1, failed: false, ...more });
+  const lines = () => readMetrics(join(run.path, "metrics.jsonl"));
+  return { reporter, run, dataset, printed, result, lines, [Symbol.dispose]: () => dataset[Symbol.dispose]() };
+}
+
+test("an epoch is a row of the table and a line of metrics, of its own steps, once their reports have come", async () => {
+  let clock = 1000;
+  const now = spyOn(performance, "now").mockImplementation(() => clock);
+  using watched = await watch("epochs", null, { memory: () => 3 * 2 ** 30 });
+  const { reporter, printed, result, lines } = watched;
+  const step = (iteration: number, epoch: number, seconds: number) => {
+    clock += 1000 * seconds;
+    reporter.onStep(iteration, 4, seconds / 4, epoch);
+  };
+  for (const i of [0, 1, 2]) step(i, 0, 1);
+  result(0, { losses: { box: 4 }, gradNorm: 1 });
+  result(1, { losses: { box: 2 }, gradNorm: 4 });
+  reporter.onEpochEnd(0, 3);
+  step(3, 1, 5); // is not counted among the first epoch's images
+  result(2, { losses: { box: Infinity }, gradNorm: NaN }); // a step that loss scaling has left out
+  reporter.onEpochEnd(1, 4);
+  step(4, 2, 0.5);
+  result(3);
+  reporter.onEpochEnd(2, 5);
+  step(5, 3, 0.5);
+  result(4); // an epoch of half a second waits for the next
+  reporter.onEpochEnd(3, 6);
+  result(5);
+  reporter.finish();
+  now.mockRestore();
+  const rows = printed.filter((text) => /^ +\d+ +\d+ +[\d.]+ /.test(text));
+  expect(printed.filter((text) => text.includes("gradient        lr"))).toHaveLength(1);
+  expect(rows.map((row) => row.trim().split(/ +/).slice(0, 7))).toEqual([
+    ["1", "3", "3", "2.5", "0.1", "5.3", "33%"],
+    ["2", "4", "0.5", "NaN", "0.1", "0.8", "25%"],
+  ]);
+  expect(lines().filter(({ kind }) => kind === "epoch")).toMatchObject([
+    { epoch: 1, iteration: 3, box: 3, gradNorm: 2.5, seconds: 2.25, imagesPerSecond: 5.3333, memory: 3 * 2 ** 30 },
+    { epoch: 2, iteration: 4, box: 0.5, seconds: 5 },
+  ]);
+});
+
+test("TensorBoard has the figures of metrics.jsonl, and the pictures", async () => {
+  const tensorboard = new TensorBoardWriter(join(folder, "events"));
+  using watched = await watch("events", null, { tensorboard, logEvery: 1 });
+  const { reporter, dataset, result } = watched;
+  result(0, { gradNorm: 2 });
+  const detections = dataset.store.images("val2017").map(({ id, fileName }) => {
+    return { imageId: id, fileName, detections: [] };
+  });
+  await reporter.onEvaluation(1, measure(dataset.store, "val2017", detections), detections);
+  reporter.finish();
+  const text = readFileSync(tensorboard.path, "latin1");
+  for (const name of ["train/box", "train/gradNorm", "train/learningRate", "evaluation/AP50", "predictions", "JFIF"]) {
+    expect(text).toContain(name);
+  }
+});
+
+test("what cannot be written on a full disk is told of once, and training goes on", async () => {
+  const path = join(folder, "full-1");
+  mkdirSync(join(path, "pictures"), { recursive: true });
+  for (const name of ["metrics.jsonl", "log.txt"]) symlinkSync("/dev/full", join(path, name));
+  const events = join(folder, "full-events");
+  const tensorboard = new TensorBoardWriter(events);
+  using watched = await watch("full", path, { tensorboard, logEvery: 1 });
+  const { reporter, printed, result } = watched;
+  tensorboard.close(); // as good as full
+  for (const iteration of [0, 1, 2]) result(iteration);
+  reporter.print("a line");
+  reporter.onCheckpoint("checkpoint");
+  reporter.onCheckpointError(new Error("no space"), 3);
+  reporter.finish();
+  expect(printed.filter((text) => text.startsWith("warning: ") || text.includes("a line"))).toEqual([
+    expect.stringMatching(/full-1\/metrics\.jsonl: cannot write: no space left .*; training goes on\n$/),
+    expect.stringMatching(/full-events.*cannot write.*; training goes on\n$/),
+    "a line\n",
+    expect.stringMatching(/full-1\/log\.txt: cannot write: no space left .*; training goes on\n$/),
+    "warning: no checkpoint of iteration 3: no space; training goes on\n",
   ]);
 });
 

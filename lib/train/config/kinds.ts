@@ -51,13 +51,14 @@ export function refuse(at: string, expected: string, value: unknown): never {
 
 const numeric = (text: string): unknown => (text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text));
 
-/** Whole numbers. */
-export function integer(least: number, sign = "N"): Kind<number> {
-  const expected = `an integer from ${least}`;
+/** Whole numbers, up to `most` where that is given. */
+export function integer(least: number, most?: number): Kind<number> {
+  const expected = `an integer from ${least}${most === undefined ? "" : ` to ${most}`}`;
+  const schema = { type: "integer", minimum: least, ...(most !== undefined && { maximum: most }) };
+  const range = { from: least, to: most };
   return {
-    ...{ expected, sign, schema: { type: "integer", minimum: least }, parse: numeric },
-    read: (value, at) =>
-      Number.isSafeInteger(value) && (value as number) >= least ? (value as number) : refuse(at, expected, value),
+    ...{ expected, sign: "N", schema, parse: numeric },
+    read: (value, at) => (Number.isSafeInteger(value) && inRange(value, range) ? value : refuse(at, expected, value)),
   };
 }
 

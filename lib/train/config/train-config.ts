@@ -65,6 +65,7 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   if (evaluateEvery !== undefined && settings.iterations !== undefined && evaluateEvery > settings.iterations) {
     if (given("patience")) fail("patience", `needs evaluations, and --evaluate-every ${evaluateEvery} is past the end`);
   }
+  if (given("metricsHost") && settings.metricsPort === undefined) fail("metricsHost", "needs --metrics-port");
   if (settings.records !== undefined) {
     if (augment === "ssd" || augment === "yolo") {
       fail("augment", `${augment} needs the images as they were before they were resized; records do without`);
@@ -207,5 +208,13 @@ export function resolveConfig(args: TrainArguments, facts: TrainFacts): TrainCon
     const least = `expected at most ${Math.min(...config.size)}, the smaller side of --size, got ${config.multiScale}`;
     throw new ConfigError(givenBy("multiScale") ?? labelOf("multiScale"), least);
   }
-  return config;
+  return inTableOrder(config);
+}
+
+/** As the table has the settings, then what is worked out: so config.json can be read. */
+function inTableOrder(config: TrainConfig): TrainConfig {
+  const names = Object.keys(trainSettings);
+  const place = (name: string) => (names.includes(name) && name !== "model" ? names.indexOf(name) : names.length);
+  const entries = Object.entries(config).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(entries.sort(([a], [b]) => place(a) - place(b))) as unknown as TrainConfig;
 }

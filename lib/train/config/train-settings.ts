@@ -335,6 +335,16 @@ export const trainSections = {
     keep: byDefault(integer(1), 3, "how many of the newest checkpoints stay, besides the best"),
     keepEvery: optional(integer(1), "checkpoints of iterations that this divides stay, too"),
   },
+  "Being watched": {
+    logEvery: byDefault(integer(1), 10, "iterations between lines in metrics.jsonl, and points in TensorBoard"),
+    tensorboard: byDefault(
+      flag,
+      false,
+      "write what TensorBoard shows into the run's folder: figures, pictures of predictions, histograms of weights and gradients",
+    ),
+    metricsPort: optional(integer(0, 65535), "answer Prometheus at this port, /metrics; 0: any free one"),
+    metricsHost: byDefault(text("HOST"), "127.0.0.1", "the address that it is answered at; 0.0.0.0: from everywhere"),
+  },
   Execution: {
     backend: computed(choice(["cuda", "cpu"]), "DLFS_BACKEND, else cuda where it finds a device", "cuda or cpu"),
     seed: byDefault(integer(0), 0, "of the weights, the order and the augmentation"),

@@ -36,7 +36,7 @@ export function trainerOptions(
   return {
     optimizer: {
       schedule: makeSchedule(schedule, warmup, learningRate, iterations),
-      ...{ momentum, nesterov, weightDecay },
+      ...{ momentum, nesterov, weightDecay, gradNorm: true },
       groups: [...named, ...(decayBiases ? [] : [withoutDecay])],
       ...(clipNorm !== null && { clipNorm }),
       ...(clipValue !== null && { clipValue }),

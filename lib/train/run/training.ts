@@ -32,6 +32,7 @@ import { autotune } from "../convolution-tuning";
 import { type DryRun, describeDryRun } from "../dry-run";
 import { Evaluator } from "../evaluator";
 import { keepWeights } from "../keep-weights";
+import type { TrainerObserver } from "../observers";
 import { Reporter, statsLine } from "../reporter";
 import { saveTorchWeights } from "../save-weights";
 import { TrainStep } from "../train-step";
@@ -49,12 +50,15 @@ import {
 } from "./data-feeds";
 import { loadInitialWeights } from "./initial-weights";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
+import { MetricsEndpoint, watching } from "./watching";
 
 export interface TrainingOptions {
   /** How the run is continued, without arguments: "dlfs train". */
   command: string;
   /** Hears what is said before and after the steps. Default: console.log. */
   log?: (line: string) => void;
+  /** Called in their order, after those that show the training and write its run folder. */
+  observers?: readonly TrainerObserver[];
   /** Ends the training after the step under way, with a checkpoint. */
   signal?: AbortSignal;
 }
@@ -83,11 +87,15 @@ interface Parts {
  */
 export class Training implements AsyncDisposable {
   readonly #parts: Parts;
-  readonly #options: Required<Omit<TrainingOptions, "signal">>;
+  readonly #options: Required<Pick<TrainingOptions, "command" | "log">>;
   readonly #owned: AsyncDisposableStack;
   #seconds = 0;
 
-  private constructor(parts: Parts, options: Required<Omit<TrainingOptions, "signal">>, owned: AsyncDisposableStack) {
+  private constructor(
+    parts: Parts,
+    options: Required<Pick<TrainingOptions, "command" | "log">>,
+    owned: AsyncDisposableStack,
+  ) {
     this.#parts = parts;
     this.#options = options;
     this.#owned = owned;
@@ -98,7 +106,7 @@ export class Training implements AsyncDisposable {
    * checkpoint cannot be used.
    */
   static async prepare(args: TrainArguments, options: TrainingOptions): Promise<Training> {
-    const { command, log = console.log, signal } = options;
+    const { command, log = console.log, observers = [], signal } = options;
     await using owned = new AsyncDisposableStack();
     let reporter: Reporter | null = null;
     const warn = (line: string) => (reporter ? reporter.print(line) : console.warn(line));
@@ -107,6 +115,7 @@ export class Training implements AsyncDisposable {
     const { iterations } = config;
     const { resumed } = args;
     const start = checkpoint?.metadata.iteration ?? 0;
+    const endpoint = owned.use(new MetricsEndpoint(config));
     const run = resumed
       ? RunFolder.open(resumed.run, { from: start })
       : await RunFolder.create({
@@ -117,12 +126,18 @@ export class Training implements AsyncDisposable {
     owned.defer(() => run.close());
     await run.writeConfig(config);
     run.appendLog(lines.join("\n"));
-    reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start });
+    const memory = () => device.memory().allocated;
+    const skipped = () => skippedImages(feed);
+    const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
+    const { logEvery } = config;
+    const { tensorboard } = watch;
+    reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start, logEvery, tensorboard, memory });
     const trainer = owned.use(
       new Trainer({
         ...trainerOptions(config),
         ...{ model, loader: feed.loader, decoder: feed.images, evaluator },
-        ...{ checkpointFolder: run.checkpointFolder, observer: reporter, signal },
+        observer: [reporter, ...watch.observers, ...observers],
+        ...{ checkpointFolder: run.checkpointFolder, signal },
       }),
     );
     if (checkpoint) {
@@ -223,7 +238,7 @@ export class Training implements AsyncDisposable {
     const { feed, reporter } = this.#parts;
     const unreadable = feed.loader.failures;
     if (unreadable.length === 0) return;
-    const times = unreadable.reduce((sum, { count }) => sum + count, 0);
+    const times = skippedImages(feed);
     reporter.print(`${unreadable.length} images could not be read or decoded, and were skipped ${times} times:`);
     for (const { message } of unreadable.slice(0, 5)) reporter.print(`  ${message}`);
   }
@@ -381,6 +396,11 @@ function describePlan(config: TrainConfig, start: number, dataset: Dataset, { ch
 /** The folder itself, or the nearest above it that is there. */
 function nearestFolder(path: string): string {
   return existsSync(path) ? path : nearestFolder(dirname(path));
+}
+
+/** How often an image could not be read or decoded. */
+function skippedImages({ loader }: Feed): number {
+  return loader.failures.reduce((sum, { count }) => sum + count, 0);
 }
 
 /** Finds and reads the data; draws the demo's where those are asked for. */
