@@ -29,7 +29,8 @@ DLFS_HD inline float unscaled_factor(float grad_factor, const float* grad_scale)
 // ---- dynamic loss scaling ----
 
 struct LossScaleRule {
-  float growth, backoff, least;
+  double growth, backoff;
+  float least;
   int32_t interval, patience;
 };
 
@@ -42,7 +43,7 @@ inline LossScaleRule check_loss_scale_rule(double growth, double backoff, int32_
   check_number(least, "least");
   DLFS_CHECK(static_cast<float>(least) > 0, DLFS_ERROR_ARGUMENT, "expected least > 0, got %g", least);
   check_range(patience, 1, INT32_MAX, "patience");
-  return {static_cast<float>(growth), static_cast<float>(backoff), static_cast<float>(least), interval, patience};
+  return {growth, backoff, static_cast<float>(least), interval, patience};
 }
 
 inline void check_loss_scale_pointers(const float* scale, const int32_t* counters, const int32_t* failed,
@@ -58,14 +59,14 @@ DLFS_HD inline void update_loss_scale(float* scale, int32_t* counters, int32_t* 
                                       const LossScaleRule& rule) {
   if (*failed != 0) return;
   int32_t &good = counters[0], &overflows = counters[1], &stuck = counters[2];
-  const float now = *scale;
+  const float now = *scale;  // products are fp64's, rounded, as there
   if (overflow) {
     good = 0;
     if (overflows < INT32_MAX) ++overflows;
     if (now <= rule.least) {
       if (++stuck >= rule.patience) *failed = 1;
     } else {
-      const float less = now * rule.backoff;
+      const float less = static_cast<float>(now * rule.backoff);
       *scale = less < rule.least ? rule.least : less;
     }
     return;
@@ -73,7 +74,7 @@ DLFS_HD inline void update_loss_scale(float* scale, int32_t* counters, int32_t* 
   stuck = 0;
   if (++good < rule.interval) return;
   good = 0;
-  const float more = now * rule.growth;
+  const float more = static_cast<float>(now * rule.growth);
   if (more - more == 0.0f) *scale = more;
 }
 

@@ -2,16 +2,16 @@
 
     python3 record_loss_scale.py
 
-Needs a PyTorch whose GradScaler works (on a GPU, or on the CPU from 2.3 on): PyTorch 2.11 on an H100 made the committed file. A
-parameter's gradients are infinite or NaN in given steps; "scales" is get_scale() after each step. The format is that of record.py.
+Needs a PyTorch whose GradScaler works without a GPU (from 2.3 on): 2.11 made the committed file. A parameter's gradients are
+infinite or NaN in given steps; "scales" is get_scale() after each step. The format is that of record.py.
 """
+
+import base64
+import json
+import os
 
 import numpy as np
 import torch
-
-from record import case, write
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pattern(*counts):
@@ -19,11 +19,17 @@ def pattern(*counts):
     return [i % 2 for i, count in enumerate(counts) for _ in range(count)]
 
 
+def encode(values, dtype):
+    array = np.asarray(values, dtype)
+    name = {"<f4": "f32", "u1": "u8"}[dtype]
+    return {"shape": list(array.shape), "dtype": name, "data": base64.b64encode(array.tobytes()).decode()}
+
+
 def scaler_case(name, overflows, initial=65536.0, growth=2.0, backoff=0.5, interval=2000):
     scaler = torch.amp.GradScaler(
-        DEVICE, init_scale=initial, growth_factor=growth, backoff_factor=backoff, growth_interval=interval
+        "cpu", init_scale=initial, growth_factor=growth, backoff_factor=backoff, growth_interval=interval
     )
-    parameter = torch.nn.Parameter(torch.zeros(2, device=DEVICE))
+    parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([parameter], lr=2.0**-20)
     scales, good = [], 0
     for step, overflow in enumerate(overflows):
@@ -36,19 +42,21 @@ def scaler_case(name, overflows, initial=65536.0, growth=2.0, backoff=0.5, inter
         scales.append(scaler.get_scale())
         good += not overflow
         # A step that overflows is left out, and the scale is divided out of the others' gradients.
-        np.testing.assert_allclose(parameter.detach().cpu().numpy(), -good * 2.0**-20, rtol=1e-5)
+        np.testing.assert_allclose(parameter.detach().numpy(), -good * 2.0**-20, rtol=1e-5)
     params = dict(initial=initial, growth=growth, backoff=backoff, interval=interval)
-    return case(name, params, overflows=torch.tensor(overflows, dtype=torch.int32), scales=torch.tensor(scales))
+    arrays = dict(overflows=encode(overflows, "u1"), scales=encode(scales, "<f4"))
+    return {"name": name, "params": params, "arrays": arrays}
 
 
 if __name__ == "__main__":
     rng = np.random.default_rng(7)
-    write(
-        "loss-scale",
-        [
-            scaler_case("the default rule", pattern(0, 3, 2000, 1, 1999, 1, 2001)),
-            scaler_case("another rule", pattern(7, 2, 5, 1, 9), 100.0, 1.7, 0.3, 3),
-            scaler_case("up to the largest scale", pattern(9), 2.0**126, 2.0, 0.5, 2),
-            scaler_case("at random", (rng.random(400) < 0.08).astype(int).tolist(), 1024.0, 2.0, 0.5, 10),
-        ],
-    )
+    cases = [
+        scaler_case("the default rule", pattern(0, 3, 2000, 1, 1999, 1, 2001)),
+        scaler_case("another rule", pattern(7, 2, 5, 1, 9), 100.0, 1.7, 0.3, 3),
+        scaler_case("up to the largest scale", pattern(9), 2.0**126, 2.0, 0.5, 2),
+        scaler_case("at random", (rng.random(400) < 0.08).astype(int).tolist(), 1024.0, 2.0, 0.5, 10),
+    ]
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "loss-scale.json"), "w") as file:
+        json.dump({"versions": versions, "cases": cases}, file, indent=1)
+        file.write("\n")

@@ -1,5 +1,6 @@
 /** Dynamic loss scaling: the scale and its counters after each of several steps. */
 import { exact } from "../../support/compare";
+import { loadGolden } from "../../support/golden";
 import type { OpCase } from "./case";
 
 interface LossScaleOptions {
@@ -27,7 +28,7 @@ function follow(options: LossScaleOptions) {
     if (overflow === 0) {
       good++;
       stuck = 0;
-      const grown = Math.fround(scale * Math.fround(growth));
+      const grown = Math.fround(scale * growth);
       if (good === interval && Number.isFinite(grown)) scale = grown;
       if (good === interval) good = 0;
       return scale;
@@ -37,7 +38,7 @@ function follow(options: LossScaleOptions) {
     if (scale <= least) {
       stuck++;
       if (stuck === patience) failed = 1;
-    } else scale = Math.max(least, Math.fround(scale * Math.fround(backoff)));
+    } else scale = Math.max(least, Math.fround(scale * backoff));
     return scale;
   });
   return { scales, scale: [scale], counters: [good, all, stuck], failed: [failed] };
@@ -80,7 +81,23 @@ function lossScale(name: string, options: LossScaleOptions): OpCase {
 const steps = (...counts: readonly number[]): number[] =>
   counts.flatMap((count, i) => new Array<number>(count).fill(i % 2));
 
+/** torch.amp.GradScaler's own scales, by record_loss_scale.py; it has no least scale. */
+const recorded = loadGolden<Record<"initial" | "growth" | "backoff" | "interval", number>>("loss-scale").map(
+  (golden) => {
+    const opCase = lossScale(`${golden.name} (recorded)`, {
+      ...{ ...golden.params, least: 1e-37 },
+      overflows: Array.from(golden.array("overflows")),
+    });
+    const scales = golden.array("scales");
+    const reference: OpCase["reference"] = (inputs) => ({
+      ...{ ...opCase.reference(inputs), scales, scale: [scales.at(-1) as number] },
+    });
+    return { ...opCase, reference };
+  },
+);
+
 export const lossScaleCases: OpCase[] = [
+  ...recorded,
   lossScale("the default rule", { initial: 65536, overflows: steps(0, 3, 2000, 1, 1999, 1, 2001) }),
   lossScale("another rule", { initial: 100, growth: 1.7, backoff: 0.3, interval: 3, overflows: steps(7, 2, 5, 1, 9) }),
   lossScale("grows up to the largest scale that fp32 has", { initial: 2 ** 126, interval: 2, overflows: steps(9) }),
