@@ -12,6 +12,12 @@ export function positiveInteger(name: string, text: string): number {
   throw new UsageError(`--${name}: expected an integer from 1, got "${text}"`);
 }
 
+export function number(name: string, text: string): number {
+  const value = Number(text);
+  if (text.trim() !== "" && Number.isFinite(value)) return value;
+  throw new UsageError(`--${name}: expected a number, got "${text}"`);
+}
+
 export function milliseconds(name: string, text: string): number {
   const value = Number(text);
   if (text.trim() !== "" && Number.isFinite(value) && value >= 0) return value;

@@ -47,6 +47,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "run a program as several processes that train together, one for each GPU",
     load: () => import("./launch"),
   },
+  "lr-find": {
+    summary: "train while the learning rate grows, and suggest the rate at which the loss falls fastest, with a plot",
+    load: () => import("./lr-find"),
+  },
   train: {
     summary: "train a detector on a data set in COCO's layout, by options, a file of settings, or both",
     load: () => import("./train"),

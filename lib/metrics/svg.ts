@@ -91,8 +91,12 @@ export interface Chart {
   subtitle: string;
   xLabel: string;
   yLabel: string;
-  /** Left and right end of the x axis; y goes from 0 to 1. */
+  /** Left and right end of the x axis. */
   x: readonly [number, number];
+  /** Whether it is divided by the logarithm. Default false. */
+  logX?: boolean;
+  /** Lower and upper end of the y axis; what is beyond is cut off. Default 0 and 1. */
+  y?: readonly [number, number];
   /** Drawn in this order, the last on top. */
   lines: readonly Line[];
   /** Lines beside the plot, with the colour of a line before each; null: none. */
@@ -101,22 +105,42 @@ export interface Chart {
 
 const PLOT = { left: 64, top: 68, width: 520, height: 400 } as const;
 
-/** A line chart with y from 0 to 1. */
+/** Where an axis has marks, and what is written there: six evenly spread, or the powers of ten. */
+function marks([low, high]: readonly [number, number], log: boolean, write: (value: number) => string) {
+  if (!log) {
+    return Array.from({ length: 6 }, (_, i) => low + ((high - low) * i) / 5).map((at) => ({ at, label: write(at) }));
+  }
+  const [first, last] = [Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9)];
+  const powers = Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => 10 ** (first + i));
+  return powers.map((at) => ({ at, label: at >= 1e-3 && at < 1e4 ? String(at) : `1e${Math.round(Math.log10(at))}` }));
+}
+
+/** A line chart. */
 export function lineChart(chart: Chart): string {
   const { left, top, width, height } = PLOT;
-  const [low, high] = chart.x;
-  const px = (x: number) => left + (width * (x - low)) / (high - low);
-  const py = (y: number) => top + height * (1 - y);
+  const { logX = false, y: ends = [0, 1] } = chart;
+  const along = (x: number) => (logX ? Math.log10(x) : x);
+  const [low, high] = chart.x.map(along) as [number, number];
+  const [bottom, ceiling] = ends;
+  const px = (x: number) => left + (width * (along(x) - low)) / (high - low);
+  const py = (y: number) => top + height * (1 - (Math.min(Math.max(y, bottom), ceiling) - bottom) / (ceiling - bottom));
   const parts = [
     text(left, 30, chart.title, { size: 17, bold: true }),
     text(left, 50, chart.subtitle, { color: colors.muted }),
   ];
-  for (let step = 0; step <= 5; step++) {
-    const [x, y] = [left + (width * step) / 5, top + (height * step) / 5];
+  const unit = bottom === 0 && ceiling === 1;
+  for (const { at, label } of marks(ends, false, (value) => (unit ? value.toFixed(1) : tick(value)))) {
+    const y = coordinate(py(at));
     parts.push(
-      `<path d="M${left} ${y}H${left + width}M${x} ${top}V${top + height}" stroke="${colors.grid}"/>`,
-      text(left - 8, y + 4, (1 - step / 5).toFixed(1), { anchor: "end", color: colors.muted }),
-      text(x, top + height + 18, tick(low + ((high - low) * step) / 5), { anchor: "middle", color: colors.muted }),
+      `<path d="M${left} ${y}H${left + width}" stroke="${colors.grid}"/>`,
+      text(left - 8, py(at) + 4, label, { anchor: "end", color: colors.muted }),
+    );
+  }
+  for (const { at, label } of marks(chart.x, logX, tick)) {
+    const x = coordinate(px(at));
+    parts.push(
+      `<path d="M${x} ${top}V${top + height}" stroke="${colors.grid}"/>`,
+      text(px(at), top + height + 18, label, { anchor: "middle", color: colors.muted }),
     );
   }
   parts.push(

@@ -54,6 +54,17 @@ export { type FreezeRule, Freezing, matchesPath } from "./freezing";
 export { keepWeights } from "./keep-weights";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
 export type { TrainerObserver } from "./observers";
+export { ratePicture } from "./rate-picture";
+export {
+  findRate,
+  RateJudge,
+  type RatePoint,
+  type RateRange,
+  type RateRangeOptions,
+  type RateRangeResult,
+  rangeRates,
+  steepestRate,
+} from "./rate-range";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export {
   checkRecords,

@@ -17,7 +17,7 @@ import {
   Resize,
   showProgress,
 } from "../../data";
-import { type Checkpoint, CheckpointStore, readCheckpoint } from "../../formats";
+import { type Checkpoint, CheckpointStore, makeFolder, readCheckpoint } from "../../formats";
 import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../graph";
 import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
@@ -33,6 +33,8 @@ import { type DryRun, describeDryRun } from "../dry-run";
 import { Evaluator } from "../evaluator";
 import { keepWeights } from "../keep-weights";
 import type { TrainerObserver } from "../observers";
+import { formatRate, ratePicture } from "../rate-picture";
+import { findRate, type RatePoint, type RateRange, type RateRangeResult, rangeRates } from "../rate-range";
 import { Reporter, statsLine } from "../reporter";
 import { saveTorchWeights } from "../save-weights";
 import { TrainStep } from "../train-step";
@@ -167,6 +169,37 @@ export class Training implements AsyncDisposable {
     for (const line of describeDryRun(found)) log(line);
     for (const line of describePlan(config, trainer.iteration, dataset, found)) log(line);
     return found;
+  }
+
+  /**
+   * A learning-rate range test of what the settings say, but for the schedule: see findRate. Writes lr-find.svg and lr-find.json to
+   * `folder`, and no weights.
+   */
+  static async findRate(
+    args: TrainArguments,
+    { log = console.log, signal, folder, ...range }: Omit<TrainingOptions, "command"> & RateRange & { folder: string },
+  ): Promise<{ result: RateRangeResult; picture: string }> {
+    rangeRates(range); // what is wrong with it is said before anything is opened
+    await using owned = new AsyncDisposableStack();
+    const { config, model, feed } = await openAll(args, owned, { log, warn: console.warn });
+    const { optimizer, freeze, accumulate, recompute } = trainerOptions(config);
+    const progress = showProgress();
+    let done = 0;
+    const result = await findRate({
+      ...{ model, loader: feed.loader, decoder: feed.images, optimizer, freeze, accumulate, recompute, signal },
+      ...range,
+      onStep: (_, steps) => progress("steps with growing rates", ++done, steps),
+    });
+    await makeFolder(folder);
+    const picture = join(folder, "lr-find.svg");
+    await Bun.write(
+      picture,
+      ratePicture(result, `learning rates for ${modelName(config)}, batches of ${config.batch}`),
+    );
+    await Bun.write(join(folder, "lr-find.json"), `${JSON.stringify({ config, range, ...result }, null, 1)}\n`);
+    for (const line of describeRange(result)) log(line);
+    log(`plot:       ${picture}`);
+    return { result, picture };
   }
 
   get config(): TrainConfig {
@@ -370,6 +403,23 @@ async function findBatch(
       `learning rate ${learningRate} (tried ${tried.map(({ batch: n, left }) => `${n}${left === null ? ": too many" : ""}`).join(", ")})`,
   );
   return batch;
+}
+
+const modelName = ({ model }: TrainConfig): string => model.name;
+
+/** What a range test has found, in lines for a terminal. */
+function describeRange({ points, suggestion, ended }: RateRangeResult): string[] {
+  const smallest = points.reduce((a, b) => (b.smoothed < a.smoothed ? b : a), points[0] as RatePoint);
+  const last = points.at(-1);
+  if (!last) return ["no step was done"];
+  const how = { "last step": "the last step", diverged: "where the loss diverged", interrupted: "interrupted" }[ended];
+  return [
+    `${points.length} steps up to a rate of ${formatRate(last.rate)}, ${how}`,
+    `the smoothed loss is smallest, ${smallest.smoothed.toPrecision(4)}, at ${formatRate(smallest.rate)}`,
+    suggestion === null
+      ? "no suggestion: the smoothed loss does not fall, or there were too few steps"
+      : `suggested:  --lr ${formatRate(suggestion)}, where it falls fastest`,
+  ];
 }
 
 /** What a training from `start` on would do, and whether the disk has room for what it writes. */
