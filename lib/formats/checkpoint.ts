@@ -5,8 +5,9 @@
 import { check, DlfsError, ErrorCode } from "../native/error";
 import type { AlignedFormat } from "./aligned-file";
 import { AlignedFileReader, AlignedFileWriter, alignUp, damaged } from "./aligned-file";
-import { checkTensor, decodeIndex, encodeIndex } from "./checkpoint-index";
+import { decodeIndex, encodeIndex } from "./checkpoint-index";
 import type { CheckpointEntry, CheckpointMetadata, CheckpointTensorData } from "./checkpoint-types";
+import { checkTensor } from "./index-tables";
 
 const FORMAT: AlignedFormat = { magic: "DLFSCKPT", version: 1, what: "checkpoint" };
 

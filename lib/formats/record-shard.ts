@@ -10,12 +10,12 @@ import {
   AlignedFileWriter,
   type AlignedFormat,
   checksumOf,
-  damaged,
   SECTION_ALIGNMENT,
   type Section,
 } from "./aligned-file";
 import { CheckedByteBuffer } from "./checked-buffer";
 import * as fb from "./generated/records_generated";
+import { IndexReader } from "./index-reader";
 
 const FORMAT: AlignedFormat = { magic: "DLFSRECS", version: 1, what: "record shard" };
 
@@ -215,41 +215,50 @@ function readRecord(record: fb.Record): RecordInfo {
 
 /** Reads an index that may hold anything, once, from end to end. */
 class ShardDecoder {
-  constructor(private readonly file: AlignedFileReader) {}
+  private readonly reader: IndexReader;
+
+  constructor(private readonly file: AlignedFileReader) {
+    this.reader = new IndexReader(file.path);
+  }
 
   decode() {
     const buffer = new CheckedByteBuffer(this.file.index);
-    const root = this.field("root", () => {
+    const root = this.reader.field("root", () => {
       if (!fb.Shard.bufferHasIdentifier(buffer)) throw new RangeError("it is no index of a record shard");
       return fb.Shard.getRootAsShard(buffer);
     });
-    const options = this.required("options", () => root.options());
-    const pack = this.field("pack", () => root.pack());
+    const options = this.reader.required("options", () => root.options());
+    const pack = this.reader.field("pack", () => root.pack());
     const expected = packIdOf(options);
-    if (pack !== expected) this.fail("pack", `expected ${hex(expected)}, the hash of its options, got ${hex(pack)}`);
-    const [shard, shards] = [this.field("shard", () => root.shard()), this.field("shards", () => root.shards())];
-    if (shard >= shards) this.fail("shard", `expected a number below ${shards}, the number of shards, got ${shard}`);
+    if (pack !== expected)
+      this.reader.fail("pack", `expected ${hex(expected)}, the hash of its options, got ${hex(pack)}`);
+    const [shard, shards] = [
+      this.reader.field("shard", () => root.shard()),
+      this.reader.field("shards", () => root.shards()),
+    ];
+    if (shard >= shards)
+      this.reader.fail("shard", `expected a number below ${shards}, the number of shards, got ${shard}`);
 
     const sections: Section[] = [];
     let maxBoxes = 0;
-    const count = this.field("records", () => root.recordsLength());
+    const count = this.reader.field("records", () => root.recordsLength());
     for (let i = 0; i < count; i++) {
       const { section, boxes } = this.record(
         `records[${i}]`,
-        this.required(`records[${i}]`, () => root.records(i)),
+        this.reader.required(`records[${i}]`, () => root.records(i)),
       );
       sections.push(section);
       maxBoxes = Math.max(maxBoxes, boxes);
     }
     const leftOut: LeftOutImage[] = [];
-    const left = this.field("left_out", () => root.leftOutLength());
+    const left = this.reader.field("left_out", () => root.leftOutLength());
     for (let i = 0; i < left; i++) {
       const name = `left_out[${i}]`;
-      const entry = this.required(name, () => root.leftOut(i));
+      const entry = this.reader.required(name, () => root.leftOut(i));
       leftOut.push({
-        imageId: this.count(`${name}.image_id`, () => entry.imageId()),
-        fileName: this.required(`${name}.file_name`, () => entry.fileName()),
-        reason: this.required(`${name}.reason`, () => entry.reason()),
+        imageId: this.reader.count(`${name}.image_id`, () => entry.imageId()),
+        fileName: this.reader.required(`${name}.file_name`, () => entry.fileName()),
+        reason: this.reader.required(`${name}.reason`, () => entry.reason()),
       });
     }
     return { identity: { options, shard, shards }, sections, maxBoxes, leftOut };
@@ -257,69 +266,44 @@ class ShardDecoder {
 
   private record(name: string, record: fb.Record): { section: Section; boxes: number } {
     const at = (field: string) => `${name}.${field}`;
-    this.count(at("image_id"), () => record.imageId());
-    this.count(at("source_id"), () => record.sourceId());
-    this.required(at("file_name"), () => record.fileName());
+    this.reader.count(at("image_id"), () => record.imageId());
+    this.reader.count(at("source_id"), () => record.sourceId());
+    this.reader.required(at("file_name"), () => record.fileName());
     // The lengths first: they are checked, the views that the generated code makes are not.
-    const numbers = this.field(at("boxes"), () => record.boxesLength());
-    const boxes = this.field(at("labels"), () => record.labelsLength());
+    const numbers = this.reader.field(at("boxes"), () => record.boxesLength());
+    const boxes = this.reader.field(at("labels"), () => record.labelsLength());
     if (numbers !== 4 * boxes)
-      this.fail(at("boxes"), `expected ${4 * boxes} numbers for ${boxes} labels, got ${numbers}`);
+      this.reader.fail(at("boxes"), `expected ${4 * boxes} numbers for ${boxes} labels, got ${numbers}`);
     for (const [field, count] of [
       ["boxes", numbers],
       ["labels", boxes],
     ] as const) {
       // The last number of each vector lies in the buffer: an entry takes four bytes, the check of lengths counts one.
-      if (count > 0) this.field(at(field), () => record[field](count - 1));
+      if (count > 0) this.reader.field(at(field), () => record[field](count - 1));
     }
-    const info = this.field(name, () => readRecord(record));
+    const info = this.reader.field(name, () => readRecord(record));
     for (const field of ["width", "height", "storedWidth", "storedHeight"] as const) {
-      if (info[field] === 0) this.fail(at(field), "expected at least 1, got 0");
+      if (info[field] === 0) this.reader.fail(at(field), "expected at least 1, got 0");
     }
     for (const field of ["scaleX", "scaleY", "offsetX", "offsetY"] as const) {
-      if (!Number.isFinite(info[field])) this.fail(at(field), `expected a number, got ${info[field]}`);
+      if (!Number.isFinite(info[field])) this.reader.fail(at(field), `expected a number, got ${info[field]}`);
     }
     const bad = info.boxes.findIndex((value) => !Number.isFinite(value));
-    if (bad >= 0) this.fail(at(`boxes[${bad}]`), `expected a number, got ${info.boxes[bad]}`);
+    if (bad >= 0) this.reader.fail(at(`boxes[${bad}]`), `expected a number, got ${info.boxes[bad]}`);
     const section = {
-      offset: this.count(at("offset"), () => record.offset()),
-      length: this.count(at("length"), () => record.length()),
-      checksum: this.field(at("checksum"), () => record.checksum()),
+      offset: this.reader.count(at("offset"), () => record.offset()),
+      length: this.reader.count(at("length"), () => record.length()),
+      checksum: this.reader.field(at("checksum"), () => record.checksum()),
     };
     if (section.offset % SECTION_ALIGNMENT !== 0 || section.offset < SECTION_ALIGNMENT) {
       const wanted = `a multiple of ${SECTION_ALIGNMENT} from ${SECTION_ALIGNMENT}`;
-      this.fail(at("offset"), `expected ${wanted}, got ${section.offset}`);
+      this.reader.fail(at("offset"), `expected ${wanted}, got ${section.offset}`);
     }
     const end = section.offset + section.length;
     if (end > this.file.sectionsEnd) {
-      this.fail(at("length"), `expected its end at ${this.file.sectionsEnd} at most, got ${end}`);
+      this.reader.fail(at("length"), `expected its end at ${this.file.sectionsEnd} at most, got ${end}`);
     }
     return { section, boxes };
-  }
-
-  private fail(field: string, message: string): never {
-    throw damaged(this.file.path, `index, ${field}`, message);
-  }
-
-  /** Runs one read; what goes wrong inside is damage of that field. */
-  private field<T>(name: string, read: () => T): T {
-    try {
-      return read();
-    } catch (error) {
-      if (error instanceof DlfsError) throw error;
-      return this.fail(name, (error as Error).message);
-    }
-  }
-
-  private required<T>(name: string, read: () => T | null): T {
-    const value = this.field(name, read);
-    return value ?? this.fail(name, "it is missing");
-  }
-
-  private count(name: string, read: () => bigint): number {
-    const value = this.field(name, read);
-    if (value > BigInt(Number.MAX_SAFE_INTEGER)) this.fail(name, `${value} is beyond 2^53`);
-    return Number(value);
   }
 }
 
