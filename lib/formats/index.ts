@@ -17,6 +17,7 @@ export type {
 } from "./checkpoint-types";
 export type { FileBytesOptions } from "./file-bytes";
 export { loadWeights } from "./load-weights";
+export { isModelFile, ModelFile, type ModelFileMetadata, type StoredCalibration, writeModelFile } from "./model-file";
 export type { NumpyFileOptions } from "./numpy";
 export { NumpyFile, readNumpy } from "./numpy";
 export { OnnxFile, type OnnxReadAttribute, type OnnxReadModel, type OnnxReadNode, readOnnx } from "./onnx-read";

@@ -25,7 +25,9 @@ export {
   type ModelConfig,
   modelFromConfig,
   modelNames,
+  type RegisteredConfig,
   type RetinaNetConfig,
+  registerModel,
   type SSDLiteConfig,
 } from "./model-config";
 export { detectorNames, type NamedModel, namedModel } from "./model-names";

@@ -34,6 +34,13 @@ export interface SSDLiteConfig extends SSDLiteOptions {
 /** A detector by name, with its options; JSON can hold it. */
 export type ModelConfig = CompactConfig | RetinaNetConfig | FCOSConfig | SSDLiteConfig;
 
+/** A detector of the user's own by the name that it was registered under, with whatever options it has. */
+export interface RegisteredConfig {
+  readonly name: string;
+  readonly classes: number;
+  readonly [option: string]: unknown;
+}
+
 const commonFields = {
   name: { expected: "a name", fits: (value) => typeof value === "string" },
   classes: integer(1),
@@ -138,20 +145,46 @@ const kinds: Record<ModelConfig["name"], Kind> = {
 /** The names that a `ModelConfig` may have. */
 export const modelNames = Object.keys(kinds) as ModelConfig["name"][];
 
+const registered = new Map<string, (config: RegisteredConfig) => DetectionModel>();
+
+/**
+ * Makes an architecture of the user's own known by a name: configurations, and the checkpoints and model files that hold them,
+ * may say `{ name, classes, ... }` from now on.
+ *
+ * @param make makes the model of such a configuration, which may hold anything; it throws where an option is wrong
+ * @returns forgets the name again
+ * @throws DlfsError where the name is taken
+ */
+export function registerModel(name: string, make: (config: RegisteredConfig) => DetectionModel): Disposable {
+  const free = name !== "" && !Object.hasOwn(kinds, name) && !registered.has(name);
+  check(free, "registerModel", () => `name: expected one that is not taken, got ${describe(name)}`);
+  registered.set(name, make);
+  return { [Symbol.dispose]: () => void registered.delete(name) };
+}
+
 /**
  * Makes the model that a configuration describes; it is on no device yet, and has no weights.
  *
  * @param source where the configuration was read, for messages: "runs/demo-1/config.json: model"
  * @throws DlfsError naming source and field: an unknown name or field, a missing number of classes, a value out of range
  */
-export function modelFromConfig(config: ModelConfig, source = "modelFromConfig"): DetectionModel {
-  const { name, classes } = (config ?? {}) as Partial<ModelConfig>;
+export function modelFromConfig(config: ModelConfig | RegisteredConfig, source = "modelFromConfig"): DetectionModel {
+  const { name, classes } = (config ?? {}) as Partial<ModelConfig | RegisteredConfig>;
+  const own = registered.get(name as string);
+  if (own) {
+    check(
+      Number.isSafeInteger(classes) && (classes as number) > 0,
+      source,
+      () => `classes: expected ${commonFields.classes.expected}, got ${describe(classes)}`,
+    );
+    return own(config as RegisteredConfig);
+  }
   const known = typeof name === "string" && Object.hasOwn(kinds, name);
   if (!known) {
-    const message = `name: expected one of ${modelNames.join(", ")}, got ${describe(name)}`;
+    const message = `name: expected one of ${[...modelNames, ...registered.keys()].join(", ")}, got ${describe(name)}`;
     throw new DlfsError(ErrorCode.argument, source, message);
   }
-  const kind = kinds[name];
+  const kind = kinds[name as ModelConfig["name"]];
   checkFields(config, kind.fields, source);
   check(classes !== undefined, source, () => "classes: expected the number of classes, got nothing");
   return kind.make(config as never);

@@ -79,6 +79,7 @@ export { type InitialWeights, loadInitialWeights } from "./run/initial-weights";
 export { type StopSignals, stopOnSignals } from "./run/stop-signals";
 export { trainerOptions } from "./run/trainer-options";
 export { Training, type TrainingOptions } from "./run/training";
+export { type SaveModelOptions, saveModel } from "./save-model";
 export { type SaveWeightsOptions, saveTorchWeights } from "./save-weights";
 export {
   chained,

@@ -1,15 +1,23 @@
 import { existsSync, statSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { type PreprocessJson, type PreprocessOp, parsePreprocessing } from "../data";
-import { type Checkpoint, CheckpointStore, readCheckpoint } from "../formats";
+import {
+  type Checkpoint,
+  type CheckpointEntry,
+  CheckpointStore,
+  isModelFile,
+  ModelFile,
+  readCheckpoint,
+} from "../formats";
 import type { ModelOptions } from "../layers";
-import { type DetectionModel, type ModelConfig, modelFromConfig } from "../models";
+import { type DetectionModel, type ModelConfig, modelFromConfig, type RegisteredConfig } from "../models";
 import { check, DlfsError, ErrorCode } from "../native";
 import type { Device } from "../tensor";
+import type { CalibrationTable } from "./calibration";
 
 /** What a run's configuration holds for making its model again; runs add what else they like. */
 export interface RunConfig {
-  readonly model: ModelConfig;
+  readonly model: ModelConfig | RegisteredConfig;
   /** Names of the classes, by class index. */
   readonly classes: readonly string[];
   /** Network input in pixels. */
@@ -18,15 +26,19 @@ export interface RunConfig {
   readonly preprocessing: readonly PreprocessJson[];
 }
 
-/** A model as it was when a checkpoint was written. */
+/** A model as it was when a checkpoint, or a model file, was written. */
 export interface TrainedModel extends Disposable {
   /** On the device that was asked for, in inference mode. */
   readonly model: DetectionModel;
-  /** The checkpoint. */
+  /** The checkpoint or model file. */
   readonly path: string;
   /** Optimizer steps that it had been trained for. */
   readonly iteration: number;
   readonly config: RunConfig;
+  /** What an evaluation of these weights measured, where there was one: "AP", ... */
+  readonly metrics: Readonly<Record<string, number>>;
+  /** What a model file was calibrated to, for convolutions of 8 bits. */
+  readonly calibration?: CalibrationTable;
   /** `config.preprocessing` as operations. */
   readonly preprocessing: PreprocessOp[];
 }
@@ -40,9 +52,9 @@ async function openCheckpoint(path: string): Promise<Checkpoint> {
   return latest.checkpoint;
 }
 
-function checkedConfig(path: string, value: unknown): RunConfig {
+function checkedConfig(path: string, value: unknown, prefix: string): RunConfig {
   const field = (name: string, good: boolean, expected: string) =>
-    check(good, path, () => `config.${name}: expected ${expected}; was it written by an earlier version of dlfs?`);
+    check(good, path, () => `${prefix}${name}: expected ${expected}; was it written by an earlier version of dlfs?`);
   const config = (typeof value === "object" && value !== null ? value : {}) as Partial<RunConfig>;
   const { classes, size, preprocessing } = config;
   const isNames = Array.isArray(classes) && classes.every((name) => typeof name === "string");
@@ -54,10 +66,56 @@ function checkedConfig(path: string, value: unknown): RunConfig {
   return config as RunConfig;
 }
 
+/** What a model is made of: what a file says of it, and its tensors by the names of the model's stateDict(). */
+interface StoredModel {
+  readonly path: string;
+  readonly iteration: number;
+  readonly config: unknown;
+  /** What the file calls `config`, for messages. */
+  readonly field: string;
+  readonly metrics: Readonly<Record<string, number>>;
+  readonly calibration?: CalibrationTable;
+  /** The name in the file of a tensor of the model. */
+  nameOf(name: string): string;
+  readonly tensors: ReadonlyMap<string, CheckpointEntry>;
+  read(stored: string): Promise<Uint8Array> | Uint8Array;
+}
+
+function fromCheckpoint(checkpoint: Checkpoint): StoredModel {
+  const { path, tensors, metadata } = checkpoint;
+  const { iteration, config, history } = metadata;
+  return {
+    ...{ path, tensors, iteration, config, field: "config." },
+    metrics: history.findLast((record) => record.kind === "evaluation" && record.iteration === iteration)?.values ?? {},
+    // The moving averages where it has those; what else it holds (momentum, ...) is left out.
+    nameOf: (name) => (tensors.has(`ema.${name}`) ? `ema.${name}` : `model.${name}`),
+    read: (stored) => checkpoint.read(stored),
+  };
+}
+
+function fromModelFile(file: ModelFile): StoredModel {
+  const { path, tensors, metadata } = file;
+  const { architecture, classes, size, preprocessing, provenance, metrics, calibration: found } = metadata;
+  const { iteration = "0", ...rest } = provenance;
+  return {
+    ...{ path, tensors, metrics, field: "" },
+    iteration: Number(iteration),
+    config: { ...rest, model: architecture, classes, size, preprocessing },
+    calibration: found && {
+      version: 1,
+      method: found.method as CalibrationTable["method"],
+      images: found.images,
+      ranges: { f8: found.f8, i8: found.i8 },
+    },
+    nameOf: (name) => name,
+    read: (stored) => file.read(stored),
+  };
+}
+
 /**
- * Makes the model of a run again, with the weights of a checkpoint.
+ * Makes a trained model again.
  *
- * @param path a checkpoint, or the folder of a run, whose newest intact checkpoint is used
+ * @param path a model file, a checkpoint, or the folder of a run, whose newest intact checkpoint is used
  * @throws DlfsError naming the file: one that is missing or damaged, whose configuration lacks what a model needs, or whose
  *   weights are of another model
  */
@@ -66,33 +124,42 @@ export async function loadTrainedModel(
   device: Device,
   options: ModelOptions = {},
 ): Promise<TrainedModel> {
-  const checkpoint = await openCheckpoint(resolve(path));
-  let model: DetectionModel | undefined;
+  const resolved = resolve(path);
+  if (await isModelFile(resolved)) {
+    using file = await ModelFile.open(resolved);
+    return await restore(fromModelFile(file), device, options);
+  }
+  await using checkpoint = await openCheckpoint(resolved);
+  return await restore(fromCheckpoint(checkpoint), device, options);
+}
+
+async function restore(stored: StoredModel, device: Device, options: ModelOptions): Promise<TrainedModel> {
+  const { path, iteration, metrics, calibration, field } = stored;
+  const config = checkedConfig(path, stored.config, field);
+  const preprocessing = parsePreprocessing(config.preprocessing);
+  const source = field === "" ? "architecture" : `${field}model`;
+  const model = modelFromConfig(config.model, `${path}: ${source}`).to(device, options).eval();
   try {
-    const config = checkedConfig(checkpoint.path, checkpoint.metadata.config);
-    const preprocessing = parsePreprocessing(config.preprocessing);
-    model = modelFromConfig(config.model, `${checkpoint.path}: config.model`).to(device, options).eval();
     check(
       config.classes.length === model.classes,
-      checkpoint.path,
-      () => `config.classes: ${config.classes.length} names, the model has ${model?.classes} classes`,
+      path,
+      () => `${field}classes: ${config.classes.length} names, the model has ${model.classes} classes`,
     );
-    await restoreWeights(checkpoint, model);
-    const loaded = model;
-    return {
-      model,
-      path: checkpoint.path,
-      iteration: checkpoint.metadata.iteration,
-      config,
-      preprocessing,
-      [Symbol.dispose]: () => loaded.dispose(),
-    };
+    await restoreWeights(stored, model);
   } catch (error) {
-    model?.dispose();
+    model.dispose();
     throw error;
-  } finally {
-    await checkpoint.close();
   }
+  return {
+    model,
+    path,
+    iteration,
+    config,
+    metrics,
+    calibration,
+    preprocessing,
+    [Symbol.dispose]: () => model.dispose(),
+  };
 }
 
 /**
@@ -107,20 +174,17 @@ export function trainedMetadata({ config, iteration }: TrainedModel): Record<str
   };
 }
 
-/**
- * Replaces parameters and running statistics by a checkpoint's, their moving averages where it has those; what else it holds
- * (momentum, ...) is left out.
- */
-async function restoreWeights(checkpoint: Checkpoint, model: DetectionModel): Promise<void> {
+/** Replaces parameters and running statistics by a file's. */
+async function restoreWeights(stored: StoredModel, model: DetectionModel): Promise<void> {
   for (const [name, tensor] of model.stateDict()) {
-    const stored = checkpoint.tensors.has(`ema.${name}`) ? `ema.${name}` : `model.${name}`;
-    const entry = checkpoint.tensors.get(stored);
+    const there = stored.nameOf(name);
+    const entry = stored.tensors.get(there);
     const found = entry ? `${entry.dtype} (${entry.shape.join(", ")})` : "nothing";
     const expected = `${tensor.dtype} (${tensor.shape.join(", ")})`;
     if (found !== expected) {
-      throw new DlfsError(ErrorCode.shape, checkpoint.path, `${stored}: expected ${expected}, got ${found}`);
+      throw new DlfsError(ErrorCode.shape, stored.path, `${there}: expected ${expected}, got ${found}`);
     }
-    tensor.writeBytes(await checkpoint.read(stored));
+    tensor.writeBytes(await stored.read(there));
   }
   model.refresh();
 }

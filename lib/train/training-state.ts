@@ -1,13 +1,13 @@
-import packageJson from "../../package.json";
 import type { DataLoader, DetectionBatch, LoaderState } from "../data";
 import type { BestMetric, Checkpoint, CheckpointMetadata, MetricsRecord } from "../formats";
 import { convPicks, restoreConvPicks } from "../graph";
 import type { DetectionModel } from "../models";
-import { check, DlfsError, ErrorCode, loadLibrary } from "../native";
+import { check, DlfsError, ErrorCode } from "../native";
 import type { Tensor } from "../tensor";
 import type { Ema } from "./ema";
 import type { PlateauState } from "./schedule";
 import type { SGD } from "./sgd";
+import { versionsOf } from "./versions";
 
 /** Tensors of dynamic loss scaling: a training that goes on in another precision starts a scale, or drops it. */
 const SCALING = "scaling.";
@@ -46,12 +46,7 @@ export function checkpointMetadata(model: DetectionModel, state: TrainingState, 
     epoch: loader.epoch,
     created: Date.now(),
     config,
-    versions: {
-      dlfs: packageJson.version,
-      bun: Bun.version,
-      backend: device.backend,
-      libraries: { ...parseVersions(loadLibrary(device.backend).versions), device: device.info.name },
-    },
+    versions: versionsOf(device),
     random: [{ name: "loader", seed: loader.seed, counter: loader.epoch }],
     loader: { epoch: loader.epoch, position: loader.position * loader.batchSize, seed: loader.seed },
     schedule: { name: "table", step: iteration, values: plateau ? { factor: plateau.factor } : {} },
@@ -69,22 +64,14 @@ export function checkpointMetadata(model: DetectionModel, state: TrainingState, 
   };
 }
 
-function parseVersions(text: string): Record<string, string> {
-  return Object.fromEntries(
-    text.split(", ").flatMap((entry) => {
-      const split = entry.indexOf("=");
-      return split > 0 ? [[entry.slice(0, split), entry.slice(split + 1)]] : [];
-    }),
-  );
-}
-
 /** Uses a checkpoint's convolution algorithms for what is planned from now on; before programs are built. */
 export function restoreAlgorithms(model: DetectionModel, checkpoint: Checkpoint): void {
   const { versions, convPicks: picks } = checkpoint.metadata;
   const { device } = model;
   // Other libraries or devices number their algorithms differently.
-  const here = { ...parseVersions(loadLibrary(device.backend).versions), device: device.info.name };
-  if (versions.backend !== device.backend || JSON.stringify(versions.libraries) !== JSON.stringify(here)) return;
+  const here = versionsOf(device);
+  if (versions.backend !== here.backend || JSON.stringify(versions.libraries) !== JSON.stringify(here.libraries))
+    return;
   restoreConvPicks(
     device,
     picks.map(({ key, value }) => `${key}=${value}`),
