@@ -4,6 +4,7 @@ export type { Rect } from "./data";
 export * from "./data";
 export * from "./detection";
 export * from "./distributed";
+export * from "./engine";
 export * from "./export";
 export * from "./formats";
 export * from "./graph";

@@ -1,4 +1,4 @@
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { Device } from "../tensor";
 import {
@@ -59,6 +59,12 @@ const options = {
 
 type Args = ReturnType<typeof parseArgs<{ options: typeof options }>>["values"];
 
+/** Where results of a checkpoint or a model file go: the run's folder, or the one that the file lies in. */
+function folderOf(path: string): string {
+  const folder = dirname(path);
+  return basename(folder) === "checkpoints" ? dirname(folder) : folder;
+}
+
 async function evaluateTrained(path: string, args: Args): Promise<void> {
   const { data, split, "calibration-images": calibrationImages } = args;
   if (calibrationImages !== undefined && args.quantize === undefined) {
@@ -82,7 +88,7 @@ async function evaluateTrained(path: string, args: Args): Promise<void> {
   const report = reportOf(evaluation);
   for (const line of ["", ...formatReport(report)]) console.log(line);
   for (const line of formatQuantized(evaluation)) console.log(line);
-  const run = args.run ?? dirname(dirname(path));
+  const run = args.run ?? folderOf(path);
   const out = args.out ?? join(run, `evaluation-${evaluation.split}`);
   await writeReport(out, report, evaluation.detections);
   if (evaluation.table) await writeCalibration(join(run, "calibration.json"), evaluation.table);

@@ -6,7 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Normalize, Resize } from "../../lib/data";
-import { loadWeights, readOnnx } from "../../lib/formats";
+import { loadWeights, ModelFile, readOnnx } from "../../lib/formats";
+import { type CalibrationTable, writeCalibration } from "../../lib/train";
 import { backend } from "../support/device";
 import { saveTrained } from "../support/trained-model";
 
@@ -73,15 +74,48 @@ describe("dlfs export", () => {
     expect(Object.fromEntries(file.values)).toMatchObject({ format: "pt", names: '["red","green"]', iteration: "7" });
   });
 
+  test("writes a model file with the run's calibration, from which all other formats follow", async () => {
+    const out = join(folder, "served", "model.dlfs");
+    const table: CalibrationTable = {
+      version: 1,
+      method: "mse",
+      images: 8,
+      ranges: { f8: { "": 2 }, i8: { "": 1.5 } },
+    };
+    await writeCalibration(join(run, "calibration.json"), table);
+    const { status, stdout, stderr } = await dlfsExport("--run", run, "--out", out);
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    expect(stdout).toContain(`calibration: ${join(run, "calibration.json")}\nwritten: ${out}\n`);
+    {
+      using file = await ModelFile.open(out);
+      expect(file.metadata).toMatchObject({
+        architecture: { name: "compact", classes: 2, width: 4 },
+        classes: ["red", "green"],
+        size: [64, 96],
+        preprocessing: [{ name: "resize" }, { name: "normalize" }],
+        provenance: { iteration: "7" },
+        calibration: { method: "mse", images: 8, f8: { "": 2 }, i8: { "": 1.5 } },
+      });
+      expect([...file.tensors.keys()].sort()).toEqual([...values.keys()].sort());
+      const name = "stem.conv.weight";
+      expect([...new Float32Array(file.read(name).slice().buffer)]).toEqual(values.get(name)!);
+    }
+    const again = join(folder, "again.safetensors");
+    expect((await dlfsExport("--checkpoint", out, "--out", again)).status).toBe(0);
+    using weights = await loadWeights(again);
+    expect([...weights.tensors.keys()].sort()).toEqual([...values.keys()].sort());
+  });
+
   test.each<[string, string[], string]>([
     ["no model", ["--out", "a.onnx"], "expected one of --run and --checkpoint"],
     ["two models", ["--run", "a", "--checkpoint", "b", "--out", "a.onnx"], "expected one of --run and --checkpoint"],
     ["no file", ["--run", "a"], "expected --out"],
-    ["an unknown ending", ["--run", "a", "--out", "a.pth"], '"a.pth" ends neither in .onnx nor in .safetensors'],
-    ["an unknown format", ["--run", "a", "--out", "a", "--format", "pth"], "expected one of onnx, safetensors"],
+    ["an unknown ending", ["--run", "a", "--out", "a.pth"], '"a.pth" ends in none of .dlfs, .onnx and .safetensors'],
+    ["an unknown format", ["--run", "a", "--out", "a", "--format", "pth"], "expected one of dlfs, onnx, safetensors"],
     ["a size", ["--run", "a", "--out", "a.onnx", "--size", "0"], '--size: expected N or HxW in pixels, got "0"'],
     ["a layout", ["--run", "a", "--out", "a.onnx", "--layout", "chw"], "--layout: expected one of nchw, nhwc"],
     ["another format's option", ["--run", "a", "--out", "a.safetensors", "--postprocess"], "is for --format onnx"],
+    ["a calibration", ["--run", "a", "--out", "a.onnx", "--calibration", "c"], "--calibration is for --format dlfs"],
   ])("refuses %s as a usage error", async (_, args, message) => {
     const { status, stdout, stderr } = await dlfsExport(...args);
     expect(stderr).toContain(message);

@@ -1,0 +1,304 @@
+/** A trained model that serves: images in, boxes out. */
+import { DeviceBatchDecoder, DeviceImageCodec, mapBoxesToImage, type Pixels, TRANSFORM_FLOATS } from "../data";
+import { SlotRing } from "../data/queues";
+import { type BackendName, check, DlfsError, ErrorCode } from "../native";
+import { Device, type Precision, precisionPolicy, type QuantizedDType, Tensor } from "../tensor";
+import {
+  autotune,
+  type Detection,
+  DetectStep,
+  loadTrainedModel,
+  powersOfTwo,
+  type Quantization,
+  type TrainedModel,
+} from "../train";
+import { type EngineImage, type PlannedImage, planImage } from "./image-input";
+import { PixelDrawer } from "./pixel-drawer";
+
+export interface EngineOptions {
+  /** Where it runs, which stays the caller's. Default: a device of its own. */
+  device?: Device;
+  /** Of a device of its own: "cuda" or "cpu". Default: DLFS_BACKEND, else cuda where it finds a device. */
+  backend?: BackendName;
+  /** Default "fp16" where the device computes in it, else "fp32". */
+  precision?: Precision;
+  /** Convolutions of 8 bits, for a model file with a calibration; the rest stays in `precision`. */
+  quantize?: QuantizedDType;
+  /**
+   * Batch sizes that have programs of their own, with folded weights and activations of their own; images that come together go
+   * in batches of the largest, and a batch runs as the smallest that holds it. Default: 1, 2, 4, ... 32 on a GPU, to 8 on the CPU.
+   */
+  batchSizes?: readonly number[];
+  /** Network input in pixels. Default: the model's. */
+  size?: readonly [height: number, width: number];
+  /** Batches that are decoded and detected on at a time. Default 3. */
+  slots?: number;
+  /** Decoding threads; 0 (default) chooses. */
+  threads?: number;
+  /** The share of images, in per cent, that a GPU's JPEG engines decode: see DeviceBatchDecoderOptions. */
+  hardware?: number;
+  /** Milliseconds for timing the candidates of a convolution, 0 for heuristics; see `autotune`, which says the default. */
+  tuneMs?: number;
+  /** Runs each batch size before load() returns, so that the first request is as fast as others. Default true. */
+  warmUp?: boolean;
+}
+
+export interface DetectOptions {
+  /** Detections below it are left out. Default: what the model's post-processing keeps. */
+  scoreThreshold?: number;
+}
+
+/** What was found on an image. */
+export interface EngineResult {
+  /** Of the image, in pixels, upright; 0 where that is not known. */
+  width: number;
+  height: number;
+  /** In pixels of the image, best first. */
+  detections: Detection[];
+  /** Why there are none: the image is damaged, or none. */
+  error: DlfsError | null;
+}
+
+/** Runs of a program until kernels are loaded and its graph is captured. */
+const WARM_UP_RUNS = 3;
+
+/**
+ * A trained model, ready for images of any size: files are decoded on native threads, everything is drawn and detected on in
+ * batches on the device, and boxes come back in the images' pixels. Decoding, detecting and reading of several batches overlap,
+ * also of calls that are made at the same time. Several engines may share a device.
+ */
+export class Engine implements AsyncDisposable {
+  readonly device: Device;
+  readonly codec: DeviceImageCodec;
+  /** Names of the classes, by label. */
+  readonly classes: readonly string[];
+  readonly size: readonly [height: number, width: number];
+  readonly batchSizes: readonly number[];
+  /** The most images of one batch. */
+  readonly maxBatch: number;
+  readonly precision: string;
+  readonly #trained: TrainedModel;
+  readonly #step: DetectStep;
+  readonly #decoder: DeviceBatchDecoder;
+  readonly #drawers: readonly PixelDrawer[];
+  readonly #free: SlotRing;
+  #owned = new DisposableStack();
+  #running = new Set<Promise<unknown>>();
+  #disposing: Promise<void> | null = null;
+
+  /** What is made is disposed of with `owned`. */
+  private constructor(device: Device, trained: TrainedModel, options: EngineOptions, owned: DisposableStack) {
+    const { slots = 3, threads, hardware, quantize } = options;
+    const { batchSizes = powersOfTwo(device.backend === "cuda" ? 32 : 8), size = trained.config.size } = options;
+    this.device = device;
+    this.codec = new DeviceImageCodec(device);
+    this.classes = trained.config.classes;
+    this.size = size;
+    this.batchSizes = [...new Set(batchSizes)].sort((a, b) => a - b);
+    check(
+      this.batchSizes.length > 0 && this.batchSizes.every((n) => Number.isSafeInteger(n) && n > 0),
+      "Engine",
+      () => `batchSizes: expected whole numbers from 1, got ${JSON.stringify(batchSizes)}`,
+    );
+    check(
+      size.length === 2 && size.every((side) => Number.isSafeInteger(side) && side > 0),
+      "Engine",
+      () => `size: expected height and width in pixels, got ${JSON.stringify(size)}`,
+    );
+    check(Number.isSafeInteger(slots) && slots > 0, "Engine", () => `slots: expected a number from 1, got ${slots}`);
+    this.maxBatch = this.batchSizes.at(-1) as number;
+    this.precision = quantize ?? trained.model.precision;
+    this.#trained = trained;
+    const shape = { batchSize: this.maxBatch, height: size[0], width: size[1] };
+    const { preprocessing } = trained;
+    const quantization = quantize && quantizationOf(trained, quantize);
+    this.#step = owned.use(new DetectStep(trained.model, { ...shape, buckets: this.batchSizes, quantization }));
+    const dtype = trained.model.precision;
+    this.#decoder = owned.use(
+      new DeviceBatchDecoder(device, { ...shape, slots, dtype, preprocessing, threads, hardware }),
+    );
+    this.#drawers = Array.from({ length: slots }, () => owned.use(new PixelDrawer(device, preprocessing)));
+    this.#free = new SlotRing(slots);
+  }
+
+  /**
+   * Makes an engine of a trained model.
+   *
+   * @param path a model file, a checkpoint, or the folder of a run, whose newest intact checkpoint is used
+   * @throws DlfsError naming the file: one that is missing, damaged or of a newer version, or that lacks what is asked for; of
+   *   code `memory` where the device has no room for the batch sizes
+   */
+  static async load(path: string, options: EngineOptions = {}): Promise<Engine> {
+    using made = new DisposableStack();
+    const device = options.device ?? made.use(new Device({ backend: options.backend }));
+    if (options.tuneMs !== undefined) autotune(device, { ms: options.tuneMs });
+    const precision = options.precision ?? (device.supports("conv.f16") ? "fp16" : "fp32");
+    check(
+      !precisionPolicy(precision).tf32 || device.tf32,
+      "Engine",
+      () => `precision tf32 is a mode of the device: pass one that was opened with { tf32: true }`,
+    );
+    const trained = made.use(await loadTrainedModel(path, device, { precision }));
+    const engine = new Engine(device, trained, options, made);
+    if (options.warmUp ?? true) await engine.#warmUp();
+    engine.#owned = made.move();
+    return engine;
+  }
+
+  /** The model file, or checkpoint. */
+  get path(): string {
+    return this.#trained.path;
+  }
+
+  /** Optimizer steps that the model had been trained for. */
+  get iteration(): number {
+    return this.#trained.iteration;
+  }
+
+  /** What an evaluation of the model measured, where there was one: "AP", ... */
+  get metrics(): Readonly<Record<string, number>> {
+    return this.#trained.metrics;
+  }
+
+  /** @throws DlfsError of code `image` where it is damaged, or none */
+  async detect(image: EngineImage, options?: DetectOptions): Promise<EngineResult>;
+  /** Of each image what was found, or why nothing could be: a bad image takes nothing from its neighbours. */
+  async detect(images: readonly EngineImage[], options?: DetectOptions): Promise<EngineResult[]>;
+  async detect(
+    images: EngineImage | readonly EngineImage[],
+    options: DetectOptions = {},
+  ): Promise<EngineResult | EngineResult[]> {
+    check(this.#disposing === null, "Engine", () => "used after dispose()", ErrorCode.handle);
+    const list = Array.isArray(images) ? (images as readonly EngineImage[]) : null;
+    const work = this.#detectAll(list ?? [images as EngineImage], options);
+    this.#running.add(work);
+    try {
+      const results = await work;
+      if (list) return results;
+      const [result] = results as [EngineResult];
+      if (result.error) throw result.error;
+      return result;
+    } finally {
+      this.#running.delete(work);
+    }
+  }
+
+  /** Waits for what is under way and frees all memory. */
+  dispose(): Promise<void> {
+    this.#disposing ??= (async () => {
+      await Promise.allSettled([...this.#running]);
+      this.#free.close(new DlfsError(ErrorCode.handle, "Engine", "used after dispose()"));
+      this.#owned.dispose();
+    })();
+    return this.#disposing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  async #detectAll(images: readonly EngineImage[], { scoreThreshold }: DetectOptions): Promise<EngineResult[]> {
+    const results: EngineResult[] = images.map(() => ({ width: 0, height: 0, detections: [], error: null }));
+    const good: { place: number; planned: PlannedImage }[] = [];
+    for (const [place, image] of images.entries()) {
+      try {
+        const planned = planImage(image, this.codec, this.#trained.preprocessing, this.size);
+        good.push({ place, planned });
+        Object.assign(results[place] as EngineResult, { width: planned.width, height: planned.height });
+      } catch (error) {
+        if (!(error instanceof DlfsError)) throw error;
+        (results[place] as EngineResult).error = error;
+      }
+    }
+    const batches = Array.from({ length: Math.ceil(good.length / this.maxBatch) }, (_, i) =>
+      good.slice(i * this.maxBatch, (i + 1) * this.maxBatch),
+    );
+    await Promise.all(
+      batches.map(async (batch) => {
+        const found = await this.#detectBatch(batch.map(({ planned }) => planned));
+        for (const [i, { place }] of batch.entries()) {
+          const { detections, error } = found[i] as (typeof found)[0];
+          const kept =
+            scoreThreshold === undefined ? detections : detections.filter(({ score }) => score >= scoreThreshold);
+          Object.assign(results[place] as EngineResult, { detections: kept, error });
+        }
+      }),
+    );
+    return results;
+  }
+
+  async #detectBatch(batch: readonly PlannedImage[]): Promise<Pick<EngineResult, "detections" | "error">[]> {
+    const slot = await this.#free.acquire();
+    try {
+      const { order, errors } = await this.#fill(slot, batch);
+      const found = await this.#step.run(this.#decoder.images(slot), batch.length);
+      const results = batch.map((_, i) => ({ detections: [] as Detection[], error: errors.get(i) ?? null }));
+      for (const [row, i] of order.entries()) {
+        if (errors.has(i)) continue;
+        const { toInput, width, height } = batch[i] as PlannedImage;
+        (results[i] as EngineResult).detections = (found[row] as Detection[]).map(({ box, score, label }) => {
+          const mapped = Float64Array.from(box);
+          mapBoxesToImage(mapped, toInput, width, height);
+          return { box: [...mapped] as Detection["box"], score, label };
+        });
+      }
+      return results;
+    } finally {
+      this.#free.release(slot);
+    }
+  }
+
+  /** Draws a batch into a slot, files first: which image each row is, and what went wrong with which image. */
+  async #fill(slot: number, batch: readonly PlannedImage[]) {
+    const isFile = ({ image }: PlannedImage) => image instanceof Uint8Array;
+    const all = batch.map((_, i) => i);
+    const files = all.filter((i) => isFile(batch[i] as PlannedImage));
+    const decoded = all.filter((i) => !isFile(batch[i] as PlannedImage));
+    const order = [...files, ...decoded];
+    const transforms = new Float32Array(order.length * TRANSFORM_FLOATS);
+    for (const [row, i] of order.entries()) (batch[i] as PlannedImage).writeTransform(transforms, row);
+    const split = files.length * TRANSFORM_FLOATS;
+    const images = this.#decoder.images(slot);
+    const errors = new Map<number, DlfsError>();
+    const work: Promise<void>[] = [];
+    if (files.length > 0) {
+      const bytes = files.map((i) => (batch[i] as PlannedImage).image as Uint8Array);
+      work.push(
+        this.#decoder.decode(slot, bytes, transforms.subarray(0, split)).then(({ failures }) => {
+          for (const { index, message, code } of failures) {
+            errors.set(files[index] as number, new DlfsError(code ?? ErrorCode.image, "image", message));
+          }
+        }),
+      );
+    }
+    if (decoded.length > 0) {
+      const [, ...shape] = images.shape;
+      const row = images.byteLength / (images.shape[0] as number);
+      const rest = Tensor.at(
+        this.device,
+        images.address + files.length * row,
+        [decoded.length, ...shape],
+        images.dtype,
+      );
+      const pixels = decoded.map((i) => (batch[i] as PlannedImage).image as Pixels | Tensor);
+      work.push((this.#drawers[slot] as PixelDrawer).draw(rest, pixels, transforms.subarray(split)));
+    }
+    // Both are over before one that failed is reported: the slot is free again then.
+    for (const part of await Promise.allSettled(work)) if (part.status === "rejected") throw part.reason;
+    return { order, errors };
+  }
+
+  async #warmUp(): Promise<void> {
+    this.#step.prepare();
+    const images = this.#decoder.images(0); // zeros still
+    for (const size of this.batchSizes) {
+      for (let i = 0; i < WARM_UP_RUNS; i++) await this.#step.run(images, size);
+    }
+  }
+}
+
+function quantizationOf({ calibration, path }: TrainedModel, dtype: QuantizedDType): Quantization {
+  if (calibration) return { dtype, table: calibration };
+  const message = `quantize: ${dtype} needs a calibration, and the file has none; dlfs eval --quantize ${dtype} makes one, dlfs export takes it along`;
+  throw new DlfsError(ErrorCode.argument, path, message);
+}
