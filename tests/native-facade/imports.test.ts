@@ -68,6 +68,7 @@ describe("imports point down", () => {
       ...["native", "tensor", "distributed", "graph", "layers", "detection", "models"],
       ...["metrics", "formats", "data", "monitor"],
     ],
+    engine: ["native", "tensor", "data", "train"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: ["native", "tensor", "distributed", "data", "detection", "models", "train", "export", "bench"],
   };
