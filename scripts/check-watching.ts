@@ -27,7 +27,7 @@ const settings = [
   "4",
   "--out",
   folder,
-  "evaluateEvery=15",
+  "evaluateEvery=10",
   "checkpointEvery=10",
   "logEvery=1",
 ];
@@ -56,7 +56,7 @@ try {
   let metrics = "";
   const deadline = performance.now() + 300_000;
   const iteration = () => Number(/^dlfs_train_iteration (\d+)$/m.exec(metrics)?.[1] ?? 0);
-  while (iteration() < 25) {
+  while (iteration() < 26) {
     if (performance.now() > deadline) throw new Error(`no 25 iterations in 5 minutes:\n${metrics}`);
     await Bun.sleep(20);
     metrics = await (await fetch(url)).text();

@@ -34,7 +34,9 @@ for line in (run / "metrics.jsonl").read_text().splitlines():
     entry = json.loads(line)
     for name, value in entry.items():
         if name not in ("kind", "iteration", "time"):
-            expected.setdefault(f"{entry['kind']}/{name}", {})[entry["iteration"]] = number(value)
+            # Steps done; an iteration of a step is counted from 0.
+            step = entry["iteration"] + (entry["kind"] == "train")
+            expected.setdefault(f"{entry['kind']}/{name}", {})[step] = number(value)
 
 # Of steps that were done again, the library drops what the first file says (purge_orphaned_data).
 files = sorted((run / "tensorboard").iterdir())

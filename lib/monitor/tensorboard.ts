@@ -7,7 +7,7 @@ import { ProtoWriter } from "../formats/protobuf";
 import { encodeTfRecord } from "../formats/tfrecord";
 
 export interface TensorBoardOptions {
-  /** Steps that are done, where a training goes on: what the files of its earlier part say of later ones is hidden. Default 0. */
+  /** Steps done, where a training goes on: what the files of its earlier part say of later ones is hidden. Default 0. */
   from?: number;
   /** Milliseconds since 1970-01-01 UTC. Default: `Date.now`. */
   clock?: () => number;
@@ -50,10 +50,10 @@ export class TensorBoardWriter implements Disposable {
     }
     this.#event(0, (event) => event.text(3, "brain.Event:2"));
     // SessionLog with status START: at each but the first, TensorBoard drops what it has of this step and later ones.
-    this.#event(from, (event) => event.message(7, (log) => log.int(1, 1)));
+    this.#event(from + 1, (event) => event.message(7, (log) => log.int(1, 1)));
   }
 
-  /** Numbers by name, as curves over the steps. */
+  /** Numbers by name, as curves over the steps. `step`, here and below: how many are done. */
   scalars(step: number, values: Readonly<Record<string, number>>): void {
     const entries = Object.entries(values);
     if (entries.length === 0) return;

@@ -148,9 +148,11 @@ export class Reporter implements TrainerObserver {
     this.#write("metrics.jsonl", () => run.appendMetrics(line));
     if (!tensorboard) return;
     const { kind, iteration, ...values } = line;
+    // There, all is named by the steps done, so that a training that goes on from a checkpoint can hide what it does again.
+    const step = kind === "train" ? iteration + 1 : iteration;
     const numbers = Object.entries(values).filter((entry): entry is [string, number] => typeof entry[1] === "number");
     const scalars = Object.fromEntries(numbers.map(([name, value]) => [`${kind}/${name}`, value]));
-    this.#write("tensorboard", () => tensorboard.scalars(iteration, scalars));
+    this.#write("tensorboard", () => tensorboard.scalars(step, scalars));
   }
 
   #memoryInUse(): number | undefined {

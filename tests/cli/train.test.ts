@@ -1,6 +1,6 @@
 /** `dlfs train` in a process of its own: settings from everywhere, echoed, saved, and used again. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -141,6 +141,31 @@ test("a batch by what memory has room for is tried, said and saved", async () =>
   expect([status, stderr]).toEqual([0, ""]);
   expect(stdout).toMatch(/^batch auto: 6 images of at most 6, .* left; learning rate 0.00375 \(tried 1, 2, 6\)$/m);
   expect(configOf(run)).toMatchObject({ batch: 6, learningRate: 0.00375 });
+}, 60_000);
+
+test("a disk that fills up is told of, training goes on, and the end names the last checkpoint", async () => {
+  const out = join(folder, "small-disk");
+  mkdirSync(out);
+  const args = `--data "${folder}" --out "${out}" --size 64 --batch 2 --iterations 12 checkpointEvery=4 evaluateEvery=6`;
+  const mount = `mount -t tmpfs -o size=12m none "${out}" && "${process.execPath}" run lib/cli/main.ts train ${args}`;
+  const env = { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder };
+  const inside = Bun.spawn(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount], {
+    ...{ cwd: root, env, stdout: "pipe", stderr: "pipe" },
+  });
+  const [stdout, stderr] = await Promise.all([new Response(inside.stdout).text(), new Response(inside.stderr).text()]);
+  if ((await inside.exited) !== 0 && /^(unshare|mount):/m.test(stderr)) {
+    console.warn(`not tested, no file system of its own to be had: ${stderr.trim()}`);
+    return;
+  }
+  // There is room for one checkpoint.
+  expect(stdout).toMatch(
+    /^warning: no checkpoint of iteration 8: .*checkpoint-00000008.dlck.*no space left.*; training goes on$/m,
+  );
+  expect(stdout).toMatch(/^iteration 12: AP /m);
+  expect(stderr).toMatch(
+    /training stopped after iteration 12, its state could not be saved, the last checkpoint is .*00000004/,
+  );
+  expect(inside.exitCode).toBe(1);
 }, 60_000);
 
 test("a terminal that is gone ends nothing", async () => {

@@ -89,7 +89,7 @@ describe("event files", () => {
     };
     expect(events()).toEqual([
       { 1: [1_700_000_000.5], 2: [0], 3: ["brain.Event:2"] },
-      { 1: [1_700_000_000.5], 2: [40], 7: [{ 1: [1] }] },
+      { 1: [1_700_000_000.5], 2: [41], 7: [{ 1: [1] }] },
     ]);
     time += 250;
     writer.scalars(41, { "train/loss": 0.5, "train/rate": NaN });
