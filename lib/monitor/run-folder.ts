@@ -100,15 +100,19 @@ export class RunFolder {
    * Opens the folder of an earlier run, to go on in it.
    *
    * @param options.from steps that are done: metrics of later ones, which the run repeats, are removed
+   * @param options.evaluated whether the evaluation after those steps, if there is one, is done, too; default true
    */
-  static open(path: string, { from, clock = Date.now }: { from?: number; clock?: () => number } = {}): RunFolder {
+  static open(
+    path: string,
+    { from, evaluated = true, clock = Date.now }: { from?: number; evaluated?: boolean; clock?: () => number } = {},
+  ): RunFolder {
     const absolute = resolve(path);
     check(
       statSync(absolute, { throwIfNoEntry: false })?.isDirectory() === true,
       absolute,
       () => "it is no folder of a run",
     );
-    if (from !== undefined) dropMetrics(join(absolute, "metrics.jsonl"), from);
+    if (from !== undefined) dropMetrics(join(absolute, "metrics.jsonl"), from, evaluated);
     return new RunFolder(absolute, clock);
   }
 
@@ -186,13 +190,14 @@ export function readMetrics(path: string): MetricsLine[] {
 }
 
 /** Removes the lines of steps that are to be done again, and what a kill has cut. A train line of iteration i is of step i + 1. */
-function dropMetrics(path: string, from: number): void {
+function dropMetrics(path: string, from: number, evaluated: boolean): void {
   if (!existsSync(path)) return;
   try {
     const lines = readFileSync(path, "utf8").split("\n");
     const kept = lines.filter((line) => {
       const [entry] = parseLines(line);
-      return entry !== undefined && (entry.kind === "train" ? entry.iteration < from : entry.iteration <= from);
+      const repeats = entry?.kind === "train" || (entry?.kind === "evaluation" && !evaluated);
+      return entry !== undefined && (repeats ? entry.iteration < from : entry.iteration <= from);
     });
     if (kept.length === lines.length - 1) return;
     const temporary = `${path}.tmp`;

@@ -2,7 +2,7 @@ import { normalizePixels } from "../detection";
 import { Program } from "../graph";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
-import { align, type Device, Event, PinnedBuffer, Tensor } from "../tensor";
+import { align, type Device, Event, PinnedBuffer, type Stream, Tensor } from "../tensor";
 import { type Quantization, rewriteOf } from "./calibration";
 import { autotune } from "./convolution-tuning";
 
@@ -26,6 +26,8 @@ export interface DetectStepOptions {
   keepAll?: boolean;
   /** Streams that the captured graph is spread over; see ProgramOptions. */
   lanes?: number;
+  /** What it runs on. Default: the device's own stream. */
+  stream?: Stream;
   /** Convolutions of 8 bits: the dtype and the ranges of a calibration (`calibrate`). Default: the model's precision. */
   quantization?: Quantization;
 }
@@ -178,7 +180,7 @@ export class DetectStep implements Disposable {
     const known = this.#buckets.get(size);
     if (known) return known;
     const { model } = this;
-    const { height, width, images: given = "normalised", keepAll, lanes, quantization } = this.options;
+    const { height, width, images: given = "normalised", keepAll, lanes, stream, quantization } = this.options;
     const wasTraining = model.training;
     model.eval();
     let program: Program;
@@ -194,7 +196,7 @@ export class DetectStep implements Disposable {
           const { detections, counts } = model.detect(input, imageSizes!);
           return { detections, counts };
         },
-        { keepAll, lanes, rewrite: quantization && rewriteOf(quantization) },
+        { keepAll, lanes, stream, rewrite: quantization && rewriteOf(quantization) },
       );
     } finally {
       model.train(wasTraining);

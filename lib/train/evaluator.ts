@@ -2,6 +2,7 @@ import { type AnnotationStore, type BatchImages, type DataLoader, type Detection
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
+import { Event, type Stream, type Tensor } from "../tensor";
 import type { Quantization } from "./calibration";
 import { type Detection, DetectStep } from "./detect-step";
 
@@ -28,25 +29,64 @@ export interface EvaluatorOptions extends EvaluatedSplit {
   decoder: BatchImages;
   /** Convolutions of 8 bits; default: the model's precision. */
   quantization?: Quantization;
+  /**
+   * A stream of its own, for a model of its own, which takeWeights() gives weights to: evaluations then leave the device's own
+   * stream, and what trains there, alone.
+   */
+  stream?: Stream;
 }
 
 /** Measures a detector on a split with COCO's metrics. */
 export class Evaluator implements Disposable {
+  readonly model: DetectionModel;
   readonly #step: DetectStep;
   readonly #options: EvaluatorOptions;
+  /** Marks where the weights have been taken. */
+  readonly #taken: Event | null;
 
   constructor(options: EvaluatorOptions) {
     const { batchSize, height, width } = options.decoder;
     this.#options = options;
-    const { model, quantization } = options;
-    this.#step = new DetectStep(model, { batchSize, height, width, quantization });
+    const { model, quantization, stream } = options;
+    this.model = model;
+    this.#step = new DetectStep(model, { batchSize, height, width, quantization, stream });
+    this.#taken = stream ? new Event(model.device) : null;
   }
 
-  /** Detects on the whole split with the present weights, and measures. `onBatch` hears of each finished batch. */
+  /**
+   * Copies weights and statistics, by their names, to the evaluator's model, as they are when the work enqueued so far on the
+   * device's own stream is done. Not during an evaluation.
+   */
+  takeWeights(weights: ReadonlyMap<string, Tensor>): void {
+    const { model } = this;
+    for (const [name, tensor] of model.stateDict()) {
+      const given = weights.get(name);
+      check(
+        given !== undefined,
+        "Evaluator",
+        () => `${name}: expected the weights of the same model, got none of that name`,
+      );
+      tensor.copyFrom(given);
+    }
+    model.refresh();
+    const { stream } = this.#options;
+    if (!stream) return;
+    this.#taken?.record(model.device.stream);
+    stream.waitFor(this.#taken as Event);
+  }
+
+  /**
+   * Detects on the whole split with the present weights, and measures. `onBatch` hears of each finished batch. Throws the signal's
+   * reason when it is aborted, after the batch under way.
+   */
   async evaluate(
     onBatch?: (done: number, total: number) => void,
+    signal?: AbortSignal,
   ): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
-    const detections = await this.detect(onBatch);
+    const detections = await this.detect((done, total) => {
+      signal?.throwIfAborted();
+      onBatch?.(done, total);
+    });
     return { result: measure(this.#options.store, this.#options, detections), detections };
   }
 
@@ -92,6 +132,7 @@ export class Evaluator implements Disposable {
 
   dispose(): void {
     this.#step.dispose();
+    this.#taken?.dispose();
   }
 
   [Symbol.dispose](): void {

@@ -21,8 +21,11 @@ export interface TrainerObserver {
   onStep?(iteration: number, images: number, waitSeconds: number, epoch: number): void | Promise<void>;
   /** A step's report has arrived. */
   onResult?(result: StepResult): void | Promise<void>;
-  /** The steps are done, all their reports have come, and the model still has the weights of the last step. */
-  onEvaluationStart?(iteration: number): void | Promise<void>;
+  /**
+   * The steps are done, all their reports have come, and the model still has the weights of the last step. `overlaps`: steps go on
+   * while it is evaluated, and onEvaluation follows some of them later.
+   */
+  onEvaluationStart?(iteration: number, overlaps: boolean): void | Promise<void>;
   onEvaluation?(iteration: number, result: CocoResult, detections: ImageDetections[]): void | Promise<void>;
   /** The state is about to be copied for a checkpoint. */
   onCheckpointStart?(iteration: number): void | Promise<void>;

@@ -114,9 +114,11 @@ export class Reporter implements TrainerObserver {
     });
   }
 
-  onEvaluationStart(): void {
-    this.#progress.pause();
-    this.#meter.pause();
+  onEvaluationStart(_iteration: number, overlaps: boolean): void {
+    if (!overlaps) {
+      this.#progress.pause();
+      this.#meter.pause();
+    }
   }
 
   async onEvaluation(iteration: number, result: CocoResult, detections: ImageDetections[]): Promise<void> {

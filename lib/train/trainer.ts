@@ -1,9 +1,10 @@
 import type { BatchImages, DetectionLoader } from "../data";
-import { type Checkpoint, CheckpointStore, type CheckpointStoreOptions, type MetricsRecord } from "../formats";
+import { type Checkpoint, CheckpointStore, type CheckpointStoreOptions } from "../formats";
 import type { RecomputeOption } from "../graph";
 import type { CocoResult, CocoStats } from "../metrics";
 import type { DetectionModel } from "../models";
-import { DlfsError, ErrorCode } from "../native";
+import { check, DlfsError, ErrorCode } from "../native";
+import { BackgroundEvaluation, type EvaluationResult } from "./background-evaluation";
 import { Checkpointing, type SavedCheckpoint } from "./checkpointing";
 import { autotune } from "./convolution-tuning";
 import { type DryRun, dryRun } from "./dry-run";
@@ -40,6 +41,11 @@ export interface TrainerOptions {
   patience?: number;
   /** Steps in all. */
   iterations: number;
+  /**
+   * One with a model of its own, of the same kind as `model`, is given the weights, or their averages, as they are when an
+   * evaluation is due, and evaluates while training goes on: see EvaluatorOptions.stream. Its result then comes some steps
+   * later, which neither `plateau` nor `patience` can do with.
+   */
   evaluator?: Evaluator | null;
   /** Steps between evaluations; one follows the last step too. */
   evaluateEvery?: number;
@@ -75,6 +81,8 @@ export interface TrainingOutcome {
   evaluation: { result: CocoResult; detections: ImageDetections[] } | null;
   /** The last checkpoint's path. */
   checkpoint: string | null;
+  /** Steps before an evaluation that was under way when training was stopped early, and has no result. */
+  givenUp?: number;
 }
 
 /** A loss or the gradients' norm is not finite: the state is not worth saving. */
@@ -95,6 +103,9 @@ export class Trainer implements Disposable {
   #lastCheckpoint: string | null = null;
   /** The iteration of the state that is on the disk. */
   #savedIteration = 0;
+  /** An evaluation that goes on beside the steps. */
+  #background: BackgroundEvaluation | null = null;
+  #givenUp: number | undefined;
   /** The epoch whose start has been told. */
   #epoch: number | null = null;
   /** What an observer has thrown while a checkpoint was written behind the steps. */
@@ -103,6 +114,12 @@ export class Trainer implements Disposable {
   constructor(options: TrainerOptions) {
     this.#options = options;
     this.#observers = new Observers(options.observer);
+    check(
+      !this.#overlaps || (!options.plateau && options.patience === undefined),
+      "Trainer",
+      () =>
+        "plateau and patience need an evaluation's result before the next step: expected an evaluator of the same model",
+    );
     if (options.tuneMs !== undefined) autotune(options.model.device, { ms: options.tuneMs });
     this.#freezing = new Freezing(options.model, options.freeze);
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
@@ -146,6 +163,7 @@ export class Trainer implements Disposable {
         const end = Math.min(iterations, this.#freezing.apply(this.#state.iteration));
         evaluation = (await this.#trainUntil(end)) ?? evaluation;
       } while (this.#goesOn(iterations));
+      if (this.#state.iteration < iterations) await this.#giveUpEvaluation();
       await this.#save();
       await this.#seeCheckpoint(true);
       if (this.#failure !== null) throw this.#failure;
@@ -153,11 +171,14 @@ export class Trainer implements Disposable {
       await this.#saveAfter(error);
       throw error;
     } finally {
+      await this.#background?.giveUp();
       await this.#checkpointing?.settled();
     }
     const settled = this.#hasSettled();
     const interrupted = this.#state.iteration < iterations && !settled;
-    return { iteration: this.#state.iteration, interrupted, settled, evaluation, checkpoint: this.#lastCheckpoint };
+    const { iteration } = this.#state;
+    const givenUp = this.#givenUp === undefined ? {} : { givenUp: this.#givenUp };
+    return { iteration, interrupted, settled, evaluation, checkpoint: this.#lastCheckpoint, ...givenUp };
   }
 
   #goesOn(end: number): boolean {
@@ -170,7 +191,9 @@ export class Trainer implements Disposable {
     using step = this.#makeStep();
     let evaluation: TrainingOutcome["evaluation"] = null;
     const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
+    if (evaluator && this.#state.evaluationDue) evaluation = await this.#evaluate(step, evaluator);
     while (this.#goesOn(end)) {
+      if (this.#background?.finished) evaluation = await this.#finishEvaluation();
       await this.#step(step);
       const last = this.#state.iteration === iterations;
       if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
@@ -214,6 +237,7 @@ export class Trainer implements Disposable {
     if (error instanceof NotFiniteError || !(error instanceof Error)) return;
     const { iteration } = this.#state;
     try {
+      await this.#giveUpEvaluation();
       this.optimizer.step.write([iteration]); // the first of several batches has counted the step
       if (this.ema?.swapped) this.ema.swap(); // an evaluation that could not put the weights back
       await this.#save(false);
@@ -297,20 +321,53 @@ export class Trainer implements Disposable {
     for (const result of await step.drain()) await this.#report(result);
   }
 
-  async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<NonNullable<TrainingOutcome["evaluation"]>> {
+  /** Evaluates, or begins to, where steps go on meanwhile; the last result that there is. */
+  async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<EvaluationResult | null> {
     await this.#drain(step);
-    const { iteration } = this.#state;
-    await this.#observers.call("onEvaluationStart", iteration, iteration);
-    const evaluation = await this.#withAverages(() => evaluator.evaluate());
+    const before = await this.#finishEvaluation();
+    const { iteration, loader } = this.#state;
+    this.#state.evaluationDue = false;
+    await this.#observers.call("onEvaluationStart", iteration, iteration, this.#overlaps);
+    if (!this.#overlaps) {
+      const evaluation = await this.#withAverages(() => evaluator.evaluate());
+      return await this.#noteEvaluation(iteration, loader.epoch, evaluation);
+    }
+    evaluator.takeWeights(new Map([...this.#options.model.stateDict(), ...(this.ema?.averages ?? [])]));
+    this.#background = new BackgroundEvaluation(iteration, loader.epoch, (signal) =>
+      evaluator.evaluate(undefined, signal),
+    );
+    return iteration === this.#options.iterations ? await this.#finishEvaluation() : before;
+  }
+
+  /** Whether evaluations go on beside the steps. */
+  get #overlaps(): boolean {
+    const { evaluator, model } = this.#options;
+    return evaluator != null && evaluator.model !== model;
+  }
+
+  /** Waits for the evaluation beside the steps, if there is one, and takes note of it. */
+  async #finishEvaluation(): Promise<EvaluationResult | null> {
+    const background = this.#background;
+    if (!background) return null;
+    const evaluation = await background.result().finally(() => {
+      this.#background = null;
+    });
+    return await this.#noteEvaluation(background.iteration, background.epoch, evaluation);
+  }
+
+  /** Ends the evaluation beside the steps: training stops, and there may be little time. One of the present state is due again. */
+  async #giveUpEvaluation(): Promise<void> {
+    const background = this.#background;
+    if (!background) return;
+    this.#background = null;
+    this.#state.evaluationDue = background.iteration === this.#state.iteration;
+    if (!this.#state.evaluationDue) this.#givenUp = background.iteration;
+    await background.giveUp();
+  }
+
+  async #noteEvaluation(iteration: number, epoch: number, evaluation: EvaluationResult): Promise<EvaluationResult> {
     const { stats } = evaluation.result;
-    const record: MetricsRecord = {
-      kind: "evaluation",
-      iteration,
-      epoch: this.#state.loader.epoch,
-      time: Date.now(),
-      values: { ...stats },
-    };
-    this.#state.history.push(record);
+    this.#state.history.push({ kind: "evaluation", iteration, epoch, time: Date.now(), values: { ...stats } });
     if (!this.#state.best || stats.AP > this.#state.best.value)
       this.#state.best = { name: "AP", value: stats.AP, iteration };
     if (this.#plateau) {
@@ -337,10 +394,13 @@ export class Trainer implements Disposable {
     if (!this.#checkpointing) return;
     await this.#seeCheckpoint(false);
     if (this.#state.iteration === this.#savedIteration) return;
+    // A checkpoint knows the results of all evaluations before it; one of its own state is due again where training goes on from it.
+    if (this.#background && this.#background.iteration < this.#state.iteration) await this.#finishEvaluation();
     const { iteration } = this.#state;
     if (tell) await this.#observers.call("onCheckpointStart", iteration, iteration);
     const { model, config } = this.#options;
-    const metadata = checkpointMetadata(model, this.#state, config ?? {});
+    const evaluationDue = this.#state.evaluationDue || this.#background !== null;
+    const metadata = checkpointMetadata(model, { ...this.#state, evaluationDue }, config ?? {});
     const { saved } = await this.#checkpointing.save(metadata);
     this.#pending = { saved, iteration };
     const seen = saved.then(

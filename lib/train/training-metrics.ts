@@ -50,8 +50,10 @@ export class TrainingMetrics implements TrainerObserver {
     this.#result = result;
   }
 
-  onEvaluationStart(): void {
-    this.#meter.pause();
+  onEvaluationStart(_iteration: number, overlaps: boolean): void {
+    if (!overlaps) {
+      this.#meter.pause();
+    }
     this.#evaluationStart = performance.now();
   }
 

@@ -21,6 +21,8 @@ export interface TrainingState {
   best?: BestMetric;
   /** Of a schedule that is reduced on a plateau. */
   plateau?: PlateauState;
+  /** Whether the evaluation of this state was not finished, and is done again. */
+  evaluationDue?: boolean;
 }
 
 /** The tensors of a checkpoint by name: parameters and buffers, momentum, the step counter, the loss scale, moving averages. */
@@ -39,7 +41,7 @@ export function* namedTensors(model: DetectionModel, optimizer: SGD, ema: Ema | 
 
 /** What a checkpoint says of a training besides the tensors; as it is now, whatever becomes of `state`. */
 export function checkpointMetadata(model: DetectionModel, state: TrainingState, config: unknown): CheckpointMetadata {
-  const { iteration, loader, history, best, plateau } = state;
+  const { iteration, loader, history, best, plateau, evaluationDue } = state;
   const { device } = model;
   return {
     iteration,
@@ -60,6 +62,7 @@ export function checkpointMetadata(model: DetectionModel, state: TrainingState, 
       loader: JSON.stringify(loader),
       precision: model.precision,
       ...(plateau && { plateau: JSON.stringify(plateau) }),
+      ...(evaluationDue && { evaluation: "due" }),
     },
   };
 }
@@ -122,7 +125,8 @@ export async function restoreTraining(
   const position = parseLoader(path, state.loader);
   loader.restore(position);
   const plateau = typeof state.plateau === "string" ? (JSON.parse(state.plateau) as PlateauState) : undefined;
-  return { iteration, loader: position, history: [...history], best, plateau };
+  const evaluationDue = state.evaluation === "due";
+  return { iteration, loader: position, history: [...history], best, plateau, evaluationDue };
 }
 
 function parseLoader(path: string, text: string | Uint8Array | undefined): LoaderState {

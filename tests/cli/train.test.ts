@@ -143,6 +143,20 @@ test("a batch by what memory has room for is tried, said and saved", async () =>
   expect(configOf(run)).toMatchObject({ batch: 6, learningRate: 0.00375 });
 }, 60_000);
 
+test("evaluations of a copy of the weights have the figures of those that training waits for", async () => {
+  const shape = ["--data", folder, "--size", "64", "--batch", "2", "--iterations", "10", "evaluateEvery=4"];
+  shape.push("--deterministic", "--ema", "0.9", "--lr", "0.05", "--out", join(folder, "overlap"));
+  const evaluationsOf = async (...more: string[]) => {
+    const { status, stderr, run } = await train(...shape, ...more);
+    expect([status, stderr]).toEqual([0, ""]);
+    const lines = readMetrics(join(run, "metrics.jsonl")).filter(({ kind }) => kind === "evaluation");
+    return lines.map(({ time: _, ...figures }) => figures);
+  };
+  const waits = await evaluationsOf();
+  expect(waits.map(({ iteration }) => iteration)).toEqual([4, 8, 10]);
+  expect(await evaluationsOf("--overlap-evaluation")).toEqual(waits);
+}, 60_000);
+
 test("a disk that fills up is told of, training goes on, and the end names the last checkpoint", async () => {
   const out = join(folder, "small-disk");
   mkdirSync(out);

@@ -89,6 +89,33 @@ describe("RunFolder", () => {
     expect(text(run, "metrics.jsonl").split("\n")).toHaveLength(4);
   });
 
+  test.each([
+    [true, ["train 4", "epoch 4", "evaluation 4", "train 7", "epoch 8", "evaluation 8"]],
+    [false, ["train 4", "epoch 4", "evaluation 4", "train 7", "epoch 8"]],
+  ] as const)(
+    "without what is done again from step 8 on, the evaluation after it done: %p",
+    async (evaluated, kept) => {
+      const run = await RunFolder.create({ name: "again", root });
+      for (const entry of [
+        "train 4",
+        "epoch 4",
+        "evaluation 4",
+        "train 7",
+        "epoch 8",
+        "evaluation 8",
+        "train 8",
+        "epoch 9",
+      ]) {
+        const [kind, iteration] = entry.split(" ") as [string, string];
+        run.appendMetrics({ kind, iteration: Number(iteration) });
+      }
+      run.close();
+      RunFolder.open(run.path, { from: 8, evaluated }).close();
+      const left = readMetrics(join(run.path, "metrics.jsonl"));
+      expect(left.map(({ kind, iteration }) => `${kind} ${iteration}`)).toEqual([...kept]);
+    },
+  );
+
   test.each(["", "a/b", "..", "a b"])("refuses the name %p", async (name) => {
     await expect(RunFolder.create({ name, root })).rejects.toThrow(
       `name must be of letters, digits, ".", "-" and "_", got "${name}"`,

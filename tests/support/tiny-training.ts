@@ -13,14 +13,15 @@ import {
 import { readCheckpoint } from "../../lib/formats";
 import { CompactDetector } from "../../lib/models";
 import { DlfsError, ErrorCode } from "../../lib/native";
-import type { Device } from "../../lib/tensor";
+import { type Device, Stream } from "../../lib/tensor";
 import { constantRate, Evaluator, Trainer, type TrainerOptions, type TrainingOutcome } from "../../lib/train";
 
 export interface TinyOptions {
   iterations: number;
   /** A checkpoint to go on from. */
   resume?: string;
-  evaluate?: boolean;
+  /** "beside": with a model and a stream of its own. */
+  evaluate?: boolean | "beside";
   more?: Partial<TrainerOptions>;
   /** Which call for a batch fails, from 0. */
   failAt?: number;
@@ -62,7 +63,10 @@ export async function trainTiny(device: Device, folder: string, options: TinyOpt
     ...{ ...common, decoder: evalDecoder, preprocessing: evaluation, split: "val2017", shuffle: false },
     ...options.evaluation,
   });
-  const measured = { model, store, split: "val2017", loader: evalLoader, decoder: evalDecoder };
+  using second = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+  using stream = new Stream(device);
+  const own = evaluate === "beside" ? { model: second.to(device, { seed: 99 }), stream } : { model };
+  const measured = { ...own, store, split: "val2017", loader: evalLoader, decoder: evalDecoder };
   using evaluator = evaluate ? new Evaluator(measured) : null;
   using trainer = new Trainer({
     ...{ model, loader, decoder, iterations, evaluator },

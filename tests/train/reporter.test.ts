@@ -39,7 +39,7 @@ test("metrics say what share of the time training waited for data, evaluations a
   step(1, 2, 0.5);
   step(2, 2, 0.25);
   step(3, 1, 0);
-  reporter.onEvaluationStart();
+  reporter.onEvaluationStart(4, false);
   clock += 30_000;
   const detections = dataset.store.images("val2017").map(({ id, fileName }) => {
     return { imageId: id, fileName, detections: [] };

@@ -38,7 +38,7 @@ test("figures are those of the last reports, and counters those of this process"
   const losses = { boxRegression: 0.25, classification: 0.5 };
   const scaling = { scale: 1024, skipped: false, overflows: 3 };
   metrics.onResult({ iteration: 103, losses, rate: 0.1, gradNorm: 2, scaling, failed: false });
-  metrics.onEvaluationStart();
+  metrics.onEvaluationStart(104, false);
   clock += 10_000;
   metrics.onEvaluation(104, { stats: { AP: 0.5, AP50: 0.75 } } as CocoResult);
   metrics.onCheckpoint("checkpoint", 104);

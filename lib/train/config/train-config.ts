@@ -65,6 +65,11 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   if (evaluateEvery !== undefined && settings.iterations !== undefined && evaluateEvery > settings.iterations) {
     if (given("patience")) fail("patience", `needs evaluations, and --evaluate-every ${evaluateEvery} is past the end`);
   }
+  if (settings.overlapEvaluation) {
+    const reason = "needs the result of an evaluation before the next step; leave out --overlap-evaluation";
+    if (settings.plateau) fail("plateau", reason);
+    if (settings.patience !== undefined) fail("patience", reason);
+  }
   if (given("metricsHost") && settings.metricsPort === undefined) fail("metricsHost", "needs --metrics-port");
   if (settings.records !== undefined) {
     if (augment === "ssd" || augment === "yolo") {

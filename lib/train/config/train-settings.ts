@@ -330,6 +330,11 @@ export const trainSections = {
   },
   "Evaluation and checkpoints": {
     evaluateEvery: computed(integer(1), "a fifth of all, at least 100", "iterations between evaluations"),
+    overlapEvaluation: byDefault(
+      flag,
+      false,
+      "evaluate a copy of the weights while training goes on; it takes the memory of a second model",
+    ),
     patience: optional(integer(1), "end after so many evaluations in a row that were no better than the best"),
     checkpointEvery: computed(integer(1), "a tenth of all, at least 100", "iterations between checkpoints"),
     keep: byDefault(integer(1), 3, "how many of the newest checkpoints stay, besides the best"),

@@ -22,7 +22,7 @@ import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../g
 import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
-import { Device, precisionPolicy, precisionText } from "../../tensor";
+import { Device, precisionPolicy, precisionText, Stream } from "../../tensor";
 import { largestBatch } from "../batch-size";
 import { describeConfig } from "../config/describe-config";
 import { ConfigError } from "../config/kinds";
@@ -119,7 +119,7 @@ export class Training implements AsyncDisposable {
     const start = checkpoint?.metadata.iteration ?? 0;
     const endpoint = owned.use(new MetricsEndpoint(config));
     const run = resumed
-      ? RunFolder.open(resumed.run, { from: start })
+      ? RunFolder.open(resumed.run, { from: start, evaluated: checkpoint?.metadata.state.evaluation !== "due" })
       : await RunFolder.create({
           name: data === "demo" ? "demo" : basename(data).replace(/[^A-Za-z0-9._-]/g, "-"),
           root: config.out,
@@ -242,13 +242,14 @@ export class Training implements AsyncDisposable {
   }
 
   /** What became of it, in lines for a terminal; the last says how to go on. */
-  describe({ interrupted, settled, iteration, checkpoint, evaluation }: TrainingOutcome): string[] {
+  describe({ interrupted, settled, iteration, checkpoint, evaluation, givenUp }: TrainingOutcome): string[] {
     const { config, device, run } = this.#parts;
     const { iterations, precision, exportWeights } = config;
     const resume = `${this.#options.command} --resume ${run.path}`;
     if (interrupted) {
       return [
         `stopped at iteration ${iteration} of ${iterations}`,
+        ...(givenUp === undefined ? [] : [`the evaluation of iteration ${givenUp} was given up`]),
         `checkpoint ${checkpoint}`,
         `continue with: ${resume}`,
       ];
@@ -362,8 +363,15 @@ function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, ow
   const evaluated = evaluatedSplit(config);
   const { store } = rest.dataset;
   const images = { loader: validation.loader, decoder: validation.images };
-  const evaluator = owned.use(new Evaluator({ model, store, ...evaluated, ...images }));
+  const own = config.overlapEvaluation ? secondModel(config, model, owned) : { model };
+  const evaluator = owned.use(new Evaluator({ ...own, store, ...evaluated, ...images }));
   return { feed, evaluator, evaluated };
+}
+
+/** A model of the same kind, with a stream of its own, to evaluate while the first one trains. */
+function secondModel(config: TrainConfig, { device, precision }: DetectionModel, owned: AsyncDisposableStack) {
+  const stream = owned.use(new Stream(device));
+  return { model: owned.use(modelFromConfig(config.model).to(device, { precision })), stream };
 }
 
 /** The most images that a batch may have by the device's memory, found by trying; the model's weights stay as they are. */

@@ -161,6 +161,10 @@ describe("what is wrong is named", () => {
     // Each by itself is fine.
     [["--epochs", "3", "--iterations", "9"], "--epochs: say either this or --iterations"],
     [["--repeat-threshold", "0.1"], "--repeat-threshold: needs --sampler repeat-factor, the sampler is shuffle"],
+    [["--overlap-evaluation", "--plateau", "AP"], "--plateau: needs the result of an evaluation before the next step"],
+    [["--overlap-evaluation", "--patience", "2"], "--patience: needs the result of an evaluation before the next step"],
+    [["--metrics-host", "0.0.0.0"], "--metrics-host: needs --metrics-port"],
+    [["--metrics-port", "65536"], '--metrics-port: expected an integer from 0 to 65535, got "65536"'],
     [["--nesterov", "--momentum", "0"], "--nesterov: needs a momentum above 0"],
     [["keepEvery=150", "checkpointEvery=100"], "keepEvery: expected a multiple of --checkpoint-every 100, got 150"],
     [["--records", "r", "--augment", "yolo"], "--augment: yolo needs the images as they were before"],
