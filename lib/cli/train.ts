@@ -1,4 +1,12 @@
-import { ConfigError, checkContradictions, parseTrainArguments, stopOnSignals, Training, trainHelp } from "../train";
+import {
+  ConfigError,
+  checkContradictions,
+  fetchResumed,
+  parseTrainArguments,
+  stopOnSignals,
+  Training,
+  trainHelp,
+} from "../train";
 import { UsageError } from "./arguments";
 import type { Verb } from "./main";
 
@@ -13,7 +21,7 @@ export const verb: Verb = {
   help,
   async run(argv) {
     try {
-      const args = parseTrainArguments(argv);
+      const args = parseTrainArguments(await fetchResumed(argv));
       checkContradictions(args);
       using stop = stopOnSignals(() =>
         console.error("\nstopping after this step, with a checkpoint; again to stop at once"),

@@ -163,8 +163,17 @@ export class CachedDataSource extends DataSource {
   }
 
   override async write(key: string, bytes: Uint8Array, options: CallOptions = {}): Promise<void> {
+    await this.#changing(key, () => this.source.write(key, bytes, options));
+  }
+
+  override async remove(key: string, options: CallOptions = {}): Promise<void> {
+    await this.#changing(key, () => this.source.remove(key, options));
+  }
+
+  /** Changes an object, and forgets what is known of it. */
+  async #changing(key: string, change: () => Promise<void>): Promise<void> {
     try {
-      await this.source.write(key, bytes, options);
+      await change();
     } finally {
       // Also after a failure: the object may have been replaced all the same.
       const fetch = this.#fetches.get(key);

@@ -45,6 +45,12 @@ export abstract class DataSource {
   /** Creates or replaces an object. A reader sees the old bytes or the new ones, never a part. */
   abstract write(key: string, bytes: Uint8Array, options?: CallOptions): Promise<void>;
 
+  /** Removes an object; one that is not there is no error. Sources that cannot do so say that. */
+  remove(key: string, _options?: CallOptions): Promise<void> {
+    const op = `${this.constructor.name}.remove`;
+    return Promise.reject(new SourceError(op, this.locate(key), "other", "this source removes nothing"));
+  }
+
   /** The full location of a key, for messages. */
   locate(key: string): string {
     return `${this.constructor.name} ${key}`;

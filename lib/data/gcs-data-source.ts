@@ -161,6 +161,14 @@ export class GcsDataSource extends RemoteDataSource {
     });
   }
 
+  protected override async removeObject(key: string): Promise<void> {
+    await this.#guarded("GcsDataSource.remove", this.locate(key), async (storage) => {
+      await this.#bucket(storage)
+        .file(this.prefix + key)
+        .delete({ ignoreNotFound: true });
+    });
+  }
+
   /** Runs calls of the library, and makes its errors TransientErrors or SourceErrors. */
   async #guarded<T>(op: string, location: string, call: (storage: Storage) => Promise<T>): Promise<T> {
     try {

@@ -9,7 +9,7 @@ export interface Attempt {
 
 export interface HttpRequest {
   url: string;
-  method?: "GET" | "HEAD" | "PUT";
+  method?: "GET" | "HEAD" | "PUT" | "DELETE";
   headers?: Record<string, string>;
   body?: Uint8Array<ArrayBuffer>;
 }

@@ -162,6 +162,13 @@ export class LocalDataSource extends DataSource {
     }
   }
 
+  override async remove(key: string): Promise<void> {
+    const path = this.locate(key);
+    await rm(path, { force: true }).catch((error: unknown) => {
+      throw fileError("LocalDataSource.remove", path, error);
+    });
+  }
+
   #checked(key: string): string {
     const problem = keyProblem(key);
     check(problem === null, "LocalDataSource", () => `key ${JSON.stringify(key)} in ${this.root}: ${problem}`);

@@ -83,6 +83,11 @@ export abstract class RemoteDataSource extends DataSource {
 
   protected abstract writeObject(key: string, bytes: Uint8Array, attempt: Attempt): Promise<void>;
 
+  /** Removes an object; one that is not there is no error. */
+  protected removeObject(key: string, _attempt: Attempt): Promise<void> {
+    return super.remove(key);
+  }
+
   override locate(key: string): string {
     return `${this.#root}/${key}`;
   }
@@ -126,6 +131,11 @@ export abstract class RemoteDataSource extends DataSource {
   override async write(key: string, bytes: Uint8Array, { signal }: CallOptions = {}): Promise<void> {
     const op = this.#op("write", key);
     await this.#attempts(op, this.locate(key), signal, (attempt) => this.writeObject(key, bytes, attempt));
+  }
+
+  override async remove(key: string, { signal }: CallOptions = {}): Promise<void> {
+    const op = this.#op("remove", key);
+    await this.#attempts(op, this.locate(key), signal, (attempt) => this.removeObject(key, attempt));
   }
 
   async #fetch(key: string, range: ByteRange | undefined, op: string, attempt: Attempt) {

@@ -42,7 +42,7 @@ export class S3DataSource extends RemoteDataSource {
     return this.#request(key, "GET");
   }
 
-  #request(key: string, method: "GET" | "HEAD" | "PUT"): HttpRequest {
+  #request(key: string, method: "GET" | "HEAD" | "PUT" | "DELETE"): HttpRequest {
     try {
       return { url: this.#client.presign(this.prefix + key, { method, expiresIn: EXPIRES }), method };
     } catch (error) {
@@ -90,6 +90,14 @@ export class S3DataSource extends RemoteDataSource {
     }
     const response = await send({ ...this.#request(key, "PUT"), body: bytes as Uint8Array<ArrayBuffer> }, attempt);
     if (!response.ok) throw await refusal("S3DataSource.write", this.locate(key), response, attempt);
+    await response.body?.cancel();
+  }
+
+  protected override async removeObject(key: string, attempt: Attempt): Promise<void> {
+    const response = await send(this.#request(key, "DELETE"), attempt);
+    if (!response.ok && response.status !== 404) {
+      throw await refusal("S3DataSource.remove", this.locate(key), response, attempt);
+    }
     await response.body?.cancel();
   }
 }

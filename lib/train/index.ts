@@ -10,6 +10,7 @@ export {
   rewriteOf,
   writeCalibration,
 } from "./calibration";
+export { CheckpointCopies, type CheckpointCopiesOptions } from "./checkpoint-copies";
 export { describeConfig } from "./config/describe-config";
 export { ConfigError } from "./config/kinds";
 export { iterationAt, makeSchedule, type ScheduleConfig, type WarmupConfig } from "./config/schedule-settings";
@@ -65,6 +66,7 @@ export {
   rangeRates,
   steepestRate,
 } from "./rate-range";
+export { RemoteCheckpoints, type RemoteCheckpointsOptions } from "./remote-checkpoints";
 export { Reporter, type ReporterOptions, statsLine } from "./reporter";
 export {
   checkRecords,
@@ -76,6 +78,7 @@ export {
   validationFeed,
 } from "./run/data-feeds";
 export { type InitialWeights, loadInitialWeights } from "./run/initial-weights";
+export { copyLocation, fetchResumed, fetchRun } from "./run/remote-run";
 export { type StopSignals, stopOnSignals } from "./run/stop-signals";
 export { trainerOptions } from "./run/trainer-options";
 export { Training, type TrainingOptions } from "./run/training";

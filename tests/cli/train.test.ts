@@ -2,11 +2,12 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { CheckpointStore } from "../../lib/formats";
 import { readMetrics } from "../../lib/monitor";
 import { backend, testDevice } from "../support/device";
+import { BUCKET, objectServer } from "../support/object-server";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
@@ -19,10 +20,12 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
+let variables: Record<string, string> = {};
+
 async function train(...args: string[]) {
   const child = Bun.spawn([process.execPath, "run", "lib/cli/main.ts", "train", ...args], {
     cwd: root,
-    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder },
+    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder, ...variables },
     stdout: "pipe",
     stderr: "pipe",
   });
@@ -32,6 +35,14 @@ async function train(...args: string[]) {
 }
 
 const configOf = (run: string) => JSON.parse(readFileSync(join(run, "config.json"), "utf8"));
+/** Digests of a run's last checkpoint's tensors. */
+async function tensorsOf(run: string): Promise<Map<string, string>> {
+  await using checkpoint = (await new CheckpointStore(join(run, "checkpoints")).latest())!.checkpoint;
+  const digests = new Map<string, string>();
+  for (const name of checkpoint.tensors.keys()) digests.set(name, Bun.SHA256.hash(await checkpoint.read(name), "hex"));
+  return digests;
+}
+
 const ratesOf = (run: string) =>
   readMetrics(join(run, "metrics.jsonl")).flatMap(({ kind, learningRate }) => (kind === "train" ? [learningRate] : []));
 
@@ -193,6 +204,51 @@ test("a terminal that is gone ends nothing", async () => {
   const [summary] = [...new Bun.Glob("*/summary.json").scanSync({ cwd: out })];
   expect(JSON.parse(readFileSync(join(out, summary as string), "utf8")).iterations).toBe(30);
 });
+
+test("a run goes on from its copy in a bucket as if it had not stopped, on a machine that has nothing of it", async () => {
+  await using server = await objectServer();
+  variables = { STORAGE_EMULATOR_HOST: server.address };
+  try {
+    const out = join(folder, "copied");
+    // A rate that does not depend on how many iterations there are.
+    const rate = ["--lr", "0.01", "--schedule", "constant", "--warmup", "none", "--deterministic"];
+    const shape = ["--data", folder, "--size", "64", "--batch", "2", ...rate];
+    const whole = await train(...shape, "--iterations", "6", "--out", `${out}-whole`);
+    expect([whole.status, whole.stderr]).toEqual([0, ""]);
+    const copied = ["--copy-to", `gs://${BUCKET}/runs/`, "--checkpoint-every", "2", "--keep", "1"];
+    const first = await train(...shape, ...copied, "--iterations", "4", "--out", out);
+    expect([first.status, first.stderr]).toEqual([0, ""]);
+    const name = basename(first.run);
+    expect([...server.objects.keys()].filter((key) => !key.includes("/part-")).sort()).toEqual([
+      `runs/${name}/checkpoint-00000004.json`,
+      `runs/${name}/config.json`,
+      `runs/${name}/metrics.jsonl`,
+    ]);
+    await rm(first.run, { recursive: true });
+    const place = `gs://${BUCKET}/runs/${name}/`;
+    const second = await train("--resume", place, "--out", out, "--iterations", "6");
+    expect([second.status, second.stderr]).toEqual([0, ""]);
+    expect(second.stdout).toContain(`fetched the checkpoint of iteration 4 from gs://${BUCKET}/runs/${name} into`);
+    expect(second.run).toBe(first.run);
+    const kinds = readMetrics(join(second.run, "metrics.jsonl")).map(({ kind, iteration }) => `${kind} ${iteration}`);
+    expect(kinds).toEqual(["train 0", "train 3", "evaluation 4", "train 5", "evaluation 6"]);
+    expect(await tensorsOf(second.run)).toEqual(await tensorsOf(whole.run));
+    expect([...server.objects.keys()]).toContain(`runs/${name}/checkpoint-00000006.json`);
+    // What is here is as new: nothing is fetched.
+    const third = await train(`--resume=${place}`, "--out", out, "--iterations", "7");
+    expect(third.stdout).toContain("is as new as gs://");
+    expect(third.status).toBe(0);
+    const other = await train(...shape, "--copy-to", `gs://${BUCKET}/runs`, "--iterations", "2", "--out", `${out}-2`);
+    expect([other.status, other.stderr.split("\n")[0]]).toEqual([
+      2,
+      `dlfs train: --copy-to: there are checkpoints of another run at ${place.slice(0, -1)}; choose another place or --out`,
+    ]);
+    const nothing = await train("--resume", `gs://${BUCKET}/runs/none`, "--out", out);
+    expect(nothing.stderr).toContain(`--resume: there is no checkpoint at gs://${BUCKET}/runs/none`);
+  } finally {
+    variables = {};
+  }
+}, 120_000);
 
 test("what is wrong with settings ends the command with 2 and points to the help", async () => {
   const wrong = await train("--iteratons", "4");

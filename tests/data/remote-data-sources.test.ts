@@ -254,6 +254,15 @@ describe.each(["GcsDataSource", "S3DataSource"])("%s", (name) => {
     expect(server.objects.get("a b/ü.bin")?.bytes).toEqual(content.slice(10));
   });
 
+  test("removes objects", async () => {
+    server.put("a b/ü.bin", "old");
+    const source = make();
+    await source.remove("a b/ü.bin");
+    expect(server.objects.size).toBe(0);
+    await source.remove("a b/ü.bin"); // it is gone in any case
+    expect(await failure(() => make(quick, "forbidden").remove("x"))).toMatchObject({ reason: "denied" });
+  });
+
   test("says that a bucket is closed or missing", async () => {
     for (const [bucket, reason, words] of [
       ["forbidden", "denied", "permission denied (HTTP 403)"],

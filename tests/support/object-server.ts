@@ -217,6 +217,11 @@ function answerAsGcs(reply: Reply, address: URL, body: Buffer): void {
     missing();
     return;
   }
+  if (request.method === "DELETE") {
+    state.objects.delete(name);
+    response.writeHead(204).end();
+    return;
+  }
   json(200, metadata(name));
 }
 
@@ -266,6 +271,9 @@ function answerAsS3(reply: Reply, address: URL, body: Buffer): void {
       `<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><Name>${BUCKET}</Name><KeyCount>${keys.length}</KeyCount>` +
       `<IsTruncated>${next !== null}</IsTruncated>${more}${entries.join("")}</ListBucketResult>`;
     response.writeHead(200, { "content-type": "application/xml" }).end(text);
+  } else if (request.method === "DELETE") {
+    state.objects.delete(key);
+    response.writeHead(204).end();
   } else if (request.method === "PUT") {
     state.put(key, new Uint8Array(body));
     response.writeHead(200, { etag: '"0"' }).end();

@@ -339,6 +339,10 @@ export const trainSections = {
     checkpointEvery: computed(integer(1), "a tenth of all, at least 100", "iterations between checkpoints"),
     keep: byDefault(integer(1), 3, "how many of the newest checkpoints stay, besides the best"),
     keepEvery: optional(integer(1), "checkpoints of iterations that this divides stay, too"),
+    copyTo: optional(
+      text("PLACE", "gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder"),
+      "copy each checkpoint to gs://BUCKET/PREFIX, s3://BUCKET/PREFIX or a folder, below it by the name of the run; --resume takes such an address, too",
+    ),
   },
   "Being watched": {
     logEvery: byDefault(integer(1), 10, "iterations between lines in metrics.jsonl, and points in TensorBoard"),

@@ -22,8 +22,10 @@ import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../g
 import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
+import { DlfsError, ErrorCode } from "../../native";
 import { Device, precisionPolicy, precisionText, Stream } from "../../tensor";
 import { largestBatch } from "../batch-size";
+import type { CheckpointCopies } from "../checkpoint-copies";
 import { describeConfig } from "../config/describe-config";
 import { ConfigError } from "../config/kinds";
 import type { ResumedRun, TrainArguments } from "../config/train-arguments";
@@ -51,6 +53,7 @@ import {
   validationFeed,
 } from "./data-feeds";
 import { loadInitialWeights } from "./initial-weights";
+import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
 import { MetricsEndpoint, watching } from "./watching";
 
@@ -76,6 +79,8 @@ interface Parts {
   run: RunFolder;
   reporter: Reporter;
   trainer: Trainer;
+  /** What copies checkpoints to another place. */
+  copies: CheckpointCopies | null;
 }
 
 /**
@@ -128,6 +133,11 @@ export class Training implements AsyncDisposable {
     owned.defer(() => run.close());
     await run.writeConfig(config);
     run.appendLog(lines.join("\n"));
+    const copies = await openCopies(
+      config,
+      { path: run.path, resumed: resumed !== null },
+      { print: (line) => (reporter ? reporter.print(line) : log(line)), at: args.givenBy("copyTo") ?? "copyTo" },
+    );
     const memory = () => device.memory().allocated;
     const skipped = () => skippedImages(feed);
     const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
@@ -138,7 +148,7 @@ export class Training implements AsyncDisposable {
       new Trainer({
         ...trainerOptions(config),
         ...{ model, loader: feed.loader, decoder: feed.images, evaluator },
-        observer: [reporter, ...watch.observers, ...observers],
+        observer: [reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers],
         ...{ checkpointFolder: run.checkpointFolder, signal },
       }),
     );
@@ -147,7 +157,7 @@ export class Training implements AsyncDisposable {
       await checkpoint.close();
       reporter.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
     }
-    const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer };
+    const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer, copies };
     return new Training(parts, { command, log }, owned.move());
   }
 
@@ -224,12 +234,13 @@ export class Training implements AsyncDisposable {
 
   /** Trains to the end, or until the signal, and writes the run's summary and the weights that were asked for. */
   async run(): Promise<TrainingOutcome> {
-    const { trainer, reporter, run, model, config } = this.#parts;
+    const { trainer, reporter, run, model, config, copies } = this.#parts;
     const started = performance.now();
     try {
       const outcome = await trainer.train();
       this.#seconds = (performance.now() - started) / 1000;
       reporter.finish();
+      await this.#settleCopies();
       if (outcome.interrupted) return outcome;
       this.#tellFailures();
       const stats = outcome.evaluation?.result.stats;
@@ -238,7 +249,23 @@ export class Training implements AsyncDisposable {
       return outcome;
     } finally {
       reporter.finish();
+      await copies?.settled();
     }
+  }
+
+  /** Waits for the copy of the last checkpoint; one that could not be made is tried once more, and then an error. */
+  async #settleCopies(): Promise<void> {
+    const { copies, reporter } = this.#parts;
+    if (!copies) return;
+    if ((await copies.settled()) === null) return;
+    reporter.print("trying once more to copy the last checkpoint");
+    const failure = await copies.again();
+    if (failure === null) return;
+    const { copyTo } = this.#parts.config;
+    const code = failure instanceof DlfsError ? failure.code : ErrorCode.io;
+    throw new DlfsError(code, `${copyTo}`, `the last checkpoint was not copied there: ${failure.message}`, {
+      cause: failure,
+    });
   }
 
   /** What became of it, in lines for a terminal; the last says how to go on. */
@@ -335,8 +362,8 @@ async function openAll(
     config = batchOf(await findBatch(config, sources, batchOf, log));
   }
   config.preprocessing = evaluation.map((op) => op.toJSON());
-  for (const name of ["records", "exportWeights"] as const) {
-    if (config[name] !== undefined) config[name] = resolve(config[name]);
+  for (const name of ["records", "exportWeights", "copyTo"] as const) {
+    if (config[name] !== undefined && !isRemoteLocation(config[name])) config[name] = resolve(config[name]);
   }
   const lines = describeConfig(config);
   for (const line of lines) log(line);
