@@ -33,6 +33,28 @@ export function roundBatch(n: number): number {
 }
 
 /**
+ * The largest n up to `most` for which needed(n), which grows with n, is at most `room`; 1 where none is. As far as roundBatch() makes
+ * a difference: planning takes its time, and bytes grow nearly in proportion, so that few plans are made.
+ */
+function largestFitting(needed: (n: number) => number, room: number, most: number): number {
+  // It lies from `fits` to below `fails`.
+  let [fits, fails] = [1, most + 1];
+  let bytes = needed(1);
+  if (bytes > room || most === 1) return 1;
+  let slope = needed(2) - bytes;
+  for (let tries = 1; roundBatch(fails - 1) !== roundBatch(fits); tries++) {
+    const line = fits + Math.floor((room - bytes) / Math.max(slope, 1));
+    const guess = tries % 4 === 0 ? (fits + fails) >> 1 : line;
+    const n = Math.min(Math.max(guess, fits + 1), fails - 1);
+    const taken = needed(n);
+    slope = (taken - bytes) / (n - fits);
+    if (taken <= room) [fits, bytes] = [n, taken];
+    else fails = n;
+  }
+  return fits;
+}
+
+/**
  * The largest batch that fits with a margin: the memory planner says what a step takes, the trials of one and of two images what all
  * else does, weights, optimizer, batches, evaluation; then the batch is tried as it would be trained, with as many boxes as there
  * may be, and a smaller one where it does not fit after all.
@@ -62,15 +84,7 @@ export async function largestBatch({ arena, rehearse, most = 1024, margin = 0.08
   const others = total - left - used;
   const needed = (n: number) => others + used - step + perImage * (n - 1) + arena(n);
   const room = (1 - margin) * total;
-  // It grows with n: the largest that fits lies from `fits` to below `fails`.
-  let [fits, fails] = [1, 2];
-  while (fails <= most && needed(fails) <= room) [fits, fails] = [fails, 2 * fails];
-  fails = Math.min(fails, most + 1);
-  while (fails - fits > 1) {
-    const n = (fits + fails) >> 1;
-    if (needed(n) <= room) fits = n;
-    else fails = n;
-  }
+  const fits = largestFitting(needed, room, most);
   for (let n = roundBatch(fits); n > 2; n = roundBatch(Math.min(n - 1, Math.floor(0.9 * n)))) {
     const found = await attempt(n);
     // What was estimated may be off by a little, but not by half of the margin.

@@ -45,6 +45,24 @@ test("the planner's sizes and two trials say what fits, with the margin", async 
   expect((await largestBatch({ ...pretend(), most: 1 })).tried).toEqual([{ batch: 1, left: 884 }]);
 });
 
+test("few plans are made, also where memory does not grow in proportion", async () => {
+  for (const shape of [(n: number) => 10 * n, (n: number) => n ** 1.5, (n: number) => 100 * Math.ceil(n / 30)]) {
+    let plans = 0;
+    const arena = (n: number) => {
+      plans++;
+      return shape(n);
+    };
+    const rehearse = async (n: number) => {
+      const step = shape(n);
+      return { memory: { step, used: step, total: 10_000, left: 10_000 - step } } as DryRun;
+    };
+    const { batch } = await largestBatch({ arena, rehearse, margin: 0 });
+    const fitting = Array.from({ length: 1024 }, (_, i) => i + 1).findLast((n) => shape(n) <= 10_000)!;
+    expect(batch).toBe(roundBatch(fitting));
+    expect(plans).toBeLessThan(20);
+  }
+});
+
 test("what does not fit after all, or leaves less than half of the margin, makes room for a smaller batch", async () => {
   const found = await largestBatch(pretend({ failing: (n) => n > 50 }));
   expect([found.batch, found.tried.map(({ batch, left }) => [batch, left === null])]).toEqual([
