@@ -6,6 +6,14 @@ import type { Checkpoint } from "./checkpoint";
 import { readCheckpoint, writeCheckpoint } from "./checkpoint";
 import type { CheckpointMetadata, CheckpointTensorData } from "./checkpoint-types";
 
+type Tensors = Iterable<CheckpointTensorData> | AsyncIterable<CheckpointTensorData>;
+
+/** Whether a file could not be written because its disk, or a quota, is full. */
+function isFull(error: unknown): boolean {
+  const code = ((error as Error | null)?.cause as NodeJS.ErrnoException | undefined)?.code;
+  return code === "ENOSPC" || code === "EDQUOT";
+}
+
 const NAME = /^checkpoint-(\d{8,16})\.dlck$/;
 
 export interface CheckpointStoreOptions {
@@ -13,6 +21,8 @@ export interface CheckpointStoreOptions {
   keepLast?: number;
   /** Those of iterations that this divides stay as well. Default: none. */
   keepEvery?: number;
+  /** Told of what had to go before its time because the disk is full. Default: a line on standard error. */
+  warn?: (message: string) => void;
 }
 
 export interface StoredCheckpoint {
@@ -28,6 +38,7 @@ export interface StoredCheckpoint {
 export class CheckpointStore {
   private readonly keepLast: number;
   private readonly keepEvery: number;
+  private readonly warn: (message: string) => void;
 
   constructor(
     readonly folder: string,
@@ -39,6 +50,7 @@ export class CheckpointStore {
       folder,
       () => `keepLast must be a whole number from 1, got ${this.keepLast}`,
     );
+    this.warn = options.warn ?? ((message) => console.warn(`warning: ${message}`));
     this.keepEvery = options.keepEvery ?? Number.POSITIVE_INFINITY;
     check(
       this.keepEvery === Number.POSITIVE_INFINITY || (Number.isInteger(this.keepEvery) && this.keepEvery >= 1),
@@ -70,21 +82,33 @@ export class CheckpointStore {
   }
 
   /**
-   * Writes the checkpoint of `metadata.iteration`, then removes those that need not stay: all but the newest `keepLast`
-   * that of `metadata.best.iteration`, and those of iterations that `keepEvery` divides. Checkpoints of higher iterations, left by a run that was abandoned, are not
-   * touched.
+   * Writes the checkpoint of `metadata.iteration`, then removes those that need not stay: all but the newest `keepLast`, that of
+   * `metadata.best.iteration`, and those of iterations that `keepEvery` divides. Checkpoints of higher iterations, left by a run that
+   * was abandoned, are not touched. Where the disk is full, older ones than the newest go one by one before their time, the best one
+   * excepted: the latest state is worth more.
    *
+   * @param tensors as a function, they can be gone over again, which that takes
    * @returns the new file, and the files that were removed. One that cannot be removed stays and is no error.
    */
   async save(
     metadata: CheckpointMetadata,
-    tensors: Iterable<CheckpointTensorData> | AsyncIterable<CheckpointTensorData>,
+    tensors: Tensors | (() => Tensors),
   ): Promise<{ path: string; removed: string[] }> {
     const path = this.pathOf(metadata.iteration);
     await makeFolder(this.folder);
-    await writeCheckpoint(path, metadata, tensors);
-    const older = (await this.list()).filter(({ iteration }) => iteration <= metadata.iteration);
     const removed: string[] = [];
+    while (true) {
+      try {
+        await writeCheckpoint(path, metadata, typeof tensors === "function" ? tensors() : tensors);
+        break;
+      } catch (error) {
+        const gone = typeof tensors === "function" && isFull(error) ? await this.makeRoom(metadata) : null;
+        if (gone === null) throw error;
+        removed.push(gone);
+        this.warn(`${(error as Error).message}; ${gone} had to go`);
+      }
+    }
+    const older = (await this.list()).filter(({ iteration }) => iteration <= metadata.iteration);
     for (const stored of older.slice(0, -this.keepLast)) {
       if (stored.iteration === metadata.best?.iteration || stored.iteration % this.keepEvery === 0) continue;
       const gone = await unlink(stored.path).then(
@@ -94,6 +118,20 @@ export class CheckpointStore {
       if (gone) removed.push(stored.path);
     }
     return { path, removed };
+  }
+
+  /** Removes the oldest checkpoint but the newest and the best of those before an iteration; null where there is none. */
+  private async makeRoom({ iteration: now, best }: CheckpointMetadata): Promise<string | null> {
+    const older = (await this.list()).filter(({ iteration }) => iteration < now);
+    for (const { iteration, path } of older.slice(0, -1)) {
+      if (iteration === best?.iteration) continue;
+      const gone = await unlink(path).then(
+        () => true,
+        () => false,
+      );
+      if (gone) return path;
+    }
+    return null;
   }
 
   /**

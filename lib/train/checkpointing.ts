@@ -55,7 +55,7 @@ export class Checkpointing implements Disposable {
     await this.#snapshot.taken();
     const failed = this.#snapshot.bytes(FAILED).some((byte) => byte !== 0);
     if (failed) return { iteration, path: null };
-    const { path } = await this.#store.save(metadata, this.#snapshot.data(NOT_STORED));
+    const { path } = await this.#store.save(metadata, () => this.#snapshot.data(NOT_STORED));
     return { iteration, path };
   }
 

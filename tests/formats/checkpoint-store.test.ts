@@ -165,6 +165,28 @@ describe("a save that does not end", () => {
     await found.checkpoint.close();
   });
 
+  test("a full disk: older ones go before their time, the best and the newest stay", () => {
+    const folder = fresh("small");
+    const store = join(import.meta.dir, "full-store.ts");
+    const mount = `mount -t tmpfs -o size=256k none ${folder} && exec ${process.execPath} ${store} ${folder}`;
+    const inside = Bun.spawnSync(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount]);
+    const output = inside.stdout.toString() + inside.stderr.toString();
+    if (inside.exitCode !== 0 && /unshare|mount:/.test(output)) {
+      console.warn(`not tested, no file system of its own to be had: ${output.trim()}`);
+      return;
+    }
+    const lines = output.split("\n");
+    expect(lines.slice(0, 6)).toEqual(["1", "1 2", "1 2 3", "1 2 3 4", "1 3 4 5", "1 4 5 6"]);
+    const path = (iteration: number) => join(folder, `checkpoint-0000000${iteration}.dlck`);
+    expect(lines.slice(6)).toEqual([
+      `${path(5)}: cannot write: no space left on the disk (ENOSPC); ${path(2)} had to go`,
+      `${path(6)}: cannot write: no space left on the disk (ENOSPC); ${path(3)} had to go`,
+      `DlfsError: ${path(7)}: cannot write: no space left on the disk (ENOSPC)`,
+      "latest 6: 6",
+      "",
+    ]);
+  });
+
   test("temporary files of living processes stay until nobody has written to them for long", async () => {
     const own = fresh("temporary");
     const parent = process.ppid;

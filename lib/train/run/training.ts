@@ -144,9 +144,11 @@ export class Training implements AsyncDisposable {
     const { logEvery } = config;
     const { tensorboard } = watch;
     reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start, logEvery, tensorboard, memory });
+    const settings = trainerOptions(config);
+    const keep = { ...settings.keep, warn: (line: string) => warn(`warning: ${line}`) };
     const trainer = owned.use(
       new Trainer({
-        ...trainerOptions(config),
+        ...{ ...settings, keep },
         ...{ model, loader: feed.loader, decoder: feed.images, evaluator },
         observer: [reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers],
         ...{ checkpointFolder: run.checkpointFolder, signal },
