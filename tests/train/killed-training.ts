@@ -61,7 +61,8 @@ for (const error of latest?.damaged ?? []) console.log(`damaged: ${error.message
 const run = RunFolder.open(path, { from: latest?.checkpoint.metadata.iteration ?? 0 });
 using trainer = new Trainer({
   ...{ model, loader, decoder, evaluator, checkpointFolder },
-  optimizer: { schedule: warmup(multiStep(0.01, [30]), 10), clipNorm: 10 },
+  // Of fp16's loss scale, the scale and its counters go on, too.
+  optimizer: { schedule: warmup(multiStep(0.01, [30]), 10), clipNorm: 10, lossScaling: { initial: 1024, interval: 7 } },
   iterations: Number(iterations),
   evaluateEvery: 20,
   checkpointEvery: 2,

@@ -43,7 +43,7 @@ const sources = {
 /** Small parts: a checkpoint is several of them. */
 const remoteOf = (name: keyof typeof sources, options: RemoteCheckpointsOptions = {}) =>
   new RemoteCheckpoints(sources[name](), { partBytes: 20_000, ...options });
-const keys = () => [...server.objects.keys()].filter((key) => key.startsWith("runs/a/"));
+const keys = () => [...server.objects.keys()].filter((key) => key.startsWith("runs/a/")).sort();
 const partsOf = (iteration: number) => keys().filter((key) => key.includes(`/checkpoint-0000000${iteration}/`));
 
 test("the test's checkpoints are several parts long", () => {
