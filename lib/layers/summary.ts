@@ -1,13 +1,13 @@
 import { type Node, type Spec, trace, Value, withoutUnused } from "../graph";
 import { byteSize, planMemory } from "../graph/memory-plan";
 import { check, ErrorCode } from "../native/error";
-import type { DType } from "../tensor";
+import type { ActivationDType, DType } from "../tensor";
 import { elementCount } from "../tensor";
 import type { Layer } from "./layer";
 
 export interface SummaryOptions {
   /** Dtype of the inputs, and so of the activations. Default "f32". */
-  precision?: Extract<DType, "f32" | "bf16" | "f16">;
+  precision?: ActivationDType;
 }
 
 /** What one layer itself computes and owns, without the layers inside it: the rows of a model add up to the whole. */
