@@ -240,7 +240,7 @@ export class ProgressBar {
     this.drawnIteration = this.iteration;
     if (this.terminal) {
       // A full last column would make some terminals wrap.
-      this.write(`\r${this.line((this.stream.columns ?? 80) - 1)}\x1b[K`);
+      this.write(`\r${this.line((this.stream.columns || 80) - 1)}\x1b[K`);
       this.open = true;
     } else {
       this.write(`${this.line()}\n`);

@@ -193,6 +193,22 @@ test("a disk that fills up is told of, training goes on, and the end names the l
   expect(inside.exitCode).toBe(1);
 }, 60_000);
 
+test("a training under nohup outlives its terminal", async () => {
+  const args = ["--data", folder, "--out", join(folder, "nohup"), "--size", "64", "--batch", "2", "--iterations", "20"];
+  const child = Bun.spawn(["nohup", process.execPath, "run", "lib/cli/main.ts", "train", ...args], {
+    cwd: root,
+    env: { ...process.env, DLFS_BACKEND: backend, XDG_CACHE_HOME: join(folder, "cache"), HOME: folder },
+    ...{ stdin: "ignore", stdout: "pipe", stderr: "ignore" },
+  });
+  const decoder = new TextDecoder();
+  let stdout = "";
+  for await (const part of child.stdout) {
+    stdout += decoder.decode(part, { stream: true });
+    if (stdout.includes("training;")) child.kill("SIGHUP");
+  }
+  expect([await child.exited, stdout]).toEqual([0, expect.stringContaining("trained 20 iterations")]);
+});
+
 test("a terminal that is gone ends nothing", async () => {
   const out = join(folder, "gone");
   const command = `exec "${process.execPath}" run lib/cli/main.ts train --data "${folder}" --out "${out}" --size 64 \

@@ -138,6 +138,7 @@ test("training takes images from record files, evaluates on those, and goes on f
 test.each([
   ["SIGINT", 130],
   ["SIGTERM", 143],
+  ["SIGHUP", 129],
 ] as const)("%s saves a checkpoint and exits with %d", async (signal, code) => {
   const child = start("--data", folder, ...small, "--iterations", "100000", "--out", join(folder, signal));
   const reader = child.stdout.getReader();

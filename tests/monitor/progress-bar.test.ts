@@ -65,6 +65,33 @@ describe("in a terminal", () => {
     expect(bar.line()).toContain("━━━━━━━━━━━━────────────");
   });
 
+  test("a terminal that does not know its width has 80 columns", () => {
+    const { bar, written, run } = setUp({ terminal: true, columns: 0 });
+    run(1, 1, 4);
+    expect(Bun.stripANSI(written.at(-1)!).trim()).toStartWith("1/1000");
+    bar.finish();
+  });
+
+  test("a stream that is closed is written to no more, and ends nothing", () => {
+    let calls = 0;
+    const write = () => {
+      calls++;
+      throw new Error("EPIPE: broken pipe, write");
+    };
+    const bar = new ProgressBar({ total: 2, terminal: true, refreshSeconds: 0, stream: { write } });
+    bar.step(1, 0);
+    bar.print("a line");
+    bar.finish();
+    expect(calls).toBe(1);
+    const told: (() => void)[] = [];
+    const on = (_: "error", listener: () => void) => told.push(listener);
+    const other = new ProgressBar({ total: 2, stream: { write: () => calls++, on } });
+    other.print("before");
+    for (const tell of told) tell();
+    other.print("after");
+    expect(calls).toBe(2);
+  });
+
   test("a printed line appears above", () => {
     const { bar, written, run } = setUp({ terminal: true, columns: 60 });
     bar.print("before");
