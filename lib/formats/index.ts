@@ -16,6 +16,7 @@ export type {
   StoredDType,
 } from "./checkpoint-types";
 export type { FileBytesOptions } from "./file-bytes";
+export { decodeFrame, encodeFrame, type Frame } from "./framed-stream";
 export { loadWeights } from "./load-weights";
 export { isModelFile, ModelFile, type ModelFileMetadata, type StoredCalibration, writeModelFile } from "./model-file";
 export type { NumpyFileOptions } from "./numpy";
@@ -23,6 +24,14 @@ export { NumpyFile, readNumpy } from "./numpy";
 export { OnnxFile, type OnnxReadAttribute, type OnnxReadModel, type OnnxReadNode, readOnnx } from "./onnx-read";
 export type { OnnxAttribute, OnnxGraph, OnnxModel, OnnxNode, OnnxValueInfo } from "./onnx-types";
 export { writeOnnx } from "./onnx-write";
+export {
+  decodePrediction,
+  encodePrediction,
+  type ImagePrediction,
+  type PredictionsHeader,
+  PredictionsReader,
+  PredictionsWriter,
+} from "./predictions-file";
 export type { WeightSource } from "./safetensors";
 export { readSafetensors, SafetensorsFile, writeSafetensors } from "./safetensors";
 export { crc32c, decodeTfRecords, encodeTfRecord } from "./tfrecord";
