@@ -40,7 +40,7 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     load: () => import("./eval"),
   },
   export: {
-    summary: "write a trained model as ONNX, with or without post-processing, or its weights as safetensors",
+    summary: "write a trained model as one file for serving, as ONNX, or its weights as safetensors",
     load: () => import("./export"),
   },
   launch: {
@@ -50,6 +50,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
   "lr-find": {
     summary: "train while the learning rate grows, and suggest the rate at which the loss falls fastest, with a plot",
     load: () => import("./lr-find"),
+  },
+  predict: {
+    summary: "detect objects on the images of a folder, a bucket, a list or a data set, with a trained model",
+    load: () => import("./predict"),
   },
   train: {
     summary: "train a detector on a data set in COCO's layout, by options, a file of settings, or both",

@@ -108,4 +108,5 @@ export { type HostTargets, parseRecompute, type StepResult, TrainStep, type Trai
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
 export { Trainer, type TrainerOptions, type TrainingOutcome } from "./trainer";
 export { TrainingMetrics, type TrainingMetricsOptions } from "./training-metrics";
+export { versionsOf } from "./versions";
 export { WeightHistograms } from "./weight-histograms";

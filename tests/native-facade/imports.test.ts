@@ -68,9 +68,9 @@ describe("imports point down", () => {
       ...["native", "tensor", "distributed", "graph", "layers", "detection", "models"],
       ...["metrics", "formats", "data", "monitor"],
     ],
-    engine: ["native", "tensor", "data", "train"],
+    engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
-    cli: ["native", "tensor", "distributed", "data", "detection", "models", "train", "export", "bench"],
+    cli: ["native", "tensor", "distributed", "data", "detection", "models", "train", "export", "engine", "bench"],
   };
 
   test("of every folder there is a rule", () => {

@@ -1,0 +1,122 @@
+/** Images to be detected on: of a folder, a bucket, a pattern, a list, or a data set. */
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { basename, dirname, extname, join, relative, resolve } from "node:path";
+import { type DataSource, type DataSourceOptions, dataSource, isRemoteLocation, readCocoAnnotations } from "../data";
+import { check, DlfsError, ErrorCode } from "../native";
+
+/** An image that can be read. */
+export interface ListedImage {
+  /** By what it is known in results: its path in the folder, bucket or data set, parts separated by "/". */
+  readonly name: string;
+  /** Its id in the data set, where it is of one. */
+  readonly imageId?: number;
+  /** The bytes of its file. */
+  read(signal?: AbortSignal): Promise<Uint8Array>;
+}
+
+export interface ImageList {
+  readonly images: readonly ListedImage[];
+  /** What was found where, in a line. */
+  readonly description: string;
+  /** Ids of the data set's categories by name, where it is one. */
+  readonly categories?: ReadonlyMap<string, number>;
+}
+
+const IMAGE = /\.(jpe?g|png|webp)$/i;
+
+function listed(source: DataSource, name: string, imageId?: number, key = name): ListedImage {
+  return { name, ...(imageId !== undefined && { imageId }), read: (signal) => source.read(key, { signal }) };
+}
+
+/** Names without what all of them begin with would clash where only the last part is kept; so paths stay as they are. */
+function localFile(path: string, name: string): ListedImage {
+  const absolute = resolve(path);
+  const read = async () => {
+    try {
+      return await Bun.file(absolute).bytes();
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      throw new DlfsError(ErrorCode.io, absolute, code === "ENOENT" ? "no such file" : message);
+    }
+  };
+  return { name, read };
+}
+
+/**
+ * Lists the images that a text names:
+ *
+ * - a folder, or an address such as gs://BUCKET/PREFIX, s3://BUCKET/PREFIX: all .jpg, .jpeg, .png and .webp below it, by name
+ * - a pattern with *, ? or {a,b}: the files that it fits
+ * - a .txt file: a path in each line, relative to the file; empty lines and those that begin with # are passed over
+ * - a .json file: images of a COCO annotation file, which lie beside it or in ../SPLIT, ../images/SPLIT or ../images
+ * - a file: that image
+ *
+ * @throws DlfsError that names what is missing, or holds no image
+ */
+export async function listImages(
+  location: string,
+  options: { source?: DataSourceOptions; signal?: AbortSignal } = {},
+): Promise<ImageList> {
+  const found = await find(location, options);
+  check(found.images.length > 0, location, () => "it has no .jpg, .jpeg, .png or .webp images", ErrorCode.io);
+  return found;
+}
+
+async function find(
+  location: string,
+  { source: sourceOptions, signal }: { source?: DataSourceOptions; signal?: AbortSignal },
+): Promise<ImageList> {
+  const remote = isRemoteLocation(location);
+  const path = remote ? location : resolve(location);
+  if (remote || (existsSync(path) && statSync(path).isDirectory())) {
+    const source = dataSource(remote ? location : path, sourceOptions);
+    const images: ListedImage[] = [];
+    for await (const { key } of source.list("", { signal })) if (IMAGE.test(key)) images.push(listed(source, key));
+    return { images, description: `${images.length} images in ${location}` };
+  }
+  if (existsSync(path)) return ofFile(path);
+  check(/[*?{[]/.test(location), location, () => "no such file or folder", ErrorCode.io);
+  const files = await Array.fromAsync(new Bun.Glob(location).scan({ onlyFiles: true }));
+  const images = files.filter((file) => IMAGE.test(file)).sort();
+  return {
+    images: images.map((file) => localFile(file, file)),
+    description: `${images.length} images that fit ${location}`,
+  };
+}
+
+async function ofFile(path: string): Promise<ImageList> {
+  const folder = dirname(path);
+  const extension = extname(path).toLowerCase();
+  if (extension === ".json") return await ofAnnotations(path);
+  if (extension === ".txt") {
+    const lines = readFileSync(path, "utf8").split(/\r?\n/);
+    const names = lines.map((line) => line.trim()).filter((line) => line !== "" && !line.startsWith("#"));
+    const images = names.map((name) => localFile(resolve(folder, name), name));
+    return { images, description: `${images.length} images of ${path}` };
+  }
+  return { images: [localFile(path, basename(path))], description: path };
+}
+
+async function ofAnnotations(path: string): Promise<ImageList> {
+  const { images, categories } = await readCocoAnnotations(path);
+  const root = dirname(dirname(path));
+  const split = /^instances_(.+)\.json$/.exec(basename(path))?.[1];
+  const folders = [
+    ...(split === undefined ? [] : [join(root, split), join(root, "images", split)]),
+    ...[join(root, "images"), dirname(path), root],
+  ];
+  const first = images[0]?.fileName ?? "";
+  const folder = folders.find((candidate) => existsSync(join(candidate, first)));
+  check(
+    folder !== undefined,
+    path,
+    () => `${first}, the first of its images, is in none of ${folders.map((f) => relative(root, f) || ".").join(", ")}`,
+    ErrorCode.io,
+  );
+  const source = dataSource(folder);
+  return {
+    images: images.map(({ id, fileName }) => listed(source, fileName, id)),
+    description: `${images.length} images of ${path}, in ${folder}`,
+    categories: new Map(categories.map(({ id, name }) => [name, id])),
+  };
+}

@@ -1,0 +1,88 @@
+/** Predictions files as other programs read them. */
+import { join } from "node:path";
+import { type ImagePrediction, PredictionsReader, writeFileAtomic } from "../formats";
+import { check, ErrorCode } from "../native";
+
+/** coco: a list of results; jsonl: an object for each image, with class names; yolo: a text file for each image. */
+export const predictionFormats = ["coco", "jsonl", "yolo"] as const;
+export type PredictionFormat = (typeof predictionFormats)[number];
+
+export interface ConvertOptions {
+  /** Of coco: ids of the data set's categories by name. Default: the class index plus one. */
+  categories?: ReadonlyMap<string, number>;
+}
+
+/** An image's name as a path that does not lead out of a folder. */
+export function pathInside(name: string): string {
+  const parts = name.split(/[\\/]/).filter((part) => part !== "" && part !== "." && part !== "..");
+  return parts.join("/") || "image";
+}
+
+export function withoutExtension(path: string): string {
+  return path.replace(/\.[^./]+$/, "");
+}
+
+const rounded = (value: number, digits: number): number => Number(value.toFixed(digits));
+
+/**
+ * Writes what a predictions file holds to `out`, a file (coco, jsonl) or a folder (yolo: the image's name with .txt for its
+ * extension). Images with errors have a line with it in jsonl, and nothing else.
+ *
+ * @returns what was written
+ * @throws DlfsError naming file and image: of coco one without an id, or a class that the data set lacks
+ */
+export async function convertPredictions(
+  path: string,
+  format: PredictionFormat,
+  out: string,
+  { categories }: ConvertOptions = {},
+): Promise<string> {
+  await using reader = await PredictionsReader.open(path);
+  const className = (label: number): string => reader.header?.classes[label] ?? `${label}`;
+  const boxesOf = ({ boxes, scores, labels }: ImagePrediction) =>
+    Array.from(scores, (score, i) => {
+      const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4) as unknown as [number, number, number, number];
+      return { x1, y1, x2, y2, score, label: labels[i] as number };
+    });
+  if (format === "yolo") {
+    for await (const prediction of reader.predictions()) {
+      const { name, width, height, error } = prediction;
+      if (error !== undefined) continue;
+      const lines = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => {
+        const box = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height];
+        return `${label} ${box.map((value) => value.toFixed(6)).join(" ")} ${score.toFixed(6)}\n`;
+      });
+      await Bun.write(join(out, `${withoutExtension(pathInside(name))}.txt`), lines.join(""));
+    }
+    return out;
+  }
+  const lines: string[] = [];
+  for await (const prediction of reader.predictions()) {
+    const { name, imageId, width, height, error } = prediction;
+    if (format === "jsonl") {
+      const detections = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => ({
+        box: [x1, y1, x2, y2].map((value) => rounded(value, 2)),
+        score: rounded(score, 5),
+        label,
+        class: className(label),
+      }));
+      lines.push(`${JSON.stringify({ image: name, imageId, width, height, detections, error })}\n`);
+      continue;
+    }
+    if (error !== undefined) continue;
+    check(
+      imageId !== undefined,
+      path,
+      () => `${name} has no id: coco's results are those of a data set's images; detect on its annotation file`,
+      ErrorCode.argument,
+    );
+    for (const { x1, y1, x2, y2, score, label } of boxesOf(prediction)) {
+      const category = categories ? categories.get(className(label)) : label + 1;
+      check(category !== undefined, path, () => `the data set has no category "${className(label)}"`);
+      const bbox = [x1, y1, x2 - x1, y2 - y1].map((value) => rounded(value, 3));
+      lines.push(JSON.stringify({ image_id: imageId, category_id: category, bbox, score: rounded(score, 6) }));
+    }
+  }
+  await writeFileAtomic(out, format === "jsonl" ? lines.join("") : `[${lines.join(",\n")}]\n`);
+  return out;
+}
