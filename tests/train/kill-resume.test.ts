@@ -9,7 +9,6 @@ import { Random } from "../support/random";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 const ITERATIONS = 60;
-const KILLS = 10;
 let folder = "";
 
 beforeAll(async () => {
@@ -20,9 +19,14 @@ afterAll(async () => {
 });
 
 /** Runs it until it ends, or until it has trained some steps and `delay` milliseconds have passed: then it is killed. */
-async function runFor(run: string, steps = 0, delay = 0): Promise<{ killed: boolean; steps: number }> {
+async function runFor(
+  run: string,
+  evaluations: string,
+  steps = 0,
+  delay = 0,
+): Promise<{ killed: boolean; steps: number }> {
   const script = join(import.meta.dir, "killed-training.ts");
-  const options = [folder, run, ITERATIONS, steps, delay].map(String);
+  const options = [folder, run, ITERATIONS, evaluations, steps, delay].map(String);
   const child = Bun.spawn([process.execPath, script, ...options], { stdout: "pipe", stderr: "inherit" });
   const lines = (await new Response(child.stdout).text()).split("\n").filter((line) => line !== "");
   await child.exited;
@@ -40,31 +44,40 @@ async function stateOf(run: string) {
   }
   const timeless = history.map(({ time: _, ...rest }) => rest);
   const metrics = readMetrics(join(run, "metrics.jsonl")).map(({ time: _, ...rest }) => rest);
+  // Results of evaluations beside the steps come when they come.
+  metrics.sort((a, b) => a.iteration - b.iteration || a.kind.localeCompare(b.kind));
   return { iteration, epoch, loader, history: timeless, best, state, config, tensors, metrics };
 }
 
-test("weights, metrics and all else are the same after ten kills", async () => {
-  const whole = join(folder, "whole");
-  expect(await runFor(whole)).toEqual({ killed: false, steps: ITERATIONS });
-  const expected = await stateOf(whole);
-  expect(expected.iteration).toBe(ITERATIONS);
-  expect(expected.metrics.filter(({ kind }) => kind === "train")).toHaveLength(ITERATIONS);
-  expect(expected.history).toHaveLength(3);
+test.each([
+  ["between", 10, 3],
+  ["beside", 6, 15],
+] as const)(
+  "weights, metrics and all else are the same with evaluations %s the steps after %d kills",
+  async (evaluations, most, evaluated) => {
+    const whole = join(folder, `whole-${evaluations}`);
+    expect(await runFor(whole, evaluations)).toEqual({ killed: false, steps: ITERATIONS });
+    const expected = await stateOf(whole);
+    expect(expected.iteration).toBe(ITERATIONS);
+    expect(expected.metrics.filter(({ kind }) => kind === "train")).toHaveLength(ITERATIONS);
+    expect(expected.history).toHaveLength(evaluated);
 
-  const killed = join(folder, "killed");
-  const random = new Random("kills");
-  let kills = 0;
-  let repeated = -ITERATIONS;
-  for (let i = 0; i < KILLS; i++) {
-    // Some steps on; then at once, or while what follows is computed, evaluated, or written.
-    const found = await runFor(killed, random.integer(1, 5), random.integer(0, 20));
-    if (found.killed) kills++;
-    repeated += found.steps;
-  }
-  expect(kills).toBe(KILLS);
-  const last = await runFor(killed);
-  expect(last.killed).toBe(false);
-  // Steps after the last checkpoint were done twice.
-  expect(repeated + last.steps).toBeGreaterThan(0);
-  expect(await stateOf(killed)).toEqual(expected);
-}, 120_000);
+    const killed = join(folder, `killed-${evaluations}`);
+    const random = new Random("kills");
+    let kills = 0;
+    let repeated = -ITERATIONS;
+    for (let i = 0; i < most; i++) {
+      // Some steps on; then at once, or while what follows is computed, evaluated, or written.
+      const found = await runFor(killed, evaluations, random.integer(1, 5), random.integer(0, 20));
+      if (found.killed) kills++;
+      repeated += found.steps;
+    }
+    expect(kills).toBe(most);
+    const last = await runFor(killed, evaluations);
+    expect(last.killed).toBe(false);
+    // Steps after the last checkpoint were done twice.
+    expect(repeated + last.steps).toBeGreaterThan(0);
+    expect(await stateOf(killed)).toEqual(expected);
+  },
+  120_000,
+);

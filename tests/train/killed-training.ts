@@ -1,6 +1,7 @@
 /**
- * A training that goes on from its last checkpoint: DATASET RUN ITERATIONS [STEPS DELAY]. After so many steps and milliseconds a
- * thread of its own kills it, whatever the others are at. Prints the steps that it does.
+ * A training that goes on from its last checkpoint: DATASET RUN ITERATIONS between|beside [STEPS DELAY]. After so many steps and
+ * milliseconds a thread of its own kills it, whatever the others are at. Prints the steps that it does. Evaluations come between
+ * steps, or go on beside them.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -16,10 +17,11 @@ import {
 import { CheckpointStore, makeFolder } from "../../lib/formats";
 import { CompactDetector } from "../../lib/models";
 import { RunFolder } from "../../lib/monitor";
+import { Stream } from "../../lib/tensor";
 import { Evaluator, multiStep, Trainer, warmup } from "../../lib/train";
 import { testDevice } from "../support/device";
 
-const [folder = "", path = "", iterations = "", steps = "0", delay = "0"] = process.argv.slice(2);
+const [folder = "", path = "", iterations = "", evaluations = "", steps = "0", delay = "0"] = process.argv.slice(2);
 /** Set to 1 when the time of the one that kills begins. */
 const begins = new Int32Array(new SharedArrayBuffer(4));
 const killer = `
@@ -52,19 +54,24 @@ await using loader = new CocoDataLoader({ ...common, decoder, split: "train2017"
 const plain = [new Resize(), new Normalize()];
 const options = { ...common, decoder: evalDecoder, split: "val2017", shuffle: false, preprocessing: plain };
 await using evalLoader = new CocoDataLoader(options);
-using evaluator = new Evaluator({ model, store, split: "val2017", loader: evalLoader, decoder: evalDecoder });
+const beside = evaluations === "beside";
+using second = new CompactDetector({ classes: 2, width: 4, headConvs: 1 });
+using stream = new Stream(device);
+const own = beside ? { model: second.to(device), stream } : { model };
+using evaluator = new Evaluator({ ...own, store, split: "val2017", loader: evalLoader, decoder: evalDecoder });
 
 const checkpointFolder = join(path, "checkpoints");
 if (!existsSync(path)) await makeFolder(path);
 const latest = await new CheckpointStore(checkpointFolder).latest();
 for (const error of latest?.damaged ?? []) console.log(`damaged: ${error.message}`);
-const run = RunFolder.open(path, { from: latest?.checkpoint.metadata.iteration ?? 0 });
+const { iteration: from = 0, state } = latest?.checkpoint.metadata ?? {};
+const run = RunFolder.open(path, { from, evaluated: state?.evaluation !== "due" });
 using trainer = new Trainer({
   ...{ model, loader, decoder, evaluator, checkpointFolder },
   // Of fp16's loss scale, the scale and its counters go on, too.
   optimizer: { schedule: warmup(multiStep(0.01, [30]), 10), clipNorm: 10, lossScaling: { initial: 1024, interval: 7 } },
   iterations: Number(iterations),
-  evaluateEvery: 20,
+  evaluateEvery: beside ? 4 : 20,
   checkpointEvery: 2,
   observer: {
     onStep: (iteration) => {
