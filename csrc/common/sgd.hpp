@@ -8,6 +8,12 @@
 
 namespace dlfs {
 
+// An element's term of a parameter's checksum; an odd factor, so that no change of its bits is lost.
+DLFS_HD inline uint64_t checksum_term(uint32_t bits, int64_t index) {
+  return (uint64_t{bits} + 0x8000000000000000u) * (2 * static_cast<uint64_t>(index) + 1);
+}
+
+
 // What gradients of this norm are multiplied by besides grad_factor, so that theirs is at most max_norm:
 // torch.nn.utils.clip_grad_norm_'s coefficient. NaN for a norm of NaN.
 DLFS_HD inline float clip_coefficient(float norm, float grad_factor, float max_norm) {

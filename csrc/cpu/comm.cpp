@@ -281,16 +281,16 @@ extern "C" dlfs_status dlfs_comm_broadcast(dlfs_stream stream, dlfs_comm comm, c
   });
 }
 
-extern "C" dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, void* out, const void* in, int64_t bytes,
-                                            int32_t label) {
+extern "C" dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, const int64_t* outs, const int64_t* owns,
+                                            const int64_t* sizes, int32_t count, int32_t label) {
   return on_stream("dlfs_comm_all_gather", stream, [&](Stream& s) {
     const std::shared_ptr<Comm> object = find_comm(s, comm);
-    check_pointer(out, "out");
-    check_pointer(in, "in");
-    check_size(bytes, "bytes");
+    const std::vector<CommBuffer> out = comm_buffers(outs, sizes, count), own = comm_buffers(owns, sizes, count);
     check_label(label);
     Comm* const c = object.get();
-    enqueue(s, object, label, [=] { c->group.all_gather(out, in, bytes); });
+    enqueue(s, object, label, [c, out, own] {
+      for (size_t i = 0; i < out.size(); ++i) c->group.all_gather(out[i].address, own[i].address, own[i].size);
+    });
   });
 }
 

@@ -1,4 +1,5 @@
 // Stochastic gradient descent over lists of tensors, the norm of their gradients, and the learning-rate table.
+#include <atomic>
 #include <cmath>
 
 #include "common/sgd.hpp"
@@ -196,6 +197,22 @@ extern "C" dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd handl
                  [&](int64_t, const SgdTensor& t, int64_t begin, int64_t end) {
                    write_cast(t, sgd->cast_dtype, begin, end);
                  });
+    });
+  });
+}
+
+extern "C" dlfs_status dlfs_sgd_checksums(dlfs_stream stream, dlfs_sgd handle, int64_t* sums) {
+  return on_stream("dlfs_sgd_checksums", stream, [&](Stream& s) {
+    std::shared_ptr<const Sgd> sgd = find_sgd(s, handle);
+    check_pointer(sums, "sums");
+    s.enqueue([=] {
+      std::vector<std::atomic<uint64_t>> totals(sgd->tensors.size());
+      for_pieces(*sgd, [&](int64_t i, const SgdTensor& t, int64_t begin, int64_t end) {
+        uint64_t sum = 0;
+        for (int64_t j = begin; j < end; ++j) sum += checksum_term(float_bits(t.parameter[j]), j);
+        totals[static_cast<size_t>(sgd->pieces[static_cast<size_t>(i)].tensor)] += sum;
+      });
+      for (size_t i = 0; i < totals.size(); ++i) sums[i] = static_cast<int64_t>(totals[i].load());
     });
   });
 }

@@ -305,15 +305,16 @@ dlfs_status dlfs_comm_broadcast(dlfs_stream stream, dlfs_comm comm, const int64_
   });
 }
 
-dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, void* out, const void* in, int64_t bytes,
-                                 int32_t label) {
+dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, const int64_t* outs, const int64_t* owns,
+                                 const int64_t* sizes, int32_t count, int32_t label) {
   return stream_call("dlfs_comm_all_gather", stream, [&](Stream& s) {
-    check_pointer(out, "out");
-    check_pointer(in, "in");
-    check_size(bytes, "bytes");
+    const std::vector<CommBuffer> out = comm_buffers(outs, sizes, count), own = comm_buffers(owns, sizes, count);
     check_label(label);
-    find_comm(s, comm)->enqueue(s, label, [&](ncclComm_t c, cudaStream_t own) {
-      NCCL_CHECK(c, nccl().AllGather(in, out, static_cast<size_t>(bytes), ncclUint8, c, own));
+    find_comm(s, comm)->enqueue(s, label, [&](ncclComm_t c, cudaStream_t queue) {
+      size_t i = 0;
+      for_group(c, own, [&](const CommBuffer& b) {
+        return nccl().AllGather(b.address, out[i++].address, static_cast<size_t>(b.size), ncclUint8, c, queue);
+      });
     });
   });
 }
@@ -394,7 +395,7 @@ dlfs_status dlfs_comm_all_reduce(dlfs_stream, dlfs_comm, const int64_t*, const i
 dlfs_status dlfs_comm_broadcast(dlfs_stream, dlfs_comm, const int64_t*, const int64_t*, int32_t, int32_t, int32_t) {
   return dlfs::no_nccl("dlfs_comm_broadcast");
 }
-dlfs_status dlfs_comm_all_gather(dlfs_stream, dlfs_comm, void*, const void*, int64_t, int32_t) {
+dlfs_status dlfs_comm_all_gather(dlfs_stream, dlfs_comm, const int64_t*, const int64_t*, const int64_t*, int32_t, int32_t) {
   return dlfs::no_nccl("dlfs_comm_all_gather");
 }
 dlfs_status dlfs_comm_barrier(dlfs_stream, dlfs_comm, int32_t) { return dlfs::no_nccl("dlfs_comm_barrier"); }

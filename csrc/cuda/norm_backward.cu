@@ -2,6 +2,7 @@
 // sums, which leaves the residual's gradient (the masked dy) where it is wanted, and one pass the other way, over that or
 // dy again and x, for dx. In elements moved per element of x: 5 without a residual, 6 with one, and a bit or two.
 #include <numeric>
+#include <type_traits>
 
 #include "common/arguments.hpp"
 #include "cuda/batch_norm.cuh"
@@ -194,9 +195,9 @@ int64_t sum_bytes(const Context& context, int64_t rows, int32_t c, dlfs_dtype dt
   return std::max(partial_bytes(context, rows, c, 1), partial_bytes(context, ceil_div<int64_t>(rows, fold), int64_t{c} * fold, 1));
 }
 
-// The two passes with what lies between them.
+// The first pass, and the sums of its parts.
 template <class T, int V, ReluMask relu>
-void backward(const Stream& s, const Operands<T>& o, float* dweight, float* dbias, float* partial) {
+void backward_sums(const Stream& s, const Operands<T>& o, float* dweight, float* dbias, float* partial) {
   using Sums = GradientSums<T, V, relu>;
   Sums sums{};
   sums.o = o;
@@ -209,6 +210,11 @@ void backward(const Stream& s, const Operands<T>& o, float* dweight, float* dbia
   launch(s, g.grid(), g.block(), 0, sums_kernel, partial, o.rows, o.c, 1, sums);
   launch(s, parts_grid(o.c), parts_block(), 0, finish_gradients_kernel, dweight, dbias, partial, o.invstd,
          static_cast<int64_t>(g.splits), o.c);
+}
+
+// The second pass, over dy as it was or as the first one left it in dresidual.
+template <class T, int V, ReluMask relu>
+void backward_input(const Stream& s, const Operands<T>& o, const float* dweight, const float* dbias) {
   const auto apply = [&](auto masked, const T* dy) {
     masked.dy = dy;
     masked.x = o.x;
@@ -223,6 +229,44 @@ void backward(const Stream& s, const Operands<T>& o, float* dweight, float* dbia
   } else {
     apply(MaskedGradient<T, V, relu>{}, o.dy);
   }
+}
+
+// What both passes are given.
+void check_backward(const void* dy, const void* x, const uint8_t* mask, const float* weight, const float* bias,
+                    const float* save_mean, const float* save_invstd, const float* dweight, const float* dbias,
+                    int64_t rows, int32_t c, dlfs_dtype dtype, dlfs_activation activation) {
+  check_float_dtype(dtype);
+  check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
+  check_size(rows, "rows");
+  check_size(c, "c");
+  checked_product({rows, c}, "x");
+  check_pointer(dweight, "dweight");
+  check_pointer(dbias, "dbias");
+  check_pointer(dy, "dy");
+  check_pointer(x, "x");
+  check_pointer(weight, "weight");
+  check_pointer(save_mean, "save_mean");
+  check_pointer(save_invstd, "save_invstd");
+  if (activation == DLFS_ACT_RELU && !mask) check_pointer(bias, "bias (read by the gradient of relu without a mask)");
+}
+
+// Calls run(operands, V, what ReLU's mask is) for the operands' dtype and alignment.
+template <class Run>
+void for_operands(void* dx, void* dresidual, const void* dy, const void* x, const uint8_t* mask, const float* weight,
+                  const float* bias, const float* save_mean, const float* save_invstd, int64_t rows, int32_t c,
+                  dlfs_dtype dtype, dlfs_activation activation, Run&& run) {
+  dispatch_channels(dtype, c, aligned16({dx, dresidual, dy, x}), [&](auto tag, auto width) {
+    using T = typename decltype(tag)::type;
+    const Operands<T> operands{static_cast<T*>(dx), static_cast<T*>(dresidual), static_cast<const T*>(dy),
+                               static_cast<const T*>(x), mask, weight, bias, save_mean, save_invstd, rows, c};
+    if (activation != DLFS_ACT_RELU) {
+      run(operands, width, std::integral_constant<ReluMask, ReluMask::none>{});
+    } else if (mask) {
+      run(operands, width, std::integral_constant<ReluMask, ReluMask::bits>{});
+    } else {
+      run(operands, width, std::integral_constant<ReluMask, ReluMask::input>{});
+    }
+  });
 }
 
 }  // namespace
@@ -274,33 +318,50 @@ dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, void* dresidu
                                      void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
                                      dlfs_activation activation) {
   return stream_call("dlfs_batch_norm_backward", stream, [&](Stream& s) {
-    check_float_dtype(dtype);
-    check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
-    check_size(rows, "rows");
-    check_size(c, "c");
-    checked_product({rows, c}, "x");
+    check_backward(dy, x, mask, weight, bias, save_mean, save_invstd, dweight, dbias, rows, c, dtype, activation);
     check_pointer(dx, "dx");
-    check_pointer(dweight, "dweight");
-    check_pointer(dbias, "dbias");
-    check_pointer(dy, "dy");
-    check_pointer(x, "x");
-    check_pointer(weight, "weight");
-    check_pointer(save_mean, "save_mean");
-    check_pointer(save_invstd, "save_invstd");
     check_workspace(workspace, partial_bytes(*s.context, rows, c, 2));
     DLFS_CHECK(!dresidual || dresidual != dx, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same buffer");
-    const bool relu = activation == DLFS_ACT_RELU;
-    if (relu && !mask) check_pointer(bias, "bias (read by the gradient of relu without a mask)");
-    dispatch_channels(dtype, c, aligned16({dx, dresidual, dy, x}), [&](auto tag, auto width) {
-      using T = typename decltype(tag)::type;
-      constexpr int V = decltype(width)::value;
-      const Operands<T> operands{static_cast<T*>(dx), static_cast<T*>(dresidual), static_cast<const T*>(dy),
-                                 static_cast<const T*>(x), mask, weight, bias, save_mean, save_invstd, rows, c};
-      float* const partial = static_cast<float*>(workspace);
-      if (!relu) return backward<T, V, ReluMask::none>(s, operands, dweight, dbias, partial);
-      if (mask) return backward<T, V, ReluMask::bits>(s, operands, dweight, dbias, partial);
-      backward<T, V, ReluMask::input>(s, operands, dweight, dbias, partial);
-    });
+    for_operands(dx, dresidual, dy, x, mask, weight, bias, save_mean, save_invstd, rows, c, dtype, activation,
+                 [&](const auto& operands, auto width, auto relu) {
+                   using T = std::remove_const_t<std::remove_pointer_t<decltype(operands.dx)>>;
+                   backward_sums<T, decltype(width)::value, decltype(relu)::value>(s, operands, dweight, dbias,
+                                                                                   static_cast<float*>(workspace));
+                   backward_input<T, decltype(width)::value, decltype(relu)::value>(s, operands, dweight, dbias);
+                 });
+  });
+}
+
+dlfs_status dlfs_batch_norm_backward_sums(dlfs_stream stream, void* dresidual, float* dweight, float* dbias,
+                                          const void* dy, const void* x, const uint8_t* mask, const float* weight,
+                                          const float* bias, const float* save_mean, const float* save_invstd,
+                                          void* workspace, int64_t rows, int32_t c, dlfs_dtype dtype,
+                                          dlfs_activation activation) {
+  return stream_call("dlfs_batch_norm_backward_sums", stream, [&](Stream& s) {
+    check_backward(dy, x, mask, weight, bias, save_mean, save_invstd, dweight, dbias, rows, c, dtype, activation);
+    check_workspace(workspace, partial_bytes(*s.context, rows, c, 2));
+    for_operands(nullptr, dresidual, dy, x, mask, weight, bias, save_mean, save_invstd, rows, c, dtype, activation,
+                 [&](const auto& operands, auto width, auto relu) {
+                   using T = std::remove_const_t<std::remove_pointer_t<decltype(operands.dx)>>;
+                   backward_sums<T, decltype(width)::value, decltype(relu)::value>(s, operands, dweight, dbias,
+                                                                                   static_cast<float*>(workspace));
+                 });
+  });
+}
+
+dlfs_status dlfs_batch_norm_backward_input(dlfs_stream stream, void* dx, const void* dy, const void* x,
+                                           const uint8_t* mask, const float* weight, const float* bias,
+                                           const float* save_mean, const float* save_invstd, const float* dweight,
+                                           const float* dbias, int64_t rows, int32_t c, dlfs_dtype dtype,
+                                           dlfs_activation activation) {
+  return stream_call("dlfs_batch_norm_backward_input", stream, [&](Stream& s) {
+    check_backward(dy, x, mask, weight, bias, save_mean, save_invstd, dweight, dbias, rows, c, dtype, activation);
+    check_pointer(dx, "dx");
+    for_operands(dx, nullptr, dy, x, mask, weight, bias, save_mean, save_invstd, rows, c, dtype, activation,
+                 [&](const auto& operands, auto width, auto relu) {
+                   using T = std::remove_const_t<std::remove_pointer_t<decltype(operands.dx)>>;
+                   backward_input<T, decltype(width)::value, decltype(relu)::value>(s, operands, dweight, dbias);
+                 });
   });
 }
 

@@ -8,64 +8,76 @@ namespace {
 
 // ---- statistics ---------------------------------------------------------------------------------------------------
 
-// partial: means (parts, C), sums of squared distances from them (parts, C), then how many rows each part has (parts).
-__global__ void __launch_bounds__(1024)
-    finish_statistics_kernel(float* save_mean, float* save_invstd, float* running_mean, float* running_var,
-                             const float* partial, int64_t parts, int64_t rows, int32_t c, double eps,
-                             double momentum) {
-  const int32_t channel = parts_channel();
+struct Moments {
+  double mean, squares, rows;
+};
+
+// The moments of a channel by parts, joined: means (parts, C), sums of squared distances from them (parts, C), then how many
+// rows each part has (parts). All threads of the block must call it; true in the one that has the result.
+__device__ __forceinline__ bool join_parts(Moments& joined, const float* partial, int64_t parts, int32_t c,
+                                           int32_t channel) {
   const bool active = channel < c;
   const float* const counts = partial + 2 * parts * c;
-  // The parts' moments are joined around the first one's mean, so that nothing cancels.
+  // They are joined around the first one's mean, so that nothing cancels.
   const double centre = active ? static_cast<double>(partial[channel]) : 0.0;
-  double sums[2];
-  const bool mine = sum_parts(sums, parts, active, [&](double (&sums)[2], int64_t part) {
+  double sums[3];
+  const bool mine = sum_parts(sums, parts, active, [&](double (&sums)[3], int64_t part) {
     const double n = counts[part];
     const double distance = static_cast<double>(partial[part * c + channel]) - centre;
     sums[0] += n * distance;
     sums[1] += static_cast<double>(partial[(parts + part) * c + channel]) + n * distance * distance;
+    sums[2] += n;
   });
-  if (!mine) return;
-  const double offset = sums[0] / static_cast<double>(rows);
-  const double mean = centre + offset, m2 = fmax(sums[1] - sums[0] * offset, 0.0);
-  const double squares = isnan(sums[1]) ? sums[1] : m2;  // fmax would hide it
+  const double offset = sums[0] / sums[2];
+  const double m2 = fmax(sums[1] - sums[0] * offset, 0.0);
+  joined.mean = centre + offset;
+  joined.squares = isnan(sums[1]) ? sums[1] : m2;  // fmax would hide it
+  joined.rows = sums[2];
+  return mine;
+}
+
+__global__ void __launch_bounds__(1024)
+    finish_statistics_kernel(float* save_mean, float* save_invstd, float* running_mean, float* running_var,
+                             const float* partial, int64_t parts, int32_t c, double eps, double momentum) {
+  const int32_t channel = parts_channel();
+  Moments joined;
+  if (!join_parts(joined, partial, parts, c, channel)) return;
+  const auto [mean, squares, rows] = joined;
   save_mean[channel] = static_cast<float>(mean);
-  save_invstd[channel] = static_cast<float>(1.0 / sqrt(squares / static_cast<double>(rows) + eps));
+  save_invstd[channel] = static_cast<float>(1.0 / sqrt(squares / rows + eps));
   if (running_mean) {
-    const double unbiased = squares / static_cast<double>(rows - 1);
+    const double unbiased = squares / (rows - 1);
     running_mean[channel] = static_cast<float>((1.0 - momentum) * running_mean[channel] + momentum * mean);
     running_var[channel] = static_cast<float>((1.0 - momentum) * running_var[channel] + momentum * unbiased);
   }
+}
+
+// One part of them: means (C), sums of squared distances (C), rows.
+__global__ void __launch_bounds__(1024)
+    finish_moments_kernel(float* out, const float* partial, int64_t parts, int32_t c) {
+  const int32_t channel = parts_channel();
+  Moments joined;
+  if (!join_parts(joined, partial, parts, c, channel)) return;
+  out[channel] = static_cast<float>(joined.mean);
+  out[c + channel] = static_cast<float>(joined.squares);
+  if (channel == 0) out[2 * static_cast<int64_t>(c)] = static_cast<float>(joined.rows);
 }
 
 int64_t statistics_bytes(const Context& context, int64_t rows, int32_t c) {
   return partial_bytes(context, rows, c, 2) + partial_bytes(context, rows, c, 1) / c;
 }
 
-// Checks its operands and computes the mean and the inverse standard deviation of each channel, from the moments where
-// they are given, else from x.
-void batch_statistics(const Stream& s, float* save_mean, float* save_invstd, float* running_mean, float* running_var,
-                      const void* x, const float* moments, void* workspace, int64_t rows, int32_t c, int64_t parts,
-                      dlfs_dtype dtype, double eps, double momentum) {
+// Checks operands, and hands the moments of x by parts to finish(moments, parts): those given, or those of x.
+template <class Finish>
+void with_moments(const Stream& s, const void* x, const float* moments, void* workspace, int64_t rows, int32_t c,
+                  int64_t parts, dlfs_dtype dtype, Finish&& finish) {
   check_float_dtype(dtype);
   check_size(rows, "rows");
   check_size(c, "c");
-  DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel when training, got 1 for %d channels",
-             c);
   checked_product({rows, c}, "x");
-  check_number(eps, "eps");
-  check_number(momentum, "momentum");
-  check_pointer(save_mean, "save_mean");
-  check_pointer(save_invstd, "save_invstd");
-  DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
-             "running_mean and running_var must both be NULL or neither");
   check_pointer(x, "x");
   check_moments(moments, parts);
   check_workspace(workspace, statistics_bytes(*s.context, rows, c));
-  const auto finish = [&](const float* from, int64_t count) {
-    launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
-           running_var, from, count, rows, c, eps, momentum);
-  };
   if (moments) return finish(moments, parts);
   float* const partial = static_cast<float*>(workspace);
   dispatch_channels(dtype, c, aligned16({x}), [&](auto tag, auto width) {
@@ -75,7 +87,27 @@ void batch_statistics(const Stream& s, float* save_mean, float* save_invstd, flo
     const ChannelGrid g = sweep_grid(*s.context, rows, c / V, kernel);
     float* const counts = partial + 2 * static_cast<int64_t>(g.splits) * c;
     launch(s, g.grid(), g.block(), 0, kernel, partial, counts, static_cast<const T*>(x), rows, c, 1);
-    finish(partial, g.splits);
+    finish(static_cast<const float*>(partial), static_cast<int64_t>(g.splits));
+  });
+}
+
+// Checks its operands and computes the mean and the inverse standard deviation of each channel, from the moments where
+// they are given, else from x.
+void batch_statistics(const Stream& s, float* save_mean, float* save_invstd, float* running_mean, float* running_var,
+                      const void* x, const float* moments, void* workspace, int64_t rows, int32_t c, int64_t parts,
+                      dlfs_dtype dtype, double eps, double momentum) {
+  check_size(rows, "rows");
+  DLFS_CHECK(rows > 1, DLFS_ERROR_SHAPE, "expected more than 1 value per channel when training, got 1 for %d channels",
+             c);
+  check_number(eps, "eps");
+  check_number(momentum, "momentum");
+  check_pointer(save_mean, "save_mean");
+  check_pointer(save_invstd, "save_invstd");
+  DLFS_CHECK(!running_mean == !running_var, DLFS_ERROR_ARGUMENT,
+             "running_mean and running_var must both be NULL or neither");
+  with_moments(s, x, moments, workspace, rows, c, parts, dtype, [&](const float* from, int64_t count) {
+    launch(s, parts_grid(c), parts_block(), 0, finish_statistics_kernel, save_mean, save_invstd, running_mean,
+           running_var, from, count, c, eps, momentum);
   });
 }
 
@@ -211,6 +243,16 @@ dlfs_status dlfs_batch_norm_statistics(dlfs_stream stream, float* save_mean, flo
   return stream_call("dlfs_batch_norm_statistics", stream, [&](Stream& s) {
     batch_statistics(s, save_mean, save_invstd, running_mean, running_var, x, moments, workspace, rows, c, parts, dtype,
                      eps, momentum);
+  });
+}
+
+dlfs_status dlfs_batch_norm_moments(dlfs_stream stream, float* out, const void* x, const float* moments, void* workspace,
+                                    int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype) {
+  return stream_call("dlfs_batch_norm_moments", stream, [&](Stream& s) {
+    check_pointer(out, "out");
+    with_moments(s, x, moments, workspace, rows, c, parts, dtype, [&](const float* from, int64_t count) {
+      launch(s, parts_grid(c), parts_block(), 0, finish_moments_kernel, out, from, count, c);
+    });
   });
 }
 

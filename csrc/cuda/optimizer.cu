@@ -123,6 +123,20 @@ __global__ void schedule_kernel(float* lr, int32_t* step, const float* table, in
   if (now < INT32_MAX) *step = now + 1;
 }
 
+// Adds a piece's part to its parameter's checksum; whole numbers, so that the order does not matter.
+__global__ void __launch_bounds__(piece_threads)
+    checksum_kernel(unsigned long long* sums, const SgdTensor* tensors, const Piece* pieces) {
+  const Piece piece = pieces[blockIdx.x];
+  const SgdTensor tensor = tensors[piece.tensor];
+  const int64_t end = min(piece.first + piece_elements, tensor.elements);
+  unsigned long long sum = 0;
+  for (int64_t i = piece.first + threadIdx.x; i < end; i += piece_threads) {
+    sum += checksum_term(__float_as_uint(tensor.parameter[i]), i);
+  }
+  for (int lane = 16; lane > 0; lane /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
+  if (threadIdx.x % 32 == 0) atomicAdd(sums + piece.tensor, sum);
+}
+
 }  // namespace
 }  // namespace dlfs
 
@@ -236,6 +250,19 @@ dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd) {
       launch(s, object->blocks, piece_threads, 0, refresh_kernel<typename decltype(tag)::type>,
              object->tensors.as<SgdTensor>(), object->pieces.as<Piece>());
     });
+  });
+}
+
+dlfs_status dlfs_sgd_checksums(dlfs_stream stream, dlfs_sgd sgd, int64_t* sums) {
+  return stream_call("dlfs_sgd_checksums", stream, [&](Stream& s) {
+    const std::shared_ptr<Sgd> object = sgds().find(sgd);
+    DLFS_CHECK(object->context == s.context, DLFS_ERROR_ARGUMENT, "the optimizer belongs to another context");
+    check_pointer(sums, "sums");
+    s.retain(object);
+    const size_t count = static_cast<size_t>(object->tensors.bytes()) / sizeof(SgdTensor);
+    CUDA_CHECK(cudaMemsetAsync(sums, 0, count * sizeof(int64_t), s.stream));
+    launch(s, object->blocks, piece_threads, 0, checksum_kernel, reinterpret_cast<unsigned long long*>(sums),
+           object->tensors.as<SgdTensor>(), object->pieces.as<Piece>());
   });
 }
 

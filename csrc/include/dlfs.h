@@ -245,8 +245,10 @@ DLFS_API dlfs_status dlfs_comm_all_reduce(dlfs_stream stream, dlfs_comm comm, DL
 DLFS_API dlfs_status dlfs_comm_broadcast(dlfs_stream stream, dlfs_comm comm, DLFS_HOST const int64_t *buffers,
                                          DLFS_HOST const int64_t *sizes, int32_t count, int32_t root, int32_t label);
 
-/* out (world, bytes) = the ranks' `own` (bytes), rank 0's first. own may be this rank's place in out. */
-DLFS_API dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, void *out, const void *own, int64_t bytes,
+/* For each of count buffers: outs[i] (world, sizes[i]) = the ranks' owns[i] (sizes[i]), in bytes, rank 0's first. owns[i] may be this
+ * rank's place in outs[i]. */
+DLFS_API dlfs_status dlfs_comm_all_gather(dlfs_stream stream, dlfs_comm comm, DLFS_HOST const int64_t *outs,
+                                          DLFS_HOST const int64_t *owns, DLFS_HOST const int64_t *sizes, int32_t count,
                                           int32_t label);
 
 /* Is done once all ranks have come to it. */
@@ -492,8 +494,9 @@ DLFS_API dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, DLFS_HOST int64
  * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
  * that the backward pass with a residual reads a bit for each element and not y.
  * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means
- * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all, the
- * first one at least one. x is not read for statistics then. */
+ * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), the first one at least
+ * one: `rows` in all, or more where statistics are taken over several ranks' rows (dlfs_batch_norm_moments). x is not read
+ * for statistics then. */
 DLFS_API dlfs_status dlfs_batch_norm_train(dlfs_stream stream, void *y, uint8_t *mask, float *save_mean,
                                            float *save_invstd, float *running_mean, float *running_var, const void *x,
                                            const void *residual, const float *weight, const float *bias,
@@ -514,6 +517,27 @@ DLFS_API dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void *dx, void
                                               const float *weight, const float *bias, const float *save_mean,
                                               const float *save_invstd, void *workspace, int64_t rows, int32_t c,
                                               dlfs_dtype dtype, dlfs_activation activation);
+
+/* The moments of x, or those of its groups of rows together: out (2 C + 1), means, sums of squared distances from them, and the
+ * number of rows, as dlfs_batch_norm_train takes them of one group. With those of all ranks, gathered, it normalizes by
+ * the statistics of all their rows (synchronized batch normalization). Arguments and workspace as there. */
+DLFS_API dlfs_status dlfs_batch_norm_moments(dlfs_stream stream, float *out, const void *x, const float *moments,
+                                             void *workspace, int64_t rows, int32_t c, int64_t parts, dlfs_dtype dtype);
+
+/* The first half of dlfs_batch_norm_backward: dweight, dbias and dresidual; arguments and workspace as there. */
+DLFS_API dlfs_status dlfs_batch_norm_backward_sums(dlfs_stream stream, void *dresidual, float *dweight, float *dbias,
+                                                   const void *dy, const void *x, const uint8_t *mask,
+                                                   const float *weight, const float *bias, const float *save_mean,
+                                                   const float *save_invstd, void *workspace, int64_t rows, int32_t c,
+                                                   dlfs_dtype dtype, dlfs_activation activation);
+
+/* The second half: dx from dweight and dbias, which, where statistics were taken over several ranks of as many rows each, are
+ * means over the ranks. dx may be dy. */
+DLFS_API dlfs_status dlfs_batch_norm_backward_input(dlfs_stream stream, void *dx, const void *dy, const void *x,
+                                                    const uint8_t *mask, const float *weight, const float *bias,
+                                                    const float *save_mean, const float *save_invstd,
+                                                    const float *dweight, const float *dbias, int64_t rows, int32_t c,
+                                                    dlfs_dtype dtype, dlfs_activation activation);
 
 /* The statistics of dlfs_batch_norm_train alone, for dlfs_batch_norm_join; arguments and workspace as there. */
 DLFS_API dlfs_status dlfs_batch_norm_statistics(dlfs_stream stream, float *save_mean, float *save_invstd,
@@ -670,6 +694,10 @@ DLFS_API dlfs_status dlfs_sgd_step(dlfs_stream stream, dlfs_sgd sgd, const float
 DLFS_API dlfs_status dlfs_loss_scale_step(dlfs_stream stream, float *scale, int32_t *counters, int32_t *failed,
                                           const int32_t *overflow, double growth, double backoff, int32_t interval,
                                           double least, int32_t patience);
+
+/* sums[i] = a checksum of parameter i of the lists, int64 on the device: the sum over its elements j of (bits + 2^63) (2 j + 1),
+ * mod 2^64, bits those of the fp32 as an unsigned number. The same on every device where all bits are. */
+DLFS_API dlfs_status dlfs_sgd_checksums(dlfs_stream stream, dlfs_sgd sgd, int64_t *sums);
 
 /* Refreshes the low-precision copies from the parameters (after loading weights). */
 DLFS_API dlfs_status dlfs_sgd_refresh_casts(dlfs_stream stream, dlfs_sgd sgd);

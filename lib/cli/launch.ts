@@ -52,26 +52,51 @@ function devices(): number {
   return listDevices(loadLibrary(name)).length;
 }
 
+type LaunchValues = { -readonly [K in keyof typeof options]?: string };
+
+/** The options of this verb among another's arguments, and the rest; null where there is no --gpus. */
+export function takeLaunchOptions(argv: readonly string[]): { values: LaunchValues; rest: string[] } | null {
+  const values: LaunchValues = {};
+  const rest: string[] = [];
+  for (let i = 0; i < argv.length; i++) {
+    const [, name, value] = /^--([a-z-]+)(?:=(.*))?$/.exec(argv[i] as string) ?? [];
+    if (name === undefined || !Object.hasOwn(options, name)) {
+      rest.push(argv[i] as string);
+      continue;
+    }
+    const given = value ?? argv[++i];
+    if (given === undefined) throw new UsageError(`--${name}: expected a value`);
+    values[name as keyof LaunchValues] = given;
+  }
+  if (Object.keys(values).length === 0) return null;
+  if (values.gpus === undefined) throw new UsageError(`--${Object.keys(values)[0]}: needs --gpus`);
+  return { values, rest };
+}
+
+/** Runs a program, a file of TypeScript or another, with its arguments, as the options say. */
+export async function launchRanks(values: LaunchValues, [program, ...args]: readonly string[]): Promise<number> {
+  if (program === undefined) throw new UsageError("expected a program behind --");
+  const command = /\.[jt]s$/.test(program) ? [process.execPath, "run", program, ...args] : [program, ...args];
+  const nodes = positiveInteger("nodes", values.nodes ?? "1");
+  const nodeRank = count("node-rank", values["node-rank"] ?? "0");
+  if (nodeRank >= nodes) throw new UsageError(`--node-rank: expected 0 to ${nodes - 1}, got ${nodeRank}`);
+  if (nodes > 1 && values.rendezvous === undefined) throw new UsageError("--rendezvous: needed with several --nodes");
+  const ranks = values.gpus === undefined ? devices() : positiveInteger("gpus", values.gpus);
+  const least = values["min-gpus"];
+  const minRanks = least === undefined ? ranks : positiveInteger("min-gpus", least);
+  if (minRanks > ranks) throw new UsageError(`--min-gpus: expected at most --gpus, ${ranks}, got ${minRanks}`);
+  if (nodes > 1 && minRanks < ranks) throw new UsageError("--min-gpus: of one machine alone");
+  return await launch({
+    ...{ command, ranks, nodes, nodeRank, minRanks },
+    maxRestarts: count("max-restarts", values["max-restarts"] ?? "0"),
+    ...(values.rendezvous !== undefined && { rendezvous: address(values.rendezvous) }),
+  });
+}
+
 export const verb: Verb = {
   help,
   async run(args) {
     const { values, positionals } = parseArgs({ args, options, strict: true, allowPositionals: true });
-    const [program] = positionals;
-    if (program === undefined) throw new UsageError("expected a program behind --");
-    const command = /\.[jt]s$/.test(program) ? [process.execPath, "run", ...positionals] : positionals;
-    const nodes = positiveInteger("nodes", values.nodes ?? "1");
-    const nodeRank = count("node-rank", values["node-rank"] ?? "0");
-    if (nodeRank >= nodes) throw new UsageError(`--node-rank: expected 0 to ${nodes - 1}, got ${nodeRank}`);
-    if (nodes > 1 && values.rendezvous === undefined) throw new UsageError("--rendezvous: needed with several --nodes");
-    const ranks = values.gpus === undefined ? devices() : positiveInteger("gpus", values.gpus);
-    const least = values["min-gpus"];
-    const minRanks = least === undefined ? ranks : positiveInteger("min-gpus", least);
-    if (minRanks > ranks) throw new UsageError(`--min-gpus: expected at most --gpus, ${ranks}, got ${minRanks}`);
-    if (nodes > 1 && minRanks < ranks) throw new UsageError("--min-gpus: of one machine alone");
-    return await launch({
-      ...{ command, ranks, nodes, nodeRank, minRanks },
-      maxRestarts: count("max-restarts", values["max-restarts"] ?? "0"),
-      ...(values.rendezvous !== undefined && { rendezvous: address(values.rendezvous) }),
-    });
+    return await launchRanks(values, positionals);
   },
 };

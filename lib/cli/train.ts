@@ -1,13 +1,16 @@
+import { ProcessGroup, ranksFromEnvironment } from "../distributed";
 import {
   ConfigError,
   checkContradictions,
   fetchResumed,
   parseTrainArguments,
+  restartArguments,
   stopOnSignals,
   Training,
   trainHelp,
 } from "../train";
 import { UsageError } from "./arguments";
+import { launchRanks, takeLaunchOptions } from "./launch";
 import type { Verb } from "./main";
 
 const help = trainHelp([
@@ -15,26 +18,39 @@ const help = trainHelp([
   "",
   "Usage: dlfs train [--config FILE] [--OPTION VALUE | SETTING=VALUE ...]",
   "       dlfs train --resume RUN [...]",
+  "       dlfs train --gpus N [--max-restarts N] [--min-gpus N] [...]   N processes that train together: see dlfs launch",
 ]);
+
+async function train(argv: string[], group: ProcessGroup | undefined): Promise<number> {
+  const reading = async () => parseTrainArguments((await restartArguments()) ?? (await fetchResumed(argv)));
+  const args = await (group?.rootFirst("arguments", reading) ?? reading()); // what is fetched is there for the others
+  checkContradictions(args);
+  const isRoot = group?.isRoot ?? true;
+  using stop = stopOnSignals(() => {
+    if (isRoot) console.error("\nstopping after this step, with a checkpoint; again to stop at once");
+  });
+  if (args.dryRun) {
+    const { result } = await Training.dryRun(args, {});
+    return result.failed ? 1 : 0;
+  }
+  await using training = await Training.prepare(args, { command: "dlfs train", signal: stop.signal, group });
+  if (isRoot) console.log("training; Ctrl-C stops with a checkpoint");
+  const outcome = await training.run();
+  if (isRoot) for (const line of training.describe(outcome)) console.log(line);
+  return outcome.interrupted ? stop.exitStatus : 0;
+}
 
 export const verb: Verb = {
   help,
   async run(argv) {
     try {
-      const args = parseTrainArguments(await fetchResumed(argv));
-      checkContradictions(args);
-      using stop = stopOnSignals(() =>
-        console.error("\nstopping after this step, with a checkpoint; again to stop at once"),
-      );
-      if (args.dryRun) {
-        const { result } = await Training.dryRun(args, {});
-        return result.failed ? 1 : 0;
-      }
-      await using training = await Training.prepare(args, { command: "dlfs train", signal: stop.signal });
-      console.log("training; Ctrl-C stops with a checkpoint");
-      const outcome = await training.run();
-      for (const line of training.describe(outcome)) console.log(line);
-      return outcome.interrupted ? stop.exitStatus : 0;
+      const launched = takeLaunchOptions(argv);
+      const ranks = ranksFromEnvironment();
+      if (launched && !ranks) return await launchRanks(launched.values, [Bun.main, "train", ...launched.rest]);
+      if (!ranks || ranks.world === 1) return await train(launched?.rest ?? argv, undefined);
+      const group = await ProcessGroup.join({ ranks, facts: { arguments: launched?.rest ?? argv } });
+      const status = await group.run(() => train(launched?.rest ?? argv, group));
+      process.exit(status); // the thread that spoke with the others may still be ending
     } catch (error) {
       throw error instanceof ConfigError
         ? new UsageError(`${error.message}\n\`dlfs train --help\` lists the options`)

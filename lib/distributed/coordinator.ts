@@ -1,6 +1,7 @@
 import { createServer, type Server, type Socket } from "node:net";
+import { differences, listed } from "./differences";
 import { encodeFrame, FrameReader } from "./frames";
-import type { Facts, Patience, RankProgress, ToCoordinator, ToRank } from "./messages";
+import type { Patience, RankProgress, ToCoordinator, ToRank } from "./messages";
 
 interface Member {
   readonly rank: number;
@@ -17,9 +18,6 @@ interface Exchange {
   to: "all" | "root";
   parts: Map<number, Uint8Array>;
 }
-
-/** How many differences a message lists. */
-const LISTED = 4;
 
 /**
  * Where all ranks meet: listens on rank 0's side, waits until all have come and agree, passes on what they exchange, and watches
@@ -125,7 +123,7 @@ export class Coordinator {
       if (lines.length > 0) found.push(`${this.#name(member)} and rank 0 differ: ${listed(lines)}`);
     }
     if (found.length > 0) {
-      this.#abort(`the ranks disagree. ${found.slice(0, LISTED).join(". ")}`);
+      this.#abort(`the ranks disagree. ${listed(found)}`);
       return;
     }
     // A rank that came by way of the loopback interface is on this machine, which others reach by the address they came to.
@@ -288,22 +286,6 @@ export class Coordinator {
 export function describeProgress({ phase, step, collective }: RankProgress): string {
   const last = collective === null ? "before any collective" : `in or after collective "${collective}"`;
   return phase === "steps" ? `in step ${step}, ${last}` : `during ${phase}, step ${step}, ${last}`;
-}
-
-/** Where two plain values differ: "lr: 0.1 and 0.2". */
-export function differences(a: unknown, b: unknown, path = ""): string[] {
-  const isObject = (x: unknown): x is Facts => typeof x === "object" && x !== null;
-  if (isObject(a) && isObject(b)) {
-    const names = new Set([...Object.keys(a), ...Object.keys(b)]);
-    return [...names].flatMap((name) => differences(a[name], b[name], path === "" ? name : `${path}.${name}`));
-  }
-  const [first, second] = [JSON.stringify(a), JSON.stringify(b)];
-  return first === second ? [] : [`${path}: rank 0 has ${first ?? "nothing"}, it ${second ?? "nothing"}`];
-}
-
-function listed(items: readonly string[]): string {
-  const rest = items.length - LISTED;
-  return items.slice(0, LISTED).join(", ") + (rest > 0 ? ` and ${rest} more` : "");
 }
 
 function joined(parts: readonly Uint8Array[]): Uint8Array {

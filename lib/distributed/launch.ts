@@ -1,4 +1,7 @@
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import type { Subprocess } from "bun";
 import { check } from "../native/error";
 import { exitCodes } from "./process-group";
@@ -30,6 +33,8 @@ export interface LaunchOptions {
 /** What the ranks are given to end by themselves once one has failed, then after SIGTERM, in milliseconds. */
 const GRACE = 8000;
 const TERM_GRACE = 3000;
+/** What they are given to save their state after a signal. */
+const SAVE_GRACE = 120_000;
 
 interface Outcome {
   /** 0 when all ranks ended well. */
@@ -57,9 +62,18 @@ export async function launch(options: LaunchOptions): Promise<number> {
     () => `minRanks: expected 1 to ${ranks}, of one machine, got ${minRanks}`,
   );
   let devices = Array.from({ length: ranks }, (_, i) => i);
+  const folder = mkdtempSync(join(tmpdir(), "dlfs-launch-"));
+  using _ = { [Symbol.dispose]: () => rmSync(folder, { recursive: true, force: true }) };
   for (let attempt = 0; ; attempt++) {
     const rendezvous = options.rendezvous ?? { host: "127.0.0.1", port: await freePort() };
-    const { exitCode, failed, interrupted } = await start(options, devices, attempt, rendezvous, log);
+    const { exitCode, failed, interrupted } = await start(
+      options,
+      devices,
+      attempt,
+      rendezvous,
+      join(folder, "restart"),
+      log,
+    );
     if (exitCode === 0 || exitCode === exitCodes.usage || interrupted || signal?.aborted) return exitCode;
     if (attempt === maxRestarts) {
       if (maxRestarts > 0) log(`${maxRestarts} restarts did not help`);
@@ -79,6 +93,7 @@ async function start(
   devices: readonly number[],
   attempt: number,
   rendezvous: { host: string; port: number },
+  restartFile: string,
   log: (line: string) => void,
 ): Promise<Outcome> {
   const { command, nodes = 1, nodeRank = 0, env, signal } = options;
@@ -99,6 +114,7 @@ async function start(
           : `${rendezvous.host}:${rendezvous.port}`,
         DLFS_LAUNCHER: "dlfs launch",
         DLFS_RESTARTS: String(attempt),
+        DLFS_RESTART_FILE: restartFile,
       },
       stdin: "ignore",
       stdout: rank === 0 ? "inherit" : "pipe",
@@ -117,17 +133,18 @@ async function start(
   signal?.addEventListener("abort", terminate);
   const signals = ["SIGTERM", "SIGINT", "SIGHUP"] as const;
   let interrupted = false;
-  const passOn = () => {
+  const passOn = (name: NodeJS.Signals) => {
     interrupted = true;
-    terminate();
+    // A terminal's Ctrl-C reaches the ranks by itself.
+    if (name !== "SIGINT" || !process.stdin.isTTY) kill(children, name);
   };
   for (const name of signals) process.on(name, passOn);
   const killed = new Set<number>();
   try {
     const first = await firstFailure(children);
     if (first === null) return { exitCode: 0, failed: [], interrupted };
-    if (!interrupted)
-      log(`rank ${nodeRank * count + first} ${ending(children[first]!)}; the others have ${GRACE / 1000} s to end`);
+    if (interrupted) await allWithin(children, SAVE_GRACE);
+    else log(`rank ${nodeRank * count + first} ${ending(children[first]!)}; the others have ${GRACE / 1000} s to end`);
     await allWithin(children, GRACE);
     terminate();
     await allWithin(children, TERM_GRACE);
@@ -144,6 +161,17 @@ async function start(
     for (const name of signals) process.off(name, passOn);
     await Promise.all(printed);
   }
+}
+
+/** What a program keeps for its next start, such as where it writes; of an earlier start of dlfs launch, null at the first. */
+export function restartNote(env: Readonly<Record<string, string | undefined>> = process.env): string | null {
+  const { DLFS_RESTARTS: restarts = "0", DLFS_RESTART_FILE: file } = env;
+  return Number(restarts) > 0 && file !== undefined && existsSync(file) ? readFileSync(file, "utf8") : null;
+}
+
+/** Keeps it; on one rank of each machine. Does nothing where dlfs launch did not start the process. */
+export function keepRestartNote(note: string, env: Readonly<Record<string, string | undefined>> = process.env): void {
+  if (env.DLFS_RESTART_FILE !== undefined) writeFileSync(env.DLFS_RESTART_FILE, note);
 }
 
 type Child = Subprocess<"ignore", "inherit" | "pipe", "inherit" | "pipe">;

@@ -1,6 +1,7 @@
 import packageJson from "../../package.json";
 import { DlfsError, ErrorCode, headerHash } from "../native";
 import { Communicator, type Device, type DeviceOptions } from "../tensor";
+import { differences, listed } from "./differences";
 import type { Ranks } from "./environment";
 import { defaultPatience, type Facts, type FromAgent, type Patience, type ToAgent, type ToRank } from "./messages";
 
@@ -32,6 +33,7 @@ export const exitCodes = {
  * hangs or falls silent ends all. Exchanges of bytes go by way of rank 0; tensors by the communicator.
  */
 export class ProcessGroup implements AsyncDisposable {
+  readonly ranks: Ranks;
   readonly rank: number;
   readonly world: number;
   readonly #worker: Worker;
@@ -56,6 +58,7 @@ export class ProcessGroup implements AsyncDisposable {
 
   private constructor({ ranks, facts = {}, patience, attempt, onFailure }: ProcessGroupOptions) {
     const { rank, world, rendezvous } = ranks;
+    this.ranks = ranks;
     this.rank = rank;
     this.world = world;
     this.#onFailure = onFailure ?? ((error) => this.#exit(error));
@@ -127,6 +130,28 @@ export class ProcessGroup implements AsyncDisposable {
     return parts.map((part) => JSON.parse(new TextDecoder().decode(part)) as T);
   }
 
+  /**
+   * Throws, on all ranks, where these are not the same everywhere: what is known only after joining, a resolved configuration or
+   * what the data are. Plain data, compared as JSON.
+   */
+  async agreeOn(facts: Facts): Promise<void> {
+    const all = await this.exchangeJson("facts", facts);
+    const found = all.flatMap((theirs, rank) => {
+      const lines = differences(all[0], theirs);
+      return lines.length > 0 ? [`rank ${rank} and rank 0 differ: ${listed(lines)}`] : [];
+    });
+    if (found.length === 0) return;
+    throw new DlfsError(ErrorCode.argument, "training together", `the ranks disagree. ${listed(found)}`);
+  }
+
+  /** Does something on rank 0 first, then on all others: what writes files that the others find. */
+  async rootFirst<T>(name: string, work: () => Promise<T>): Promise<T> {
+    if (!this.isRoot) await this.barrier(name);
+    const result = await work();
+    if (this.isRoot) await this.barrier(name);
+    return result;
+  }
+
   /** Resolves when all ranks have come to it. */
   async barrier(name: string): Promise<void> {
     await this.exchange(name, new Uint8Array());
@@ -196,6 +221,7 @@ export class ProcessGroup implements AsyncDisposable {
     this.#failure = new DlfsError(ErrorCode.collective, "training together", message);
     this.#tell({ kind: "send", message: { kind: "failed", message } });
     await Promise.race([this.#told.promise, Bun.sleep(1000)]);
+    this.#worker.unref(); // it does not keep the process alive
   }
 
   /** Releases the communicator once all ranks have done their collectives; before its device is disposed of. */
@@ -277,6 +303,7 @@ export class ProcessGroup implements AsyncDisposable {
     } catch {
       // It has been released.
     }
+    this.#worker.unref();
     this.#onFailure(this.#failure);
     this.#joined.reject(this.#failure);
     this.#left.resolve();

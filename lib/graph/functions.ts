@@ -3,7 +3,7 @@
  * are (N, H, W, C); weights (out channels, kernel height, kernel width, in channels / groups).
  */
 import { check, ErrorCode } from "../native";
-import type { DType } from "../tensor";
+import type { Communicator, DType } from "../tensor";
 import { channelScale, channelShuffle as channelShuffleOp } from "./ops/channel";
 import { constant as constantOp } from "./ops/constant";
 import { type ConvGeometry, conv2d as conv2dOp, linear as linearOp } from "./ops/conv";
@@ -95,7 +95,7 @@ export function linear(x: Value, w: Value, bias: Value | null): Value {
 
 /**
  * Batch normalization over N, H, W (Ioffe and Szegedy 2015; torch.nn.functional.batch_norm): with the batch's statistics when
- * training, updating the running ones; with the running ones else.
+ * training, updating the running ones; with the running ones else. With a communicator the batch is that of all its ranks.
  */
 export function batchNorm(
   x: Value,
@@ -103,10 +103,12 @@ export function batchNorm(
   bias: Value,
   runningMean: Value,
   runningVar: Value,
-  { training, eps = 1e-5, momentum = 0.1 }: { training: boolean; eps?: number; momentum?: number },
+  options: { training: boolean; eps?: number; momentum?: number; communicator?: Communicator },
 ): Value {
+  const { training, eps = 1e-5, momentum = 0.1, communicator } = options;
   const op = training ? batchNormTrain : batchNormInfer;
-  const attrs = { eps, momentum, residual: false, activation: "none" as const };
+  const shared = training && communicator ? { communicator } : {};
+  const attrs = { eps, momentum, residual: false, activation: "none" as const, ...shared };
   return only(applyOp(op, [x, weight, bias, runningMean, runningVar], attrs));
 }
 

@@ -46,8 +46,10 @@ function joinNorms(rewriter: Rewriter, node: Node): Rewrite | null {
   if (node.op !== add || (node.attrs as ActivationAttrs).activation !== "none") return null;
   const [first, second] = [rewriter.sole(node.inputs[0]), rewriter.sole(node.inputs[1])];
   if (!first || !second || first === second) return null;
-  const isPlain = ({ op, attrs }: Node) =>
-    op === batchNormTrain && !(attrs as BatchNormAttrs).residual && (attrs as BatchNormAttrs).activation === "none";
+  const isPlain = ({ op, attrs }: Node) => {
+    const { residual, activation, communicator } = attrs as BatchNormAttrs;
+    return op === batchNormTrain && !residual && activation === "none" && !communicator;
+  };
   if (!isPlain(first) || !isPlain(second)) return null;
   const [a, b] = [first.attrs as BatchNormAttrs, second.attrs as BatchNormAttrs];
   const attrs: BatchNormJoinAttrs = {

@@ -29,7 +29,15 @@ export type { OnnxAttributes, OnnxAttributeValue, OnnxBuilder, OnnxLayout } from
 export { type Activation, type FusedActivation, scaleBy } from "./ops/elementwise";
 export { type Init, Parameter } from "./parameter";
 export { PlanCache } from "./plan-cache";
-export { type Call, type CallProfile, type CallSource, type PlacedCall, Program, type ProgramOptions } from "./program";
+export {
+  type Call,
+  type CallProfile,
+  type CallSource,
+  type GradientCall,
+  type PlacedCall,
+  Program,
+  type ProgramOptions,
+} from "./program";
 export { observeMagnitudes, type QuantizeOptions, quantizedShare, quantizeGraph, valueKeys } from "./quantize";
 export type { RecomputeOption } from "./recompute";
 export { applyOp, Graph, isTracing, trace, useParameter, withPath } from "./trace";

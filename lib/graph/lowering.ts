@@ -73,6 +73,8 @@ export interface Lowering {
   /** Gradients computed right where the parameter keeps them. */
   readonly bound: ReadonlyMap<Value, Address>;
   readonly exports: readonly GradientExport[];
+  /** The node that completes a parameter's gradient in its own memory; of those that are exported there is none. */
+  readonly completedBy: ReadonlyMap<Parameter, Node>;
   readonly lanes: LanePlan;
   readonly memory: MemoryPlan;
 }
@@ -105,7 +107,7 @@ export function lower(
   const isForward = (node: Node) => forwardNodes.has(node);
   const gradients = differentiateSeeds(graph, results, options);
   const needed = neededNodes(graph, results, gradients.parameters, options.fuse ?? true);
-  const { bound, exports } = bindGradients(gradients.parameters, results, options.accumulate ?? false);
+  const { bound, exports, completedBy } = bindGradients(gradients.parameters, results, options.accumulate ?? false);
   const isHoisted = hoistable(needed, options.training ?? false);
 
   const prepared = new Map<Node, Preparation>();
@@ -171,6 +173,7 @@ export function lower(
     workspaces,
     bound,
     exports,
+    completedBy,
     lanes,
     memory,
   };
@@ -278,8 +281,9 @@ function bindGradients(
   gradients: Map<Parameter, Value>,
   results: Record<string, Value>,
   accumulate: boolean,
-): Pick<Lowering, "bound" | "exports"> {
+): Pick<Lowering, "bound" | "exports" | "completedBy"> {
   const bound = new Map<Value, Address>();
+  const completedBy = new Map<Parameter, Node>();
   const taken = new Set(Object.values(results).map(storageOf));
   const exports: GradientExport[] = [];
   for (const [parameter, value] of gradients) {
@@ -290,11 +294,12 @@ function bindGradients(
     if (!accumulate && root.node && !taken.has(root)) {
       taken.add(root);
       bound.set(root, target.address);
+      completedBy.set(parameter, root.node);
     } else {
       exports.push({ value, target, accumulate });
     }
   }
-  return { bound, exports };
+  return { bound, exports, completedBy };
 }
 
 /**

@@ -86,6 +86,8 @@ export interface Op<A = unknown> {
   padded?(node: Node<A>): readonly number[];
   /** Changes something besides its outputs (running statistics), so it stays even when no output is read. */
   readonly effect?: boolean;
+  /** Takes part in an operation of all ranks: not to be done again. */
+  isCollective?(node: Node<A>): boolean;
   /** Of an operation with an effect: the one that computes the same outputs and changes nothing else. */
   readonly withoutEffect?: Op<A>;
   /** Depends on parameters and constants only: computed when weights change, not in each run. */

@@ -15,6 +15,7 @@ import { type GradientExport, type Lowering, type LoweringOptions, lower } from 
 import { type MemoryPlan, storageOf } from "./memory-plan";
 import type { Emitter, Node } from "./node";
 import { outOfMemory } from "./out-of-memory";
+import type { Parameter } from "./parameter";
 import type { Spec, Value } from "./value";
 
 /** One native call of a program. */
@@ -39,10 +40,22 @@ export interface PlacedCall extends Call {
 /** Adds calls around a program's own: schedules and optimizers. Returns calls that run on the program's stream. */
 export type CallSource = (program: Program) => Call[];
 
+/** A call that wants some parameters' gradients complete, and runs beside what the backward pass still computes. */
+export interface GradientCall {
+  readonly kind: string;
+  /** What it is for, in errors and profiles. */
+  readonly path: string;
+  readonly parameters: readonly Parameter[];
+  /** Enqueues it on a stream that has come to where all of these gradients are complete. */
+  readonly run: (stream: Stream) => void;
+}
+
 export interface ProgramOptions extends LoweringOptions {
   /** Calls before and after the program's own, in each run. */
   before?: CallSource;
   after?: CallSource;
+  /** Calls on gradients as they become complete, run in this order; the calls of `after` wait for their streams alone. */
+  onGradients?: readonly GradientCall[];
   /** Default: the device's own stream. */
   stream?: Stream;
   /**
@@ -115,7 +128,8 @@ export class Program implements Disposable {
     this.#bound = lowering.bound;
     this.memory = lowering.memory;
     this.gradientScale = options.gradientScale ?? null;
-    this.lanes = lowering.lanes.lanes;
+    const onGradients = options.onGradients ?? [];
+    this.lanes = lowering.lanes.lanes + (onGradients.length > 0 ? 1 : 0);
     const { sharing } = options;
     check(
       sharing === undefined || sharing.stream === this.stream,
@@ -142,11 +156,15 @@ export class Program implements Disposable {
       const before = options.before?.(this) ?? [];
       const recorded = this.#recordLanes(lowering);
       const forwardCalls = recorded.filter((_, i) => isForward(nodes[i]!)).flat();
-      const backwardCalls = recorded.filter((_, i) => !isForward(nodes[i]!)).flat();
+      const [beside, behind] = this.#placeOnGradients(onGradients, lowering, recorded);
+      const backwardCalls = recorded.flatMap((calls, i) => [
+        ...(isForward(nodes[i]!) ? [] : calls),
+        ...(beside.get(i) ?? []),
+      ]);
       const exportCalls = exports.map((gradient) => this.#export(gradient));
       this.backwardStart = before.length + forwardCalls.length;
       this.#nodeCalls = [before.length, this.backwardStart + backwardCalls.length];
-      const last = [...exportCalls, ...(options.after?.(this) ?? [])];
+      const last = [...exportCalls, ...behind, ...(options.after?.(this) ?? [])];
       this.calls = [...before.map(placed), ...forwardCalls, ...backwardCalls, ...last.map(placed)];
     } catch (error) {
       this.dispose();
@@ -365,6 +383,39 @@ export class Program implements Disposable {
       recorded.push(calls.map((call, i) => ({ ...call, lane: lanes.laneOf[index]!, after: i === 0 ? after : [] })));
     }
     return recorded;
+  }
+
+  /**
+   * Where calls on gradients go: behind which node's calls, on a lane of their own so that no other waits for them, or, where a
+   * gradient is exported, behind the exports. They stay in order, which ranks that reduce together must agree on.
+   */
+  #placeOnGradients(
+    calls: readonly GradientCall[],
+    { nodes, completedBy, lanes }: Lowering,
+    recorded: readonly PlacedCall[][],
+  ): [beside: Map<number, PlacedCall[]>, behind: Call[]] {
+    const indexOf = new Map(nodes.map((node, index) => [node, index]));
+    const beside = new Map<number, PlacedCall[]>();
+    const behind: Call[] = [];
+    let position = 0;
+    for (const { kind, path, parameters, run } of calls) {
+      const call: Call = { kind, path, outputs: [], run: () => run(this.#target) };
+      const ready = parameters.map((parameter) => indexOf.get(completedBy.get(parameter)!));
+      if (behind.length > 0 || ready.includes(undefined)) {
+        behind.push(call);
+        continue;
+      }
+      // Of each lane the last one is waited for, which the others come before.
+      const last = new Map<number, number>();
+      for (const index of ready as number[]) {
+        const lane = lanes.laneOf[index]!;
+        last.set(lane, Math.max(index, last.get(lane) ?? 0));
+      }
+      const after = [...last.values()].flatMap((index) => recorded[index]!.at(-1) ?? []);
+      position = Math.max(position, ...(ready as number[]));
+      beside.set(position, [...(beside.get(position) ?? []), { ...call, lane: lanes.lanes, after }]);
+    }
+    return [beside, behind];
   }
 
   #record(node: Node, { prepared }: Lowering): Call[] {

@@ -108,6 +108,7 @@ export class Recomputation {
 }
 
 /** Whether a node may run again with the same result. */
-function repeatable({ op }: Node): boolean {
-  return !op.alias && !op.hoist && (!op.effect || op.withoutEffect !== undefined);
+function repeatable(node: Node): boolean {
+  const { op } = node;
+  return !op.alias && !op.hoist && !op.isCollective?.(node) && (!op.effect || op.withoutEffect !== undefined);
 }

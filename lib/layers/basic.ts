@@ -15,6 +15,7 @@ import {
   type Value,
 } from "../graph";
 import { check, ErrorCode } from "../native";
+import type { Communicator } from "../tensor";
 import { Layer, type Unary } from "./layer";
 import { convolutionParameters, type WeightOptions } from "./weight-and-bias";
 
@@ -94,6 +95,8 @@ export class BatchNorm2d extends Layer {
   readonly bias: Parameter;
   readonly runningMean: Parameter;
   readonly runningVar: Parameter;
+  /** Ranks whose rows the statistics of training are taken over, too; set by synchronizeBatchNorm. */
+  communicator: Communicator | null = null;
 
   constructor(
     readonly channels: number,
@@ -111,8 +114,17 @@ export class BatchNorm2d extends Layer {
     const [weight, bias, mean, variance] = [this.weight, this.bias, this.runningMean, this.runningVar].map((p) =>
       useParameter(p),
     ) as [Value, Value, Value, Value];
-    return batchNorm(x, weight, bias, mean, variance, { training: this.training, ...this.options });
+    const communicator = this.communicator ?? undefined;
+    return batchNorm(x, weight, bias, mean, variance, { training: this.training, communicator, ...this.options });
   }
+}
+
+/**
+ * Lets all batch normalizations of a model take their statistics over all ranks' images, as torch.nn.SyncBatchNorm: R ranks with B
+ * images each normalize as one with R B. Ranks must have equally large batches. Before programs are made of the model.
+ */
+export function synchronizeBatchNorm(model: Layer, communicator: Communicator): void {
+  for (const [, layer] of model.namedLayers()) if (layer instanceof BatchNorm2d) layer.communicator = communicator;
 }
 
 /** Maximum over windows; the stride defaults to the kernel's size. */

@@ -1,6 +1,6 @@
 // Generated from csrc/include/dlfs.h by scripts/generate-symbols.ts. Do not edit.
 
-export const headerHash = "2ed4cd0d82502f34";
+export const headerHash = "01acd86ba96e5371";
 
 /** The header's constants, without their DLFS_ prefix. */
 export const constants = {
@@ -131,7 +131,7 @@ export const symbols = {
   dlfs_comm_query: { args: ["i64"], returns: "i32" },
   dlfs_comm_all_reduce: { args: ["i64", "i64", "buffer", "buffer", "i32", "i32", "i32", "i32"], returns: "i32" },
   dlfs_comm_broadcast: { args: ["i64", "i64", "buffer", "buffer", "i32", "i32", "i32"], returns: "i32" },
-  dlfs_comm_all_gather: { args: ["i64", "i64", "ptr", "ptr", "i64", "i32"], returns: "i32" },
+  dlfs_comm_all_gather: { args: ["i64", "i64", "buffer", "buffer", "buffer", "i32", "i32"], returns: "i32" },
   dlfs_comm_barrier: { args: ["i64", "i64", "i32"], returns: "i32" },
   dlfs_comm_wait: { args: ["i64", "i64"], returns: "i32" },
   dlfs_comm_progress: { args: ["i64", "buffer"], returns: "i32" },
@@ -179,6 +179,9 @@ export const symbols = {
   dlfs_batch_norm_train: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32", "f64", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_infer: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "f64", "i32"], returns: "i32" },
   dlfs_batch_norm_backward: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_moments: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32"], returns: "i32" },
+  dlfs_batch_norm_backward_sums: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
+  dlfs_batch_norm_backward_input: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_statistics: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i64", "i32", "f64", "f64"], returns: "i32" },
   dlfs_batch_norm_join: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "ptr", "i64", "i32", "i32", "i32"], returns: "i32" },
   dlfs_batch_norm_join_workspace: { args: ["i64", "buffer", "i64", "i32", "i32"], returns: "i32" },
@@ -202,6 +205,7 @@ export const symbols = {
   dlfs_sgd_grad_norm: { args: ["i64", "i64", "ptr", "ptr", "ptr"], returns: "i32" },
   dlfs_sgd_step: { args: ["i64", "i64", "ptr", "ptr", "ptr", "ptr", "f64", "i32", "f64", "f64", "f64"], returns: "i32" },
   dlfs_loss_scale_step: { args: ["i64", "ptr", "ptr", "ptr", "ptr", "f64", "f64", "i32", "f64", "i32"], returns: "i32" },
+  dlfs_sgd_checksums: { args: ["i64", "i64", "ptr"], returns: "i32" },
   dlfs_sgd_refresh_casts: { args: ["i64", "i64"], returns: "i32" },
   dlfs_schedule_step: { args: ["i64", "ptr", "ptr", "ptr", "i64"], returns: "i32" },
   dlfs_average_create: { args: ["i64", "buffer", "buffer", "buffer", "buffer", "i32"], returns: "i32" },
@@ -291,7 +295,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_comm_query: ["comm"],
   dlfs_comm_all_reduce: ["stream", "comm", "buffers", "sizes", "count", "dtype", "operation", "label"],
   dlfs_comm_broadcast: ["stream", "comm", "buffers", "sizes", "count", "root", "label"],
-  dlfs_comm_all_gather: ["stream", "comm", "out", "own", "bytes", "label"],
+  dlfs_comm_all_gather: ["stream", "comm", "outs", "owns", "sizes", "count", "label"],
   dlfs_comm_barrier: ["stream", "comm", "label"],
   dlfs_comm_wait: ["stream", "comm"],
   dlfs_comm_progress: ["comm", "values"],
@@ -339,6 +343,9 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_batch_norm_train: ["stream", "y", "mask", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "residual", "weight", "bias", "moments", "workspace", "rows", "c", "parts", "dtype", "eps", "momentum", "activation"],
   dlfs_batch_norm_infer: ["stream", "y", "x", "residual", "weight", "bias", "mean", "variance", "rows", "c", "dtype", "eps", "activation"],
   dlfs_batch_norm_backward: ["stream", "dx", "dresidual", "dweight", "dbias", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_moments: ["stream", "out", "x", "moments", "workspace", "rows", "c", "parts", "dtype"],
+  dlfs_batch_norm_backward_sums: ["stream", "dresidual", "dweight", "dbias", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "workspace", "rows", "c", "dtype", "activation"],
+  dlfs_batch_norm_backward_input: ["stream", "dx", "dy", "x", "mask", "weight", "bias", "saveMean", "saveInvstd", "dweight", "dbias", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_statistics: ["stream", "saveMean", "saveInvstd", "runningMean", "runningVar", "x", "moments", "workspace", "rows", "c", "parts", "dtype", "eps", "momentum"],
   dlfs_batch_norm_join: ["stream", "y", "mask", "x", "z", "xWeight", "xBias", "xMean", "xInvstd", "zWeight", "zBias", "zMean", "zInvstd", "rows", "c", "dtype", "activation"],
   dlfs_batch_norm_join_workspace: ["ctx", "out", "rows", "c", "dtype"],
@@ -362,6 +369,7 @@ export const argumentNames: Record<string, readonly string[]> = {
   dlfs_sgd_grad_norm: ["stream", "sgd", "norm", "gradScale", "workspace"],
   dlfs_sgd_step: ["stream", "sgd", "lr", "skip", "gradNorm", "gradScale", "momentum", "nesterov", "gradFactor", "maxNorm", "maxValue"],
   dlfs_loss_scale_step: ["stream", "scale", "counters", "failed", "overflow", "growth", "backoff", "interval", "least", "patience"],
+  dlfs_sgd_checksums: ["stream", "sgd", "sums"],
   dlfs_sgd_refresh_casts: ["stream", "sgd"],
   dlfs_schedule_step: ["stream", "lr", "step", "table", "length"],
   dlfs_average_create: ["ctx", "out", "averages", "values", "elements", "count"],
@@ -526,8 +534,11 @@ export interface NativeFunctions {
   commAllReduce(stream: number, comm: number, buffers: HostView, sizes: HostView, count: number, dtype: number, operation: number, label: number): number;
   /** Each of count buffers, of sizes[i] bytes, becomes a copy of rank root's. */
   commBroadcast(stream: number, comm: number, buffers: HostView, sizes: HostView, count: number, root: number, label: number): number;
-  /** out (world, bytes) = the ranks' `own` (bytes), rank 0's first. own may be this rank's place in out. */
-  commAllGather(stream: number, comm: number, out: Address | null, own: Address | null, bytes: number, label: number): number;
+  /**
+   * For each of count buffers: outs[i] (world, sizes[i]) = the ranks' owns[i] (sizes[i]), in bytes, rank 0's first. owns[i] may be this
+   * rank's place in outs[i].
+   */
+  commAllGather(stream: number, comm: number, outs: HostView, owns: HostView, sizes: HostView, count: number, label: number): number;
   /** Is done once all ranks have come to it. */
   commBarrier(stream: number, comm: number, label: number): number;
   /** Later work of the stream waits for all collectives enqueued so far; an error of one of them becomes the stream's. */
@@ -714,8 +725,9 @@ export interface NativeFunctions {
    * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
    * that the backward pass with a residual reads a bit for each element and not y.
    * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means
-   * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), `rows` in all, the
-   * first one at least one. x is not read for statistics then.
+   * (parts, C), sums of squared distances from them (parts, C), and how many rows each group has (parts), the first one at least
+   * one: `rows` in all, or more where statistics are taken over several ranks' rows (dlfs_batch_norm_moments). x is not read
+   * for statistics then.
    */
   batchNormTrain(stream: number, y: Address | null, mask: Address | null, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, residual: Address | null, weight: Address | null, bias: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number, eps: number, momentum: number, activation: number): number;
   /** The same with given statistics mean and var (C): y = activation((x - mean) / sqrt(var + eps) * weight + bias + residual). */
@@ -726,6 +738,19 @@ export interface NativeFunctions {
    * dresidual, nullable, receives the masked dy. Overwrites dx, dweight, dbias; dx may be dy, and dresidual may be dy.
    */
   batchNormBackward(stream: number, dx: Address | null, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, mask: Address | null, weight: Address | null, bias: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  /**
+   * The moments of x, or those of its groups of rows together: out (2 C + 1), means, sums of squared distances from them, and the
+   * number of rows, as dlfs_batch_norm_train takes them of one group. With those of all ranks, gathered, it normalizes by
+   * the statistics of all their rows (synchronized batch normalization). Arguments and workspace as there.
+   */
+  batchNormMoments(stream: number, out: Address | null, x: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number): number;
+  /** The first half of dlfs_batch_norm_backward: dweight, dbias and dresidual; arguments and workspace as there. */
+  batchNormBackwardSums(stream: number, dresidual: Address | null, dweight: Address | null, dbias: Address | null, dy: Address | null, x: Address | null, mask: Address | null, weight: Address | null, bias: Address | null, saveMean: Address | null, saveInvstd: Address | null, workspace: Address | null, rows: number, c: number, dtype: number, activation: number): number;
+  /**
+   * The second half: dx from dweight and dbias, which, where statistics were taken over several ranks of as many rows each, are
+   * means over the ranks. dx may be dy.
+   */
+  batchNormBackwardInput(stream: number, dx: Address | null, dy: Address | null, x: Address | null, mask: Address | null, weight: Address | null, bias: Address | null, saveMean: Address | null, saveInvstd: Address | null, dweight: Address | null, dbias: Address | null, rows: number, c: number, dtype: number, activation: number): number;
   /** The statistics of dlfs_batch_norm_train alone, for dlfs_batch_norm_join; arguments and workspace as there. */
   batchNormStatistics(stream: number, saveMean: Address | null, saveInvstd: Address | null, runningMean: Address | null, runningVar: Address | null, x: Address | null, moments: Address | null, workspace: Address | null, rows: number, c: number, parts: number, dtype: number, eps: number, momentum: number): number;
   /**
@@ -832,6 +857,11 @@ export interface NativeFunctions {
    * 0 < backoff <= 1, interval >= 1, least > 0, patience >= 1. All on the device, so that it is part of a captured step.
    */
   lossScaleStep(stream: number, scale: Address | null, counters: Address | null, failed: Address | null, overflow: Address | null, growth: number, backoff: number, interval: number, least: number, patience: number): number;
+  /**
+   * sums[i] = a checksum of parameter i of the lists, int64 on the device: the sum over its elements j of (bits + 2^63) (2 j + 1),
+   * mod 2^64, bits those of the fp32 as an unsigned number. The same on every device where all bits are.
+   */
+  sgdChecksums(stream: number, sgd: number, sums: Address | null): number;
   /** Refreshes the low-precision copies from the parameters (after loading weights). */
   sgdRefreshCasts(stream: number, sgd: number): number;
   /**

@@ -139,9 +139,10 @@ export class Communicator extends NativeObject {
     this.device.native.commAllGather(
       stream.handle,
       this.handle,
-      out.address,
-      input.address,
-      input.byteLength,
+      BigInt64Array.of(BigInt(out.address)),
+      BigInt64Array.of(BigInt(input.address)),
+      BigInt64Array.of(BigInt(input.byteLength)),
+      1,
       this.labelOf(name),
     );
   }

@@ -1,10 +1,12 @@
 import { type AnnotationStore, type BatchImages, type DataLoader, type DetectionBatch, mapBoxesToImage } from "../data";
+import type { ProcessGroup } from "../distributed";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { Event, type Stream, type Tensor } from "../tensor";
 import type { Quantization } from "./calibration";
 import { type Detection, DetectStep } from "./detect-step";
+import { gatherDetections } from "./gather-detections";
 
 /** An image's detections, in pixels of the image file, best first. */
 export interface ImageDetections {
@@ -34,6 +36,8 @@ export interface EvaluatorOptions extends EvaluatedSplit {
    * stream, and what trains there, alone.
    */
   stream?: Stream;
+  /** Ranks that each have a share of the images; all of them measure all detections, so that they agree to the last digit. */
+  group?: ProcessGroup;
 }
 
 /** Measures a detector on a split with COCO's metrics. */
@@ -83,10 +87,15 @@ export class Evaluator implements Disposable {
     onBatch?: (done: number, total: number) => void,
     signal?: AbortSignal,
   ): Promise<{ result: CocoResult; detections: ImageDetections[] }> {
-    const detections = await this.detect((done, total) => {
+    const { group, store, split } = this.#options;
+    let detections = await this.detect((done, total) => {
       signal?.throwIfAborted();
       onBatch?.(done, total);
     });
+    if (group) {
+      const names = new Map(store.images(split).map(({ id, fileName }) => [id, fileName]));
+      detections = await gatherDetections(group, detections, (id) => names.get(id) ?? "");
+    }
     return { result: measure(this.#options.store, this.#options, detections), detections };
   }
 

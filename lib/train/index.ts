@@ -25,6 +25,7 @@ export {
 export { trainHelp, trainSchema } from "./config/train-help";
 export { type TrainSettings, trainSettings } from "./config/train-settings";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
+export { DataParallel, type DataParallelOptions } from "./data-parallel";
 export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
 export { type DryRun, describeDryRun, worstCaseTargets } from "./dry-run";
 export { Ema, type EmaOptions, emaDecays } from "./ema";
@@ -79,6 +80,7 @@ export {
 } from "./run/data-feeds";
 export { type InitialWeights, loadInitialWeights } from "./run/initial-weights";
 export { copyLocation, fetchResumed, fetchRun } from "./run/remote-run";
+export { restartArguments } from "./run/restart";
 export { type StopSignals, stopOnSignals } from "./run/stop-signals";
 export { trainerOptions } from "./run/trainer-options";
 export { Training, type TrainingOptions } from "./run/training";
@@ -108,5 +110,6 @@ export { type HostTargets, parseRecompute, type StepResult, TrainStep, type Trai
 export { loadTrainedModel, type RunConfig, type TrainedModel, trainedMetadata } from "./trained-model";
 export { Trainer, type TrainerOptions, type TrainingOutcome } from "./trainer";
 export { TrainingMetrics, type TrainingMetricsOptions } from "./training-metrics";
+export { TrainingRanks, type TrainingRanksOptions } from "./training-ranks";
 export { versionsOf } from "./versions";
 export { WeightHistograms } from "./weight-histograms";

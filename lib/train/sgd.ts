@@ -1,7 +1,17 @@
 import type { Call, Parameter, Program } from "../graph";
 import type { Model } from "../layers";
-import { check, constants } from "../native";
-import { Arena, align, type Device, dtypeCode, NativeObject, outHandle, precisionPolicy, Tensor } from "../tensor";
+import { type Address, check, constants } from "../native";
+import {
+  Arena,
+  align,
+  type Device,
+  dtypeCode,
+  NativeObject,
+  outHandle,
+  precisionPolicy,
+  type Stream,
+  Tensor,
+} from "../tensor";
 import { LossScaler, type LossScalingOptions } from "./loss-scaling";
 import { type Schedule, scheduleTable } from "./schedule";
 
@@ -233,6 +243,16 @@ export class SGD implements Disposable {
     const run = () => void native.sgdStep(stream, handle, rate, skip, norm, at, ...rule);
     calls.push({ kind: "sgd", path: "", outputs: [], run }, ...(this.scaler?.endCalls(program, this.failed) ?? []));
     return calls;
+  }
+
+  /** Names of the parameters that steps update now, in the order of checksums(). */
+  get trainedNames(): string[] {
+    return this.#trained.flatMap(({ name, parameter }) => (parameter.requiresGrad ? [name] : []));
+  }
+
+  /** Enqueues checksums of the parameters that steps update now: int64s, one for each, at this address. */
+  checksums(stream: Stream, address: Address): void {
+    this.device.native.sgdChecksums(stream.handle, this.#lists.handle, address);
   }
 
   #check(program: Program, path: string, { address }: Tensor): Call {

@@ -12,6 +12,7 @@ import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor";
 import { autotune } from "./convolution-tuning";
+import type { DataParallel } from "./data-parallel";
 import type { Ema } from "./ema";
 import { LossScaler, type LossScaling } from "./loss-scaling";
 import type { SGD } from "./sgd";
@@ -38,6 +39,8 @@ export interface TrainStepOptions {
    * normalization, as in PyTorch. Default 1.
    */
   accumulate?: number;
+  /** Other ranks that train on images of their own: steps are taken with the mean of all gradients. */
+  parallel?: DataParallel;
 }
 
 /** What a program does of a step: all of it, or, where several batches make one, the first, one between, or the last. */
@@ -159,7 +162,7 @@ export class TrainStep implements Disposable {
   #build(height: number, width: number, phase: Phase, sharing?: Program): { program: Program; losses: string[] } {
     const { model, optimizer } = this;
     const options = { ...this.options, height, width };
-    const { ema } = options;
+    const { ema, parallel } = options;
     let losses: string[] = [];
     const forward = (inputs: Record<string, Value>) => {
       const values = lossesOf(model, inputs);
@@ -176,7 +179,12 @@ export class TrainStep implements Disposable {
       accumulate: !begins,
       gradientScale: optimizer.scaler?.scale,
       before: (made) => (begins ? optimizer.scheduleCalls(made) : []),
-      after: (made) => [...optimizer.checkCalls(made, losses), ...(ends ? update(made) : [])],
+      onGradients: ends ? parallel?.gradientCalls() : undefined,
+      after: (made) => [
+        ...(parallel?.lossCalls(made, losses) ?? []),
+        ...optimizer.checkCalls(made, losses),
+        ...(ends ? update(made) : []),
+      ],
       sharing,
     });
     return { program, losses };
@@ -211,6 +219,13 @@ export class TrainStep implements Disposable {
     const accumulate = (options.accumulate ?? 1) > 1;
     const lowering = { ...loweringOptions(options), accumulate };
     return estimateProgram(model.device, inputSpecs(model, options), options.batchSize, losses, lowering);
+  }
+
+  /** Whether submit() with such images builds no program, nor captures one: both may take their time. */
+  isReady(images: Tensor): boolean {
+    const [, height, width] = images.shape as unknown as [number, number, number];
+    const part = this.#submitted % this.#accumulate;
+    return this.#programs.get(programKey(height, width, phaseOf(part, this.#accumulate)))?.captured ?? false;
   }
 
   /** The iteration that the next submit() runs. */
@@ -257,7 +272,7 @@ export class TrainStep implements Disposable {
     const { native } = this.#device;
     const part = this.#submitted % this.#accumulate;
     const last = part === this.#accumulate - 1;
-    const program = this.#programFor(images, last ? (part === 0 ? "whole" : "last") : part === 0 ? "first" : "middle");
+    const program = this.#programFor(images, phaseOf(part, this.#accumulate));
     const { inputs, stream } = program;
     const { bytes, address } = place.targets;
     const stage = (offset: number, view: Float32Array | Int32Array, target: Tensor) => {
@@ -344,6 +359,12 @@ export class TrainStep implements Disposable {
 }
 
 const byteLength = (tensors: Tensor[]): number => tensors.reduce((sum, tensor) => sum + tensor.byteLength, 0);
+
+/** Of so many batches that make a step, what is done with one. */
+function phaseOf(part: number, accumulate: number): Phase {
+  if (part === accumulate - 1) return part === 0 ? "whole" : "last";
+  return part === 0 ? "first" : "middle";
+}
 
 const programKey = (height: number, width: number, phase: Phase): string => `${height}x${width} ${phase}`;
 

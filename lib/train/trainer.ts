@@ -1,4 +1,5 @@
 import type { BatchImages, DetectionLoader } from "../data";
+import type { ProcessGroup } from "../distributed";
 import { type Checkpoint, CheckpointStore, type CheckpointStoreOptions } from "../formats";
 import type { RecomputeOption } from "../graph";
 import type { CocoResult, CocoStats } from "../metrics";
@@ -15,6 +16,7 @@ import { Observers, type TrainerObserver } from "./observers";
 import { type PlateauOptions, ReduceOnPlateau } from "./schedule";
 import { SGD, type SGDOptions } from "./sgd";
 import { type StepResult, TrainStep } from "./train-step";
+import { TrainingRanks, type TrainingRanksOptions } from "./training-ranks";
 import {
   checkpointMetadata,
   namedTensors,
@@ -68,6 +70,13 @@ export interface TrainerOptions {
   recompute?: RecomputeOption;
   /** Kept in checkpoints: the resolved configuration. */
   config?: unknown;
+  /**
+   * Ranks that train together, with a communicator: each with a loader of its share of the images, its rank and their number. All
+   * have the same options. Rank 0's weights are everybody's at the start, and rank 0 alone writes checkpoints. A signal on any rank
+   * stops all after the same step.
+   */
+  group?: ProcessGroup;
+  ranks?: TrainingRanksOptions;
 }
 
 export interface TrainingOutcome {
@@ -87,6 +96,10 @@ export interface TrainingOutcome {
 
 /** A loss or the gradients' norm is not finite: the state is not worth saving. */
 class NotFiniteError extends DlfsError {}
+
+const isCollective = (error: Error): boolean =>
+  (error instanceof DlfsError && error.code === ErrorCode.collective) ||
+  (error.cause instanceof Error && isCollective(error.cause));
 
 /** Trains a detector: steps, evaluations, checkpoints. The device is never waited for but at evaluations and checkpoints. */
 export class Trainer implements Disposable {
@@ -110,6 +123,9 @@ export class Trainer implements Disposable {
   #epoch: number | null = null;
   /** What an observer has thrown while a checkpoint was written behind the steps. */
   #failure: unknown = null;
+  readonly #ranks: TrainingRanks | null;
+  /** The ranks have agreed to stop before the next step. */
+  #stopped = false;
 
   constructor(options: TrainerOptions) {
     this.#options = options;
@@ -124,10 +140,18 @@ export class Trainer implements Disposable {
     this.#freezing = new Freezing(options.model, options.freeze);
     this.optimizer = new SGD(options.model, { ...options.optimizer, iterations: options.iterations });
     const { checkpointFolder, keep } = options;
-    const store = checkpointFolder === undefined ? null : new CheckpointStore(checkpointFolder, keep);
+    const writes = checkpointFolder !== undefined && (options.group?.isRoot ?? true);
+    const store = writes ? new CheckpointStore(checkpointFolder, keep) : null;
     this.ema = options.ema ? new Ema(options.model, options.ema) : null;
     this.#plateau = options.plateau ? new ReduceOnPlateau(options.plateau) : null;
     this.#checkpointing = store && new Checkpointing(options.model, this.optimizer, this.ema, store);
+    const { model, group } = options;
+    check(
+      !group || !options.evaluator || options.evaluator.model === model,
+      "Trainer",
+      () => "several ranks evaluate together, between two steps: the evaluator must have the model that trains",
+    );
+    this.#ranks = group ? new TrainingRanks(group, model, this.optimizer, this.ema, options.ranks) : null;
     this.#state = { iteration: 0, loader: options.loader.state(), history: [] };
   }
 
@@ -155,9 +179,13 @@ export class Trainer implements Disposable {
    * is saved first where that can be done, and the error says where.
    */
   async train(): Promise<TrainingOutcome> {
-    const { iterations } = this.#options;
+    const { iterations, signal } = this.#options;
     let evaluation: TrainingOutcome["evaluation"] = null;
+    const stop = () => this.#ranks?.requestStop();
+    signal?.addEventListener("abort", stop);
     try {
+      await this.#ranks?.begin(this.#state);
+      if (signal?.aborted) stop();
       do {
         // Where parameters begin to train, the step is made anew.
         const end = Math.min(iterations, this.#freezing.apply(this.#state.iteration));
@@ -171,6 +199,7 @@ export class Trainer implements Disposable {
       await this.#saveAfter(error);
       throw error;
     } finally {
+      signal?.removeEventListener("abort", stop);
       await this.#background?.giveUp();
       await this.#checkpointing?.settled();
     }
@@ -182,7 +211,15 @@ export class Trainer implements Disposable {
   }
 
   #goesOn(end: number): boolean {
-    return this.#state.iteration < end && !this.#options.signal?.aborted && !this.#hasSettled();
+    // Of several ranks, each hears of a signal at another step.
+    const stopped = this.#ranks ? this.#stopped : this.#options.signal?.aborted;
+    return this.#state.iteration < end && !stopped && !this.#hasSettled();
+  }
+
+  /** Whether all ranks do the next step. */
+  async #mayBegin(): Promise<boolean> {
+    if (this.#ranks && !(await this.#ranks.mayBegin(this.#state.iteration))) this.#stopped = true;
+    return !this.#stopped;
   }
 
   /** Steps, evaluations and checkpoints with the parameters that train now; the last evaluation. */
@@ -192,7 +229,7 @@ export class Trainer implements Disposable {
     let evaluation: TrainingOutcome["evaluation"] = null;
     const due = (every: number | undefined) => every !== undefined && this.#state.iteration % every === 0;
     if (evaluator && this.#state.evaluationDue) evaluation = await this.#evaluate(step, evaluator);
-    while (this.#goesOn(end)) {
+    while (this.#goesOn(end) && (await this.#mayBegin())) {
       if (this.#background?.finished) evaluation = await this.#finishEvaluation();
       await this.#step(step);
       const last = this.#state.iteration === iterations;
@@ -209,7 +246,8 @@ export class Trainer implements Disposable {
     const { batchSize, height, width, maxBoxes } = loader;
     this.optimizer.selectTrained();
     const shape = { batchSize, height, width, maxBoxes };
-    const options = { ...shape, recompute, ema: this.ema ?? undefined, accumulate };
+    const parallel = this.#ranks?.parallel();
+    const options = { ...shape, recompute, ema: this.ema ?? undefined, accumulate, parallel };
     return new TrainStep(model, this.optimizer, options, this.#state.iteration);
   }
 
@@ -235,6 +273,8 @@ export class Trainer implements Disposable {
    */
   async #saveAfter(error: unknown): Promise<void> {
     if (error instanceof NotFiniteError || !(error instanceof Error)) return;
+    // What a reduction that was given up has left in the weights is nobody's; and the other ranks write nothing.
+    if (this.#ranks && (error instanceof SuppressedError || isCollective(error) || !this.#ranks.isRoot)) return;
     const { iteration } = this.#state;
     try {
       await this.#giveUpEvaluation();
@@ -280,18 +320,21 @@ export class Trainer implements Disposable {
     let after = this.#state.loader;
     for (let part = 0; part < accumulate; part++) {
       const batch = await loader.getBatch();
-      const submitted = await step.submit(decoder.images(batch.slot, batch.size), batch).catch((error: unknown) => {
+      const tensor = decoder.images(batch.slot, batch.size);
+      this.#ranks?.announce(step, tensor);
+      const submitted = await step.submit(tensor, batch).catch((error: unknown) => {
         batch.release();
         throw error;
       });
       submitted.copied.then(batch.release);
       if (submitted.finished) finished.push(submitted.finished);
-      images += batch.n;
+      images += batch.n * (this.#options.group?.world ?? 1);
       after = loader.stateAfter(batch);
     }
     // Both at once: a state that is saved after an error is that of a whole step.
     this.#state.loader = after;
     this.#state.iteration = step.iteration;
+    this.#ranks?.compare(step.iteration);
     await this.#observers.call("onStep", iteration, iteration, images, loader.waitSeconds - waited, epoch);
     for (const result of finished) await this.#report(result);
     if (after.epoch !== epoch) await this.#observers.call("onEpochEnd", iteration, after.epoch - 1, step.iteration);
@@ -324,6 +367,10 @@ export class Trainer implements Disposable {
   /** Evaluates, or begins to, where steps go on meanwhile; the last result that there is. */
   async #evaluate(step: TrainStep, evaluator: Evaluator): Promise<EvaluationResult | null> {
     await this.#drain(step);
+    if (this.#ranks) {
+      this.#ranks.phase = "evaluation";
+      this.#ranks.shareStatistics();
+    }
     const before = await this.#finishEvaluation();
     const { iteration, loader } = this.#state;
     this.#state.evaluationDue = false;
@@ -396,6 +443,7 @@ export class Trainer implements Disposable {
     if (this.#state.iteration === this.#savedIteration) return;
     // A checkpoint knows the results of all evaluations before it; one of its own state is due again where training goes on from it.
     if (this.#background && this.#background.iteration < this.#state.iteration) await this.#finishEvaluation();
+    if (this.#ranks) this.#ranks.phase = "saving";
     const { iteration } = this.#state;
     if (tell) await this.#observers.call("onCheckpointStart", iteration, iteration);
     const { model, config } = this.#options;
@@ -432,6 +480,7 @@ export class Trainer implements Disposable {
 
   /** After train() has ended. */
   dispose(): void {
+    this.#ranks?.dispose();
     this.#checkpointing?.dispose();
     this.ema?.dispose();
     this.optimizer.dispose();

@@ -1,11 +1,11 @@
 /** Ranks as real processes: what they exchange, and that all of them end, with the reason, when one does not do its part. */
 import { describe, expect, test } from "bun:test";
 import { fileURLToPath } from "node:url";
-import { missing, testDevice } from "../support/device";
+import { missing, mostRanks, testDevice } from "../support/device";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
 const absent = missing(testDevice(), "f32", ["collectives"]);
-const oneGpu = testDevice().backend === "cuda";
+const reason = absent ?? (mostRanks < 2 ? "one GPU has one rank" : null);
 
 interface Run {
   exitCode: number;
@@ -32,21 +32,24 @@ async function run(ranks: number, what: string[], options: string[] = []): Promi
   return { exitCode, stdout, stderr, seconds: (performance.now() - started) / 1000, found };
 }
 
-describe.skipIf(absent !== null || oneGpu)(`ranks${absent ?? (oneGpu ? " (one GPU has one rank)" : "")}`, () => {
-  test.each([1, 2, 4])("%i exchange bytes of any length, and train", async (world) => {
-    const { exitCode, stderr, found } = await run(world, ["exchange"]);
-    expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: "" });
-    const every = Array.from({ length: world }, (_, r) => r);
-    expect(found).toEqual(
-      every.map((rank) => ({
-        rank,
-        lengths: every.map((r) => 100_000 * r),
-        again: every.map((r) => r * r),
-        root: every.map((r) => (rank === 0 ? [r, r] : [])),
-        steps: 5,
-      })),
-    );
-  });
+describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
+  test.each([1, 2, 4].filter((world) => world <= mostRanks))(
+    "%i exchange bytes of any length, and train",
+    async (world) => {
+      const { exitCode, stderr, found } = await run(world, ["exchange"]);
+      expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: "" });
+      const every = Array.from({ length: world }, (_, r) => r);
+      expect(found).toEqual(
+        every.map((rank) => ({
+          rank,
+          lengths: every.map((r) => 100_000 * r),
+          again: every.map((r) => r * r),
+          root: every.map((r) => (rank === 0 ? [r, r] : [])),
+          steps: 5,
+        })),
+      );
+    },
+  );
 
   test("that disagree on their configuration do not start, and are not started again", async () => {
     const { exitCode, stderr } = await run(2, ["disagree"], ["--max-restarts", "3"]);
@@ -59,19 +62,19 @@ describe.skipIf(absent !== null || oneGpu)(`ranks${absent ?? (oneGpu ? " (one GP
 
   /** What all others must say within 30 seconds; here patience is shorter. */
   const faults: [what: string, message: RegExp][] = [
-    ["die", /rank 0: error: .*rank 1 \(process \d+ on .*\) ended in step [67], in or after collective "bucket [01]"/],
+    ["die", /rank 0: error: .*rank 1 \(process \d+ on .*\) ended in step [4-7], in or after collective "bucket [01]"/],
     [
       "die-first",
       /rank 1: error: .*rank 0 ended, or its machine .* is gone.*this is rank 1, in step 7, in or after collective "bucket [01]"/,
     ],
-    ["throw", /rank 0: error: .*rank 1 .* failed in step [23], .*: the loss is not finite/],
+    ["throw", /rank 0: error: .*rank 1 .* failed in step [0-3], .*: the loss is not finite/],
     [
       "freeze",
-      /rank 0: error: .*rank 1 .* has given no sign of life for [12] s in step [34], in or after collective "bucket [01]"/,
+      /rank 0: error: .*rank 1 .* has given no sign of life for [12] s in step [1-4], in or after collective "bucket [01]"/,
     ],
     [
       "hang",
-      /rank 0: error: .*rank 1 .* hangs in step [45], in or after collective "bucket [01]": for [12] s it has not come to what rank 0 waits in, step 5, collective "bucket 1"/,
+      /rank 0: error: .*rank 1 .* hangs in step [45], in or after collective "bucket [01]": for [1-3] s it has not come to what rank 0 waits in, step 5, collective "bucket 1"/,
     ],
     ["spin", /rank 0: error: .*rank 1 .* hangs in step [45], .* what rank 0 waits in, step 5, collective "bucket 1"/],
     ["diverge", /rank 0: error: .*rank 1 .* diverged: after step 6 weights differ from those of rank 0 in fc/],
@@ -93,10 +96,10 @@ describe.skipIf(absent !== null || oneGpu)(`ranks${absent ?? (oneGpu ? " (one GP
   });
 
   test("stop at the same step when one is asked to", async () => {
-    const { exitCode, found } = await run(3, ["stop"]);
+    const { exitCode, found } = await run(Math.min(3, mostRanks), ["stop"]);
     expect(exitCode).toBe(0);
     const steps = found.map((rank) => rank.steps as number);
-    expect(steps).toEqual([steps[0]!, steps[0]!, steps[0]!]);
+    expect(steps).toEqual(steps.map(() => steps[0]!));
     expect(steps[0]).toBeGreaterThanOrEqual(9);
     expect(steps[0]).toBeLessThan(1000);
   });
@@ -107,10 +110,12 @@ describe.skipIf(absent !== null || oneGpu)(`ranks${absent ?? (oneGpu ? " (one GP
     expect(again.found).toEqual([0, 1].map((rank) => ({ rank, attempt: 1, world: 2, visible: null })));
     expect(again.stderr).toContain("rank 1 ended with 9");
     expect(again.stderr).toContain("restart 1 of 1, 2 ranks");
-    const fewer = await run(3, ["restart", "1"], ["--max-restarts", "2", "--min-gpus", "2"]);
+    const [all, left] = mostRanks > 2 ? [3, "0,1"] : [2, "0"];
+    const fewer = await run(all, ["restart", "1"], ["--max-restarts", "2", "--min-gpus", "1"]);
     expect(fewer.exitCode).toBe(0);
-    expect(fewer.found).toEqual([0, 1].map((rank) => ({ rank, attempt: 1, world: 2, visible: "0,1" })));
-    expect(fewer.stderr).toContain("going on without device 2");
+    const ranks = left.split(",").map(Number);
+    expect(fewer.found).toEqual(ranks.map((rank) => ({ rank, attempt: 1, world: ranks.length, visible: left })));
+    expect(fewer.stderr).toContain(`going on without device ${all - 1}`);
     const never = await run(2, ["restart", "9"], ["--max-restarts", "1"]);
     expect(never.exitCode).toBe(9);
     expect(never.stderr).toContain("1 restarts did not help");

@@ -42,6 +42,12 @@ const elsewhere = {
     "comm_barrier",
     "comm_wait",
   ],
+  "tests/ops/norm-halves.test.ts": [
+    "batch_norm_moments",
+    "batch_norm_backward_sums",
+    "batch_norm_backward_input",
+    "sgd_checksums",
+  ],
   "tests/ops/images.test.ts": ["image_decode_sync", "jpeg_encode_sync"],
   "tests/ops/conv-plans.test.ts": ["conv_tune_sync"],
   "tests/ops/conv-moments.test.ts": ["conv_forward_moments"],

@@ -2,6 +2,7 @@
  * The device that tests run on: the backend that DLFS_BACKEND names, else the CPU, so that a test run means the same on
  * every machine. Opened once per process and kept to its end (a second context on a GPU costs half a second).
  */
+import { listDevices, loadLibrary } from "../../lib/native";
 import { Device, type DeviceOptions, type DType, type Feature } from "../../lib/tensor";
 
 // Tests say so where they tune; the others' results must not depend on what was measured.
@@ -26,6 +27,9 @@ export function testDevice(options: Omit<DeviceOptions, "backend"> = {}): Device
   }
   return device;
 }
+
+/** How many ranks can train together in tests: as many as there are GPUs, up to 4; processes on the CPU are as many as wanted. */
+export const mostRanks: number = backend === "cuda" ? Math.min(4, listDevices(loadLibrary("cuda")).length) : 4;
 
 /** Why the device cannot run operations on a dtype or needing features; null where it can. */
 export function missing(device: Device, dtype: DType, features: readonly Feature[] = []): string | null {

@@ -1,13 +1,12 @@
 /** Collectives between processes: values on every rank, inside captured graphs, and when a rank is missing or dies. */
 import { describe, expect, test } from "bun:test";
 import { Communicator, Stream } from "../../lib/tensor";
-import { missing, testDevice } from "../support/device";
+import { missing, mostRanks, testDevice } from "../support/device";
 import { errorOf } from "../support/errors";
 import { runRanks } from "../support/ranks";
 
 const device = testDevice();
 const absent = missing(device, "f32", ["collectives"]);
-const gpus = device.backend === "cuda" ? 1 : 4;
 const script = "tests/tensor/communicator-rank.ts";
 
 async function found(world: number, what: string): Promise<Record<string, unknown>[]> {
@@ -17,7 +16,7 @@ async function found(world: number, what: string): Promise<Record<string, unknow
 }
 
 describe.skipIf(absent !== null)(`collectives${absent ? ` (${absent})` : ""}`, () => {
-  test.each([1, 2, 4].filter((world) => world <= gpus))("give every one of %i ranks the same", async (world) => {
+  test.each([1, 2, 4].filter((world) => world <= mostRanks))("give every one of %i ranks the same", async (world) => {
     const ranks = await found(world, "results");
     const sum = (of: (rank: number) => number) =>
       Array.from({ length: world }, (_, r) => of(r)).reduce((a, b) => a + b);
@@ -41,7 +40,7 @@ describe.skipIf(absent !== null)(`collectives${absent ? ` (${absent})` : ""}`, (
   });
 
   test("are part of captured graphs, and are counted as the device comes to them", async () => {
-    const world = Math.min(2, gpus);
+    const world = Math.min(2, mostRanks);
     const ranks = await found(world, "graph");
     // x: the sum over ranks, halved, four times; y: doubled four times.
     const sum = (world * (world + 1)) / 2;
@@ -56,13 +55,16 @@ describe.skipIf(absent !== null)(`collectives${absent ? ` (${absent})` : ""}`, (
       });
   });
 
-  test.skipIf(gpus < 2)("that wait for a missing rank end by abort(), and there are no more", async () => {
+  test.skipIf(mostRanks < 2)("that wait for a missing rank end by abort(), and there are no more", async () => {
     const ranks = await found(2, "abort");
     const aborted = expect.stringContaining("the communicator was aborted");
-    expect(ranks[0]).toEqual({ collective: "bucket 3", messages: [aborted, aborted, aborted], prompt: true });
+    // On a GPU the work behind a reduction that was given up goes on, with what that left.
+    const first = device.backend === "cuda" ? "none" : aborted;
+    expect(ranks[0]).toEqual({ collective: "bucket 3", messages: [first, aborted, aborted], prompt: true });
   });
 
-  test.skipIf(gpus < 2)("fail when a rank dies", async () => {
+  // NCCL's operations wait for ever: who watches the ranks aborts them (tests/distributed).
+  test.skipIf(mostRanks < 2 || device.backend === "cuda")("fail when a rank dies", async () => {
     const ranks = await runRanks(script, 2, ["death"]);
     expect(ranks[1]!.signal).toBe("SIGKILL");
     expect(ranks[0]!.exitCode).toBe(0);

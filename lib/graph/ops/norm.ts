@@ -1,4 +1,5 @@
-import { type Device, dtypeCode, elementCount } from "../../tensor";
+import { constants } from "../../native";
+import { align, type Communicator, type Device, dtypeCode, elementCount } from "../../tensor";
 import {
   type Emitter,
   expectActivation,
@@ -23,6 +24,8 @@ export interface BatchNormAttrs {
   readonly activation: Extract<FusedActivation, "none" | "relu">;
   /** Of batchNormTrain: the last input has x's moments by this many parts (dlfs_batch_norm_train). Default: computed from x. */
   readonly parts?: number;
+  /** Of batchNormTrain: the statistics are those of all ranks' rows (synchronized batch normalization), of which all have as many. */
+  readonly communicator?: Communicator;
 }
 
 /** Checks x with its parameters, and the residual where there is one; returns x. */
@@ -59,6 +62,18 @@ export function batchNormWorkspace(device: Device, { inputs: [x] }: Node): Prepa
   return scratchMemory((out) => device.native.batchNormWorkspace(device.handle, out, ...size, dtype));
 }
 
+/** The same, and behind it, where ranks share statistics, the rank's own moments and those of all ranks. */
+function trainWorkspace(device: Device, node: Node<BatchNormAttrs>): Preparation {
+  const { workspace, ...rest } = batchNormWorkspace(device, node);
+  const { communicator } = node.attrs;
+  if (!communicator) return { workspace, ...rest };
+  const moments = momentsBytes(node.inputs[0]!.shape.at(-1)!);
+  return { ...rest, workspace: align(workspace) + align(moments) + communicator.world * moments };
+}
+
+/** Bytes of one part of moments: means, sums of squared distances, rows. */
+const momentsBytes = (channels: number): number => 4 * (2 * channels + 1);
+
 /** batchNormTrain that leaves the running statistics as they are: what its outputs are computed again with. */
 const batchNormRepeat: Op<BatchNormAttrs> = {
   kind: "batch_norm",
@@ -71,7 +86,7 @@ const batchNormRepeat: Op<BatchNormAttrs> = {
     const mask: Spec = { shape: [rows, Math.ceil(channels / 8)], dtype: "u8" };
     return [x, statistics, statistics, ...(attrs.residual && attrs.activation === "relu" ? [mask] : [])];
   },
-  prepare: batchNormWorkspace,
+  prepare: trainWorkspace,
   emit: (e, node) => emitTrain(e, node, null, null),
 };
 
@@ -84,13 +99,14 @@ const batchNormRepeat: Op<BatchNormAttrs> = {
 export const batchNormTrain: Op<BatchNormAttrs> = {
   ...batchNormRepeat,
   effect: true,
+  isCollective: ({ attrs }) => attrs.communicator !== undefined,
   gradient(builder, node, [dy]) {
     const [x, weight, bias] = node.inputs;
     const [y, mean, invstd, mask] = node.outputs;
     const { activation } = node.attrs;
     const upstream = builder.value(dy!, y!);
     const inputs = [upstream, x!, weight!, mean!, invstd!, bias!, ...(mask ? [mask] : [])];
-    const attrs = { residual: mask !== undefined, activation };
+    const attrs = { residual: mask !== undefined, activation, communicator: node.attrs.communicator };
     const [dx, dweight, dbias, dresidual] = builder.apply(batchNormBackward, inputs, attrs);
     // Without ReLU the residual's gradient is dy itself.
     return [dx!, dweight!, dbias!, null, null, ...(node.attrs.residual ? [dresidual ?? upstream] : [])];
@@ -102,19 +118,46 @@ export const batchNormTrain: Op<BatchNormAttrs> = {
   },
 };
 
+/** How many parts, and where their moments are; none are given where x's own are to be taken. */
+type Moments = [parts: number, moments: number | null];
+
+/** Takes x's moments and gathers those of all ranks: a part for each. */
+function emitSynchronization(e: Emitter, node: Node<BatchNormAttrs>, [parts, moments]: Moments): Moments {
+  const { inputs, attrs } = node;
+  const communicator = attrs.communicator!;
+  const { world } = communicator;
+  const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+  const [x, dtype, scratch] = [e.address(inputs[0]!), dtypeCode(inputs[0]!.dtype), e.workspace!];
+  const size = momentsBytes(channels);
+  const own = scratch + align(batchNormWorkspace(e.device, node).workspace);
+  const all = own + align(size);
+  // Parts by kinds: all means, all sums, all numbers of rows.
+  const [means, sums, counts] = [0, 4 * channels, 8 * channels];
+  const outs = BigInt64Array.of(BigInt(all), BigInt(all + world * sums), BigInt(all + world * counts));
+  const owns = BigInt64Array.of(BigInt(own + means), BigInt(own + sums), BigInt(own + counts));
+  const sizes = BigInt64Array.of(BigInt(4 * channels), BigInt(4 * channels), 4n);
+  const label = communicator.labelOf(`statistics of ${node.path}`);
+  e.call(() => e.native.batchNormMoments(e.stream, own, x, moments, scratch, rows, channels, parts, dtype));
+  e.call(() => e.native.commAllGather(e.stream, communicator.handle, outs, owns, sizes, 3, label));
+  e.call(() => e.native.commWait(e.stream, communicator.handle));
+  return [world, all];
+}
+
 function emitTrain(
   e: Emitter,
-  { inputs, outputs, attrs }: Node<BatchNormAttrs>,
+  node: Node<BatchNormAttrs>,
   runningMean: number | null,
   runningVar: number | null,
 ): void {
+  const { inputs, outputs, attrs } = node;
   const [x, weight, bias] = firstFive(e, inputs);
   const [y, mean, invstd] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
   const residual = attrs.residual ? e.address(inputs[5]!) : null;
-  const [parts, moments] = attrs.parts ? [attrs.parts, e.address(inputs.at(-1)!)] : [0, null];
+  const own: Moments = attrs.parts ? [attrs.parts, e.address(inputs.at(-1)!)] : [0, null];
   const [mask, scratch] = [e.optional(outputs[3]), e.workspace];
   const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
   const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+  const [parts, moments] = attrs.communicator ? emitSynchronization(e, node, own) : own;
   e.call(() =>
     e.native.batchNormTrain(
       e.stream,
@@ -145,7 +188,7 @@ function emitTrain(
  * Inputs dy, x, weight, mean, 1 / std, bias and, of ReLU with a residual, forward's mask. Outputs the gradients of x, weight and
  * bias and, with `residual`, the masked dy.
  */
-const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
+const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation" | "communicator">> = {
   kind: "batch_norm_backward",
   inplace: [0],
   optionalOutputs: [3],
@@ -154,7 +197,12 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
     return residual ? [dy!, statistics, statistics, dy!] : [dy!, statistics, statistics];
   },
   prepare: batchNormWorkspace,
-  emit(e, { inputs, outputs, attrs }) {
+  emit(e, node) {
+    if (node.attrs.communicator) {
+      emitSynchronizedBackward(e, node);
+      return;
+    }
+    const { inputs, outputs, attrs } = node;
     const [dy, x, weight, mean, invstd] = firstFive(e, inputs);
     const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
     const [bias, mask] = [e.address(inputs[5]!), e.optional(inputs[6])];
@@ -184,6 +232,43 @@ const batchNormBackward: Op<Pick<BatchNormAttrs, "residual" | "activation">> = {
     );
   },
 };
+
+/**
+ * The same where statistics are all ranks': the gradients of weight and bias, which dx depends on, are the ranks' mean. That leaves
+ * them as they are where gradients are averaged over the ranks anyway.
+ */
+function emitSynchronizedBackward(
+  e: Emitter,
+  { inputs, outputs, attrs, path }: Node<Pick<BatchNormAttrs, "residual" | "activation" | "communicator">>,
+): void {
+  const communicator = attrs.communicator!;
+  const [dy, x, weight, mean, invstd] = firstFive(e, inputs);
+  const [dx, dweight, dbias] = outputs.slice(0, 3).map((value) => e.address(value)) as [number, number, number];
+  const [bias, mask, scratch] = [e.address(inputs[5]!), e.optional(inputs[6]), e.workspace];
+  const [rows, channels] = rowsAndChannels(inputs[0]!.shape);
+  const [dtype, activation] = [dtypeCode(inputs[0]!.dtype), activationCode(attrs.activation)];
+  const none = activationCode("none");
+  // The masked dy is kept: by the residual's gradient, or in dx's memory.
+  const masked = mask === null ? e.optional(outputs[3]) : (e.optional(outputs[3]) ?? dx);
+  const sums = BigInt64Array.of(BigInt(dweight), BigInt(dbias));
+  const sizes = BigInt64Array.of(BigInt(channels), BigInt(channels));
+  const [f32, average] = [dtypeCode("f32"), constants.REDUCE_AVERAGE];
+  const label = communicator.labelOf(`gradients of ${path}`);
+  const at = [weight, bias, mean, invstd] as const;
+  e.call(() =>
+    e.native.batchNormBackwardSums(
+      ...([e.stream, masked, dweight, dbias, dy, x, mask, ...at, scratch, rows, channels, dtype, activation] as const),
+    ),
+  );
+  e.call(() => e.native.commAllReduce(e.stream, communicator.handle, sums, sizes, 2, f32, average, label));
+  e.call(() => e.native.commWait(e.stream, communicator.handle));
+  const [upstream, kind] = masked === null ? [dy, activation] : [masked, none];
+  e.call(() =>
+    e.native.batchNormBackwardInput(
+      ...([e.stream, dx, upstream, x, null, ...at, dweight, dbias, rows, channels, dtype, kind] as const),
+    ),
+  );
+}
 
 /**
  * Batch normalization with the running statistics; inputs as batchNormTrain. Where a layer in inference mode is part of a model

@@ -362,6 +362,16 @@ export const trainSections = {
       false,
       "only algorithms that give the same bytes each run; the CPU's do in any case",
     ),
+    syncBn: byDefault(
+      flag,
+      false,
+      "of several ranks: batch normalization takes its statistics over all ranks' images, not over each rank's own",
+    ),
+    checksumEvery: byDefault(
+      integer(0),
+      100,
+      "of several ranks: steps between comparisons of their weights, which must be the same; 0: never",
+    ),
     recompute: byDefault(
       recompute,
       false,

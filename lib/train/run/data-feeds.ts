@@ -25,6 +25,7 @@ import {
   ScaleJitter,
   VerticalFlip,
 } from "../../data";
+import type { ProcessGroup } from "../../distributed";
 import { type Device, precisionPolicy } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
@@ -51,6 +52,8 @@ export interface Reading {
   readonly evaluation: readonly PreprocessOp[];
   readonly device: Device;
   readonly onFailure?: CocoDataLoaderOptions["onFailure"];
+  /** Ranks that share the images of a batch. */
+  readonly group?: Pick<ProcessGroup, "rank" | "world">;
 }
 
 /** Opens the records of both splits under a folder, and says what is there. */
@@ -106,18 +109,28 @@ export function validationFeed(reading: Reading, records: Records | null): Feed 
   return records?.val ? recordFeed(reading, records.val, false) : imageFeed(reading, false);
 }
 
-function loading({ config, dataset, onFailure }: Reading) {
-  const { batch: batchSize, seed, onBadImage: failures, maxBadImages: maxFailureShare } = config;
-  return { store: dataset.store, batchSize, seed, failures, maxFailureShare, onFailure };
+function loading(reading: Reading) {
+  const { config, dataset, onFailure, group } = reading;
+  const { seed, onBadImage: failures, maxBadImages: maxFailureShare } = config;
+  const place = { rank: group?.rank ?? 0, ranks: group?.world ?? 1 };
+  return { store: dataset.store, batchSize: shareOf(reading), seed, failures, maxFailureShare, onFailure, ...place };
+}
+
+/** Images of a batch that are this rank's. */
+function shareOf({ config: { batch }, group }: Reading): number {
+  const world = group?.world ?? 1;
+  if (batch % world === 0) return batch / world;
+  throw new ConfigError("--batch", `${world} ranks cannot share ${batch} images evenly`);
 }
 
 /** Batches from image files. */
 function imageFeed(reading: Reading, train: boolean): Feed {
   const { config, dataset, evaluation, device } = reading;
-  const { batch: batchSize, size, precision, trainSplit } = config;
+  const { size, precision, trainSplit } = config;
+  const batchSize = shareOf(reading);
   const { dtype } = precisionPolicy(precision);
   const preprocessing = train ? trainingOperations(config, evaluation) : [...evaluation];
-  const perPass = Math.max(1, Math.floor(dataset.train.usable / batchSize));
+  const perPass = Math.max(1, Math.floor(dataset.train.usable / config.batch));
   const epochs = Math.ceil((config.iterations * config.accumulate) / perPass);
   const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
   const Decoder = needCompositions(preprocessing) ? DeviceCompositionDecoder : DeviceBatchDecoder;
@@ -138,7 +151,8 @@ function imageFeed(reading: Reading, train: boolean): Feed {
 /** The same from record files. Those of values are the network's input already: nothing is done to them. */
 function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed {
   const { config, evaluation, device } = reading;
-  const { batch: batchSize, precision, trainSplit } = config;
+  const { precision, trainSplit } = config;
+  const batchSize = shareOf(reading);
   const { dtype } = precisionPolicy(precision);
   const isPixels = records.description.dtype === "u8";
   const normalize = evaluation.find((op) => op instanceof Normalize);

@@ -21,6 +21,9 @@ function ignoresHangup(): boolean {
   }
 }
 
+/** A launcher passes on the signal that the ranks get themselves, too: signals so close are one. */
+const ONE_SIGNAL_MS = 500;
+
 /**
  * Turns the first SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal, but under nohup) into an AbortSignal, so that a training
  * ends after the step under way with a checkpoint; a machine that is taken away says so by SIGTERM and waits some seconds. The
@@ -30,9 +33,12 @@ function ignoresHangup(): boolean {
  */
 export function stopOnSignals(onStop: () => void = () => {}): StopSignals {
   const stop = new AbortController();
+  let first = 0;
   const interrupt = (signal: NodeJS.Signals): void => {
     const status = STATUS[signal as Name];
+    if (stop.signal.aborted && performance.now() - first < ONE_SIGNAL_MS) return;
     if (stop.signal.aborted) process.exit(status);
+    first = performance.now();
     stop.abort(status);
     onStop();
   };

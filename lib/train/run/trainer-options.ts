@@ -48,5 +48,6 @@ export function trainerOptions(
     ...{ accumulate, patience, iterations, evaluateEvery, checkpointEvery, config },
     keep: { keepLast: config.keep, keepEvery: config.keepEvery },
     recompute: config.recompute,
+    ranks: { checksumEvery: config.checksumEvery },
   };
 }

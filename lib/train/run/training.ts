@@ -17,12 +17,14 @@ import {
   Resize,
   showProgress,
 } from "../../data";
+import { deviceOfRank, keepRestartNote, type ProcessGroup } from "../../distributed";
 import { type Checkpoint, CheckpointStore, makeFolder, readCheckpoint } from "../../formats";
 import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../graph";
+import { synchronizeBatchNorm } from "../../layers";
 import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
-import { DlfsError, ErrorCode } from "../../native";
+import { chooseBackend, DlfsError, ErrorCode } from "../../native";
 import { Device, precisionPolicy, precisionText, Stream } from "../../tensor";
 import { largestBatch } from "../batch-size";
 import type { CheckpointCopies } from "../checkpoint-copies";
@@ -66,6 +68,8 @@ export interface TrainingOptions {
   observers?: readonly TrainerObserver[];
   /** Ends the training after the step under way, with a checkpoint. */
   signal?: AbortSignal;
+  /** Ranks that train together. Rank 0 alone writes and shows anything. */
+  group?: ProcessGroup;
 }
 
 /** All that takes part in a training. */
@@ -76,8 +80,9 @@ interface Parts {
   model: DetectionModel;
   feed: Feed;
   evaluator: Evaluator;
-  run: RunFolder;
-  reporter: Reporter;
+  /** Null on ranks that write nothing. */
+  run: RunFolder | null;
+  reporter: Reporter | null;
   trainer: Trainer;
   /** What copies checkpoints to another place. */
   copies: CheckpointCopies | null;
@@ -113,51 +118,65 @@ export class Training implements AsyncDisposable {
    * checkpoint cannot be used.
    */
   static async prepare(args: TrainArguments, options: TrainingOptions): Promise<Training> {
-    const { command, log = console.log, observers = [], signal } = options;
+    const { command, observers = [], signal, group } = options;
+    const writes = group?.isRoot ?? true;
+    const log = writes ? (options.log ?? console.log) : () => {};
     await using owned = new AsyncDisposableStack();
     let reporter: Reporter | null = null;
     const warn = (line: string) => (reporter ? reporter.print(line) : console.warn(line));
-    const opened = await openAll(args, owned, { log, warn });
+    const opened = await openAll(args, owned, { log, warn, group });
     const { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines } = opened;
     const { iterations } = config;
     const { resumed } = args;
     const start = checkpoint?.metadata.iteration ?? 0;
-    const endpoint = owned.use(new MetricsEndpoint(config));
-    const run = resumed
-      ? RunFolder.open(resumed.run, { from: start, evaluated: checkpoint?.metadata.state.evaluation !== "due" })
-      : await RunFolder.create({
-          name: data === "demo" ? "demo" : basename(data).replace(/[^A-Za-z0-9._-]/g, "-"),
-          root: config.out,
-          notes: (path) => [`Continue: ${command} --resume ${path}`],
-        });
-    owned.defer(() => run.close());
-    await run.writeConfig(config);
-    run.appendLog(lines.join("\n"));
-    const copies = await openCopies(
-      config,
-      { path: run.path, resumed: resumed !== null },
-      { print: (line) => (reporter ? reporter.print(line) : log(line)), at: args.givenBy("copyTo") ?? "copyTo" },
-    );
-    const memory = () => device.memory().allocated;
-    const skipped = () => skippedImages(feed);
-    const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
-    const { logEvery } = config;
-    const { tensorboard } = watch;
-    reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start, logEvery, tensorboard, memory });
+    const openRun = () =>
+      resumed
+        ? RunFolder.open(resumed.run, { from: start, evaluated: checkpoint?.metadata.state.evaluation !== "due" })
+        : RunFolder.create({
+            name: data === "demo" ? "demo" : basename(data).replace(/[^A-Za-z0-9._-]/g, "-"),
+            root: config.out,
+            notes: (path) => [`Continue: ${command} --resume ${path}`],
+          });
+    const run = writes ? await openRun() : null;
+    const watchers: TrainerObserver[] = [];
+    let copies: CheckpointCopies | null = null;
+    if (run) {
+      const endpoint = owned.use(new MetricsEndpoint(config));
+      owned.defer(() => run.close());
+      await run.writeConfig(config);
+      run.appendLog(lines.join("\n"));
+      copies = await openCopies(
+        config,
+        { path: run.path, resumed: resumed !== null },
+        { print: (line) => (reporter ? reporter.print(line) : log(line)), at: args.givenBy("copyTo") ?? "copyTo" },
+      );
+      const memory = () => device.memory().allocated;
+      const skipped = () => skippedImages(feed);
+      const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
+      const { logEvery } = config;
+      const { tensorboard } = watch;
+      reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start, logEvery, tensorboard, memory });
+      watchers.push(reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers);
+    }
+    if (group) {
+      // A restart goes on from there; each machine's launcher keeps it.
+      const [path] = await group.exchangeJson("run folder", run?.path ?? "");
+      if (group.ranks.localRank === 0) keepRestartNote(path as string);
+    }
     const settings = trainerOptions(config);
     const keep = { ...settings.keep, warn: (line: string) => warn(`warning: ${line}`) };
     const trainer = owned.use(
       new Trainer({
         ...{ ...settings, keep },
-        ...{ model, loader: feed.loader, decoder: feed.images, evaluator },
-        observer: [reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers],
-        ...{ checkpointFolder: run.checkpointFolder, signal },
+        ...{ model, loader: feed.loader, decoder: feed.images, evaluator, group },
+        observer: watchers,
+        ...{ checkpointFolder: run?.checkpointFolder, signal },
       }),
     );
     if (checkpoint) {
       await trainer.resume(checkpoint);
       await checkpoint.close();
-      reporter.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
+      reporter?.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
     }
     const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer, copies };
     return new Training(parts, { command, log }, owned.move());
@@ -230,8 +249,11 @@ export class Training implements AsyncDisposable {
     return this.#parts.trainer;
   }
 
+  /** Of rank 0, where several train together. */
   get runFolder(): RunFolder {
-    return this.#parts.run;
+    const { run } = this.#parts;
+    if (!run) throw new DlfsError(ErrorCode.argument, "Training", "rank 0 has the run folder");
+    return run;
   }
 
   /** Trains to the end, or until the signal, and writes the run's summary and the weights that were asked for. */
@@ -241,16 +263,16 @@ export class Training implements AsyncDisposable {
     try {
       const outcome = await trainer.train();
       this.#seconds = (performance.now() - started) / 1000;
-      reporter.finish();
+      reporter?.finish();
       await this.#settleCopies();
-      if (outcome.interrupted) return outcome;
+      if (outcome.interrupted || !run) return outcome;
       this.#tellFailures();
       const stats = outcome.evaluation?.result.stats;
       await run.writeSummary({ ...stats, iterations: outcome.iteration, seconds: this.#seconds });
       if (config.exportWeights !== undefined) await saveTorchWeights(config.exportWeights, model);
       return outcome;
     } finally {
-      reporter.finish();
+      reporter?.finish();
       await copies?.settled();
     }
   }
@@ -260,7 +282,7 @@ export class Training implements AsyncDisposable {
     const { copies, reporter } = this.#parts;
     if (!copies) return;
     if ((await copies.settled()) === null) return;
-    reporter.print("trying once more to copy the last checkpoint");
+    reporter?.print("trying once more to copy the last checkpoint");
     const failure = await copies.again();
     if (failure === null) return;
     const { copyTo } = this.#parts.config;
@@ -272,7 +294,8 @@ export class Training implements AsyncDisposable {
 
   /** What became of it, in lines for a terminal; the last says how to go on. */
   describe({ interrupted, settled, iteration, checkpoint, evaluation, givenUp }: TrainingOutcome): string[] {
-    const { config, device, run } = this.#parts;
+    const { config, device } = this.#parts;
+    const run = this.runFolder;
     const { iterations, precision, exportWeights } = config;
     const resume = `${this.#options.command} --resume ${run.path}`;
     if (interrupted) {
@@ -300,7 +323,7 @@ export class Training implements AsyncDisposable {
   #tellFailures(): void {
     const { feed, reporter } = this.#parts;
     const unreadable = feed.loader.failures;
-    if (unreadable.length === 0) return;
+    if (unreadable.length === 0 || !reporter) return;
     const times = skippedImages(feed);
     reporter.print(`${unreadable.length} images could not be read or decoded, and were skipped ${times} times:`);
     for (const { message } of unreadable.slice(0, 5)) reporter.print(`  ${message}`);
@@ -319,16 +342,18 @@ export class Training implements AsyncDisposable {
 async function openAll(
   args: TrainArguments,
   owned: AsyncDisposableStack,
-  { log, warn }: Record<"log" | "warn", (line: string) => void>,
+  { log, warn, group }: Record<"log" | "warn", (line: string) => void> & { group?: ProcessGroup },
 ) {
   checkContradictions(args);
   const { settings, resumed } = args;
   const { backend, deterministic } = settings;
   const tf32 = settings.precision !== undefined && precisionPolicy(settings.precision).tf32;
-  const device = owned.use(new Device({ backend, deterministic, tf32 }, log));
+  const place = group && deviceOfRank(group.ranks, chooseBackend(backend).name);
+  const device = owned.use(new Device({ backend, deterministic, tf32, ...place }, log));
   if (settings.tuneMs !== undefined) autotune(device, { ms: settings.tuneMs });
   const codec = new DeviceImageCodec(device);
-  const { data, dataset } = await openData(args, codec, log);
+  const opening = () => openData(args, codec, log);
+  const { data, dataset } = await (group?.rootFirst("data", opening) ?? opening());
   owned.use(dataset);
   const records = settings.records === undefined ? null : await openRecords(resolve(settings.records), dataset, log);
   const packed = records?.train.description.size;
@@ -352,13 +377,25 @@ async function openAll(
       ];
   if (records) checkRecords(records, config.size, evaluation);
   const { precision, seed, size, iterations } = config;
+  if (group) {
+    await group.agreeOn({ config: { ...config, out: null }, data: fingerprint(dataset) });
+    const communicator = await group.connect(device);
+    owned.defer(() => group.disconnect());
+    if (config.syncBn) synchronizeBatchNorm(model, communicator);
+    log(
+      `ranks: ${group.world}, started by ${group.ranks.launcher}; ${config.batch / group.world} images of each batch on each`,
+    );
+  }
   model.to(device, { precision, seed });
   const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
   const millions = (parameters / 1e6).toFixed(2);
   const how = precisionText(precisionPolicy(precision), device);
   log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
   const onFailure = ({ message }: ImageFailure) => warn(`warning: ${message}`);
-  const sources = { model, dataset, evaluation, device, onFailure, records };
+  const sources = { model, dataset, evaluation, device, onFailure, records, group };
+  if (settings.batch === "auto" && group) {
+    throw new ConfigError("--batch", "auto is found by one rank; try it without the others, and give the number");
+  }
   if (settings.batch === "auto") {
     const batchOf = (autoBatch: number) => resolveConfig(args, { ...facts, autoBatch });
     config = batchOf(await findBatch(config, sources, batchOf, log));
@@ -382,7 +419,11 @@ async function openAll(
 }
 
 /** What batches are made of, and what is trained and measured with them. */
-type Sources = Omit<Reading, "config"> & { model: DetectionModel; records: Records | null };
+type Sources = Omit<Reading, "config" | "group"> & {
+  model: DetectionModel;
+  records: Records | null;
+  group?: ProcessGroup;
+};
 
 /** Batches for training and evaluation, and what evaluates. */
 function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, owned: AsyncDisposableStack) {
@@ -391,7 +432,10 @@ function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, ow
   const validation = owned.use(validationFeed(reading, records));
   const evaluated = evaluatedSplit(config);
   const { store } = rest.dataset;
-  const images = { loader: validation.loader, decoder: validation.images };
+  const images = { loader: validation.loader, decoder: validation.images, group: rest.group };
+  if (config.overlapEvaluation && rest.group) {
+    throw new ConfigError("--overlap-evaluation", "several ranks evaluate together, between two steps");
+  }
   const own = config.overlapEvaluation ? secondModel(config, model, owned) : { model };
   const evaluator = owned.use(new Evaluator({ ...own, store, ...evaluated, ...images }));
   return { feed, evaluator, evaluated };
@@ -440,6 +484,20 @@ async function findBatch(
       `learning rate ${learningRate} (tried ${tried.map(({ batch: n, left }) => `${n}${left === null ? ": too many" : ""}`).join(", ")})`,
   );
   return batch;
+}
+
+/** What data are, in short: the same on ranks that train on the same. */
+function fingerprint({ store, trainSplit, valSplit }: Dataset): Record<string, string | number> {
+  const splits = [trainSplit, ...(valSplit === null ? [] : [valSplit])] as string[];
+  return Object.fromEntries(
+    splits.map((split) => {
+      const hash = new Bun.CryptoHasher("sha256");
+      for (const { id, fileName, width, height } of store.images(split))
+        hash.update(`${id} ${fileName} ${width} ${height}\n`);
+      for (const row of store.annotations(split)) hash.update(`${row.imageId} ${row.categoryId} ${row.bbox}\n`);
+      return [split, hash.digest("hex").slice(0, 16)];
+    }),
+  );
 }
 
 const modelName = ({ model }: TrainConfig): string => model.name;
