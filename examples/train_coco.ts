@@ -10,13 +10,24 @@
  *   bun run examples/train_coco.ts --data DIR --records RECORDS
  *   bun run examples/train_coco.ts --config settings.yaml schedule.kind=cosine ema=0.9998
  *   bun run examples/train_coco.ts --resume runs/demo-1
+ *   bun run dlfs launch --gpus 4 -- examples/train_coco.ts --data DIR
  */
-import { ConfigError, DlfsError, parseTrainArguments, stopOnSignals, Training, trainHelp } from "dlfs";
+import {
+  ConfigError,
+  DlfsError,
+  type ProcessGroup,
+  parseTrainArguments,
+  restartArguments,
+  stopOnSignals,
+  Training,
+  trainHelp,
+  withRanks,
+} from "dlfs";
 
-/** Trains as the command line says; the result is the exit status. */
-async function main(): Promise<number> {
+/** Trains as the command line says, or as one of several ranks; the result is the exit status. */
+async function main(group?: ProcessGroup): Promise<number> {
   // Settings come from files, SETTING=VALUE and options; what is wrong with them is said before anything is opened.
-  const args = parseTrainArguments(process.argv.slice(2));
+  const args = parseTrainArguments((await restartArguments()) ?? process.argv.slice(2));
   if (args.help) {
     console.log(trainHelp(["Trains an object detector on a data set in COCO's layout."]));
     return 0;
@@ -31,17 +42,20 @@ async function main(): Promise<number> {
   await using training = await Training.prepare(args, {
     command: "bun run examples/train_coco.ts",
     signal: stop.signal,
+    group,
   });
-  console.log("training; Ctrl-C stops with a checkpoint");
+  const shows = group?.isRoot ?? true;
+  if (shows) console.log("training; Ctrl-C stops with a checkpoint");
 
   // Steps, evaluations, checkpoints; pictures and metrics appear in the run's folder meanwhile.
   const outcome = await training.run();
-  for (const line of training.describe(outcome)) console.log(line);
+  if (shows) for (const line of training.describe(outcome)) console.log(line);
   return outcome.interrupted ? stop.exitStatus : 0;
 }
 
 try {
-  process.exitCode = await main();
+  // Under dlfs launch, torchrun, srun or mpirun several processes train together.
+  process.exitCode = await withRanks({}, main);
 } catch (error) {
   if (!(error instanceof DlfsError)) throw error;
   const wrongCall = error instanceof ConfigError;

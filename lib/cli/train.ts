@@ -1,4 +1,4 @@
-import { ProcessGroup, ranksFromEnvironment } from "../distributed";
+import { type ProcessGroup, ranksFromEnvironment, withRanks } from "../distributed";
 import {
   ConfigError,
   checkContradictions,
@@ -47,10 +47,8 @@ export const verb: Verb = {
       const launched = takeLaunchOptions(argv);
       const ranks = ranksFromEnvironment();
       if (launched && !ranks) return await launchRanks(launched.values, [Bun.main, "train", ...launched.rest]);
-      if (!ranks || ranks.world === 1) return await train(launched?.rest ?? argv, undefined);
-      const group = await ProcessGroup.join({ ranks, facts: { arguments: launched?.rest ?? argv } });
-      const status = await group.run(() => train(launched?.rest ?? argv, group));
-      process.exit(status); // the thread that spoke with the others may still be ending
+      const rest = launched?.rest ?? argv;
+      return await withRanks({ arguments: rest }, (group) => train(rest, group));
     } catch (error) {
       throw error instanceof ConfigError
         ? new UsageError(`${error.message}\n\`dlfs train --help\` lists the options`)

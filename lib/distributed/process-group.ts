@@ -2,7 +2,7 @@ import packageJson from "../../package.json";
 import { DlfsError, ErrorCode, headerHash } from "../native";
 import { Communicator, type Device, type DeviceOptions } from "../tensor";
 import { differences, listed } from "./differences";
-import type { Ranks } from "./environment";
+import { type Ranks, ranksFromEnvironment } from "./environment";
 import { defaultPatience, type Facts, type FromAgent, type Patience, type ToAgent, type ToRank } from "./messages";
 
 export interface ProcessGroupOptions {
@@ -246,6 +246,7 @@ export class ProcessGroup implements AsyncDisposable {
     if (this.#failure) return;
     this.#tell({ kind: "leave" });
     await this.#left.promise;
+    this.#worker.unref(); // it ends by itself, and keeps nobody waiting
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -315,6 +316,17 @@ export class ProcessGroup implements AsyncDisposable {
     console.error(`rank ${this.rank}: error: ${error.message}`);
     process.exit(this.#host === "" ? exitCodes.usage : exitCodes.peer);
   }
+}
+
+/**
+ * Runs a program's work: with the group of the ranks that a launcher has started, or, without a launcher or with one rank, alone.
+ * Resolves to what it gives; the process may be ended then.
+ */
+export async function withRanks<T>(facts: Facts, work: (group?: ProcessGroup) => Promise<T>): Promise<T> {
+  const ranks = ranksFromEnvironment();
+  if (!ranks || ranks.world === 1) return await work();
+  const group = await ProcessGroup.join({ ranks, facts });
+  return await group.run(() => work(group));
 }
 
 /** What went wrong first, where more did while that was on its way up. */

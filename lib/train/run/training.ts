@@ -162,7 +162,7 @@ export class Training implements AsyncDisposable {
       // A restart goes on from there; each machine's launcher keeps it.
       const [path] = await group.exchangeJson("run folder", run?.path ?? "");
       if (group.ranks.localRank === 0) keepRestartNote(path as string);
-    }
+    } else if (run) keepRestartNote(run.path);
     const settings = trainerOptions(config);
     const keep = { ...settings.keep, warn: (line: string) => warn(`warning: ${line}`) };
     const trainer = owned.use(
