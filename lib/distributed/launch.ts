@@ -31,8 +31,8 @@ export interface LaunchOptions {
 }
 
 /** What the ranks are given to end by themselves once one has failed, then after SIGTERM, in milliseconds. */
-const GRACE = 8000;
-const TERM_GRACE = 3000;
+const GRACE = 6000; // more than what a rank's own thread gives it
+const TERM_GRACE = 1000;
 /** What they are given to save their state after a signal. */
 const SAVE_GRACE = 120_000;
 

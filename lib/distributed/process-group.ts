@@ -1,5 +1,5 @@
 import packageJson from "../../package.json";
-import { DlfsError, ErrorCode, headerHash } from "../native";
+import { DlfsError, ErrorCode, headerHash, listDevices, loadLibrary } from "../native";
 import { Communicator, type Device, type DeviceOptions } from "../tensor";
 import { differences, listed } from "./differences";
 import { type Ranks, ranksFromEnvironment } from "./environment";
@@ -53,6 +53,8 @@ export class ProcessGroup implements AsyncDisposable {
   #told = Promise.withResolvers<void>();
   #left = Promise.withResolvers<void>();
   #hold: PromiseWithResolvers<void> | null = null;
+  /** The first step that this rank has not begun. */
+  #next = 0;
   #stopAt = Number.POSITIVE_INFINITY;
   #stopping = false;
 
@@ -188,11 +190,12 @@ export class ProcessGroup implements AsyncDisposable {
     Atomics.store(this.#steps, 0, step);
     if (this.#communicator) this.#tellNames(this.#communicator);
     if (this.#hold) {
-      this.#tell({ kind: "send", message: { kind: "held", step } });
       await this.#hold.promise;
       this.#hold = null;
     }
-    return step < this.#stopAt;
+    if (step >= this.#stopAt) return false;
+    this.#next = step + 1;
+    return true;
   }
 
   /**
@@ -288,6 +291,8 @@ export class ProcessGroup implements AsyncDisposable {
       }
       case "hold":
         this.#hold ??= Promise.withResolvers<void>();
+        // At once: this rank may be waiting for a step that others, which wait here, have not begun.
+        this.#tell({ kind: "send", message: { kind: "held", step: this.#next } });
         break;
       case "stopAt":
         this.#stopAt = message.step;
@@ -342,8 +347,14 @@ function isOfCollective(error: unknown): boolean {
   return error instanceof Error && error.cause !== undefined && isOfCollective(error.cause);
 }
 
-/** The device of a rank: the GPU of its local rank, or an even share of the processor's cores. */
+/**
+ * The device of a rank: the GPU of its local rank, or the only one that it sees, where a launcher shows each rank its own; on the CPU
+ * an even share of the processor's cores.
+ */
 export function deviceOfRank({ localRank, localWorld }: Ranks, backend: string): DeviceOptions {
-  if (backend === "cuda") return { backend, index: localRank };
+  if (backend === "cuda") {
+    const seen = listDevices(loadLibrary("cuda")).length;
+    return { backend, index: seen === 1 && localWorld > 1 ? 0 : localRank };
+  }
   return { backend, threads: Math.max(1, Math.floor(navigator.hardwareConcurrency / localWorld)) };
 }

@@ -78,7 +78,6 @@ describe.skipIf(absent !== null)(`data-parallel training${absent ? ` (${absent})
       "several batches a step, clipped",
       { norm: "frozen", steps, batch: 8, accumulate: 2, optimizer: { clipNorm: 0.5 } },
     ],
-    ["synchronized batch normalization", { norm: "sync", steps, batch: 8 }],
     ["synchronized batch normalization, several batches a step", { norm: "sync", steps, batch: 16, accumulate: 2 }],
   ];
   test.each(cases)(
