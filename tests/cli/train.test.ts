@@ -275,6 +275,14 @@ test("what is wrong with settings ends the command with 2 and points to the help
   const group = await train("--data", folder, "--out", join(folder, "none"), 'groups=[{match: "^hed"}]');
   expect(group.stderr).toContain("groups[0].match: /^hed/ matches no parameter that trains; they begin with ");
   expect([group.status, existsSync(join(folder, "none"))]).toEqual([2, false]);
+  using taken = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
+  const none = ["--data", folder, "--out", join(folder, "none")];
+  const port = await train(...none, "--batch", "2", "--size", "64", "--metrics-port", String(taken.port));
+  expect(port.stderr).toContain(`metrics: cannot listen on 127.0.0.1:${taken.port}: `);
+  expect([port.status, existsSync(join(folder, "none"))]).toEqual([1, false]);
+  const large = await train(...none, "--batch", "16", "--size", "64");
+  expect(large.stderr).toContain('CocoDataLoader: split "train2017": epoch 0 has 8 images, fewer than one batch of 16');
+  expect([large.status, existsSync(join(folder, "none"))]).toEqual([1, false]);
   const data = await train("--data", join(folder, "nowhere"));
   expect([data.status, data.stderr]).toEqual([1, expect.stringContaining("no such folder")]);
 });

@@ -33,7 +33,7 @@ import type { InputSides } from "../config/train-settings";
 import type { EvaluatedSplit } from "../evaluator";
 
 /** Batches of a split, and what holds their images. */
-export interface Feed extends AsyncDisposable {
+export interface Feed {
   readonly loader: CocoDataLoader | RecordLoader;
   readonly images: BatchImages;
 }
@@ -93,9 +93,9 @@ export function checkRecords({ train, val }: Records, size: InputSides, evaluati
   }
 }
 
-/** Batches of the training split, augmented and shuffled. */
-export function trainingFeed(reading: Reading, records: Records | null): Feed {
-  return records ? recordFeed(reading, records.train, true) : imageFeed(reading, true);
+/** Batches of the training split, augmented and shuffled. `owned` gets what is to be released, also where the rest fails. */
+export function trainingFeed(reading: Reading, records: Records | null, owned: AsyncDisposableStack): Feed {
+  return records ? recordFeed(reading, records.train, true, owned) : imageFeed(reading, true, owned);
 }
 
 /** What is evaluated on: all of the validation split, or the few images of the training split that are trained on. */
@@ -103,10 +103,10 @@ export function evaluatedSplit({ overfit, trainSplit, valSplit }: TrainConfig): 
   return overfit === undefined ? { split: valSplit } : { split: trainSplit, partial: true };
 }
 
-/** Batches of what is evaluated on, each image once, as it is. */
-export function validationFeed(reading: Reading, records: Records | null): Feed {
-  if (reading.config.overfit !== undefined && records) return recordFeed(reading, records.train, false);
-  return records?.val ? recordFeed(reading, records.val, false) : imageFeed(reading, false);
+/** Batches of what is evaluated on, each image once, as it is. `owned`: see trainingFeed. */
+export function validationFeed(reading: Reading, records: Records | null, owned: AsyncDisposableStack): Feed {
+  if (reading.config.overfit !== undefined && records) return recordFeed(reading, records.train, false, owned);
+  return records?.val ? recordFeed(reading, records.val, false, owned) : imageFeed(reading, false, owned);
 }
 
 function loading(reading: Reading) {
@@ -124,7 +124,7 @@ function shareOf({ config: { batch }, group }: Reading): number {
 }
 
 /** Batches from image files. */
-function imageFeed(reading: Reading, train: boolean): Feed {
+function imageFeed(reading: Reading, train: boolean, owned: AsyncDisposableStack): Feed {
   const { config, dataset, evaluation, device } = reading;
   const { size, precision, trainSplit } = config;
   const batchSize = shareOf(reading);
@@ -134,22 +134,19 @@ function imageFeed(reading: Reading, train: boolean): Feed {
   const epochs = Math.ceil((config.iterations * config.accumulate) / perPass);
   const closeLast = Math.min(epochs, config.closeAugment ?? Math.round(epochs / 10));
   const Decoder = needCompositions(preprocessing) ? DeviceCompositionDecoder : DeviceBatchDecoder;
-  const decoder = new Decoder(device, { batchSize, height: size[0], width: size[1], dtype, preprocessing });
-  const loader = new CocoDataLoader({
+  const shape = { batchSize, height: size[0], width: size[1], dtype, preprocessing };
+  const decoder = owned.use<DeviceBatchDecoder | DeviceCompositionDecoder>(new Decoder(device, shape));
+  const options: CocoDataLoaderOptions = {
     ...{ ...loading(reading), source: dataset.source, size, decoder, preprocessing },
     ...(train
       ? { split: trainSplit, epochs, closeLast, sizes: sizesOf(config), ...samplingOf(config) }
       : evaluationOf(config)),
-  });
-  const dispose = async (): Promise<void> => {
-    await loader.dispose();
-    decoder.dispose();
   };
-  return { loader, images: decoder, [Symbol.asyncDispose]: dispose };
+  return { loader: owned.use(new CocoDataLoader(options)), images: decoder };
 }
 
 /** The same from record files. Those of values are the network's input already: nothing is done to them. */
-function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed {
+function recordFeed(reading: Reading, records: RecordSet, train: boolean, owned: AsyncDisposableStack): Feed {
   const { config, evaluation, device } = reading;
   const { precision, trainSplit } = config;
   const batchSize = shareOf(reading);
@@ -161,17 +158,14 @@ function recordFeed(reading: Reading, records: RecordSet, train: boolean): Feed 
     throw new ConfigError("--records", `${records.folder} has values normalised by ${found}`);
   }
   const augmentation = trainingOperations(config, evaluation).filter((op) => op.random);
-  const reader = new DeviceRecordReader(device, records, { batchSize, dtype, ...(isPixels && { normalize }) });
+  const shape = { batchSize, dtype, ...(isPixels && { normalize }) };
+  const reader = owned.use(new DeviceRecordReader(device, records, shape));
   const loader = new RecordLoader({
     ...{ ...loading(reading), reader },
     ...(train ? { split: trainSplit, ...samplingOf(config) } : evaluationOf(config)),
     ...(train && isPixels && { augmentation }),
   });
-  const dispose = async (): Promise<void> => {
-    await loader.dispose();
-    await reader.dispose();
-  };
-  return { loader, images: reader, [Symbol.asyncDispose]: dispose };
+  return { loader: owned.use(loader), images: reader };
 }
 
 /** What is done to training images: the preset, or mirroring and scaling, around what evaluation does. */

@@ -137,11 +137,12 @@ export class Training implements AsyncDisposable {
             root: config.out,
             notes: (path) => [`Continue: ${command} --resume ${path}`],
           });
+    // Before the folder: a port that cannot be had leaves none behind.
+    const endpoint = writes ? owned.use(new MetricsEndpoint(config)) : null;
     const run = writes ? await openRun() : null;
     const watchers: TrainerObserver[] = [];
     let copies: CheckpointCopies | null = null;
-    if (run) {
-      const endpoint = owned.use(new MetricsEndpoint(config));
+    if (run && endpoint) {
       owned.defer(() => run.close());
       await run.writeConfig(config);
       run.appendLog(lines.join("\n"));
@@ -428,8 +429,8 @@ type Sources = Omit<Reading, "config" | "group"> & {
 /** Batches for training and evaluation, and what evaluates. */
 function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, owned: AsyncDisposableStack) {
   const reading: Reading = { ...rest, config };
-  const feed = owned.use(trainingFeed(reading, records));
-  const validation = owned.use(validationFeed(reading, records));
+  const feed = trainingFeed(reading, records, owned);
+  const validation = validationFeed(reading, records, owned);
   const evaluated = evaluatedSplit(config);
   const { store } = rest.dataset;
   const images = { loader: validation.loader, decoder: validation.images, group: rest.group };
