@@ -62,6 +62,7 @@ void batch_statistics(const ChannelLayout& l, const T* x, const GivenMoments& gi
     s.save_invstd[j] = static_cast<float>(1.0 / std::sqrt(variance + s.eps));
     if (!s.running_mean) continue;
     const double unbiased = squares / (n - 1);
+    if (mean - mean != 0 || unbiased - unbiased != 0) continue;
     s.running_mean[j] = static_cast<float>((1 - s.momentum) * s.running_mean[j] + s.momentum * mean);
     s.running_var[j] = static_cast<float>((1 - s.momentum) * s.running_var[j] + s.momentum * unbiased);
   }

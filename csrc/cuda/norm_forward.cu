@@ -47,6 +47,7 @@ __global__ void __launch_bounds__(1024)
   save_invstd[channel] = static_cast<float>(1.0 / sqrt(squares / rows + eps));
   if (running_mean) {
     const double unbiased = squares / (rows - 1);
+    if (!isfinite(mean) || !isfinite(unbiased)) return;
     running_mean[channel] = static_cast<float>((1.0 - momentum) * running_mean[channel] + momentum * mean);
     running_var[channel] = static_cast<float>((1.0 - momentum) * running_var[channel] + momentum * unbiased);
   }

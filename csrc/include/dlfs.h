@@ -490,7 +490,8 @@ DLFS_API dlfs_status dlfs_batch_norm_workspace(dlfs_context ctx, DLFS_HOST int64
  *   y = activation((x - mean) * invstd * weight + bias + residual), activation NONE or RELU,
  * x, y, residual (rows, C) with rows = N H W; invstd = 1 / sqrt(biased variance + eps). save_mean and save_invstd (C)
  * are for the backward pass. running = (1 - momentum) running + momentum * batch, with the unbiased variance; running
- * pointers are nullable together. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
+ * pointers are nullable together, and stay as they are for a channel whose batch has no finite statistics, as where fp16 has
+ * overflowed. residual is nullable. rows must be > 1. Statistics are two-pass or Welford, in fp32.
  * mask (rows, ceil(C / 8)) bytes, nullable, with RELU only: bit j % 8 of byte j / 8 of a row is 0 where y[row, j] <= 0, so
  * that the backward pass with a residual reads a bit for each element and not y.
  * moments, nullable (parts is 0 then): x's statistics by `parts` groups of rows, from the kernel that wrote x, fp32: means

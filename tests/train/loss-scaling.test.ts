@@ -1,7 +1,7 @@
 /** Dynamic loss scaling inside the captured step: the gradients' scale, left out steps, and what is reported of them. */
 import { expect, test } from "bun:test";
 import { Parameter, Program, scale, useParameter, type Value } from "../../lib/graph";
-import { Model } from "../../lib/layers";
+import { BatchNorm2d, Model } from "../../lib/layers";
 import { CompactDetector } from "../../lib/models";
 import { type Precision, precisionPolicy, Tensor } from "../../lib/tensor";
 import {
@@ -132,6 +132,34 @@ test("a batch that is not finite costs one step, and none changes a weight after
   expect(trained[2]).toEqual(trained[1]!);
   expect(trained[3]).not.toEqual(trained[2]!);
   expect(trained[6]).toEqual(trained[3]!);
+});
+
+test("what has overflowed in the forward pass is not remembered by running statistics", () => {
+  class Norm extends Model {
+    norm = new BatchNorm2d(3);
+    forward(x: Value): Value {
+      return this.norm.forward(x);
+    }
+  }
+  using model = new Norm().to(device);
+  const x = new Random("x").normal(2 * 4 * 4 * 3);
+  const statistics = (bad?: number) => {
+    for (const [name, { tensor }] of model.namedState()) tensor.write(name.endsWith("mean") ? [0, 0, 0] : [1, 1, 1]);
+    const values = Float32Array.from(x);
+    if (bad !== undefined) values[3 * 5 + 1] = bad; // of the second channel
+    using images = Tensor.from(device, values, [2, 4, 4, 3]);
+    model.call(images);
+    return ["norm.running_mean", "norm.running_var"].map(
+      (name) => [...model.stateDict().get(name)!.read()] as number[],
+    );
+  };
+  const [means, variances] = statistics() as [number[], number[]];
+  for (const bad of [Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, Number.NaN]) {
+    expect(statistics(bad)).toEqual([
+      [means[0]!, 0, means[2]!],
+      [variances[0]!, 1, variances[2]!],
+    ]);
+  }
 });
 
 test("one overflow among accumulated batches leaves out their step", async () => {
