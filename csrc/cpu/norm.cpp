@@ -180,7 +180,7 @@ void batch_norm_backward(const ChannelLayout& l, T* dx, T* dresidual, float* dwe
   pass.input(dx, dresidual, offset.data(), slope.data());
 }
 
-// What both halves of the backward pass are given.
+// What the backward pass and both of its halves are given.
 void check_backward(int64_t rows, int32_t c, dlfs_dtype dtype, const void* dy, const void* x, const uint8_t* mask,
                     const float* weight, const float* bias, const float* save_mean, const float* save_invstd,
                     const float* dweight, const float* dbias, dlfs_activation activation) {
@@ -453,20 +453,10 @@ extern "C" dlfs_status dlfs_batch_norm_backward(dlfs_stream stream, void* dx, vo
                                                 const float* save_invstd, void* workspace, int64_t rows, int32_t c,
                                                 dlfs_dtype dtype, dlfs_activation activation) {
   return on_stream("dlfs_batch_norm_backward", stream, [&](Stream& s) {
-    check_float_dtype(dtype);
-    check_rows(rows, c, 2);
-    check_activation(activation, {DLFS_ACT_NONE, DLFS_ACT_RELU});
+    check_backward(rows, c, dtype, dy, x, mask, weight, bias, save_mean, save_invstd, dweight, dbias, activation);
     check_pointer(dx, "dx");
-    check_pointer(dweight, "dweight");
-    check_pointer(dbias, "dbias");
-    check_pointer(dy, "dy");
-    check_pointer(x, "x");
-    check_pointer(weight, "weight");
-    check_pointer(save_mean, "save_mean");
-    check_pointer(save_invstd, "save_invstd");
     check_workspace(workspace, ChannelLayout(rows, c).workspace(moments_width));
     const bool relu = activation == DLFS_ACT_RELU;
-    if (relu && !mask) check_pointer(bias, "bias (read by the gradient of relu without a mask)");
     DLFS_CHECK(dx != dresidual, DLFS_ERROR_ARGUMENT, "dx and dresidual are the same memory");
     dispatch_float(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
