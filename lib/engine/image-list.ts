@@ -28,7 +28,7 @@ function listed(source: DataSource, name: string, imageId?: number, key = name):
   return { name, ...(imageId !== undefined && { imageId }), read: (signal) => source.read(key, { signal }) };
 }
 
-/** Names without what all of them begin with would clash where only the last part is kept; so paths stay as they are. */
+/** A file by its path, which may be relative to the current folder. */
 function localFile(path: string, name: string): ListedImage {
   const absolute = resolve(path);
   const read = async () => {

@@ -62,7 +62,9 @@ export async function* predict(
     while (reading.length < readAhead && !signal?.aborted) {
       const next = waiting.next();
       if (next.done) return;
-      reading.push({ image: next.value, bytes: next.value.read(signal).catch(failed) });
+      const bytes = next.value.read(signal).catch(failed);
+      bytes.catch(() => undefined); // it is awaited with its batch, maybe after another has failed
+      reading.push({ image: next.value, bytes });
     }
   };
   const detect = async (batch: { image: ListedImage; bytes: Uint8Array | DlfsError }[]): Promise<Predicted[]> => {
@@ -80,11 +82,15 @@ export async function* predict(
   };
   try {
     for (readMore(); reading.length > 0 && !signal?.aborted; readMore()) {
-      const batch = await Promise.all(
-        reading.splice(0, maxBatch).map(async ({ image, bytes }) => ({ image, bytes: await bytes })),
-      );
-      readMore();
+      const next = reading.splice(0, maxBatch).map(async ({ image, bytes }) => ({ image, bytes: await bytes }));
+      const read = await Promise.allSettled(next);
+      // Reads that the signal has ended are no failures: their images are left for another time.
       if (signal?.aborted) break;
+      readMore();
+      const batch = read.map((one) => {
+        if (one.status === "rejected") throw one.reason;
+        return one.value;
+      });
       const work = detect(batch);
       work.catch(() => undefined); // it is awaited below
       detecting.push(work);
