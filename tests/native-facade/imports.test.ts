@@ -69,8 +69,21 @@ describe("imports point down", () => {
       ...["metrics", "formats", "data", "monitor"],
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
+    service: ["native", "formats", "data", "monitor", "engine"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
-    cli: ["native", "tensor", "distributed", "data", "detection", "models", "train", "export", "engine", "bench"],
+    cli: [
+      "native",
+      "tensor",
+      "distributed",
+      "data",
+      "detection",
+      "models",
+      "train",
+      "export",
+      "engine",
+      "service",
+      "bench",
+    ],
   };
 
   test("of every folder there is a rule", () => {
