@@ -61,6 +61,22 @@ export interface ModelDescription {
   readonly priorityLevels: number;
 }
 
+/** What the queue and the engine of a model's version have done since the service started. */
+export interface ModelStatistics {
+  readonly name: string;
+  readonly version: string;
+  /** Requests that wait in the queue, and requests that are with the engine. */
+  readonly queued: number;
+  readonly running: number;
+  /** How many batches of each number of images have run. */
+  readonly batches: ReadonlyMap<number, number>;
+  /** How often its engine's process was started again because it had died. */
+  readonly restarts: number;
+  /** Of the engine, in bytes: what its process holds, and its tensors on the device; null where that is not known. */
+  readonly processMemory: number | null;
+  readonly deviceMemory: number | null;
+}
+
 /** The model side, as the HTTP side sees it. */
 export interface InferenceBackend {
   /** All models and versions that it knows, loaded or not. */
@@ -76,6 +92,8 @@ export interface InferenceBackend {
   load(name: string): Promise<void>;
   /** Takes no further requests, finishes those it has, and frees the device's memory. @throws ServiceError */
   unload(name: string): Promise<void>;
+  /** Of all versions that are, or were, loaded; cheap, as it is asked for with every scrape of the metrics. */
+  statistics(): readonly ModelStatistics[];
 }
 
 /** An error that a client is told of: `status` is HTTP's, the message names no path and no stack. */
