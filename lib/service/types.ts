@@ -21,12 +21,21 @@ export interface InferenceRequest {
   readonly signal?: AbortSignal;
 }
 
+/** What an engine does with a batch, in this order. */
+export type Stage = "transfer" | "decode" | "infer" | "postprocess";
+
 /** Where a request's time went, in milliseconds. */
 export interface InferenceTimes {
   /** From its arrival until its batch was given to the engine. */
   readonly queue: number;
-  /** From there until its answer: transfer to the engine's process, decoding, network, post-processing. */
+  /** From there until its answer: the sum of the stages. */
   readonly compute: number;
+  /**
+   * Of its batch. `transfer`: to the engine's process and back, and waiting there for a batch before it; `decode`: files into the
+   * network's input, resized and normalized; `infer`: the network with its post-processing on the device; `postprocess`: boxes
+   * into the images' pixels.
+   */
+  readonly stages: Readonly<Record<Stage, number>>;
 }
 
 export interface InferenceReply {
@@ -61,20 +70,80 @@ export interface ModelDescription {
   readonly priorityLevels: number;
 }
 
-/** What the queue and the engine of a model's version have done since the service started. */
+/** How many values were at most each bound and above the one before, as Prometheus' histograms are made of; values in seconds. */
+export interface HistogramData {
+  /** Ascending. */
+  readonly bounds: readonly number[];
+  /** One more than bounds: the last counts what is above all of them. */
+  readonly counts: readonly number[];
+  readonly sum: number;
+  readonly count: number;
+}
+
+/**
+ * Why a request was not answered, as Triton counts it: `REJECTED` by a full queue or its timeout, `CANCELED` by its client,
+ * `BACKEND` by the engine, `OTHER`: the request was wrong, or the model not ready.
+ */
+export type FailureReason = "REJECTED" | "CANCELED" | "BACKEND" | "OTHER";
+
+/** Batches that had so many images. */
+export interface BatchStatistics {
+  readonly size: number;
+  readonly executions: number;
+  /** Sums over the batches, in seconds. */
+  readonly stages: Readonly<Record<Stage, number>>;
+}
+
+/** A process that runs engines of a model. */
+export interface EngineStatistics {
+  /** Which of the model's, from 0. */
+  readonly index: number;
+  readonly ready: boolean;
+  /** Of the operating system; 0 where there is none at the moment. */
+  readonly pid: number;
+  readonly backend: string;
+  readonly device: string;
+  /** Bytes of device memory that the engine has allocated, and what the device has free and in all; 0 where not known. */
+  readonly memory: { readonly allocated: number; readonly free: number; readonly total: number };
+  /** Bytes of memory that the process has resident; 0 where not known. */
+  readonly processMemory: number;
+  /** Bytes of memory shared with it: in use, and in all. */
+  readonly shared: { readonly used: number; readonly total: number };
+  /** Batches that it has not answered yet. */
+  readonly running: number;
+  /** How often it had to be started again. */
+  readonly restarts: number;
+}
+
+/** What happened to a version of a model since it was loaded first. Counts and sums only grow. */
 export interface ModelStatistics {
   readonly name: string;
   readonly version: string;
-  /** Requests that wait in the queue, and requests that are with the engine. */
-  readonly queued: number;
+  /** Milliseconds since 1970-01-01 UTC of the last request that was answered; 0 before. */
+  readonly lastInference: number;
+  /** Requests answered, and failed, by reason. */
+  readonly success: number;
+  readonly failures: Readonly<Record<FailureReason, number>>;
+  /** Images detected on, and batches run. */
+  readonly inferences: number;
+  readonly executions: number;
+  /** Of answered requests, in seconds, each with its batch's times: from arrival to answer, in the queue, and by stage. */
+  readonly requestSeconds: { readonly total: number; readonly queue: number } & Readonly<Record<Stage, number>>;
+  readonly failureSeconds: number;
+  /** Of requests. */
+  readonly queueTimes: HistogramData;
+  /** Of batches. */
+  readonly stageTimes: Readonly<Record<Stage, HistogramData>>;
+  /** Images of batches. */
+  readonly batchSizes: HistogramData;
+  /** By their sizes, ascending. */
+  readonly batches: readonly BatchStatistics[];
+  /** Requests that wait at the moment, by priority level (the first is level 1), and bytes of their images. */
+  readonly queued: readonly number[];
+  readonly queuedBytes: number;
+  /** Requests that are with an engine. */
   readonly running: number;
-  /** How many batches of each number of images have run. */
-  readonly batches: ReadonlyMap<number, number>;
-  /** How often its engine's process was started again because it had died. */
-  readonly restarts: number;
-  /** Of the engine, in bytes: what its process holds, and its tensors on the device; null where that is not known. */
-  readonly processMemory: number | null;
-  readonly deviceMemory: number | null;
+  readonly engines: readonly EngineStatistics[];
 }
 
 /** The model side, as the HTTP side sees it. */
@@ -94,6 +163,8 @@ export interface InferenceBackend {
   unload(name: string): Promise<void>;
   /** Of all versions that are, or were, loaded; cheap, as it is asked for with every scrape of the metrics. */
   statistics(): readonly ModelStatistics[];
+  /** Takes no further requests (503), finishes those it has, and ends all engines; those that take longer than `withinMs` are cut off. */
+  close(withinMs?: number): Promise<void>;
 }
 
 /** An error that a client is told of: `status` is HTTP's, the message names no path and no stack. */
