@@ -1,0 +1,91 @@
+/** Memory that a process shares with its children: a file without a name, of which nothing is left when the last of them ends. */
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { check, DlfsError, ErrorCode } from "../native/error";
+
+/** Linux' O_TMPFILE | O_DIRECTORY, with O_RDWR: a file in a folder that has no name there. */
+const UNNAMED = 0o20200000 | 2;
+const ZEROS = 1 << 20;
+
+export interface SharedMemoryOptions {
+  /** Where the file is made, the first that has room. Default: /dev/shm, which is memory, then the folder for temporary files. */
+  folders?: readonly string[];
+  /** Hears why a folder before the one that was taken has not been. */
+  warn?: (message: string) => void;
+}
+
+/** Opens a file in a folder that nobody else can open by a name. */
+function openUnnamed(folder: string): number {
+  try {
+    return openSync(folder, UNNAMED, 0o600);
+  } catch {
+    // A file system that has no files without a name: with one, then, for as short as can be.
+    const own = mkdtempSync(join(folder, "dlfs-shared-"));
+    try {
+      return openSync(join(own, "memory"), "wx+", 0o600);
+    } finally {
+      rmSync(own, { recursive: true });
+    }
+  }
+}
+
+/** All its bytes are written, so that a file system that is full says so here, and not by ending a process that uses the memory. */
+function reserve(file: number, bytes: number): void {
+  const zeros = new Uint8Array(Math.min(ZEROS, bytes));
+  for (let at = 0; at < bytes; ) at += writeSync(file, zeros, 0, Math.min(zeros.length, bytes - at), at);
+}
+
+/**
+ * Shared memory of this process. A child that is given `descriptor` as its file n maps it with `mapShared(n)`; both see what the
+ * other writes at once.
+ */
+export class SharedMemory implements Disposable {
+  readonly bytes: Uint8Array;
+  readonly folder: string;
+  #descriptor: number;
+
+  /** @throws DlfsError of code `hostMemory` where no folder has room */
+  constructor(byteLength: number, options: SharedMemoryOptions = {}) {
+    const { folders = ["/dev/shm", tmpdir()], warn } = options;
+    check(byteLength > 0, "SharedMemory", () => `expected bytes from 1, got ${byteLength}`);
+    const reasons: string[] = [];
+    for (const folder of folders) {
+      let file = -1;
+      try {
+        file = openUnnamed(folder);
+        reserve(file, byteLength);
+        this.bytes = mapShared(file);
+        this.folder = folder;
+        this.#descriptor = file;
+        if (reasons.length > 0) warn?.(`shared memory of ${byteLength} bytes is in ${folder}: ${reasons.join("; ")}`);
+        return;
+      } catch (error) {
+        if (file >= 0) {
+          ftruncateSync(file, 0);
+          closeSync(file);
+        }
+        reasons.push(`${folder} has no room for it (${(error as Error).message})`);
+      }
+    }
+    const message = `cannot have ${byteLength} bytes of shared memory: ${reasons.join("; ")}`;
+    throw new DlfsError(ErrorCode.hostMemory, "SharedMemory", message);
+  }
+
+  /** The file, to be given to a child. */
+  get descriptor(): number {
+    check(this.#descriptor >= 0, "SharedMemory", () => "used after dispose()", ErrorCode.handle);
+    return this.#descriptor;
+  }
+
+  /** No further child can be given it. The memory goes with the last view of it. */
+  [Symbol.dispose](): void {
+    if (this.#descriptor >= 0) closeSync(this.#descriptor);
+    this.#descriptor = -1;
+  }
+}
+
+/** Maps the shared memory that this process has as its open file `descriptor`. */
+export function mapShared(descriptor: number): Uint8Array {
+  return Bun.mmap(`/proc/self/fd/${descriptor}`, { shared: true });
+}
