@@ -35,7 +35,8 @@ export class FakeBackend implements InferenceBackend {
 
   reply({ images }: InferenceRequest, results: ServiceResult[] = images.map(() => result())): InferenceReply {
     const { name, version } = this.list[0] as ModelDescription;
-    return { model: name, version, results, times: { queue: 1, compute: 2 }, batchSize: images.length };
+    const times = { queue: 1, compute: 10, stages: { transfer: 1, decode: 2, infer: 3, postprocess: 4 } };
+    return { model: name, version, results, times, batchSize: images.length };
   }
 
   models(): readonly ModelDescription[] {
@@ -68,5 +69,9 @@ export class FakeBackend implements InferenceBackend {
 
   statistics(): readonly ModelStatistics[] {
     return this.stats;
+  }
+
+  async close(): Promise<void> {
+    this.loads.push("close");
   }
 }
