@@ -22,15 +22,16 @@ const help = trainHelp([
 ]);
 
 async function train(argv: string[], group: ProcessGroup | undefined): Promise<number> {
-  const reading = async () => parseTrainArguments((await restartArguments()) ?? (await fetchResumed(argv)));
+  const isRoot = group?.isRoot ?? true;
+  const log = isRoot ? console.log : () => {};
+  const reading = async () => parseTrainArguments((await restartArguments()) ?? (await fetchResumed(argv, log)));
   const args = await (group?.rootFirst("arguments", reading) ?? reading()); // what is fetched is there for the others
   checkContradictions(args);
-  const isRoot = group?.isRoot ?? true;
   using stop = stopOnSignals(() => {
     if (isRoot) console.error("\nstopping after this step, with a checkpoint; again to stop at once");
   });
   if (args.dryRun) {
-    const { result } = await Training.dryRun(args, {});
+    const { result } = await Training.dryRun(args, { group });
     return result.failed ? 1 : 0;
   }
   await using training = await Training.prepare(args, { command: "dlfs train", signal: stop.signal, group });

@@ -16,7 +16,7 @@ export interface DryRun {
     total: number;
     left: number;
   };
-  /** Images of a step, and the boxes that each of them has room for. */
+  /** Images of a step, of all ranks, and the boxes that each of them has room for. */
   images: number;
   maxBoxes: number;
   /** The last step, which is a captured one where the device has graphs. */
@@ -60,8 +60,10 @@ export async function dryRun(parts: {
   evaluator: Evaluator | null;
   accumulate: number;
   checkpointBytes: number;
+  /** That train together. Default 1. */
+  ranks?: number;
 }): Promise<DryRun> {
-  const { step, loader, images, evaluator, accumulate, checkpointBytes } = parts;
+  const { step, loader, images, evaluator, accumulate, checkpointBytes, ranks = 1 } = parts;
   const { device } = step.model;
   const { batchSize: n, height, width, maxBoxes } = loader;
   const targets = worstCaseTargets({ n, height, width, maxBoxes }, step.model.classes);
@@ -82,7 +84,7 @@ export async function dryRun(parts: {
   const { allocated: used, total, free: left } = device.memory();
   return {
     memory: { step: step.program.arenaBytes, used, total, left },
-    images: n * accumulate,
+    images: n * accumulate * ranks,
     maxBoxes,
     result: result as StepResult,
     stepMs,

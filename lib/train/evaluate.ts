@@ -121,7 +121,11 @@ export async function evaluateModel(
   const data = options.data ?? trainedOn;
   const split = options.split ?? valSplit;
   check(typeof data === "string", trained.path, () => "config.data: expected the data set's folder, give one");
-  check(typeof split === "string", trained.path, () => "config.valSplit: expected the name of a split, give one");
+  check(
+    typeof split === "string",
+    trained.path,
+    () => `config.valSplit: expected the name of a split, got ${JSON.stringify(split ?? "nothing")}; give one`,
+  );
   const codec = new DeviceImageCodec(device);
   const folder = data === "demo" ? demoFolder() : data;
   if (data === "demo") {

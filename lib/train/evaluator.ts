@@ -94,7 +94,9 @@ export class Evaluator implements Disposable {
     });
     if (group) {
       const names = new Map(store.images(split).map(({ id, fileName }) => [id, fileName]));
-      detections = await gatherDetections(group, detections, (id) => names.get(id) ?? "");
+      // One that is given up does not wait for ranks that have given it up before.
+      const all = gatherDetections(group, detections, (id) => names.get(id) ?? "");
+      detections = await (signal ? Promise.race([all, aborted(signal)]) : all);
     }
     return { result: measure(this.#options.store, this.#options, detections), detections };
   }
@@ -147,6 +149,14 @@ export class Evaluator implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Rejects with the signal's reason once it is aborted. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    else signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
 }
 
 /** COCO's metrics of detections against a split's annotations; crowds count as pycocotools counts them. */

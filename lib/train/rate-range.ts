@@ -1,7 +1,9 @@
 /** Smith's learning-rate range test: the loss while the rate grows from step to step, and the rate at which it falls fastest. */
 import type { BatchImages, DetectionLoader } from "../data";
+import type { ProcessGroup } from "../distributed";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
+import { DataParallel } from "./data-parallel";
 import { type FreezeRule, Freezing } from "./freezing";
 import { keepWeights } from "./keep-weights";
 import { SGD, type SGDOptions } from "./sgd";
@@ -30,6 +32,8 @@ export interface RateRangeOptions extends RateRange {
   recompute?: TrainStepOptions["recompute"];
   /** Ends the test early. */
   signal?: AbortSignal;
+  /** Ranks that take each step together, each with a loader of its share of the images; all see the same losses. */
+  group?: ProcessGroup;
   onStep?: (point: RatePoint, steps: number) => void;
 }
 
@@ -112,18 +116,34 @@ export class RateJudge {
  * loss diverges. The model's weights and statistics are as before when it ends.
  */
 export async function findRate(options: RateRangeOptions): Promise<RateRangeResult> {
-  const { model, loader, decoder, optimizer: settings, freeze, accumulate = 1, recompute, signal, onStep } = options;
+  const {
+    model,
+    loader,
+    decoder,
+    optimizer: settings,
+    freeze,
+    accumulate = 1,
+    recompute,
+    signal,
+    onStep,
+    group,
+  } = options;
   const rates = rangeRates(options);
   const judge = new RateJudge(options);
   const restore = keepWeights(model);
   const { batchSize, height, width, maxBoxes } = loader;
   let diverged = false;
+  // Of several ranks, each hears of a signal at another step.
+  const stop = () => group?.requestStop();
+  const goesOn = async (iteration: number) => (group ? await group.mayBegin(iteration) : !signal?.aborted);
   const take = (result: StepResult | null): void => {
     if (!result || diverged) return;
     const loss = Object.values(result.losses).reduce((sum, value) => sum + value, 0);
     diverged = !judge.add(rates[result.iteration] as number, loss) || result.failed;
     onStep?.(judge.points.at(-1) as RatePoint, rates.length);
   };
+  signal?.addEventListener("abort", stop);
+  if (signal?.aborted) stop();
   try {
     new Freezing(model, freeze).apply(0);
     using optimizer = new SGD(model, {
@@ -132,10 +152,15 @@ export async function findRate(options: RateRangeOptions): Promise<RateRangeResu
       iterations: rates.length,
     });
     optimizer.selectTrained();
-    using step = new TrainStep(model, optimizer, { batchSize, height, width, maxBoxes, recompute, accumulate });
-    for (let i = 0; i < rates.length * accumulate && !diverged && !signal?.aborted; i++) {
+    const parallel = group && new DataParallel(model, group.communicator);
+    const shape = { batchSize, height, width, maxBoxes };
+    using step = new TrainStep(model, optimizer, { ...shape, recompute, accumulate, parallel });
+    for (let i = 0; i < rates.length * accumulate && !diverged; i++) {
+      if (i % accumulate === 0 && !(await goesOn(i / accumulate))) break;
       const batch = await loader.getBatch();
-      const submitted = await step.submit(decoder.images(batch.slot, batch.size), batch).catch((error: unknown) => {
+      const images = decoder.images(batch.slot, batch.size);
+      if (group) group.phase = step.isReady(images) ? "steps" : "building";
+      const submitted = await step.submit(images, batch).catch((error: unknown) => {
         batch.release();
         throw error;
       });
@@ -144,6 +169,7 @@ export async function findRate(options: RateRangeOptions): Promise<RateRangeResu
     }
     for (const result of await step.drain()) take(result);
   } finally {
+    signal?.removeEventListener("abort", stop);
     restore();
   }
   const { points } = judge;

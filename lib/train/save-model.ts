@@ -27,7 +27,7 @@ export async function saveModel(path: string, trained: TrainedModel, options: Sa
   const { calibration: table = trained.calibration, metrics = trained.metrics } = options;
   const run = config as Partial<Record<(typeof PROVENANCE)[number], unknown>>;
   const known = PROVENANCE.flatMap((name) =>
-    run[name] === undefined
+    run[name] === undefined || run[name] === null
       ? []
       : ([[name, typeof run[name] === "string" ? run[name] : JSON.stringify(run[name])]] as const),
   );

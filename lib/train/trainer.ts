@@ -146,11 +146,6 @@ export class Trainer implements Disposable {
     this.#plateau = options.plateau ? new ReduceOnPlateau(options.plateau) : null;
     this.#checkpointing = store && new Checkpointing(options.model, this.optimizer, this.ema, store);
     const { model, group } = options;
-    check(
-      !group || !options.evaluator || options.evaluator.model === model,
-      "Trainer",
-      () => "several ranks evaluate together, between two steps: the evaluator must have the model that trains",
-    );
     this.#ranks = group ? new TrainingRanks(group, model, this.optimizer, this.ema, options.ranks) : null;
     this.#state = { iteration: 0, loader: options.loader.state(), history: [] };
   }
@@ -256,12 +251,13 @@ export class Trainer implements Disposable {
    * what they take; writes nothing.
    */
   async dryRun(): Promise<DryRun> {
-    const { model, loader, decoder, evaluator = null, accumulate = 1, iterations } = this.#options;
+    const { model, loader, decoder, evaluator = null, accumulate = 1, iterations, group } = this.#options;
+    if (this.#ranks) this.#ranks.phase = "dry run";
     this.#freezing.apply(iterations);
     using step = this.#makeStep();
     const tensors = [...namedTensors(model, this.optimizer, this.ema)];
     return await dryRun({
-      ...{ step, loader, evaluator, accumulate },
+      ...{ step, loader, evaluator, accumulate, ranks: group?.world },
       images: ({ slot, size }) => decoder.images(slot, size),
       checkpointBytes: tensors.reduce((sum, [, { byteLength }]) => sum + byteLength, 0),
     });
@@ -396,6 +392,7 @@ export class Trainer implements Disposable {
   async #finishEvaluation(): Promise<EvaluationResult | null> {
     const background = this.#background;
     if (!background) return null;
+    if (this.#ranks) this.#ranks.phase = "evaluation"; // waits for the others' detections
     const evaluation = await background.result().finally(() => {
       this.#background = null;
     });
@@ -438,11 +435,15 @@ export class Trainer implements Disposable {
 
   /** Starts writing the state as it is after the steps enqueued so far. `tell`: whether observers hear of it before. */
   async #save(tell = true): Promise<void> {
+    // A checkpoint knows the results of all evaluations before it; one of its own state is due again where training goes on from it.
+    const knowEvaluations = async () => {
+      if (this.#background && this.#background.iteration < this.#state.iteration) await this.#finishEvaluation();
+    };
+    if (this.#ranks) await knowEvaluations(); // all wait, so that none stands in a step that another has not begun
     if (!this.#checkpointing) return;
     await this.#seeCheckpoint(false);
     if (this.#state.iteration === this.#savedIteration) return;
-    // A checkpoint knows the results of all evaluations before it; one of its own state is due again where training goes on from it.
-    if (this.#background && this.#background.iteration < this.#state.iteration) await this.#finishEvaluation();
+    await knowEvaluations();
     if (this.#ranks) this.#ranks.phase = "saving";
     const { iteration } = this.#state;
     if (tell) await this.#observers.call("onCheckpointStart", iteration, iteration);

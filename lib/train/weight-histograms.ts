@@ -4,23 +4,38 @@ import type { TrainerObserver } from "./observers";
 
 /**
  * Writes how the values of each parameter that trains, and of its gradient in the last step, are distributed, before each
- * evaluation, when the device has nothing else to do. A gradient is what the step computed: of several batches their sum, before
+ * evaluation, when the device has nothing else to do, or, of a training without evaluations, before each checkpoint. A gradient is what the step computed: of several batches their sum, before
  * clipping, and in fp16 times the loss scale.
  */
 export class WeightHistograms implements TrainerObserver {
   readonly #model: DetectionModel;
   readonly #writer: TensorBoardWriter;
   readonly #warn: (message: string) => void;
+  readonly #before: "evaluation" | "checkpoint";
   #failed = false;
 
   /** @param warn told of what cannot be written; training goes on without histograms then */
-  constructor(model: DetectionModel, writer: TensorBoardWriter, warn: (message: string) => void) {
+  constructor(
+    model: DetectionModel,
+    writer: TensorBoardWriter,
+    warn: (message: string) => void,
+    before: "evaluation" | "checkpoint" = "evaluation",
+  ) {
     this.#model = model;
     this.#writer = writer;
     this.#warn = warn;
+    this.#before = before;
   }
 
   onEvaluationStart(iteration: number): void {
+    if (this.#before === "evaluation") this.#write(iteration);
+  }
+
+  onCheckpointStart(iteration: number): void {
+    if (this.#before === "checkpoint") this.#write(iteration);
+  }
+
+  #write(iteration: number): void {
     if (this.#failed) return;
     try {
       for (const [name, { tensor, grad, requiresGrad }] of this.#model.namedParameters()) {

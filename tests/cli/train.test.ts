@@ -154,6 +154,49 @@ test("a batch by what memory has room for is tried, said and saved", async () =>
   expect(configOf(run)).toMatchObject({ batch: 6, learningRate: 0.00375 });
 }, 60_000);
 
+test.each(["--no-eval", "--val-split=none"])(
+  "without a split to evaluate on, %s, the newest checkpoints stay and those of every Nth iteration",
+  async (option) => {
+    const data = await writeTinyDataset(testDevice());
+    await rm(join(data, "val2017"), { recursive: true });
+    await rm(join(data, "annotations", "instances_val2017.json"));
+    const shape = ["--data", data, "--size", "64", "--batch", "2", "--out", join(data, "runs"), "--lr", "0.01", option];
+    const plan = ["--iterations", "11", "checkpointEvery=2", "keep=2", "keepEvery=4", "--tensorboard"];
+    const { status, stdout, stderr, run } = await train(...shape, ...plan);
+    expect([status, stderr]).toEqual([0, ""]);
+    expect(stdout).toContain("valSplit=none");
+    expect(stdout).toContain("not evaluated: --val-split names the images to evaluate on");
+    expect(stdout).not.toMatch(/AP|pictures:/);
+    const iterationsOf = async (folder: string) =>
+      (await new CheckpointStore(join(folder, "checkpoints")).list()).map(({ iteration }) => iteration);
+    expect(await iterationsOf(run)).toEqual([4, 8, 10, 11]);
+    expect(configOf(run)).toMatchObject({ valSplit: null });
+    const [events] = [...new Bun.Glob("tensorboard/events.out.tfevents.*").scanSync({ cwd: run })];
+    expect(readFileSync(join(run, "tensorboard", events!.replace("tensorboard/", "")), "latin1")).toContain(
+      "weights/stem",
+    );
+
+    // It stays so where training goes on, and a split that is given then is evaluated on.
+    const more = await train("--resume", run, "--iterations", "12");
+    expect([more.status, more.stderr, await iterationsOf(run)]).toEqual([0, "", [4, 8, 11, 12]]);
+    const then = await train("--resume", run, "--iterations", "13", "--val-split", "train2017");
+    expect([then.status, then.stderr]).toEqual([0, ""]);
+    expect(then.stdout).toMatch(/^iteration 13: AP /m);
+
+    const dry = await train(...shape, "--dry-run", "--iterations", "40");
+    expect(dry.stdout).toContain("no evaluation: there is nothing to evaluate on");
+    expect(dry.stdout).toMatch(/^it would train 40 iterations .*, evaluate nothing, and write/m);
+    for (const wrong of ["--patience=3", "--plateau=AP", "evaluateEvery=5", "--overlap-evaluation"]) {
+      const refused = await train(...shape, wrong);
+      const name = wrong.split("=")[0] as string;
+      expect(refused.stderr).toContain(`${name}: needs evaluations, and ${option.split("=")[0]} leaves them out`);
+      expect(refused.status).toBe(2);
+    }
+    await rm(data, { recursive: true });
+  },
+  60_000,
+);
+
 test("evaluations of a copy of the weights have the figures of those that training waits for", async () => {
   const shape = ["--data", folder, "--size", "64", "--batch", "2", "--iterations", "10", "evaluateEvery=4"];
   shape.push("--deterministic", "--ema", "0.9", "--lr", "0.05", "--out", join(folder, "overlap"));

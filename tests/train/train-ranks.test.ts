@@ -4,6 +4,7 @@ import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { missing, mostRanks, testDevice } from "../support/device";
+import { runDlfs } from "../support/run-dlfs";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 const root = fileURLToPath(new URL("../../", import.meta.url));
@@ -13,33 +14,8 @@ const data = await writeTinyDataset(device, 11);
 const out = join(data, "runs");
 afterAll(() => rmSync(data, { recursive: true, force: true }));
 
-interface Run {
-  exitCode: number;
-  stdout: string;
-  stderr: string;
-}
-
-/** Runs the command; `act` is called with the launcher once standard output has the text. */
-async function dlfs(args: string[], after?: string, act?: (launcher: number) => void): Promise<Run> {
-  const child = Bun.spawn([process.execPath, "run", `${root}lib/cli/main.ts`, ...args], {
-    cwd: data,
-    env: { ...process.env, DLFS_BACKEND: process.env.DLFS_BACKEND ?? "cpu" },
-    stdout: "pipe",
-    stderr: "pipe",
-  });
-  let stdout = "";
-  const reading = (async () => {
-    for await (const chunk of child.stdout) {
-      stdout += new TextDecoder().decode(chunk);
-      if (after === undefined || !stdout.includes(after)) continue;
-      after = undefined;
-      act?.(child.pid);
-    }
-  })();
-  const stderr = await new Response(child.stderr).text();
-  await reading;
-  return { exitCode: await child.exited, stdout, stderr };
-}
+const dlfs = (args: string[], after?: string, act?: (launcher: number) => void) =>
+  runDlfs(args, { cwd: data, after, act });
 
 /** The process of a rank that a launcher has started. */
 function processOf(launcher: number, rank: number): number {

@@ -39,6 +39,9 @@ export interface TrainArguments {
   readonly help: boolean;
 }
 
+/** Another way to say that there is no split to evaluate on. */
+export const NO_EVALUATION = "--no-eval";
+
 interface Assignment {
   /** The setting, and the fields within. */
   readonly path: readonly [string, ...string[]];
@@ -69,6 +72,7 @@ const optionNames = [
   "config",
   "resume",
   "dry-run",
+  "no-eval",
   "help",
 ];
 
@@ -124,6 +128,7 @@ function scan(argv: readonly string[]) {
     };
     if (argument === "-h" || name === "help") help = true;
     else if (name === "dry-run" && assigned === undefined) dryRun = true;
+    else if (argument === NO_EVALUATION) assignments.push({ path: ["valSplit"], value: null, at: NO_EVALUATION });
     else if (name === "config") files.push(value("the path of a file"));
     else if (name === "resume") resume = value("a run folder or one of its checkpoints");
     else assignments.push(optionAssignment(name as string, assigned, value));

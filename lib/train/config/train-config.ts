@@ -4,7 +4,7 @@ import { type CompactConfig, type ModelConfig, type NamedModel, namedModel } fro
 import { ConfigError } from "./kinds";
 import { type WarmupConfig, warmupLength } from "./schedule-settings";
 import type { Settings } from "./setting";
-import { labelOf, type TrainArguments } from "./train-arguments";
+import { labelOf, NO_EVALUATION, type TrainArguments } from "./train-arguments";
 import { type InputSides, type ResolvedSettings, type TrainSettings, trainSettings } from "./train-settings";
 
 /** All settings, those of the model within `model`, and what follows from the data. */
@@ -64,6 +64,14 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   }
   if (evaluateEvery !== undefined && settings.iterations !== undefined && evaluateEvery > settings.iterations) {
     if (given("patience")) fail("patience", `needs evaluations, and --evaluate-every ${evaluateEvery} is past the end`);
+  }
+  if (settings.valSplit === null && settings.overfit === undefined) {
+    for (const name of ["evaluateEvery", "plateau", "patience", "overlapEvaluation"] as const) {
+      if (given(name) && settings[name]) fail(name, `needs evaluations, and ${givenBy("valSplit")} leaves them out`);
+    }
+  }
+  if (settings.overfit !== undefined && givenBy("valSplit") === NO_EVALUATION) {
+    fail("valSplit", `--overfit ${settings.overfit} evaluates on the images that it trains on`);
   }
   if (settings.overlapEvaluation) {
     const reason = "needs the result of an evaluation before the next step; leave out --overlap-evaluation";

@@ -18,6 +18,7 @@ const COMMANDS: readonly (readonly [option: string, help: string])[] = [
     "--dry-run",
     "builds everything, runs some steps with as many boxes as there may be and evaluates a batch, says what that takes and what would be done, and writes nothing but caches",
   ],
+  ["--no-eval", "trains without evaluations: --val-split none"],
   ["--help", "this text"],
 ];
 

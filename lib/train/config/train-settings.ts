@@ -172,7 +172,12 @@ export const trainSections = {
       "folder with annotations/instances_SPLIT.json and the images in SPLIT/ or images/, or where such a folder lies: gs://BUCKET/PREFIX, s3://BUCKET/PREFIX, https://HOST/PATH (read through a cache on disk); or demo, drawn images",
     ),
     trainSplit: byDefault(text("NAME"), "train2017", "the split to train on"),
-    valSplit: byDefault(text("NAME"), "val2017", "the split to evaluate on"),
+    valSplit: byDefault(
+      orNone(text("NAME", "the name of a split")),
+      "val2017",
+      "the split to evaluate on; none: training does without evaluations, and the newest checkpoints stay (--no-eval says the same)",
+      { otherwise: "val2017" },
+    ),
     records: optional(
       text("DIR"),
       "take the images from record files, without decoding: DIR/TRAIN_SPLIT and, where it is there, DIR/VAL_SPLIT, made of the same data by dlfs data pack; boxes to evaluate against come from data as ever",

@@ -63,7 +63,11 @@ export async function openRecords(
   log: (line: string) => void,
 ): Promise<Records> {
   const train = await RecordSet.open(join(folder, trainSplit));
-  const place = join(folder, valSplit as string);
+  if (valSplit === null) {
+    log(`  records: ${train.length} of ${trainSplit} in ${folder}`);
+    return { train, val: null };
+  }
+  const place = join(folder, valSplit);
   const val = existsSync(place) ? await RecordSet.open(place) : null;
   log(`  records: ${train.length} of ${trainSplit}, ${val ? `${val.length} of ${valSplit}` : "none"} in ${folder}`);
   if (!val) log(`  ${valSplit} is read from its images: there is no ${place}`);
@@ -98,13 +102,15 @@ export function trainingFeed(reading: Reading, records: Records | null, owned: A
   return records ? recordFeed(reading, records.train, true, owned) : imageFeed(reading, true, owned);
 }
 
-/** What is evaluated on: all of the validation split, or the few images of the training split that are trained on. */
-export function evaluatedSplit({ overfit, trainSplit, valSplit }: TrainConfig): EvaluatedSplit {
-  return overfit === undefined ? { split: valSplit } : { split: trainSplit, partial: true };
+/** What is evaluated on: all of the validation split, or the few images of the training split that are trained on; or nothing. */
+export function evaluatedSplit({ overfit, trainSplit, valSplit }: TrainConfig): EvaluatedSplit | null {
+  if (overfit !== undefined) return { split: trainSplit, partial: true };
+  return valSplit === null ? null : { split: valSplit };
 }
 
-/** Batches of what is evaluated on, each image once, as it is. `owned`: see trainingFeed. */
-export function validationFeed(reading: Reading, records: Records | null, owned: AsyncDisposableStack): Feed {
+/** Batches of what is evaluated on, each image once, as it is; null where nothing is. `owned`: see trainingFeed. */
+export function validationFeed(reading: Reading, records: Records | null, owned: AsyncDisposableStack): Feed | null {
+  if (!evaluatedSplit(reading.config)) return null;
   if (reading.config.overfit !== undefined && records) return recordFeed(reading, records.train, false, owned);
   return records?.val ? recordFeed(reading, records.val, false, owned) : imageFeed(reading, false, owned);
 }
@@ -116,8 +122,8 @@ function loading(reading: Reading) {
   return { store: dataset.store, batchSize: shareOf(reading), seed, failures, maxFailureShare, onFailure, ...place };
 }
 
-/** Images of a batch that are this rank's. */
-function shareOf({ config: { batch }, group }: Reading): number {
+/** Images of a batch that are this rank's. Throws ConfigError where the ranks cannot share it. */
+export function shareOf({ config: { batch }, group }: Pick<Reading, "config" | "group">): number {
   const world = group?.world ?? 1;
   if (batch % world === 0) return batch / world;
   throw new ConfigError("--batch", `${world} ranks cannot share ${batch} images evenly`);
@@ -202,7 +208,7 @@ function sizesOf({ size, multiScale }: TrainConfig): InputSides[] | undefined {
 /** The loader's options for an evaluation. */
 function evaluationOf(config: TrainConfig) {
   const { overfit: count } = config;
-  const { split } = evaluatedSplit(config);
+  const { split } = evaluatedSplit(config) as EvaluatedSplit; // else there is no feed
   if (count === undefined) return { split, shuffle: false };
   return { split, sampler: new FirstImages({ count, shuffle: false }), dropLast: false };
 }

@@ -1,7 +1,7 @@
 /** A training from its settings to its results. */
-import { existsSync, statfsSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { homedir } from "node:os";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import {
   type Dataset,
   DeviceImageCodec,
@@ -19,14 +19,11 @@ import {
 } from "../../data";
 import { deviceOfRank, keepRestartNote, type ProcessGroup } from "../../distributed";
 import { type Checkpoint, CheckpointStore, makeFolder, readCheckpoint } from "../../formats";
-import { convolutionTuning, type TuningOptions, tuneConvolutions } from "../../graph";
 import { synchronizeBatchNorm } from "../../layers";
-import { formatBytes } from "../../layers/summary";
 import { type DetectionModel, modelFromConfig } from "../../models";
 import { RunFolder } from "../../monitor";
 import { chooseBackend, DlfsError, ErrorCode } from "../../native";
-import { Device, precisionPolicy, precisionText, Stream } from "../../tensor";
-import { largestBatch } from "../batch-size";
+import { Device, precisionPolicy, precisionText } from "../../tensor";
 import type { CheckpointCopies } from "../checkpoint-copies";
 import { describeConfig } from "../config/describe-config";
 import { ConfigError } from "../config/kinds";
@@ -34,27 +31,18 @@ import type { ResumedRun, TrainArguments } from "../config/train-arguments";
 import { checkContradictions, resolveConfig, type TrainConfig, type TrainFacts } from "../config/train-config";
 import { autotune } from "../convolution-tuning";
 import { type DryRun, describeDryRun } from "../dry-run";
-import { Evaluator } from "../evaluator";
-import { keepWeights } from "../keep-weights";
+import type { Evaluator } from "../evaluator";
 import type { TrainerObserver } from "../observers";
-import { formatRate, ratePicture } from "../rate-picture";
-import { findRate, type RatePoint, type RateRange, type RateRangeResult, rangeRates } from "../rate-range";
+import { ratePicture } from "../rate-picture";
+import { findRate, type RateRange, type RateRangeResult, rangeRates } from "../rate-range";
 import { Reporter, statsLine } from "../reporter";
 import { saveTorchWeights } from "../save-weights";
-import { TrainStep } from "../train-step";
 import { Trainer, type TrainingOutcome } from "../trainer";
-import {
-  checkRecords,
-  evaluatedSplit,
-  type Feed,
-  openRecords,
-  type Reading,
-  type Records,
-  resizeOf,
-  trainingFeed,
-  validationFeed,
-} from "./data-feeds";
+import { checkRecords, type Feed, openRecords, resizeOf, shareOf } from "./data-feeds";
+import { describeLeft, describePlan, describeRange, modelName } from "./descriptions";
+import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
+import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
 import { MetricsEndpoint, watching } from "./watching";
@@ -79,7 +67,8 @@ interface Parts {
   dataset: Dataset;
   model: DetectionModel;
   feed: Feed;
-  evaluator: Evaluator;
+  /** Null where nothing is evaluated. */
+  evaluator: Evaluator | null;
   /** Null on ranks that write nothing. */
   run: RunFolder | null;
   reporter: Reporter | null;
@@ -156,7 +145,17 @@ export class Training implements AsyncDisposable {
       const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
       const { logEvery } = config;
       const { tensorboard } = watch;
-      reporter = new Reporter({ run, dataset, codec, evaluated, iterations, start, logEvery, tensorboard, memory });
+      reporter = new Reporter({
+        run,
+        dataset,
+        codec,
+        evaluated: evaluated ?? undefined,
+        iterations,
+        start,
+        logEvery,
+        tensorboard,
+        memory,
+      });
       watchers.push(reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers);
     }
     if (group) {
@@ -187,11 +186,15 @@ export class Training implements AsyncDisposable {
    * Opens everything and tries it, without a run folder: what some steps and an evaluation of a batch take, and what the training
    * would do. Throws as prepare() does.
    */
-  static async dryRun(args: TrainArguments, { log = console.log }: Omit<TrainingOptions, "command">): Promise<DryRun> {
+  static async dryRun(
+    args: TrainArguments,
+    { group, ...options }: Pick<TrainingOptions, "log" | "group">,
+  ): Promise<DryRun> {
+    const log = (group?.isRoot ?? true) ? (options.log ?? console.log) : () => {};
     await using owned = new AsyncDisposableStack();
-    const opened = await openAll(args, owned, { log, warn: console.warn });
+    const opened = await openAll(args, owned, { log, warn: console.warn, group });
     const { config, dataset, model, feed, evaluator, checkpoint } = opened;
-    const parts = { model, loader: feed.loader, decoder: feed.images, evaluator };
+    const parts = { model, loader: feed.loader, decoder: feed.images, evaluator, group };
     const trainer = owned.use(new Trainer({ ...trainerOptions(config), ...parts }));
     if (checkpoint) {
       await trainer.resume(checkpoint);
@@ -199,31 +202,43 @@ export class Training implements AsyncDisposable {
     }
     const found = await trainer.dryRun();
     for (const line of describeDryRun(found)) log(line);
+    // All of them take part, also those that say nothing.
+    for (const line of (await group?.exchangeJson("memory left", found.memory.left).then(describeLeft)) ?? [])
+      log(line);
     for (const line of describePlan(config, trainer.iteration, dataset, found)) log(line);
     return found;
   }
 
   /**
    * A learning-rate range test of what the settings say, but for the schedule: see findRate. Writes lr-find.svg and lr-find.json to
-   * `folder`, and no weights.
+   * `folder`, and no weights. Several ranks take each step together, as they train.
    */
   static async findRate(
     args: TrainArguments,
-    { log = console.log, signal, folder, ...range }: Omit<TrainingOptions, "command"> & RateRange & { folder: string },
+    {
+      signal,
+      folder,
+      group,
+      ...options
+    }: Pick<TrainingOptions, "log" | "signal" | "group"> & RateRange & { folder: string },
   ): Promise<{ result: RateRangeResult; picture: string }> {
+    const { log: say = console.log, ...range } = options;
+    const writes = group?.isRoot ?? true;
+    const log = writes ? say : () => {};
     rangeRates(range); // what is wrong with it is said before anything is opened
     await using owned = new AsyncDisposableStack();
-    const { config, model, feed } = await openAll(args, owned, { log, warn: console.warn });
+    const { config, model, feed } = await openAll(args, owned, { log, warn: console.warn, group });
     const { optimizer, freeze, accumulate, recompute } = trainerOptions(config);
-    const progress = showProgress();
+    const progress = writes ? showProgress() : () => {};
     let done = 0;
     const result = await findRate({
-      ...{ model, loader: feed.loader, decoder: feed.images, optimizer, freeze, accumulate, recompute, signal },
+      ...{ model, loader: feed.loader, decoder: feed.images, optimizer, freeze, accumulate, recompute, signal, group },
       ...range,
       onStep: (_, steps) => progress("steps with growing rates", ++done, steps),
     });
-    await makeFolder(folder);
     const picture = join(folder, "lr-find.svg");
+    if (!writes) return { result, picture };
+    await makeFolder(folder);
     await Bun.write(
       picture,
       ratePicture(result, `learning rates for ${modelName(config)}, batches of ${config.batch}`),
@@ -310,13 +325,13 @@ export class Training implements AsyncDisposable {
     const result = evaluation?.result;
     const where = `${device.info.name} (${device.backend}, ${precision})`;
     return [
-      `\n${result?.summarize() ?? ""}\n`,
+      ...(result ? [`\n${result.summarize()}\n`] : []),
       `trained ${iteration} iterations in ${this.#seconds.toFixed(0)} s on ${where}`,
       ...(settled ? [`ended before ${iterations}: ${config.patience} evaluations were no better than the best`] : []),
-      result ? statsLine(result) : "not evaluated",
+      result ? statsLine(result) : "not evaluated: --val-split names the images to evaluate on",
       ...(exportWeights === undefined ? [] : [`weights:    ${exportWeights}`]),
       `run folder: ${run.path}`,
-      `pictures:   ${run.picturePath(iteration)}`,
+      ...(result ? [`pictures:   ${run.picturePath(iteration)}`] : []),
       `go on:      ${resume} --iterations ${2 * iterations}`,
     ];
   }
@@ -380,12 +395,8 @@ async function openAll(
   const { precision, seed, size, iterations } = config;
   if (group) {
     await group.agreeOn({ config: { ...config, out: null }, data: fingerprint(dataset) });
-    const communicator = await group.connect(device);
+    await group.connect(device);
     owned.defer(() => group.disconnect());
-    if (config.syncBn) synchronizeBatchNorm(model, communicator);
-    log(
-      `ranks: ${group.world}, started by ${group.ranks.launcher}; ${config.batch / group.world} images of each batch on each`,
-    );
   }
   model.to(device, { precision, seed });
   const parameters = model.parameters().reduce((sum, { size: n }) => sum + n, 0);
@@ -394,12 +405,15 @@ async function openAll(
   log(`model: ${model.constructor.name}, ${millions} M parameters, input ${size.join("x")}, ${how}`);
   const onFailure = ({ message }: ImageFailure) => warn(`warning: ${message}`);
   const sources = { model, dataset, evaluation, device, onFailure, records, group };
-  if (settings.batch === "auto" && group) {
-    throw new ConfigError("--batch", "auto is found by one rank; try it without the others, and give the number");
-  }
   if (settings.batch === "auto") {
     const batchOf = (autoBatch: number) => resolveConfig(args, { ...facts, autoBatch });
     config = batchOf(await findBatch(config, sources, batchOf, log));
+  }
+  if (group) {
+    const share = shareOf({ config, group });
+    log(`ranks: ${group.world}, started by ${group.ranks.launcher}; ${share} images of each batch on each`);
+    // From here on programs wait for all ranks; each has tried its batches by itself.
+    if (config.syncBn) synchronizeBatchNorm(model, group.communicator);
   }
   config.preprocessing = evaluation.map((op) => op.toJSON());
   for (const name of ["records", "exportWeights", "copyTo"] as const) {
@@ -419,74 +433,6 @@ async function openAll(
   return { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines };
 }
 
-/** What batches are made of, and what is trained and measured with them. */
-type Sources = Omit<Reading, "config" | "group"> & {
-  model: DetectionModel;
-  records: Records | null;
-  group?: ProcessGroup;
-};
-
-/** Batches for training and evaluation, and what evaluates. */
-function openFeeds(config: TrainConfig, { model, records, ...rest }: Sources, owned: AsyncDisposableStack) {
-  const reading: Reading = { ...rest, config };
-  const feed = trainingFeed(reading, records, owned);
-  const validation = validationFeed(reading, records, owned);
-  const evaluated = evaluatedSplit(config);
-  const { store } = rest.dataset;
-  const images = { loader: validation.loader, decoder: validation.images, group: rest.group };
-  if (config.overlapEvaluation && rest.group) {
-    throw new ConfigError("--overlap-evaluation", "several ranks evaluate together, between two steps");
-  }
-  const own = config.overlapEvaluation ? secondModel(config, model, owned) : { model };
-  const evaluator = owned.use(new Evaluator({ ...own, store, ...evaluated, ...images }));
-  return { feed, evaluator, evaluated };
-}
-
-/** A model of the same kind, with a stream of its own, to evaluate while the first one trains. */
-function secondModel(config: TrainConfig, { device, precision }: DetectionModel, owned: AsyncDisposableStack) {
-  const stream = owned.use(new Stream(device));
-  return { model: owned.use(modelFromConfig(config.model).to(device, { precision })), stream };
-}
-
-/** The most images that a batch may have by the device's memory, found by trying; the model's weights stay as they are. */
-async function findBatch(
-  { recompute, accumulate, size, overfit }: TrainConfig,
-  sources: Sources,
-  configOf: (batch: number) => TrainConfig,
-  log: (line: string) => void,
-): Promise<number> {
-  const { model, device, dataset } = sources;
-  const restore = keepWeights(model);
-  autotune(device);
-  const tuning = convolutionTuning(device) as TuningOptions;
-  let maxBoxes = 1;
-  const rehearse = async (batch: number): Promise<DryRun> => {
-    await using owned = new AsyncDisposableStack();
-    owned.defer(restore);
-    tuneConvolutions(device, batch <= 2 ? 0 : tuning); // one and two are only tried for what they take
-    owned.defer(() => tuneConvolutions(device, tuning));
-    const config = configOf(batch);
-    const { feed, evaluator } = openFeeds(config, sources, owned);
-    maxBoxes = feed.loader.maxBoxes;
-    const parts = { model, loader: feed.loader, decoder: feed.images, evaluator };
-    return await owned.use(new Trainer({ ...trainerOptions(config), ...parts })).dryRun();
-  };
-  let arena: ((batch: number) => number) | null = null;
-  const arenaOf = (batch: number): number => {
-    const [height, width] = size;
-    arena ??= TrainStep.estimate(model, { batchSize: 2, height, width, maxBoxes, recompute, accumulate });
-    return arena(batch);
-  };
-  const most = Math.max(1, Math.floor((overfit ?? dataset.train.usable / 16) / accumulate));
-  const { batch, tried, dryRun } = await largestBatch({ arena: arenaOf, rehearse, most: Math.min(most, 1024) });
-  const { learningRate } = configOf(batch);
-  log(
-    `batch auto: ${batch} images of at most ${most}, ${formatBytes(dryRun.memory.left)} of ${formatBytes(dryRun.memory.total)} left; ` +
-      `learning rate ${learningRate} (tried ${tried.map(({ batch: n, left }) => `${n}${left === null ? ": too many" : ""}`).join(", ")})`,
-  );
-  return batch;
-}
-
 /** What data are, in short: the same on ranks that train on the same. */
 function fingerprint({ store, trainSplit, valSplit }: Dataset): Record<string, string | number> {
   const splits = [trainSplit, ...(valSplit === null ? [] : [valSplit])] as string[];
@@ -499,49 +445,6 @@ function fingerprint({ store, trainSplit, valSplit }: Dataset): Record<string, s
       return [split, hash.digest("hex").slice(0, 16)];
     }),
   );
-}
-
-const modelName = ({ model }: TrainConfig): string => model.name;
-
-/** What a range test has found, in lines for a terminal. */
-function describeRange({ points, suggestion, ended }: RateRangeResult): string[] {
-  const smallest = points.reduce((a, b) => (b.smoothed < a.smoothed ? b : a), points[0] as RatePoint);
-  const last = points.at(-1);
-  if (!last) return ["no step was done"];
-  const how = { "last step": "the last step", diverged: "where the loss diverged", interrupted: "interrupted" }[ended];
-  return [
-    `${points.length} steps up to a rate of ${formatRate(last.rate)}, ${how}`,
-    `the smoothed loss is smallest, ${smallest.smoothed.toPrecision(4)}, at ${formatRate(smallest.rate)}`,
-    suggestion === null
-      ? "no suggestion: the smoothed loss does not fall, or there were too few steps"
-      : `suggested:  --lr ${formatRate(suggestion)}, where it falls fastest`,
-  ];
-}
-
-/** What a training from `start` on would do, and whether the disk has room for what it writes. */
-function describePlan(config: TrainConfig, start: number, dataset: Dataset, { checkpointBytes }: DryRun): string[] {
-  const { iterations, batch, accumulate, evaluateEvery, checkpointEvery, keep, out, overfit } = config;
-  const images = overfit ?? dataset.train.usable;
-  const times = (every: number) => Math.ceil((iterations - start) / every);
-  const passes = (((iterations - start) * batch * accumulate) / images).toFixed(1);
-  const folder = nearestFolder(resolve(out));
-  const { bavail, bsize } = statfsSync(folder);
-  const free = bavail * bsize;
-  // One is written before another goes.
-  const needed = (keep + 2) * checkpointBytes;
-  return [
-    `it would train ${iterations - start} iterations (${passes} passes over ${images} images), evaluate ${times(evaluateEvery)} ` +
-      `times, and write ${times(checkpointEvery)} checkpoints below ${resolve(out)}`,
-    ...(needed > free
-      ? [`warning: those that stay take ${formatBytes(needed)}, ${folder} has ${formatBytes(free)} left`]
-      : []),
-    "nothing was written",
-  ];
-}
-
-/** The folder itself, or the nearest above it that is there. */
-function nearestFolder(path: string): string {
-  return existsSync(path) ? path : nearestFolder(dirname(path));
 }
 
 /** How often an image could not be read or decoded. */

@@ -6,6 +6,7 @@ import type { TrainConfig } from "../config/train-config";
 import type { TrainerObserver } from "../observers";
 import { TrainingMetrics } from "../training-metrics";
 import { WeightHistograms } from "../weight-histograms";
+import { evaluatedSplit } from "./data-feeds";
 
 /** What is watched. */
 interface Watched {
@@ -47,7 +48,7 @@ export function watching(watched: Watched, endpoint: MetricsEndpoint, log: (line
   if (config.tensorboard) {
     tensorboard = new TensorBoardWriter(join(run.path, "tensorboard"), { from: start });
     tensorboard.text(start, "config", `\`\`\`json\n${JSON.stringify(config, null, 2)}\n\`\`\``);
-    observers.push(new WeightHistograms(model, tensorboard, log));
+    observers.push(new WeightHistograms(model, tensorboard, log, evaluatedSplit(config) ? "evaluation" : "checkpoint"));
     log(`tensorboard: tensorboard --logdir ${run.path}`);
   }
   if (endpoint.url !== null) {
