@@ -43,9 +43,23 @@ export interface EngineOptions {
   warmUp?: boolean;
 }
 
+/** Where a batch's time went, in milliseconds. */
+export interface EngineTimes {
+  /** For batches that came before. */
+  wait: number;
+  /** From files or pixels to the network's input: decoding, resizing, normalization. */
+  decode: number;
+  /** The network, with its post-processing on the device, and waiting for those before. */
+  infer: number;
+  /** Boxes into the images' pixels. */
+  postprocess: number;
+}
+
 export interface DetectOptions {
   /** Detections below it are left out. Default: what the model's post-processing keeps. */
   scoreThreshold?: number;
+  /** Hears of each batch how long it took. */
+  onTimes?: (times: EngineTimes) => void;
 }
 
 /** What was found on an image. */
@@ -155,6 +169,11 @@ export class Engine implements AsyncDisposable {
     return this.#trained.iteration;
   }
 
+  /** The most detections of an image. */
+  get maxDetections(): number {
+    return this.#step.maxDetections;
+  }
+
   /** What an evaluation of the model measured, where there was one: "AP", ... */
   get metrics(): Readonly<Record<string, number>> {
     return this.#trained.metrics;
@@ -197,7 +216,8 @@ export class Engine implements AsyncDisposable {
     return this.dispose();
   }
 
-  async #detectAll(images: readonly EngineImage[], { scoreThreshold }: DetectOptions): Promise<EngineResult[]> {
+  async #detectAll(images: readonly EngineImage[], options: DetectOptions): Promise<EngineResult[]> {
+    const { scoreThreshold, onTimes } = options;
     const results: EngineResult[] = images.map(() => ({ width: 0, height: 0, detections: [], error: null }));
     const good: { place: number; planned: PlannedImage }[] = [];
     for (const [place, image] of images.entries()) {
@@ -215,7 +235,10 @@ export class Engine implements AsyncDisposable {
     );
     await Promise.all(
       batches.map(async (batch) => {
-        const found = await this.#detectBatch(batch.map(({ planned }) => planned));
+        const found = await this.#detectBatch(
+          batch.map(({ planned }) => planned),
+          onTimes,
+        );
         for (const [i, { place }] of batch.entries()) {
           const { detections, error } = found[i] as (typeof found)[0];
           const kept =
@@ -227,11 +250,18 @@ export class Engine implements AsyncDisposable {
     return results;
   }
 
-  async #detectBatch(batch: readonly PlannedImage[]): Promise<Pick<EngineResult, "detections" | "error">[]> {
+  async #detectBatch(
+    batch: readonly PlannedImage[],
+    onTimes?: (times: EngineTimes) => void,
+  ): Promise<Pick<EngineResult, "detections" | "error">[]> {
+    const asked = performance.now();
     const slot = await this.#free.acquire();
     try {
+      const granted = performance.now();
       const { order, errors } = await this.#fill(slot, batch);
+      const filled = performance.now();
       const found = await this.#step.run(this.#decoder.images(slot), batch.length);
+      const detected = performance.now();
       const results = batch.map((_, i) => ({ detections: [] as Detection[], error: errors.get(i) ?? null }));
       for (const [row, i] of order.entries()) {
         if (errors.has(i)) continue;
@@ -242,6 +272,10 @@ export class Engine implements AsyncDisposable {
           return { box: [...mapped] as Detection["box"], score, label };
         });
       }
+      onTimes?.({
+        ...{ wait: granted - asked, decode: filled - granted, infer: detected - filled },
+        postprocess: performance.now() - detected,
+      });
       return results;
     } finally {
       this.#free.release(slot);

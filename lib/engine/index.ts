@@ -4,7 +4,7 @@ export {
   drawPrediction,
   runBatchInference,
 } from "./batch-inference";
-export { type DetectOptions, Engine, type EngineOptions, type EngineResult } from "./engine";
+export { type DetectOptions, Engine, type EngineOptions, type EngineResult, type EngineTimes } from "./engine";
 export type { EngineImage } from "./image-input";
 export { type ImageList, type ListedImage, listImages } from "./image-list";
 export { type Predicted, type PredictOptions, predict } from "./predict";

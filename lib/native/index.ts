@@ -13,4 +13,5 @@ export {
   probeBackends,
 } from "./library";
 export { borrowHostMemory } from "./memory";
+export { endWithParent } from "./parent-death";
 export { type Address, constants, type HostView, headerHash, type NativeFunctions } from "./symbols.generated";

@@ -1,7 +1,8 @@
 /** Memory that a process shares with its children: a file without a name, of which nothing is left when the last of them ends. */
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, write } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { check, DlfsError, ErrorCode } from "../native/error";
 
 /** Linux' O_TMPFILE | O_DIRECTORY, with O_RDWR: a file in a folder that has no name there. */
@@ -31,22 +32,35 @@ function openUnnamed(folder: string): number {
 }
 
 /** All its bytes are written, so that a file system that is full says so here, and not by ending a process that uses the memory. */
-function reserve(file: number, bytes: number): void {
+async function reserve(file: number, bytes: number): Promise<void> {
   const zeros = new Uint8Array(Math.min(ZEROS, bytes));
-  for (let at = 0; at < bytes; ) at += writeSync(file, zeros, 0, Math.min(zeros.length, bytes - at), at);
+  for (let at = 0; at < bytes; ) {
+    const { bytesWritten } = await writeTo(file, zeros, 0, Math.min(zeros.length, bytes - at), at);
+    at += bytesWritten;
+  }
 }
+
+const writeTo = promisify(write);
 
 /**
  * Shared memory of this process. A child that is given `descriptor` as its file n maps it with `mapShared(n)`; both see what the
  * other writes at once.
  */
 export class SharedMemory implements Disposable {
-  readonly bytes: Uint8Array;
   readonly folder: string;
+  readonly byteLength: number;
+  readonly #bytes: Uint8Array;
   #descriptor: number;
 
+  private constructor(folder: string, descriptor: number) {
+    this.folder = folder;
+    this.#bytes = mapShared(descriptor);
+    this.byteLength = this.#bytes.byteLength;
+    this.#descriptor = descriptor;
+  }
+
   /** @throws DlfsError of code `hostMemory` where no folder has room */
-  constructor(byteLength: number, options: SharedMemoryOptions = {}) {
+  static async create(byteLength: number, options: SharedMemoryOptions = {}): Promise<SharedMemory> {
     const { folders = ["/dev/shm", tmpdir()], warn } = options;
     check(byteLength > 0, "SharedMemory", () => `expected bytes from 1, got ${byteLength}`);
     const reasons: string[] = [];
@@ -54,17 +68,12 @@ export class SharedMemory implements Disposable {
       let file = -1;
       try {
         file = openUnnamed(folder);
-        reserve(file, byteLength);
-        this.bytes = mapShared(file);
-        this.folder = folder;
-        this.#descriptor = file;
+        await reserve(file, byteLength);
+        const memory = new SharedMemory(folder, file);
         if (reasons.length > 0) warn?.(`shared memory of ${byteLength} bytes is in ${folder}: ${reasons.join("; ")}`);
-        return;
+        return memory;
       } catch (error) {
-        if (file >= 0) {
-          ftruncateSync(file, 0);
-          closeSync(file);
-        }
+        if (file >= 0) closeSync(file);
         reasons.push(`${folder} has no room for it (${(error as Error).message})`);
       }
     }
@@ -72,16 +81,27 @@ export class SharedMemory implements Disposable {
     throw new DlfsError(ErrorCode.hostMemory, "SharedMemory", message);
   }
 
+  get bytes(): Uint8Array {
+    this.#checkOpen();
+    return this.#bytes;
+  }
+
   /** The file, to be given to a child. */
   get descriptor(): number {
-    check(this.#descriptor >= 0, "SharedMemory", () => "used after dispose()", ErrorCode.handle);
+    this.#checkOpen();
     return this.#descriptor;
   }
 
-  /** No further child can be given it. The memory goes with the last view of it. */
+  /** Gives the memory back, at once. No child uses it any more, and nobody a view of it. */
   [Symbol.dispose](): void {
-    if (this.#descriptor >= 0) closeSync(this.#descriptor);
+    if (this.#descriptor < 0) return;
+    ftruncateSync(this.#descriptor, 0);
+    closeSync(this.#descriptor);
     this.#descriptor = -1;
+  }
+
+  #checkOpen(): void {
+    check(this.#descriptor >= 0, "SharedMemory", () => "used after dispose()", ErrorCode.handle);
   }
 }
 

@@ -86,7 +86,8 @@ export class DetectStep implements Disposable {
   readonly #sizes: readonly number[];
   readonly #buckets = new Map<number, Bucket>();
   readonly #places: Place[] = [];
-  readonly #maxDetections: number;
+  /** The most detections of an image. */
+  readonly maxDetections: number;
   #calls = 0;
 
   constructor(
@@ -106,7 +107,7 @@ export class DetectStep implements Disposable {
     // What is made is released again where a later part fails.
     using made = new DisposableStack();
     const program = made.use(this.#bucket(batchSize).program);
-    this.#maxDetections = program.results.detections!.shape[1] as number;
+    this.maxDetections = program.results.detections!.shape[1] as number;
     for (let i = 0; i < IN_FLIGHT; ++i) {
       this.#places.push({
         sizes: made.use(new PinnedBuffer(device, batchSize * 8)),
@@ -211,7 +212,7 @@ export class DetectStep implements Disposable {
 
   /** Where the counts of a batch begin in a place's `found`. */
   #countsAt(size: number): number {
-    return align(size * this.#maxDetections * 24);
+    return align(size * this.maxDetections * 24);
   }
 
   #enqueue(
@@ -246,7 +247,7 @@ export class DetectStep implements Disposable {
     const rows = place.found.float32();
     return Array.from({ length: count }, (_, image) =>
       Array.from({ length: counts[image] as number }, (_, k) => {
-        const at = (image * this.#maxDetections + k) * 6;
+        const at = (image * this.maxDetections + k) * 6;
         const [x1, y1, x2, y2] = [rows[at], rows[at + 1], rows[at + 2], rows[at + 3]] as [
           number,
           number,

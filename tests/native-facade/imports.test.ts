@@ -69,7 +69,7 @@ describe("imports point down", () => {
       ...["metrics", "formats", "data", "monitor"],
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
-    service: ["native", "formats", "data", "monitor", "engine"],
+    service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: [
       "native",

@@ -7,7 +7,7 @@ import { SharedMemory } from "../../lib/service/shared-memory";
 import { SharedSlots } from "../../lib/service/shared-slots";
 
 test("what parent and child write is seen by the other, with no call in between, and no file can be found", async () => {
-  using memory = new SharedMemory(1 << 20);
+  using memory = await SharedMemory.create(1 << 20);
   const words = new Int32Array(memory.bytes.buffer);
   const ready = Promise.withResolvers<unknown>();
   const child = Bun.spawn([process.execPath, join(import.meta.dir, "children/shared-memory.ts")], {
@@ -28,18 +28,24 @@ test("what parent and child write is seen by the other, with no call in between,
   expect(await child.exited).toBe(7);
 });
 
-test("a folder that cannot hold it is passed by with a warning; where none can it is an error that says why", () => {
+test("a folder that cannot hold it is passed by with a warning; where none can it is an error that says why", async () => {
   const folder = mkdtempSync(join(tmpdir(), "dlfs-shared-test-"));
   const none = join(folder, "none");
   const warnings: string[] = [];
-  using memory = new SharedMemory(4096, { folders: [none, folder], warn: (message) => warnings.push(message) });
+  using memory = await SharedMemory.create(4096, {
+    folders: [none, folder],
+    warn: (message) => warnings.push(message),
+  });
   expect(memory.folder).toBe(folder);
   memory.bytes[4095] = 5;
   expect(warnings).toEqual([
     expect.stringMatching(/^shared memory of 4096 bytes is in .*none has no room for it \(ENOENT/),
   ]);
   expect(readdirSync(folder)).toEqual([]);
-  expect(() => new SharedMemory(4096, { folders: [none] })).toThrow("cannot have 4096 bytes of shared memory");
+  const refused = SharedMemory.create(4096, { folders: [none] });
+  await expect(refused).rejects.toThrow("cannot have 4096 bytes of shared memory");
+  memory[Symbol.dispose]();
+  expect(() => memory.bytes).toThrow("used after dispose()");
   rmSync(folder, { recursive: true });
 });
 
