@@ -123,7 +123,7 @@ export class EngineProcess {
     signal?: AbortSignal,
   ): Promise<EngineProcess> {
     const started = new EngineProcess(options, memory);
-    const seconds = Math.round(options.loadTimeoutMs / 1000);
+    const seconds = options.loadTimeoutMs / 1000;
     const timer = setTimeout(
       () => started.kill(`loading the model took longer than ${seconds} s (loadTimeoutMs)`),
       options.loadTimeoutMs,
@@ -241,6 +241,7 @@ export class EngineProcess {
       case "failed":
         // Memory that others hold now may be free later.
         this.#lose(new EngineLostError(message.message, !HARMLESS.includes(message.code)));
+        this.#child.kill("SIGKILL");
         break;
       case "memory":
         this.#deviceMemory = message.memory;
