@@ -1,6 +1,10 @@
+export { ApiKeys } from "./access";
 export type { Backoff } from "./engine-supervisor";
+export { defaultLimits, type ServiceLimits } from "./limits";
+export { createLog, type LogLevel, logLevels } from "./log";
 export { type GivenModelConfig, type ModelConfig, modelConfigSchema, type VersionPolicy } from "./model-config";
 export { ModelRepository, type ModelRepositoryOptions } from "./model-repository";
+export { InferenceService, type ServiceOptions } from "./server";
 export type { ServiceLog } from "./service-log";
 export {
   type BatchStatistics,
@@ -18,3 +22,4 @@ export {
   type ServiceResult,
   type Stage,
 } from "./types";
+export type { UrlFetchOptions } from "./url-fetch";
