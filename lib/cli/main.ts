@@ -55,6 +55,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "detect objects on the images of a folder, a bucket, a list or a data set, with a trained model",
     load: () => import("./predict"),
   },
+  serve: {
+    summary: "answer HTTP requests for detections: the Open Inference Protocol, /predict, metrics, a page to try it on",
+    load: () => import("./serve"),
+  },
   train: {
     summary: "train a detector on a data set in COCO's layout, by options, a file of settings, or both",
     load: () => import("./train"),

@@ -4,7 +4,15 @@ export { defaultLimits, type ServiceLimits } from "./limits";
 export { createLog, type LogLevel, logLevels } from "./log";
 export { type GivenModelConfig, type ModelConfig, modelConfigSchema, type VersionPolicy } from "./model-config";
 export { ModelRepository, type ModelRepositoryOptions } from "./model-repository";
+export { runService, serviceLogOf } from "./run-service";
 export { InferenceService, type ServiceOptions } from "./server";
+export {
+  type GivenServiceConfig,
+  readServiceFile,
+  type ServiceConfig,
+  serviceConfigOf,
+  serviceConfigSchema,
+} from "./service-config";
 export type { ServiceLog } from "./service-log";
 export {
   type BatchStatistics,
