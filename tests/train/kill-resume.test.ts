@@ -18,15 +18,16 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true });
 });
 
-/** Runs it until it ends, or until it has trained some steps and `delay` milliseconds have passed: then it is killed. */
+/** Runs it until it ends, or until it has done so many steps, or begun so many saves, and `delay` ms later: then it is killed. */
 async function runFor(
   run: string,
   evaluations: string,
-  steps = 0,
+  count = 0,
   delay = 0,
+  what: "step" | "save" = "step",
 ): Promise<{ killed: boolean; steps: number }> {
   const script = join(import.meta.dir, "killed-training.ts");
-  const options = [folder, run, ITERATIONS, evaluations, steps, delay].map(String);
+  const options = [folder, run, ITERATIONS, evaluations, count, delay, what].map(String);
   const child = Bun.spawn([process.execPath, script, ...options], { stdout: "pipe", stderr: "inherit" });
   const lines = (await new Response(child.stdout).text()).split("\n").filter((line) => line !== "");
   await child.exited;
@@ -67,8 +68,11 @@ test.each([
     let kills = 0;
     let repeated = -ITERATIONS;
     for (let i = 0; i < most; i++) {
-      // Some steps on; then at once, or while what follows is computed, evaluated, or written.
-      const found = await runFor(killed, evaluations, random.integer(1, 5), random.integer(0, 20));
+      // Some steps on; then at once, or while what follows is computed, evaluated, or written. Every other time inside a save.
+      const found =
+        i % 2 === 0
+          ? await runFor(killed, evaluations, random.integer(1, 5), random.integer(0, 20))
+          : await runFor(killed, evaluations, random.integer(1, 3), random.integer(0, 8), "save");
       if (found.killed) kills++;
       repeated += found.steps;
     }

@@ -1,6 +1,7 @@
 /**
- * A training that goes on from its last checkpoint: DATASET RUN ITERATIONS between|beside [STEPS DELAY]. After so many steps and
- * milliseconds a thread of its own kills it, whatever the others are at. Prints the steps that it does. Evaluations come between
+ * A training that goes on from its last checkpoint: DATASET RUN ITERATIONS between|beside [COUNT DELAY step|save]. After so many steps,
+ * or when it begins to save for the so manieth time, and after so many milliseconds, a thread of its own kills it, whatever the
+ * others are at. Prints the steps that it does. Evaluations come between
  * steps, or go on beside them.
  */
 import { existsSync } from "node:fs";
@@ -21,7 +22,8 @@ import { Stream } from "../../lib/tensor";
 import { Evaluator, multiStep, Trainer, warmup } from "../../lib/train";
 import { testDevice } from "../support/device";
 
-const [folder = "", path = "", iterations = "", evaluations = "", steps = "0", delay = "0"] = process.argv.slice(2);
+const [folder = "", path = "", iterations = "", evaluations = "", count = "0", delay = "0", what = "step"] =
+  process.argv.slice(2);
 /** Set to 1 when the time of the one that kills begins. */
 const begins = new Int32Array(new SharedArrayBuffer(4));
 const killer = `
@@ -31,7 +33,12 @@ const killer = `
     process.kill(process.pid, "SIGKILL");
   });
 `;
-let left = Number(steps);
+let left = Number(count);
+const happens = (event: string) => {
+  if (event !== what || --left !== 0) return;
+  Atomics.store(begins, 0, 1);
+  Atomics.notify(begins, 0);
+};
 if (left > 0) {
   const worker = new Worker(URL.createObjectURL(new Blob([killer], { type: "application/typescript" })));
   worker.postMessage([begins, Number(delay)]);
@@ -70,16 +77,16 @@ using trainer = new Trainer({
   ...{ model, loader, decoder, evaluator, checkpointFolder },
   // Of fp16's loss scale, the scale and its counters go on, too.
   optimizer: { schedule: warmup(multiStep(0.01, [30]), 10), clipNorm: 10, lossScaling: { initial: 1024, interval: 7 } },
+  ema: { decay: 0.9, warmup: 20 },
   iterations: Number(iterations),
   evaluateEvery: beside ? 4 : 20,
   checkpointEvery: 2,
   observer: {
     onStep: (iteration) => {
       console.log(`step ${iteration}`);
-      if (--left !== 0) return;
-      Atomics.store(begins, 0, 1);
-      Atomics.notify(begins, 0);
+      happens("step");
     },
+    onCheckpointStart: () => happens("save"),
     onResult: ({ iteration, losses, rate, gradNorm }) =>
       run.appendMetrics({ kind: "train", iteration, ...losses, rate, gradNorm }),
     onEvaluation: (iteration, { stats }) => run.appendMetrics({ kind: "evaluation", iteration, ...stats }),

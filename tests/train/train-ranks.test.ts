@@ -1,8 +1,10 @@
 /** `dlfs train --gpus N` as a user runs it: metrics, a killed rank with a restart, a signal, another number of ranks. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { CheckpointStore } from "../../lib/formats";
+import { readMetrics } from "../../lib/monitor";
 import { missing, mostRanks, testDevice } from "../support/device";
 import { runDlfs } from "../support/run-dlfs";
 import { writeTinyDataset } from "../support/tiny-dataset";
@@ -27,6 +29,29 @@ const train = (gpus: number, ...more: string[]) => [
   ...["train", "--gpus", String(gpus), "--data", data, "--out", out, "--batch", "4", "--size", "64", "--lr", "0.01"],
   ...["--sync-bn", "--checksum-every", "3", "--log-every", "1", ...more],
 ];
+
+/** What `work` gives, and the run folder that it has made. */
+async function withRun<T>(work: () => Promise<T>): Promise<[T, string]> {
+  mkdirSync(out, { recursive: true });
+  const before = readdirSync(out);
+  const found = await work();
+  return [found, join(out, readdirSync(out).find((name) => !before.includes(name)) ?? "none")];
+}
+
+/** Digests of all that a run's last checkpoint holds, and its metrics, without times and speeds. */
+async function stateOf(run: string) {
+  await using checkpoint = (await new CheckpointStore(join(run, "checkpoints")).latest())!.checkpoint;
+  const { iteration, loader, best, state, history } = checkpoint.metadata;
+  const tensors = new Map<string, string>();
+  for (const name of checkpoint.tensors.keys()) {
+    tensors.set(name, Bun.SHA256.hash(await checkpoint.read(name), "hex"));
+  }
+  const timeless = ["time", "imagesPerSecond", "waitShare", "memory", "secondsLeft"];
+  const metrics = readMetrics(join(run, "metrics.jsonl"))
+    .filter(({ kind }) => kind !== "epoch") // one that was interrupted has the means of its end
+    .map((line) => Object.fromEntries(Object.entries(line).filter(([name]) => !timeless.includes(name))));
+  return { iteration, loader, best, state, tensors, metrics, history: history.map(({ time: _, ...rest }) => rest) };
+}
 
 /** Iterations in a run's metrics, in the order they were written. */
 function iterationsOf(stdout: string): number[] {
@@ -73,6 +98,21 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
     expect(stdout).toContain("trained 30 iterations");
     expect(exitCode).toBe(0);
     expect(iterationsOf(stdout.slice(stdout.indexOf("trained 30")))).toEqual(Array.from({ length: 30 }, (_, i) => i));
+  }, 120_000);
+
+  test("end with the bytes of a training that was left alone, after kills of either rank", async () => {
+    const options = ["--iterations", "14", "checkpointEvery=2", "evaluateEvery=5", "--deterministic", "--ema", "0.9"];
+    const [whole, wholeRun] = await withRun(() => dlfs(train(2, ...options)));
+    expect(whole.exitCode).toBe(0);
+    const killed = (args: string[], after: string, rank: number) =>
+      dlfs(args, after, (launcher) => process.kill(processOf(launcher, rank), "SIGKILL"));
+    const [first, run] = await withRun(() => killed(train(2, ...options), "iteration 5: AP", 1));
+    const resume = ["train", "--gpus", "2", "--resume", run];
+    const second = await killed(resume, "iteration 10: AP", 0);
+    expect([first.exitCode, second.exitCode]).not.toContain(0);
+    const { exitCode, stdout } = await dlfs(resume);
+    expect([exitCode, stdout]).toEqual([0, expect.stringContaining("trained 14 iterations")]);
+    expect(await stateOf(run)).toEqual(await stateOf(wholeRun));
   }, 120_000);
 
   test("stop together after a signal, with a checkpoint that another number of them goes on from", async () => {
