@@ -2,9 +2,9 @@
  * How well a training step scales: each rank trains on a synthetic batch first by itself, all at the same time, then together.
  *
  *   bun run dlfs launch --gpus 4 -- scripts/bench-ranks.ts [--model NAME] [--batch N] [--size N] [--precision P] [--steps N]
- *     [--bucket-mib N] [--sync-bn]
+ *     [--bucket-mib N,...] [--sync-bn]
  *
- * --batch is each rank's. Prints images/s of one rank alone (the ranks' mean), of all together, and the share of the ranks' sum.
+ * --batch is each rank's; --bucket-mib may name several sizes of gradients' buckets, which are tried in turn. Prints images/s of one rank alone (the ranks' mean), of all together, and the share of the ranks' sum.
  */
 import { parseArgs } from "node:util";
 import {
@@ -34,6 +34,7 @@ const { values } = parseArgs({
   },
 });
 const [batch, side, steps] = [Number(values.batch), Number(values.size), Number(values.steps)];
+const bucketSizes = values["bucket-mib"].split(",").map(Number);
 const WARM_UP = 5;
 const ranks = ranksFromEnvironment();
 if (!ranks) throw new Error("start it by dlfs launch, torchrun, srun or mpirun");
@@ -47,16 +48,16 @@ await group.run(async () => {
     ...(values.model.startsWith("retinanet") && { norm: "batch" as const, trainableLayers: 5 }),
     repetitions: steps,
   };
-  /** Milliseconds of a step, after warming up. */
-  const measure = async (together: boolean): Promise<number> => {
+  /** Milliseconds of a step, after warming up: of this rank alone, or of all together with buckets of so many MiB. */
+  const measure = async (bucketMib: number | null): Promise<number> => {
+    const together = bucketMib !== null;
     using model = makeModel(settings, device);
     if (together && values["sync-bn"]) synchronizeBatchNorm(model, communicator);
     autotune(device);
     using optimizer = new SGD(model, { schedule: constantRate(1e-4), iterations: steps + WARM_UP });
     using images = syntheticImages(device, settings);
     const targets = syntheticTargets(settings);
-    const bucketBytes = Number(values["bucket-mib"]) * 2 ** 20;
-    const parallel = together ? new DataParallel(model, communicator, { bucketBytes }) : undefined;
+    const parallel = together ? new DataParallel(model, communicator, { bucketBytes: bucketMib * 2 ** 20 }) : undefined;
     const shape = { batchSize: batch, height: side, width: side, maxBoxes: BOXES };
     using step = new TrainStep(model, optimizer, { ...shape, parallel });
     for (let i = 0; i < WARM_UP; i++) await step.submit(images, targets);
@@ -67,17 +68,24 @@ await group.run(async () => {
     await step.drain();
     return (performance.now() - started) / steps;
   };
-  const alone = await group.exchangeJson("alone", await measure(false));
-  const together = await group.exchangeJson("together", await measure(true));
+  const alone = await group.exchangeJson("alone", await measure(null));
+  const together: { bucketMib: number; ms: number }[] = [];
+  for (const bucketMib of bucketSizes) {
+    const ms = Math.max(...(await group.exchangeJson(`together ${bucketMib}`, await measure(bucketMib))));
+    together.push({ bucketMib, ms });
+  }
   await group.disconnect();
   if (!group.isRoot) return;
   const rate = (ms: number) => (1000 * batch) / ms;
   const one = alone.map(rate);
   const sum = one.reduce((a, b) => a + b, 0);
-  const all = ranks.world * rate(Math.max(...together));
   const what = `${values.model} ${side}x${side} ${values.precision}, batch ${batch} on each of ${ranks.world} ranks`;
   console.log(`${what}${values["sync-bn"] ? ", synchronized batch normalization" : ""}, ${device.info.name}`);
   console.log(`alone:    ${one.map((each) => each.toFixed(1)).join(", ")} images/s`);
-  console.log(`together: ${all.toFixed(1)} images/s, ${((100 * all) / sum).toFixed(1)} % of ${sum.toFixed(1)}`);
+  for (const { bucketMib, ms } of together) {
+    const all = ranks.world * rate(ms);
+    const share = `${((100 * all) / sum).toFixed(1)} % of ${sum.toFixed(1)}`;
+    console.log(`together: ${all.toFixed(1)} images/s, ${share}, in buckets of ${bucketMib} MiB`);
+  }
 });
 process.exit(0);

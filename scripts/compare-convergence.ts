@@ -4,11 +4,12 @@
  * AP75. Both are measured by the same code on the validation split.
  *
  *   bun run scripts/compare-convergence.ts --python PYTHON --data DIR [--train-split train] [--val-split val] [--size 480x640]
- *     [--batch 16] [--iterations 1500] [--lr 0.01] [--precisions bf16,fp32] [--seeds 3] [--jobs 1] [--out DIR]
+ *     [--batch 16] [--iterations 1500] [--lr 0.01] [--precisions bf16,fp32] [--seeds 3] [--jobs 1] [--gpus 1] [--out DIR]
  *
  * The recipe is that of scripts/peers/train.py: SGD, 100 steps of warm-up, a tenth of the rate at 70 % and a hundredth at 90 % of
- * the steps, both flips, gradients clipped to a norm of 10. torchvision trains in bf16 (autocast). --jobs trainings run at a time.
- * Prints a table and writes it, with all figures, to OUT/convergence.json; exits with 1 where something is worse or fails.
+ * the steps, both flips, gradients clipped to a norm of 10. torchvision trains in bf16 (autocast). --jobs trainings run at a time,
+ * spread over --gpus GPUs. Prints a table and writes it, with all figures, to OUT/convergence.json; exits with 1 where something is
+ * worse or fails. The same command goes on where it was stopped: trainings whose figures are in OUT are not repeated.
  */
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp } from "node:fs/promises";
@@ -32,6 +33,7 @@ const { values: args } = parseArgs({
     precisions: { type: "string", default: "bf16,fp32" },
     seeds: { type: "string", default: "3" },
     jobs: { type: "string", default: "1" },
+    gpus: { type: "string", default: "1" },
     out: { type: "string" },
   },
 });
@@ -42,9 +44,10 @@ function fail(message: string): never {
 }
 
 const data = args.data === undefined ? fail("--data: expected the folder of a data set") : resolve(args.data);
-const [seeds, jobs] = [Number(args.seeds), Number(args.jobs)];
+const [seeds, jobs, gpus] = [Number(args.seeds), Number(args.jobs), Number(args.gpus)];
 if (!Number.isInteger(seeds) || seeds < 2) fail(`--seeds: expected an integer from 2, got "${args.seeds}"`);
 if (!Number.isInteger(jobs) || jobs < 1) fail(`--jobs: expected an integer from 1, got "${args.jobs}"`);
+if (!Number.isInteger(gpus) || gpus < 1) fail(`--gpus: expected an integer from 1, got "${args.gpus}"`);
 const annotations = join(data, "annotations", `instances_${args["val-split"]}.json`);
 if (!existsSync(annotations)) fail(`--data: ${annotations} does not exist`);
 const out = resolve(args.out ?? (await mkdtemp(join(tmpdir(), "dlfs-convergence-"))));
@@ -59,27 +62,30 @@ interface Run {
   seconds: number;
 }
 
-/** Runs a program to its end; its standard output. */
-async function runProgram(command: string[], what: string): Promise<string> {
-  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe" });
+/** Runs a program to its end, on one GPU; its standard output. */
+async function runProgram(command: string[], what: string, gpu: number): Promise<string> {
+  const env = { ...process.env, CUDA_VISIBLE_DEVICES: `${gpu}` };
+  const child = Bun.spawn(command, { stdout: "pipe", stderr: "pipe", env });
   const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   if ((await child.exited) === 0) return stdout;
   throw new Error(`${what} ended with ${child.exitCode}: ${(stderr.trim() || stdout.trim()).slice(-1000)}`);
 }
 
 const common = ["--data", data, "--train-split", args["train-split"], "--val-split", args["val-split"]];
+/** What the figures of a training depend on. */
+const recipeOfRuns = { size: args.size, batch: args.batch, iterations: args.iterations, lr: args.lr };
 const recipe = ["--size", args.size, "--batch", args.batch, "--iterations", args.iterations, "--lr", args.lr];
 
-async function torchvision(seed: number): Promise<string> {
+async function torchvision(seed: number, gpu: number): Promise<string> {
   const results = join(out, `torchvision-${seed}.json`);
   const script = fileURLToPath(new URL("peers/train.py", import.meta.url));
   const command = [args.python, script, ...common, ...recipe, "--seed", `${seed}`, "--out", results];
-  console.error((await runProgram(command, `torchvision, seed ${seed}`)).trim());
+  console.error((await runProgram(command, `torchvision, seed ${seed}`, gpu)).trim());
   return results;
 }
 
 /** Every setting of the recipe is said: nothing is left to defaults that may change. */
-async function dlfs(precision: string, seed: number): Promise<string> {
+async function dlfs(precision: string, seed: number, gpu: number): Promise<string> {
   const program = fileURLToPath(new URL("../lib/cli/main.ts", import.meta.url));
   const settings = [
     ...["--model", "retinanet_resnet50_fpn", "--norm", "batch", "--precision", precision, "--seed", `${seed}`],
@@ -89,7 +95,7 @@ async function dlfs(precision: string, seed: number): Promise<string> {
   ];
   const folder = join(out, `dlfs-${precision}-${seed}`);
   const command = [process.execPath, "run", program, "train", ...common, ...recipe, ...settings, "--out", folder];
-  const stdout = await runProgram(command, `dlfs, ${precision}, seed ${seed}`);
+  const stdout = await runProgram(command, `dlfs, ${precision}, seed ${seed}`, gpu);
   const run =
     /^run folder: (.*)$/m.exec(stdout)?.[1] ?? fail(`dlfs, ${precision}, seed ${seed}: no run folder in its output`);
   const results = join(folder, "evaluation");
@@ -109,11 +115,19 @@ async function dlfs(precision: string, seed: number): Promise<string> {
       results,
     ],
     `dlfs eval, ${precision}, seed ${seed}`,
+    gpu,
   );
   return join(results, "detections.json");
 }
 
 async function measured(who: string, seed: number, train: () => Promise<string>): Promise<Run> {
+  const kept = Bun.file(join(out, `${who.replaceAll(" ", "-")}-${seed}.figures.json`));
+  const key = JSON.stringify(recipeOfRuns);
+  if (await kept.exists()) {
+    const { recipe, run } = await kept.json();
+    if (JSON.stringify(recipe) === key) return run;
+    fail(`--out: ${kept.name} is of another recipe: ${JSON.stringify(recipe)}`);
+  }
   const started = performance.now();
   const results = await train();
   const seconds = (performance.now() - started) / 1000;
@@ -121,22 +135,29 @@ async function measured(who: string, seed: number, train: () => Promise<string>)
   console.error(
     `${who}, seed ${seed}: AP ${AP.toFixed(4)}  AP50 ${AP50.toFixed(4)}  AP75 ${AP75.toFixed(4)}, ${seconds.toFixed(0)} s`,
   );
-  return { who, seed, AP, AP50, AP75, seconds };
+  const run: Run = { who, seed, AP, AP50, AP75, seconds };
+  await Bun.write(kept, JSON.stringify({ recipe: recipeOfRuns, run }));
+  return run;
 }
 
 const precisions = args.precisions.split(",");
-const work = Array.from({ length: seeds }, (_, seed) => [
-  () => measured("torchvision bf16", seed, () => torchvision(seed)),
-  ...precisions.map((precision) => () => measured(`dlfs ${precision}`, seed, () => dlfs(precision, seed))),
-]).flat();
+const trainings = (who: string, train: (seed: number, gpu: number) => Promise<string>) =>
+  Array.from({ length: seeds }, (_, seed) => (gpu: number) => measured(who, seed, () => train(seed, gpu)));
+// The longest first, so that none of them is left over for the end.
+const work = [
+  ...precisions.toReversed().flatMap((name) => trainings(`dlfs ${name}`, (seed, gpu) => dlfs(name, seed, gpu))),
+  ...trainings("torchvision bf16", torchvision),
+];
 const runs: Run[] = [];
-async function worker(): Promise<void> {
-  for (let next = work.shift(); next; next = work.shift()) runs.push(await next());
+async function worker(gpu: number): Promise<void> {
+  for (let next = work.shift(); next; next = work.shift()) runs.push(await next(gpu));
 }
-await Promise.all(Array.from({ length: Math.min(jobs, work.length) }, worker)).catch((error: Error) => {
-  console.error(`compare-convergence: ${error.message}`);
-  process.exit(1);
-});
+await Promise.all(Array.from({ length: Math.min(jobs, work.length) }, (_, i) => worker(i % gpus))).catch(
+  (error: Error) => {
+    console.error(`compare-convergence: ${error.message}`);
+    process.exit(1);
+  },
+);
 
 const figures = ["AP", "AP50", "AP75"] as const;
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -179,7 +200,7 @@ for (const precision of precisions) {
     );
   }
 }
-const { python: _, data: __, out: ___, ...settings } = args;
+const { python: _, data: __, out: ___, jobs: ____, gpus: _____, ...settings } = args;
 await Bun.write(join(out, "convergence.json"), `${JSON.stringify({ settings, runs }, null, 2)}\n`);
 console.log(`written: ${join(out, "convergence.json")}`);
 process.exit(worse ? 1 : 0);
