@@ -4,12 +4,14 @@
  * AP75. Both are measured by the same code on the validation split.
  *
  *   bun run scripts/compare-convergence.ts --python PYTHON --data DIR [--train-split train] [--val-split val] [--size 480x640]
- *     [--batch 16] [--iterations 1500] [--lr 0.01] [--precisions bf16,fp32] [--seeds 3] [--jobs 1] [--gpus 1] [--out DIR]
+ *     [--batch 16] [--iterations 1500] [--lr 0.01] [--precisions bf16,fp32] [--seeds 3] [--peer-seeds N]
+ *     [--jobs 1] [--gpus 1] [--out DIR]
  *
  * The recipe is that of scripts/peers/train.py: SGD, 100 steps of warm-up, a tenth of the rate at 70 % and a hundredth at 90 % of
- * the steps, both flips, gradients clipped to a norm of 10. torchvision trains in bf16 (autocast). --jobs trainings run at a time,
- * spread over --gpus GPUs. Prints a table and writes it, with all figures, to OUT/convergence.json; exits with 1 where something is
- * worse or fails. The same command goes on where it was stopped: trainings whose figures are in OUT are not repeated.
+ * the steps, both flips, gradients clipped to a norm of 10. torchvision trains in bf16 (autocast), with --peer-seeds seeds where
+ * that is given. --jobs trainings run at a time, spread over --gpus GPUs. Prints a table and writes it, with all figures, to
+ * OUT/convergence.json; exits with 1 where something is worse or fails. The same command goes on where it was stopped: trainings
+ * whose figures are in OUT are not repeated.
  */
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp } from "node:fs/promises";
@@ -34,6 +36,7 @@ const { values: args } = parseArgs({
     seeds: { type: "string", default: "3" },
     jobs: { type: "string", default: "1" },
     gpus: { type: "string", default: "1" },
+    "peer-seeds": { type: "string" },
     out: { type: "string" },
   },
 });
@@ -46,6 +49,8 @@ function fail(message: string): never {
 const data = args.data === undefined ? fail("--data: expected the folder of a data set") : resolve(args.data);
 const [seeds, jobs, gpus] = [Number(args.seeds), Number(args.jobs), Number(args.gpus)];
 if (!Number.isInteger(seeds) || seeds < 2) fail(`--seeds: expected an integer from 2, got "${args.seeds}"`);
+const peerSeeds = Number(args["peer-seeds"] ?? seeds);
+if (!Number.isInteger(peerSeeds) || peerSeeds < 2) fail(`--peer-seeds: expected an integer from 2, got "${peerSeeds}"`);
 if (!Number.isInteger(jobs) || jobs < 1) fail(`--jobs: expected an integer from 1, got "${args.jobs}"`);
 if (!Number.isInteger(gpus) || gpus < 1) fail(`--gpus: expected an integer from 1, got "${args.gpus}"`);
 const annotations = join(data, "annotations", `instances_${args["val-split"]}.json`);
@@ -141,12 +146,12 @@ async function measured(who: string, seed: number, train: () => Promise<string>)
 }
 
 const precisions = args.precisions.split(",");
-const trainings = (who: string, train: (seed: number, gpu: number) => Promise<string>) =>
-  Array.from({ length: seeds }, (_, seed) => (gpu: number) => measured(who, seed, () => train(seed, gpu)));
+const trainings = (who: string, train: (seed: number, gpu: number) => Promise<string>, length = seeds) =>
+  Array.from({ length }, (_, seed) => (gpu: number) => measured(who, seed, () => train(seed, gpu)));
 // The longest first, so that none of them is left over for the end.
 const work = [
   ...precisions.toReversed().flatMap((name) => trainings(`dlfs ${name}`, (seed, gpu) => dlfs(name, seed, gpu))),
-  ...trainings("torchvision bf16", torchvision),
+  ...trainings("torchvision bf16", torchvision, peerSeeds),
 ];
 const runs: Run[] = [];
 async function worker(gpu: number): Promise<void> {
@@ -191,7 +196,7 @@ for (const precision of precisions) {
       found.map((run) => run[name]),
     ) as [number[], number[]];
     const difference = mean(ours) - mean(theirs);
-    const error = Math.sqrt(variance(ours) / seeds + variance(theirs) / seeds);
+    const error = Math.sqrt(variance(ours) / ours.length + variance(theirs) / theirs.length);
     const isWorse = difference < -2 * error;
     worse ||= isWorse;
     const verdict = isWorse ? "worse by more than two standard errors" : "not worse by more than two standard errors";
