@@ -1,7 +1,7 @@
 import { check, constants, ErrorCode } from "../native";
 import { type Device, type DType, dtypeCode, NativeObject, outHandle, Tensor } from "../tensor";
 import type { BatchDecoder, DecodeFailure, EncodedImage, ImageCodec, ImageFormat, ImageInfo, InputSize } from "./codec";
-import { ENGINE_SHARE, finishJob, ImageStaging } from "./encoded-images";
+import { ENGINE_SHARE, finishJob, ImageStaging, JobTimes } from "./encoded-images";
 import { antialiasOf, normalizationOf, type PreprocessOp } from "./transforms";
 
 /** Pixels on the host: (height, width, 3) uint8 RGB, row by row. */
@@ -86,6 +86,11 @@ export interface DeviceBatchDecoderOptions {
    * threads decode what the engines do not take.
    */
   hardware?: number;
+  /**
+   * Jobs are expected to take as long as those before, and are asked about without pause around their end: an answer is late by
+   * microseconds rather than by up to two milliseconds, for some of the processor's time. Default false.
+   */
+  prompt?: boolean;
 }
 
 /** A batch's memory as one of images of another size, of which it has room for as many. */
@@ -114,6 +119,8 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
   readonly #normalization: Float32Array;
   readonly #dtype: number;
   readonly #flags: number;
+  /** Of jobs before; null where nobody is in a hurry. */
+  readonly #times: JobTimes | null;
 
   constructor(device: Device, options: DeviceBatchDecoderOptions) {
     const { batchSize, height, width, slots = 7, dtype = "f32", preprocessing } = options;
@@ -131,6 +138,7 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
     this.#dtype = dtypeCode(dtype);
     this.#flags = antialiasOf(preprocessing) ? constants.PREPROCESS_ANTIALIAS : 0;
     this.#normalization = normalizationOf(preprocessing);
+    this.#times = options.prompt ? new JobTimes() : null;
     const shape = [batchSize, height, width, 3];
     this.#ring = Array.from({ length: slots }, () => made.use(Tensor.zeros(device, shape, dtype)));
     this.#staging = Array.from({ length: slots }, () => new ImageStaging(device));
@@ -176,7 +184,12 @@ export class DeviceBatchDecoder extends NativeObject implements BatchDecoder {
       this.#dtype,
       this.#flags,
     );
-    return { failures: await finishJob(this.device, job.value, n) };
+    if (!this.#times) return { failures: await finishJob(this.device, job.value, n) };
+    const bytes = images.reduce((sum, image) => sum + (typeof image === "string" ? 0 : image.byteLength), 0);
+    const started = performance.now();
+    const failures = await finishJob(this.device, job.value, n, this.#times.expected(n, bytes));
+    this.#times.learn(n, bytes, performance.now() - started);
+    return { failures };
   }
 
   override dispose(): void {

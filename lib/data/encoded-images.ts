@@ -67,10 +67,32 @@ export class ImageStaging implements Disposable {
 /** Room for a path, which Linux limits to 4096 bytes, and for what is wrong with the file. */
 const MESSAGE_BYTES = 5120;
 
-/** Waits for a job of n images, releases it, and gives what failed. */
-export async function finishJob({ native }: Device, job: number, n: number): Promise<DecodeFailure[]> {
+/** Knows how long jobs take from those before, by how many images they have and by their bytes. */
+export class JobTimes {
+  /** Milliseconds for a byte, by the number of images. */
+  readonly #known = new Map<number, number>();
+
+  /** Milliseconds; 0 where nothing is known. */
+  expected(images: number, bytes: number): number {
+    return bytes * (this.#known.get(images) ?? 0);
+  }
+
+  /** The shortest counts, as others have waited for one before them; what takes longer than it did is believed by and by. */
+  learn(images: number, bytes: number, milliseconds: number): void {
+    const found = milliseconds / Math.max(1, bytes);
+    const known = this.#known.get(images) ?? found;
+    this.#known.set(images, found < known ? found : 0.9 * known + 0.1 * found);
+  }
+}
+
+/**
+ * Waits for a job of n images, releases it, and gives what failed.
+ *
+ * @param expected milliseconds that it will take, as far as is known
+ */
+export async function finishJob({ native }: Device, job: number, n: number, expected = 0): Promise<DecodeFailure[]> {
   try {
-    await until(() => native.jobQuery(job) === 0);
+    await until(() => native.jobQuery(job) === 0, expected);
     const status = new Int32Array(n);
     native.jobResults(job, status);
     const text = new Uint8Array(MESSAGE_BYTES);

@@ -129,7 +129,7 @@ export class Engine implements AsyncDisposable {
     this.#step = owned.use(new DetectStep(trained.model, { ...shape, buckets: this.batchSizes, quantization }));
     const dtype = trained.model.precision;
     this.#decoder = owned.use(
-      new DeviceBatchDecoder(device, { ...shape, slots, dtype, preprocessing, threads, hardware }),
+      new DeviceBatchDecoder(device, { ...shape, slots, dtype, preprocessing, threads, hardware, prompt: true }),
     );
     this.#drawers = Array.from({ length: slots }, () => owned.use(new PixelDrawer(device, preprocessing)));
     this.#free = new SlotRing(slots);
