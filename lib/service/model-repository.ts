@@ -79,7 +79,9 @@ export class ModelRepository implements InferenceBackend {
   static async open(options: ModelRepositoryOptions): Promise<ModelRepository> {
     const sources = await Promise.all(options.models.map(modelSource));
     const repository = new ModelRepository(options, sources);
-    const found = await repository.#find();
+    for (const source of sources) await source.check();
+    const found = (await Promise.all(sources.map((source) => source.find()))).flat();
+    repository.#known = found;
     const names = found.map(({ name }) => name);
     const twice = names.find((name, i) => names.indexOf(name) !== i);
     if (twice !== undefined)
@@ -204,14 +206,17 @@ export class ModelRepository implements InferenceBackend {
     return changed;
   }
 
+  /** Looks at all places again; one that cannot be read is a matter of its own models. */
   async #find(): Promise<FoundModel[]> {
-    const found = (await Promise.all(this.#sources.map((source) => source.find()))).flat();
-    this.#known = found;
-    return found;
+    const found = await Promise.allSettled(this.#sources.map((source) => source.find()));
+    for (const one of found) if (one.status === "rejected") this.#log.warn((one.reason as Error).message);
+    this.#known = found.flatMap((one) => (one.status === "fulfilled" ? one.value : []));
+    return [...this.#known];
   }
 
   /** An error about a model's configuration, with the file that it is in. */
-  #inFile({ name, configPath }: FoundModel, error: unknown): DlfsError {
+  #inFile({ name, configPath, problem }: FoundModel, error: unknown): DlfsError {
+    if (problem) return problem;
     const { code = ErrorCode.argument, message } = error as DlfsError;
     return new DlfsError(code, configPath ?? `model "${name}"`, message);
   }

@@ -17,17 +17,20 @@ export interface FoundModel {
   readonly name: string;
   /** By version, ascending: the file to load. */
   readonly versions: ReadonlyMap<string, string>;
-  /** Of its configuration: the file and what is in it. */
+  /** Of its configuration: the file and what is in it, or why that cannot be read. */
   readonly configPath: string | null;
   readonly config: unknown;
+  readonly problem: DlfsError | null;
 }
 
 /** A place that models were said to be in; it can be looked at again later. */
 export interface ModelSource {
   /** As it was given. */
   readonly given: string;
-  /** All models that are there. @throws DlfsError naming the file */
+  /** All models that are there, but for those whose folders cannot be models. @throws DlfsError naming the file */
   find(): Promise<FoundModel[]>;
+  /** Throws DlfsError where a folder in it cannot be a model. */
+  check(): Promise<void>;
 }
 
 async function statOf(path: string, given: string): Promise<Stats> {
@@ -51,21 +54,21 @@ function checkName(name: string, given: string): string {
   return name;
 }
 
-async function readConfig(folder: string): Promise<Pick<FoundModel, "configPath" | "config">> {
+async function readConfig(folder: string): Promise<Omit<FoundModel, "name" | "versions">> {
   const found = CONFIG_FILES.map((file) => join(folder, file)).filter((path) => existsSync(path));
-  check(
-    found.length < 2,
-    folder,
-    () => `expected one configuration, got ${found.map((path) => basename(path)).join(", ")}`,
-  );
-  const [configPath] = found;
-  if (configPath === undefined) return { configPath: null, config: {} };
+  const [configPath = null] = found;
+  if (configPath === null) return { configPath, config: {}, problem: null };
+  const unusable = (problem: DlfsError) => ({ configPath, config: {}, problem });
+  if (found.length > 1) {
+    const names = found.map((path) => basename(path)).join(", ");
+    return unusable(new DlfsError(ErrorCode.argument, folder, `expected one configuration, got ${names}`));
+  }
   try {
     const text = await Bun.file(configPath).text();
     const config = configPath.endsWith(".json") ? JSON.parse(text) : Bun.YAML.parse(text);
-    return { configPath, config: config ?? {} };
+    return { configPath, config: config ?? {}, problem: null };
   } catch (error) {
-    throw new DlfsError(ErrorCode.argument, configPath, `it cannot be read: ${(error as Error).message}`);
+    return unusable(new DlfsError(ErrorCode.argument, configPath, `it cannot be read: ${(error as Error).message}`));
   }
 }
 
@@ -91,27 +94,29 @@ export async function modelSource(given: string): Promise<ModelSource> {
   const found = await statOf(path, given);
   const name = () => checkName(before ?? basename(path, extname(path)), given);
   if (!found.isDirectory() || existsSync(join(path, "checkpoints"))) {
-    const model = { name: name(), versions: new Map([["1", path]]), configPath: null, config: {} };
-    return {
-      given,
-      async find() {
-        await statOf(path, given);
-        return [model];
-      },
+    const model = { name: name(), versions: new Map([["1", path]]), configPath: null, config: {}, problem: null };
+    const find = async () => {
+      await statOf(path, given);
+      return [model];
     };
+    return { given, find, check: async () => {} };
   }
-  const isModel = async () => before !== null || (await versionsIn(path)).size > 0;
-  if (await isModel()) {
+  if (before !== null || (await versionsIn(path)).size > 0) {
     const own = checkName(before ?? basename(path), given);
-    return { given, find: async () => [await modelIn(path, own)] };
+    return { given, find: async () => [await modelIn(path, own)], check: async () => {} };
   }
+  const folders = async () => {
+    const entries = await readdir(path, { withFileTypes: true });
+    return entries.filter((entry) => !entry.isFile() && !entry.name.startsWith(".")).map((entry) => entry.name);
+  };
   return {
     given,
     async find() {
-      const entries = await readdir(path, { withFileTypes: true });
-      const folders = entries.filter((entry) => !entry.isFile() && !entry.name.startsWith("."));
-      const names = folders.map((entry) => checkName(entry.name, given)).sort();
+      const names = (await folders()).filter((folder) => NAME.test(folder)).sort();
       return await Promise.all(names.map((folder) => modelIn(join(path, folder), folder)));
+    },
+    async check() {
+      for (const folder of await folders()) checkName(folder, given);
     },
   };
 }
@@ -132,7 +137,8 @@ export function chosenVersions(policy: VersionPolicy, found: ReadonlyMap<string,
   return all.filter((version) => named.includes(version));
 }
 
-/** The configuration of a model that was found, with what holds for all models over it. @throws ConfigError naming the field */
+/** The configuration of a model that was found, with what holds for all models over it. @throws DlfsError naming the field */
 export function configOf(model: FoundModel, overrides: unknown): ModelConfig {
+  if (model.problem) throw model.problem;
   return readModelConfig(mergeConfigs(model.config, overrides), "config");
 }

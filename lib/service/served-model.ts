@@ -322,33 +322,30 @@ export class ServedModel {
       const message = `the request waited ${Math.round(now - arrived)} ms in the queue, which is its timeout`;
       this.#fail(item, new ServiceError(503, `${this.#title}: ${message}`, this.#retryAfter()), "REJECTED");
     }
-    for (let engine = this.#freeEngine(); engine; engine = this.#freeEngine()) {
+    for (let engines = this.#freeEngines(); engines.length > 0; engines = this.#freeEngines()) {
       const batch = this.#held ?? this.#batcher.take(now);
       this.#held = null;
+      if (batch.length === 0) break;
       const wanted = batch.filter(({ item }) => !item.settled);
-      if (wanted.length > 0) {
-        if (this.#run(engine, wanted, now)) continue;
-        this.#held = wanted;
-      }
-      if (wanted.length > 0 || batch.length === 0) break;
+      if (wanted.length === 0 || engines.some((engine) => this.#run(engine, wanted, now))) continue;
+      this.#held = wanted;
+      break;
     }
     this.#wakeLater(now);
   }
 
-  /** The engine with the fewest batches, where one may have another. */
-  #freeEngine(): EngineProcess | null {
-    let best: EngineProcess | null = null;
-    for (const { engine } of this.#engines) {
-      if (engine && engine.running < Math.min(this.#options.inFlight, best?.running ?? this.#options.inFlight))
-        best = engine;
-    }
-    return best;
+  /** Engines that may have another batch, those with the fewest first. */
+  #freeEngines(): EngineProcess[] {
+    const free = this.#engines.flatMap(({ engine }) =>
+      engine && engine.running < this.#options.inFlight ? [engine] : [],
+    );
+    return free.sort((a, b) => a.running - b.running);
   }
 
   #wakeLater(now: number): void {
     if (this.#timer) clearTimeout(this.#timer);
     this.#timer = null;
-    const at = this.#batcher.wakeAt(now, this.#freeEngine() !== null && this.#held === null);
+    const at = this.#batcher.wakeAt(now, this.#held === null && this.#freeEngines().length > 0);
     if (at === Number.POSITIVE_INFINITY) return;
     this.#timer = setTimeout(() => this.#pumpNow(), Math.max(1, Math.ceil(at - now)));
   }

@@ -47,6 +47,11 @@ export function errorOf(promise: Promise<unknown>): Promise<ServiceError> {
   );
 }
 
+/** Lets what was asked for be given to the engines. */
+export async function turn(): Promise<void> {
+  for (let i = 0; i < 2; i++) await new Promise((resolve) => setImmediate(resolve));
+}
+
 /** Waits until something holds. */
 export async function eventually(condition: () => boolean): Promise<void> {
   while (!condition()) await Bun.sleep(2);

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ErrorCode } from "../../lib/native";
 import type { ModelRepository } from "../../lib/service";
-import { Deed, errorOf, image, openFakes, writeFake } from "./fake";
+import { Deed, errorOf, eventually, image, openFakes, writeFake } from "./fake";
 
 const folder = mkdtempSync(join(tmpdir(), "dlfs-repository-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -71,6 +71,9 @@ describe("models are found", () => {
     configure("repo/m", {});
     writeFileSync(join(root, "repo/m/config.yaml"), "maxBatch: 3");
     await expect(open(`${root}/repo`)).rejects.toThrow("expected one configuration, got config.json, config.yaml");
+    rmSync(join(root, "repo/m/config.yaml"));
+    mkdirSync(join(root, "repo/not a model"));
+    await expect(open(`${root}/repo`)).rejects.toThrow(`"not a model" cannot be a model's name`);
   });
 });
 
@@ -106,7 +109,7 @@ describe("versions", () => {
     await repository.loadAll();
     addVersion("a", 2, { loadMs: 50 });
     const loading = repository.load("a");
-    await Bun.sleep(30);
+    await eventually(() => states(repository)["a/2"] === "loading");
     expect(await versionOf(repository)).toBe("1");
     const last = versionOf(repository, "a", "1");
     await loading;
@@ -166,4 +169,14 @@ test("one model's trouble is none of another's", async () => {
   expect(await versionOf(repository)).toBe("1");
   expect((await crash).status).toBe(503);
   expect(repository.names).toEqual(["a", "b", "c"]);
+  // Nor is what somebody has put beside it.
+  mkdirSync(join(root, "not a model"));
+  configure("a", "{");
+  addVersion("c", 2);
+  await repository.load("c");
+  expect(await versionOf(repository, "c")).toBe("2");
+  const refused = await errorOf(repository.load("a"));
+  expect(refused.status).toBe(400);
+  expect(refused.message).toStartWith('model "a" cannot be loaded: (path): it cannot be read');
+  expect(await versionOf(repository)).toBe("1");
 });

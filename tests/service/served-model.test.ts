@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ErrorCode } from "../../lib/native";
 import type { GivenModelConfig, InferenceRequest, ModelRepository } from "../../lib/service";
-import { Deed, errorOf, eventually, type FakeModel, image, openFakes, writeFake } from "./fake";
+import { Deed, errorOf, eventually, type FakeModel, image, openFakes, turn, writeFake } from "./fake";
 
 const folder = mkdtempSync(join(tmpdir(), "dlfs-served-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -72,7 +72,7 @@ describe("batches", () => {
       [1, 2, 3, 4].map((w) => [w, 1]),
     );
     const small = Promise.all(Array.from({ length: 40 }, (_, i) => ask(repository, i)));
-    await Bun.sleep(8);
+    await turn();
     expect(repository.statistics()[0]!.engines[0]!.running).toBe(3);
     expect(repository.statistics()[0]).toMatchObject({ running: 12, queued: [28] });
     expect((await small).map(({ results }) => results[0]!.width)).toEqual(Array.from({ length: 40 }, (_, i) => i));
@@ -82,7 +82,7 @@ describe("batches", () => {
   test("several engines share one queue", async () => {
     await using repository = await serve({ maxBatch: 1, answerMs: 30 }, {}, { instances: 2, inFlight: 1 });
     const replies = Promise.all([1, 2, 3, 4].map((first) => ask(repository, first)));
-    await Bun.sleep(10);
+    await turn();
     expect(repository.statistics()[0]!.engines.map(({ running }) => running)).toEqual([1, 1]);
     expect((await replies).map(({ results }) => results[0]!.width)).toEqual([1, 2, 3, 4]);
   });
@@ -141,7 +141,7 @@ describe("limits", () => {
     await using repository = await serve({ maxBatch: 1, answerMs: 10 }, { maxQueue: 3 }, single);
     await ask(repository, 1);
     const first = ask(repository, 1);
-    await Bun.sleep(1); // it is with the engine
+    await turn(); // it is with the engine
     const waiting = [2, 3, 4].map((value) => ask(repository, value));
     const refused = await errorOf(ask(repository, 5));
     expect(refused).toMatchObject({
@@ -156,7 +156,7 @@ describe("limits", () => {
   test("timeouts end the waiting, while the engine is busy, too", async () => {
     await using repository = await serve({ maxBatch: 1 }, { defaultTimeoutMs: 1000 }, single);
     const busy = ask(repository, Deed.slow);
-    await Bun.sleep(1);
+    await turn();
     const late = ask(repository, 1, { timeoutMs: 20 });
     const patient = ask(repository, 2);
     expect(await errorOf(late)).toMatchObject({
@@ -174,7 +174,7 @@ describe("limits", () => {
     expect((await errorOf(ask(repository, 1, { signal: gone }))).status).toBe(499);
     const [with_, waiting] = [new AbortController(), new AbortController()];
     const running = errorOf(ask(repository, Deed.slow, { signal: with_.signal }));
-    await Bun.sleep(1);
+    await turn();
     const queued = errorOf(ask(repository, Deed.crash, { signal: waiting.signal }));
     const after = ask(repository, 3);
     expect(repository.statistics()[0]!.queued).toEqual([2]);
@@ -346,7 +346,7 @@ describe("the end", () => {
     const fast = ask(repository, 1);
     const [stuck, behind] = [errorOf(ask(repository, Deed.hang)), errorOf(ask(repository, 2))];
     const { pid } = repository.statistics()[0]!.engines[0]!;
-    await repository.close(100);
+    await repository.close(300);
     expect((await fast).results[0]!.width).toBe(1);
     for (const error of [await stuck, await behind]) expect(error.status).toBe(503);
     expect(() => process.kill(pid, 0)).toThrow();
