@@ -136,7 +136,7 @@ export async function loadTrainedModel(
 async function restore(stored: StoredModel, device: Device, options: ModelOptions): Promise<TrainedModel> {
   const { path, iteration, metrics, calibration, field } = stored;
   const config = checkedConfig(path, stored.config, field);
-  const preprocessing = parsePreprocessing(config.preprocessing);
+  const preprocessing = readPreprocessing(path, config, field);
   const source = field === "" ? "architecture" : `${field}model`;
   const model = modelFromConfig(config.model, `${path}: ${source}`).to(device, options).eval();
   try {
@@ -160,6 +160,19 @@ async function restore(stored: StoredModel, device: Device, options: ModelOption
     preprocessing,
     [Symbol.dispose]: () => model.dispose(),
   };
+}
+
+/** Throws DlfsError naming the file where an operation is unknown, or its options are none. */
+function readPreprocessing(path: string, { preprocessing }: RunConfig, field: string): PreprocessOp[] {
+  try {
+    return parsePreprocessing(preprocessing);
+  } catch (error) {
+    const code = error instanceof DlfsError ? error.code : ErrorCode.argument;
+    const { message } = error as Error;
+    throw new DlfsError(code, path, `${field}${error instanceof DlfsError ? "" : "preprocessing: "}${message}`, {
+      cause: error,
+    });
+  }
 }
 
 /**

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Normalize, Resize } from "../../lib/data";
 import type { ModelConfig } from "../../lib/models";
+import { DlfsError } from "../../lib/native";
 import { loadTrainedModel } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { saveTrained } from "../support/trained-model";
@@ -24,6 +25,20 @@ const save = (path: string, seed: number, runConfig: unknown, iteration?: number
   saveTrained(path, modelConfig, seed, runConfig, iteration);
 
 describe("loadTrainedModel", () => {
+  test("names the file where it does not understand what is done to images", async () => {
+    const cases: [unknown[], string][] = [
+      [[{ name: "blur" }], 'config.preprocessing[0]: unknown operation "blur"'],
+      [[{ name: "normalize", mean: {} }], "config.preprocessing: "],
+    ];
+    for (const [preprocessing, message] of cases) {
+      const path = join(folder, "unknown.dlck");
+      await save(path, 3, { ...config, preprocessing });
+      const error = await loadTrainedModel(path, testDevice()).catch((thrown: unknown) => thrown);
+      expect(error).toBeInstanceOf(DlfsError);
+      expect((error as Error).message).toStartWith(`${path}: ${message}`);
+    }
+  });
+
   test("gives the weights of a checkpoint, in inference mode, with what the run says about classes and input", async () => {
     const path = join(folder, "a.dlck");
     const values = await save(path, 3, config);
