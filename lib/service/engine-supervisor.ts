@@ -23,6 +23,8 @@ export interface SupervisorOptions extends EngineProcessOptions {
 const BACKOFF: Backoff = { firstMs: 250, mostMs: 30_000, stableMs: 60_000 };
 /** How often a process that ends before it has loaded the model for the first time is started. */
 const FIRST_STARTS = 3;
+/** Shared memory may be smaller than wanted by so many times, rather than on a disk. */
+const LEAST_SHARE = 4;
 /** Failures in a row that are called a crash loop. */
 const CRASH_LOOP = 3;
 
@@ -76,7 +78,10 @@ export class EngineSupervisor {
    */
   async start(): Promise<void> {
     const { sharedBytes, serviceLog } = this.#options;
-    this.#memory = await SharedMemory.create(sharedBytes, { warn: (message) => serviceLog.warn(message) });
+    this.#memory = await SharedMemory.create(sharedBytes, {
+      leastBytes: sharedBytes / LEAST_SHARE,
+      warn: (message) => serviceLog.warn(message),
+    });
     if (this.#stop.signal.aborted) {
       this.#release();
       throw new EngineLostError("it is not wanted any more", false);

@@ -10,10 +10,14 @@ const UNNAMED = 0o20200000 | 2;
 const ZEROS = 1 << 20;
 
 export interface SharedMemoryOptions {
+  /** Where a folder has no room for all, half of it is tried, and so on, down to so many bytes. Default: all. */
+  leastBytes?: number;
   /** Where the file is made, the first that has room. Default: /dev/shm, which is memory, then the folder for temporary files. */
   folders?: readonly string[];
-  /** Hears why a folder before the one that was taken has not been. */
+  /** Hears why it has not all that was asked for, or is not in the first folder. */
   warn?: (message: string) => void;
+  /** Makes a file of so many bytes that exist. Default: writes them. */
+  reserve?: (file: number, bytes: number) => Promise<void>;
 }
 
 /** Opens a file in a folder that nobody else can open by a name. */
@@ -32,7 +36,7 @@ function openUnnamed(folder: string): number {
 }
 
 /** All its bytes are written, so that a file system that is full says so here, and not by ending a process that uses the memory. */
-async function reserve(file: number, bytes: number): Promise<void> {
+async function writeZeros(file: number, bytes: number): Promise<void> {
   const zeros = new Uint8Array(Math.min(ZEROS, bytes));
   for (let at = 0; at < bytes; ) {
     const { bytesWritten } = await writeTo(file, zeros, 0, Math.min(zeros.length, bytes - at), at);
@@ -61,20 +65,24 @@ export class SharedMemory implements Disposable {
 
   /** @throws DlfsError of code `hostMemory` where no folder has room */
   static async create(byteLength: number, options: SharedMemoryOptions = {}): Promise<SharedMemory> {
-    const { folders = ["/dev/shm", tmpdir()], warn } = options;
+    const { folders = ["/dev/shm", tmpdir()], leastBytes = byteLength, warn, reserve = writeZeros } = options;
     check(byteLength > 0, "SharedMemory", () => `expected bytes from 1, got ${byteLength}`);
     const reasons: string[] = [];
     for (const folder of folders) {
-      let file = -1;
-      try {
-        file = openUnnamed(folder);
-        await reserve(file, byteLength);
-        const memory = new SharedMemory(folder, file);
-        if (reasons.length > 0) warn?.(`shared memory of ${byteLength} bytes is in ${folder}: ${reasons.join("; ")}`);
-        return memory;
-      } catch (error) {
-        if (file >= 0) closeSync(file);
-        reasons.push(`${folder} has no room for it (${(error as Error).message})`);
+      for (let bytes = byteLength; bytes >= leastBytes && bytes > 0; bytes = Math.floor(bytes / 2)) {
+        let file = -1;
+        try {
+          file = openUnnamed(folder);
+          await reserve(file, bytes);
+          const memory = new SharedMemory(folder, file);
+          const found = `shared memory of ${bytes} bytes, of ${byteLength}, is in ${folder}`;
+          if (reasons.length > 0) warn?.(`${found}: ${reasons.join("; ")}`);
+          return memory;
+        } catch (error) {
+          if (file >= 0) closeSync(file);
+          reasons.push(`${folder} has no room for ${bytes} (${(error as Error).message})`);
+          if (file < 0) break; // no size helps
+        }
       }
     }
     const message = `cannot have ${byteLength} bytes of shared memory: ${reasons.join("; ")}`;

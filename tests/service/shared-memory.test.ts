@@ -1,6 +1,6 @@
 /** Memory shared with a child: both see what the other writes, it has no name, and its slots never overlap. */
 import { expect, test } from "bun:test";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { ftruncateSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SharedMemory } from "../../lib/service/shared-memory";
@@ -39,13 +39,33 @@ test("a folder that cannot hold it is passed by with a warning; where none can i
   expect(memory.folder).toBe(folder);
   memory.bytes[4095] = 5;
   expect(warnings).toEqual([
-    expect.stringMatching(/^shared memory of 4096 bytes is in .*none has no room for it \(ENOENT/),
+    expect.stringMatching(/^shared memory of 4096 bytes, of 4096, is in .*none has no room for 4096 \(ENOENT/),
   ]);
   expect(readdirSync(folder)).toEqual([]);
   const refused = SharedMemory.create(4096, { folders: [none] });
   await expect(refused).rejects.toThrow("cannot have 4096 bytes of shared memory");
   memory[Symbol.dispose]();
   expect(() => memory.bytes).toThrow("used after dispose()");
+  rmSync(folder, { recursive: true });
+});
+
+test("where there is little room it is smaller, before another folder is taken, as far as it may be", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "dlfs-shared-test-"));
+  const warnings: string[] = [];
+  const tried: number[] = [];
+  const options = {
+    ...{ folders: [folder], warn: (message: string) => warnings.push(message) },
+    reserve: async (file: number, bytes: number) => {
+      tried.push(bytes);
+      if (bytes > 5000) throw new Error("ENOSPC: no space left on device, write");
+      ftruncateSync(file, bytes);
+    },
+  };
+  using memory = await SharedMemory.create(16384, { ...options, leastBytes: 4096 });
+  expect({ tried, bytes: memory.byteLength }).toEqual({ tried: [16384, 8192, 4096], bytes: 4096 });
+  expect(warnings.join()).toContain("shared memory of 4096 bytes, of 16384, is in");
+  const refused = SharedMemory.create(16384, { ...options, leastBytes: 8192 });
+  await expect(refused).rejects.toThrow("has no room for 8192 (ENOSPC: no space left on device, write)");
   rmSync(folder, { recursive: true });
 });
 
