@@ -120,6 +120,8 @@ export class EngineSupervisor {
     this.#starting = EngineProcess.start(this.#options, this.#memory as SharedMemory, this.#stop.signal);
     try {
       const engine = await this.#starting;
+      // The way there and back is used once before the first request.
+      await engine.detect([{ image: { width: 1, height: 1, data: new Uint8Array(3) }, scoreThreshold: undefined }]);
       this.#loadMs = performance.now() - started;
       return engine;
     } finally {
