@@ -1,4 +1,9 @@
-/** An engine in a process of its own, as the server sees it: whatever becomes of the engine, the server goes on. */
+/**
+ * An engine in a process of its own, as the server sees it: whatever becomes of the engine, the server goes on.
+ *
+ * Messages are small JSON texts through Bun's ipc, a socket pair without a name: there and back takes as long as through a Unix
+ * socket (15 to 80 us on two cores), and half as long as with structured clones.
+ */
 import { join } from "node:path";
 import type { Subprocess } from "bun";
 import { DlfsError, ErrorCode } from "../native";

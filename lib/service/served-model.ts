@@ -185,7 +185,10 @@ export class ServedModel {
   }
 
   async #startEngines(): Promise<void> {
-    const started = await Promise.allSettled(this.#engines.map((supervisor) => supervisor.start()));
+    // What the first finds out about its device's convolutions the others find on the disk.
+    const [first, ...others] = this.#engines as [EngineSupervisor, ...EngineSupervisor[]];
+    await first.start();
+    const started = await Promise.allSettled(others.map((supervisor) => supervisor.start()));
     for (const one of started) if (one.status === "rejected") throw one.reason;
     // The engines are alike: what one says holds for all.
     const engine = this.#engine;
