@@ -62,6 +62,31 @@ describe("batches", () => {
     });
   });
 
+  test("are counted as in the examples of Triton's documentation", async () => {
+    await using repository = await serve({ maxBatch: 9 });
+    const counts = () => {
+      const { success, inferences, executions } = repository.statistics()[0]!;
+      return [success, inferences, executions];
+    };
+    /** Requests of so many images, at the same time or one after the other. */
+    const run = async (sizes: number[], together: boolean) => {
+      const before = counts();
+      const images = (size: number) => Array.from({ length: size }, () => image(1));
+      const asked: Promise<unknown>[] = [];
+      for (const size of sizes) {
+        asked.push(repository.infer("m", undefined, { images: images(size) }));
+        if (!together) await asked.at(-1);
+      }
+      await Promise.all(asked);
+      return counts().map((count, i) => count - before[i]!);
+    };
+    expect(await run([1], true)).toEqual([1, 1, 1]);
+    expect(await run([8], true)).toEqual([1, 8, 1]);
+    expect(await run([1, 8], false)).toEqual([2, 9, 2]);
+    expect(await run([1, 1], true)).toEqual([2, 2, 1]);
+    expect(await run([1, 8], true)).toEqual([2, 9, 1]);
+  });
+
   test("no more batches than it may have are with an engine; images that fill the shared memory wait for their turn", async () => {
     await using repository = await serve({ answerMs: 20 }, {}, { inFlight: 3 });
     // Three of them do not fit into 1 MiB at a time.
@@ -248,6 +273,57 @@ describe("faults", () => {
     expect(repository.describe("m").reason).toBe("crash loop, 3 times in a row: its process was ended by SIGKILL");
     await eventually(() => repository.describe("m").state === "ready");
   });
+});
+
+test("in a storm of requests, faults, timeouts and clients that go each request is answered once, by its own images", async () => {
+  const config = { instances: 2, inFlight: 2, answerTimeoutMs: 50 };
+  await using repository = await serve(
+    { maxBatch: 6, memoryCode: ErrorCode.memory },
+    { maxQueue: 40, priorityLevels: 2 },
+    config,
+  );
+  let seed = 99;
+  const random = (below: number) => {
+    seed = (Math.imul(seed, 1103515245) + 12345) & 0x7fffffff;
+    return (seed >> 8) % below;
+  };
+  const faults = [Deed.crash, Deed.hang, Deed.deviceError, Deed.noMemory];
+  const statuses: Record<number, number> = {};
+  let settled = 0;
+  const one = async () => {
+    const firsts = Array.from({ length: 1 + random(6) }, () => random(200));
+    if (random(60) === 0) firsts[0] = faults[random(4)]!;
+    const gone = new AbortController();
+    if (random(8) === 0) setTimeout(() => gone.abort(), random(6));
+    const more = { priority: 1 + random(2), signal: gone.signal, ...(random(5) === 0 && { timeoutMs: 1 + random(5) }) };
+    const images = firsts.map((first) => image(first, 1 + random(2000)));
+    const status = await repository.infer("m", undefined, { images, ...more }).then(
+      ({ results, batchSize }) => {
+        expect(results.map(({ width }) => width)).toEqual(firsts);
+        expect(batchSize).toBeLessThanOrEqual(6);
+        return 200;
+      },
+      ({ status: found }) => found,
+    );
+    statuses[status] = (statuses[status] ?? 0) + 1;
+    settled++;
+  };
+  const all: Promise<void>[] = [];
+  for (let i = 0; i < 1200; i++) {
+    all.push(one());
+    if (i % 8 === 0) await Bun.sleep(1);
+  }
+  await Promise.all(all);
+  expect(settled).toBe(1200);
+  expect(Object.keys(statuses)).toEqual(["200", "499", "503"]);
+  for (const status of [200, 499, 503]) expect(statuses[status]).toBeGreaterThan(10);
+  await eventually(() => repository.statistics()[0]!.engines.every(({ ready, running }) => ready && running === 0));
+  const [statistics] = repository.statistics();
+  const { REJECTED, CANCELED, BACKEND, OTHER } = statistics!.failures;
+  expect(statistics!.success + REJECTED + CANCELED + BACKEND + OTHER).toBe(1200);
+  expect({ success: statistics!.success, CANCELED }).toEqual({ success: statuses[200]!, CANCELED: statuses[499]! });
+  expect(statistics).toMatchObject({ queued: [0, 0], queuedBytes: 0, running: 0 });
+  for (const { shared } of statistics!.engines) expect(shared.used).toBe(0);
 });
 
 describe("loading", () => {
