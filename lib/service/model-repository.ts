@@ -101,10 +101,18 @@ export class ModelRepository implements InferenceBackend {
     return [...new Set([...this.#models.keys(), ...this.#known.map(({ name }) => name)])].sort();
   }
 
-  /** Loads all models, one after the other. The errors of those that cannot be loaded, by name. */
+  /**
+   * Looks for models again and loads all that are there, one after the other. Those that are there no more go on serving.
+   *
+   * @returns the errors of those that cannot be loaded, by name
+   */
   async loadAll(): Promise<Map<string, ServiceError>> {
     const errors = new Map<string, ServiceError>();
-    for (const name of this.names) {
+    const names = (await this.#find()).map(({ name }) => name).sort();
+    for (const name of this.#models.keys()) {
+      if (!names.includes(name)) this.#log.warn(`model "${name}" is not on the disk any more`, { model: name });
+    }
+    for (const name of names) {
       try {
         await this.load(name);
       } catch (error) {

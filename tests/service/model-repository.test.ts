@@ -175,6 +175,12 @@ test("one model's trouble is none of another's", async () => {
   addVersion("c", 2);
   await repository.load("c");
   expect(await versionOf(repository, "c")).toBe("2");
+  // All of them again: new ones are found, and what is gone from the disk goes on serving.
+  rmSync(join(root, "c"), { recursive: true });
+  addVersion("d", 1);
+  expect([...(await repository.loadAll()).keys()]).toEqual(["a", "b"]);
+  expect(await versionOf(repository, "d")).toBe("1");
+  expect(await versionOf(repository, "c")).toBe("2");
   const refused = await errorOf(repository.load("a"));
   expect(refused.status).toBe(400);
   expect(refused.message).toStartWith('model "a" cannot be loaded: (path): it cannot be read');
