@@ -196,6 +196,11 @@ export class ServedModel {
     this.#description = engine.description;
     const { maxBatch } = engine.description;
     const maxBatchBytes = Math.floor(engine.roomFor(maxBatch) / this.#options.inFlight);
+    if (maxBatchBytes <= 0) {
+      const mebibytes = Math.floor(first.sharedTotal / 2 ** 20);
+      const message = `sharedMemory: ${mebibytes} MiB cannot hold the results of ${maxBatch} images (maxBatch)`;
+      throw new EngineLostError(message, true);
+    }
     this.#batcher = new DynamicBatcher({ ...this.#options.batching, maxBatch, maxBatchBytes });
   }
 

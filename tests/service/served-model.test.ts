@@ -374,6 +374,16 @@ describe("loading", () => {
     await repository.close();
   });
 
+  test("shared memory that cannot hold the results of a batch is an error", async () => {
+    const { repository } = await load({ maxBatch: 2000 });
+    expect(await errorOf(repository.load("m"))).toMatchObject({
+      status: 400,
+      message: 'model "m" cannot be loaded: sharedMemory: 1 MiB cannot hold the results of 2000 images (maxBatch)',
+    });
+    expect(repository.statistics()[0]!.engines[0]!.pid).toBe(0);
+    await repository.close();
+  });
+
   test("one that takes too long is ended", async () => {
     const { repository } = await load({ loadMs: 60_000 }, { loadTimeoutMs: 50 });
     const error = await errorOf(repository.load("m"));
