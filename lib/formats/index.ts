@@ -18,6 +18,7 @@ export type {
 export type { FileBytesOptions } from "./file-bytes";
 export { decodeFrame, encodeFrame, type Frame } from "./framed-stream";
 export { loadWeights } from "./load-weights";
+export * from "./messages";
 export { isModelFile, ModelFile, type ModelFileMetadata, type StoredCalibration, writeModelFile } from "./model-file";
 export type { NumpyFileOptions } from "./numpy";
 export { NumpyFile, readNumpy } from "./numpy";
@@ -25,9 +26,6 @@ export { OnnxFile, type OnnxReadAttribute, type OnnxReadModel, type OnnxReadNode
 export type { OnnxAttribute, OnnxGraph, OnnxModel, OnnxNode, OnnxValueInfo } from "./onnx-types";
 export { writeOnnx } from "./onnx-write";
 export {
-  decodePrediction,
-  encodePrediction,
-  type ImagePrediction,
   type PredictionsHeader,
   PredictionsReader,
   PredictionsWriter,

@@ -1,18 +1,17 @@
 /** Predictions files: what a detector found, image by image (schemas/predictions.fbs), appended and readable while they grow. */
 import { existsSync } from "node:fs";
-import { Builder, ByteBuffer } from "flatbuffers";
+import { Builder } from "flatbuffers";
 import { DlfsError, ErrorCode } from "../native/error";
 import { CheckedByteBuffer } from "./checked-buffer";
 import type { CheckpointVersions } from "./checkpoint-types";
 import { type Frame, FramedFileReader, FramedFileWriter, type FramedFormat } from "./framed-stream";
 import { Header } from "./generated/dlfs/predictions/header";
-import { ImagePredictions } from "./generated/dlfs/predictions/image-predictions";
 import { IndexReader } from "./index-reader";
 import { decodeVersions, encodeVersions } from "./index-tables";
+import { type ImagePrediction, predictionMessages } from "./messages/predictions";
 
 const FORMAT: FramedFormat = { magic: "DLFSPRED", version: 1, what: "predictions file" };
 const HEADER = "DLPH";
-const IMAGE = "DLPI";
 
 /** What was run. */
 export interface PredictionsHeader {
@@ -27,86 +26,6 @@ export interface PredictionsHeader {
   /** Milliseconds since 1970-01-01 UTC. */
   created: number;
   versions: CheckpointVersions;
-}
-
-/** What was found on an image. */
-export interface ImagePrediction {
-  /** By what the image is known: its key in the source. */
-  name: string;
-  /** Its id in the data set, where it is of one. */
-  imageId?: number;
-  /** In pixels, upright; 0 where that is not known. */
-  width: number;
-  height: number;
-  /** (n, 4): x1, y1, x2, y2 in pixels of the image, best first. */
-  boxes: Float32Array;
-  scores: Float32Array;
-  /** Class indices. */
-  labels: Uint32Array;
-  /** Why nothing was detected. */
-  error?: string;
-}
-
-/** The message of frame "DLPI". */
-export function encodePrediction(prediction: ImagePrediction): Uint8Array {
-  const { name, imageId, width, height, boxes, scores, labels, error } = prediction;
-  const b = new Builder(128 + 24 * scores.length);
-  b.forceDefaults(true);
-  const text = b.createString(name);
-  const boxesAt = ImagePredictions.createBoxesVector(b, boxes);
-  const scoresAt = ImagePredictions.createScoresVector(b, scores);
-  const labelsAt = ImagePredictions.createLabelsVector(b, labels);
-  const errorAt = error === undefined ? 0 : b.createString(error);
-  ImagePredictions.startImagePredictions(b);
-  ImagePredictions.addName(b, text);
-  if (imageId !== undefined) ImagePredictions.addImageId(b, BigInt(imageId));
-  ImagePredictions.addWidth(b, width);
-  ImagePredictions.addHeight(b, height);
-  ImagePredictions.addBoxes(b, boxesAt);
-  ImagePredictions.addScores(b, scoresAt);
-  ImagePredictions.addLabels(b, labelsAt);
-  if (error !== undefined) ImagePredictions.addError(b, errorAt);
-  ImagePredictions.finishImagePredictionsBuffer(b, ImagePredictions.endImagePredictions(b));
-  return b.asUint8Array();
-}
-
-/** @throws DlfsError naming `source` and the field where the message is none, or its parts do not fit each other */
-export function decodePrediction(message: Uint8Array, source: string): ImagePrediction {
-  const reader = new IndexReader(source);
-  const checked = reader.field("root", () => {
-    const buffer = new CheckedByteBuffer(message);
-    if (!ImagePredictions.bufferHasIdentifier(buffer)) throw new RangeError("it is no prediction");
-    return ImagePredictions.getRootAsImagePredictions(buffer);
-  });
-  const name = reader.required("name", () => checked.name());
-  const imageId = reader.field("image_id", () => checked.imageId());
-  const error = reader.field("error", () => checked.error());
-  const [width, height] = [
-    reader.field("width", () => checked.width()),
-    reader.field("height", () => checked.height()),
-  ];
-  const scores = reader.field("scores", () => checked.scoresLength());
-  for (const [field, length, expected] of [
-    ["boxes", reader.field("boxes", () => checked.boxesLength()), 4 * scores],
-    ["labels", reader.field("labels", () => checked.labelsLength()), scores],
-  ] as const) {
-    if (length !== expected) reader.fail(field, `expected ${expected} numbers for ${scores} scores, got ${length}`);
-  }
-  // The last number of each lies in the buffer: an entry takes four bytes, the check of lengths counts one.
-  for (const field of ["boxes", "scores", "labels"] as const) {
-    const last = (field === "boxes" ? 4 * scores : scores) - 1;
-    if (last >= 0) reader.field(field, () => checked[field](last));
-  }
-  // Lengths were checked; the views that the generated code makes are not.
-  const root = ImagePredictions.getRootAsImagePredictions(new ByteBuffer(message));
-  return {
-    ...{ name, width, height },
-    ...(imageId !== null && { imageId: reader.count("image_id", () => imageId) }),
-    boxes: (root.boxesArray() ?? new Float32Array(0)).slice(),
-    scores: (root.scoresArray() ?? new Float32Array(0)).slice(),
-    labels: (root.labelsArray() ?? new Uint32Array(0)).slice(),
-    ...(error !== null && { error }),
-  };
 }
 
 function encodeHeader(header: PredictionsHeader): Uint8Array {
@@ -189,7 +108,7 @@ export class PredictionsReader implements AsyncDisposable {
       const frames = this.file.frames();
       for await (const { kind, message } of frames) {
         if (kind === HEADER) this.#header = decodeHeader(message, this.path);
-        else if (kind === IMAGE) yield decodePrediction(message, this.path);
+        else if (kind === predictionMessages.kind) yield predictionMessages.decode(message, this.path);
       }
       if (this.file.position === start) return;
     }
@@ -235,7 +154,9 @@ export class PredictionsWriter implements AsyncDisposable {
 
   async append(predictions: readonly ImagePrediction[]): Promise<void> {
     await this.file.append(
-      predictions.map((prediction): Frame => ({ kind: IMAGE, message: encodePrediction(prediction) })),
+      predictions.map(
+        (prediction): Frame => ({ kind: predictionMessages.kind, message: predictionMessages.encode(prediction) }),
+      ),
     );
   }
 

@@ -5,13 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
   decodeFrame,
-  decodePrediction,
   encodeFrame,
-  encodePrediction,
   type ImagePrediction,
   type PredictionsHeader,
   PredictionsReader,
   PredictionsWriter,
+  predictionMessages,
 } from "../../lib/formats";
 import { DlfsError, ErrorCode } from "../../lib/native";
 
@@ -145,7 +144,7 @@ describe("a predictions file", () => {
       new Blob([
         await Bun.file(path).bytes(),
         frame,
-        encodeFrame({ kind: "DLPI", message: encodePrediction(all[5]!) }),
+        encodeFrame({ kind: "DLPI", message: predictionMessages.encode(all[5]!) }),
       ]),
     );
     expect((await read(path)).predictions).toEqual([...all, all[5]!]);
@@ -154,14 +153,14 @@ describe("a predictions file", () => {
 
 test("a prediction that is made wrongly is an error that names the field", () => {
   const wrong = { ...prediction(3), labels: new Uint32Array(2) };
-  expect(() => decodePrediction(encodePrediction(wrong), "stream")).toThrow(
+  expect(() => predictionMessages.decode(predictionMessages.encode(wrong), "stream")).toThrow(
     "stream: damaged: index, labels: expected 3 numbers for 3 scores, got 2",
   );
-  const message = encodePrediction(prediction(3));
+  const message = predictionMessages.encode(prediction(3));
   for (let length = 0; length < message.length; length++) {
     let found: ImagePrediction | undefined;
     try {
-      found = decodePrediction(message.slice(0, length), "stream");
+      found = predictionMessages.decode(message.slice(0, length), "stream");
     } catch (error) {
       expect(error).toBeInstanceOf(DlfsError);
     }
