@@ -132,19 +132,25 @@ function checkHeader(path: string, header: Uint8Array, format: FramedFormat): vo
 /** A file of frames that is read, from its beginning to where it ends now; reading may go on when it has grown. */
 export class FramedFileReader implements AsyncDisposable {
   /** Where the next frame begins. */
-  #position = 0;
+  #position: number;
   #buffer: Uint8Array = new Uint8Array(0);
 
   private constructor(
     readonly path: string,
     private readonly handle: FileHandle,
     private readonly format: FramedFormat,
-  ) {}
+    from: number,
+  ) {
+    this.#position = from;
+  }
 
-  /** @throws DlfsError naming the file where it is missing */
-  static async open(path: string, format: FramedFormat): Promise<FramedFileReader> {
+  /**
+   * @param from where to begin: another reader's position, or 0
+   * @throws DlfsError naming the file where it is missing
+   */
+  static async open(path: string, format: FramedFormat, from = 0): Promise<FramedFileReader> {
     try {
-      return new FramedFileReader(path, await open(path, "r"), format);
+      return new FramedFileReader(path, await open(path, "r"), format, from);
     } catch (error) {
       throw fileError(path, `open the ${format.what}`, error);
     }
@@ -218,6 +224,11 @@ export class FramedFileWriter implements AsyncDisposable {
     private end: number,
   ) {}
 
+  /** Bytes of the file. */
+  get position(): number {
+    return this.end;
+  }
+
   /** Starts a file; one that is there is an error. */
   static async create(path: string, format: FramedFormat): Promise<FramedFileWriter> {
     return await FramedFileWriter.#open(path, format, "wx", 0);
@@ -248,7 +259,11 @@ export class FramedFileWriter implements AsyncDisposable {
 
   /** Appends frames, in one write; a write that fails, of a full disk say, leaves the file as it was. One call at a time. */
   async append(frames: readonly Frame[]): Promise<void> {
-    const encoded = frames.map(encodeFrame);
+    await this.appendEncoded(frames.map(encodeFrame));
+  }
+
+  /** The same for what encodeFrame() has made. */
+  async appendEncoded(encoded: readonly Uint8Array[]): Promise<void> {
     const bytes = new Uint8Array(encoded.reduce((sum, { length }) => sum + length, 0));
     let at = 0;
     for (const frame of encoded) {
