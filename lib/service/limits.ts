@@ -52,6 +52,9 @@ export function limitsOf(given: Partial<ServiceLimits> = {}): ServiceLimits {
   return limits;
 }
 
+/** The longest time that a request may say it can wait: timers hold no more than 24 days. */
+export const MAX_WAIT_MS = 86_400_000;
+
 /** After how many seconds a client that was refused for load may try again. */
 const RETRY_SECONDS = 1;
 

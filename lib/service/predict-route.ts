@@ -2,6 +2,7 @@
 
 import { looksLike } from "../data/image-file";
 import { checkImageFile } from "./image-header";
+import { MAX_WAIT_MS } from "./limits";
 import { type FormPart, parseMultipart } from "./multipart";
 import { jsonReply, type Reply, type RequestContext } from "./request-context";
 import type { ServiceParts } from "./routes";
@@ -200,7 +201,7 @@ async function inferAll(
     signal: context.abort.signal,
     ...(score !== undefined && { scoreThreshold: score }),
     ...(priority !== undefined && { priority }),
-    ...(timeout_ms !== undefined && { timeoutMs: timeout_ms }),
+    ...(timeout_ms !== undefined && { timeoutMs: Math.min(timeout_ms, MAX_WAIT_MS) }),
   };
   const batches = Array.from({ length: Math.ceil(files.length / maxBatch) }, (_, i) =>
     files.slice(i * maxBatch, (i + 1) * maxBatch),

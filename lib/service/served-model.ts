@@ -355,7 +355,8 @@ export class ServedModel {
     this.#timer = null;
     const at = this.#batcher.wakeAt(now, this.#held === null && this.#freeEngines().length > 0);
     if (at === Number.POSITIVE_INFINITY) return;
-    this.#timer = setTimeout(() => this.#pumpNow(), Math.max(1, Math.ceil(at - now)));
+    // Timers hold 31 bits; to wake too early does no harm.
+    this.#timer = setTimeout(() => this.#pumpNow(), Math.min(2 ** 31 - 1, Math.max(1, Math.ceil(at - now))));
   }
 
   /** False where the engine's memory has no room for the batch at the moment. */

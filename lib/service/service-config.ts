@@ -66,7 +66,11 @@ const settings = {
   ),
   limits: optional(record("an object with limits", limits), "what is taken of a client at most"),
   logLevel: byDefault(choice(logLevels), "info", "the least level of lines in the log"),
-  drainSeconds: byDefault(number({ from: 0 }), 30, "time for requests under way when the service is to end"),
+  drainSeconds: byDefault(
+    number({ from: 0, to: 86_400 }),
+    30,
+    "time for requests under way when the service is to end",
+  ),
   keepGoing: byDefault(flag, false, "serve the models that can be loaded, where others cannot"),
 } satisfies Settings;
 

@@ -1,5 +1,6 @@
 /** Detectors as models of the Open Inference Protocol: their inputs and outputs, and what they say of themselves. */
 import { checkImageFile, checkPixels } from "./image-header";
+import { MAX_WAIT_MS } from "./limits";
 import { bytesFromBinary, bytesFromJson, elementsOf, type OutputTensor, shown, uint8FromJson } from "./tensors";
 import {
   type InferenceReply,
@@ -161,7 +162,7 @@ function optionsOf(parameters: V2Parameters) {
     maxDetections: number("max_detections", "a whole number from 1", whole(1)) ?? null,
     request: {
       ...(priority && { priority }),
-      ...(timeout && { timeoutMs: timeout / 1000 }),
+      ...(timeout && { timeoutMs: Math.min(timeout / 1000, MAX_WAIT_MS) }),
       ...(scoreThreshold !== undefined && { scoreThreshold }),
     },
   };

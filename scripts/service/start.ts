@@ -23,10 +23,17 @@ export interface StartedServer extends AsyncDisposable {
 /**
  * Starts a command that prints JSON lines, one of which has `msg` "ready" and its `url`.
  *
- * @param log a file for its output; default: none is kept
+ * @param log a file for its log; default: none is kept. What it prints as errors is shown, its first 40 lines
  */
 export async function startServer(command: readonly string[], log?: string, seconds = 900): Promise<StartedServer> {
-  const child = Bun.spawn([...command], { cwd: root, stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+  const child = Bun.spawn([...command], { cwd: root, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
+  void (async () => {
+    let lines = 0;
+    for await (const chunk of child.stderr.pipeThrough(new TextDecoderStream())) {
+      if (lines < 40) process.stderr.write(chunk);
+      lines += chunk.split("\n").length - 1;
+    }
+  })();
   const sink = log === undefined ? null : Bun.file(log).writer();
   const url = await new Promise<string>((done, fail) => {
     const timer = setTimeout(() => fail(new Error(`${command.join(" ")}: not ready in ${seconds} s`)), seconds * 1000);

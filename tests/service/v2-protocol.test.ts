@@ -87,6 +87,8 @@ describe("requests", () => {
       maxDetections: 3,
       request: { priority: 2, timeoutMs: 1.5, scoreThreshold: 0.25 },
     });
+    // As long as a timer can be.
+    expect(of({ timeout: Number.MAX_SAFE_INTEGER }).request.timeoutMs).toBe(86_400_000);
     // As Triton's clients send them where they were given none.
     expect(of({ priority: 0, timeout: 0, sequence_id: 0, sequence_start: false }).request).toEqual({ images: [jpeg] });
     for (const [parameters, message] of [
