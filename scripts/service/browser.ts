@@ -1,0 +1,145 @@
+/** A headless Chromium, driven by its DevTools protocol. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
+
+type Json = Record<string, unknown>;
+
+export class Browser implements AsyncDisposable {
+  readonly #socket: WebSocket;
+  readonly #pending = new Map<number, { done: (value: Json) => void; fail: (error: Error) => void }>();
+  readonly #end: () => Promise<void>;
+  #next = 1;
+  #session: string | undefined;
+  /** What pages wrote as errors: exceptions, refused loads, violations of policies. */
+  readonly complaints: string[] = [];
+
+  private constructor(socket: WebSocket, end: () => Promise<void>) {
+    this.#socket = socket;
+    this.#end = end;
+    socket.addEventListener("message", ({ data }) => this.#receive(JSON.parse(String(data)) as Json));
+  }
+
+  /** null where no Chromium is installed. */
+  static async start(): Promise<Browser | null> {
+    const program = PROGRAMS.map((name) => Bun.which(name)).find((path) => path !== null);
+    if (!program) return null;
+    const profile = await mkdtemp(join(tmpdir(), "dlfs-browser-"));
+    const options = [
+      "--headless=new",
+      "--remote-debugging-port=0",
+      "--no-first-run",
+      "--disable-gpu",
+      "--disable-dev-shm-usage",
+    ];
+    // As root there is no sandbox to be had.
+    const sandbox = process.getuid?.() === 0 ? ["--no-sandbox"] : [];
+    const child = Bun.spawn([program, ...options, ...sandbox, `--user-data-dir=${profile}`, "about:blank"], {
+      ...{ stdin: "ignore", stdout: "ignore", stderr: "pipe" },
+    });
+    const end = async () => {
+      child.kill("SIGKILL");
+      await child.exited;
+      await rm(profile, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 });
+    };
+    // Read on to its end: a program whose pipe is full waits.
+    let text = "";
+    const address = await new Promise<string | null>((done) => {
+      void (async () => {
+        for await (const chunk of child.stderr.pipeThrough(new TextDecoderStream())) {
+          if (text.length < 100_000) text += chunk;
+          const found = /DevTools listening on (ws:\/\/\S+)\s/.exec(text)?.[1];
+          if (found !== undefined) done(found);
+        }
+        done(null);
+      })();
+    });
+    if (address === null) {
+      await end();
+      throw new Error(`${program} did not start:\n${text}`);
+    }
+    const socket = new WebSocket(address);
+    await new Promise((done, fail) => {
+      socket.addEventListener("open", done);
+      socket.addEventListener("error", fail);
+    });
+    const browser = new Browser(socket, end);
+    const { targetId } = await browser.call("Target.createTarget", { url: "about:blank" });
+    const { sessionId } = await browser.call("Target.attachToTarget", { targetId, flatten: true });
+    browser.#session = sessionId as string;
+    for (const domain of ["Page", "Runtime", "Log", "DOM"]) await browser.call(`${domain}.enable`);
+    return browser;
+  }
+
+  call(method: string, params: Json = {}): Promise<Json> {
+    const id = this.#next++;
+    return new Promise((done, fail) => {
+      this.#pending.set(id, { done, fail });
+      this.#socket.send(JSON.stringify({ id, method, params, sessionId: this.#session }));
+    });
+  }
+
+  #receive(message: Json): void {
+    const { id, method, params, result, error } = message as { id?: number; method?: string } & Record<string, Json>;
+    if (id !== undefined) {
+      const waiting = this.#pending.get(id);
+      this.#pending.delete(id);
+      if (error) waiting?.fail(new Error(String(error.message)));
+      else waiting?.done(result as Json);
+    } else if (method === "Runtime.exceptionThrown") {
+      this.complaints.push(JSON.stringify(params?.exceptionDetails));
+    } else if (method === "Log.entryAdded") {
+      const { level, text, url } = (params?.entry ?? {}) as { level?: string; text?: string; url?: string };
+      if (level === "error") this.complaints.push(`${text} ${url ?? ""}`);
+    }
+  }
+
+  /** The value of an expression in the page. */
+  async evaluate<T>(expression: string): Promise<T> {
+    const answer = await this.call("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
+    if (answer.exceptionDetails) throw new Error(`${expression}: ${JSON.stringify(answer.exceptionDetails)}`);
+    return (answer.result as { value: T }).value;
+  }
+
+  /** Waits until an expression is true. */
+  async until(expression: string, seconds = 20): Promise<void> {
+    const deadline = performance.now() + seconds * 1000;
+    while (!(await this.evaluate<boolean>(`Boolean(${expression})`))) {
+      if (performance.now() > deadline) throw new Error(`not so in ${seconds} s: ${expression}`);
+      await Bun.sleep(25);
+    }
+  }
+
+  async open(url: string, width: number, height: number, mobile: boolean): Promise<void> {
+    await this.call("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: mobile ? 2 : 1, mobile });
+    await this.call("Page.navigate", { url });
+    await this.until("document.readyState === 'complete'");
+  }
+
+  /** Chooses files in the file input of a selector, as a user does. */
+  async choose(selector: string, files: readonly string[]): Promise<void> {
+    const { root } = (await this.call("DOM.getDocument")) as { root: { nodeId: number } };
+    const { nodeId } = await this.call("DOM.querySelector", { nodeId: root.nodeId, selector });
+    await this.call("DOM.setFileInputFiles", { nodeId, files: [...files] });
+  }
+
+  /** Presses a key: "Tab", "Enter", "ArrowRight". */
+  async press(key: string): Promise<void> {
+    const codes: Record<string, number> = { Tab: 9, Enter: 13, ArrowLeft: 37, ArrowRight: 39 };
+    const event = { key, code: key, windowsVirtualKeyCode: codes[key], ...(key === "Enter" && { text: "\r" }) };
+    await this.call("Input.dispatchKeyEvent", { type: "keyDown", ...event });
+    await this.call("Input.dispatchKeyEvent", { type: "keyUp", ...event });
+  }
+
+  async screenshot(path: string): Promise<void> {
+    const { data } = await this.call("Page.captureScreenshot", { format: "png", captureBeyondViewport: true });
+    await Bun.write(path, Buffer.from(data as string, "base64"));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#socket.close();
+    await this.#end();
+  }
+}
