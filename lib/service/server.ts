@@ -66,6 +66,9 @@ export function acceptedEncoding(header: string | null): "gzip" | "deflate" | nu
   return best ?? null;
 }
 
+/** How long the service answers on connections that are open before it closes them: their clients know of nothing yet. */
+const LINGER_MS = 200;
+
 /** A body that is not read up to so many bytes is left to the server to throw away; behind a larger one the connection ends. */
 const IGNORED_BODY_BYTES = 65_536;
 
@@ -176,13 +179,15 @@ export class InferenceService implements AsyncDisposable {
   }
 
   /**
-   * Takes no further connections, answers what is under way, and ends.
+   * Takes no further connections, answers what is under way, and ends. What is on its way on connections that are open is answered,
+   * too, for a moment, before those that are idle are closed.
    *
    * @param graceSeconds after which what is still under way is cut off
    */
   stop(graceSeconds = 30): Promise<void> {
     this.#stopping ??= (async () => {
       this.drain();
+      await Bun.sleep(Math.min(LINGER_MS, graceSeconds * 1000));
       const idle = new Promise<void>((done) => {
         this.#idle = done;
         if (this.inFlight === 0) done();

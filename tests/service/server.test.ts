@@ -459,7 +459,9 @@ describe("its end", () => {
     expect(await errorOf(running.ask("/readyz"))).toEqual([503, "the service is ending"]);
     expect((await running.ask("/healthz")).status).toBe(200);
     const stopped = running.service.stop(10);
-    await Bun.sleep(20);
+    const late = await running.ask("/healthz");
+    expect([late.status, late.headers.get("connection")]).toEqual([200, "close"]);
+    await Bun.sleep(250);
     await expect(running.ask("/healthz")).rejects.toThrow();
     answer();
     expect((await asked).status).toBe(200);
