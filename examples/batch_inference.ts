@@ -4,10 +4,10 @@
  *   bun run examples/batch_inference.ts MODEL SOURCE OUT
  *
  * MODEL is a model file (`dlfs export`), a checkpoint or the folder of a run; SOURCE a folder of images, a bucket's prefix
- * (gs://BUCKET/shots), a pattern, a list, or a COCO annotation file. OUT gets predictions.dlpr, which a second call goes on with,
+ * (gs://BUCKET/shots), a pattern, a list, a COCO annotation file, or a video. OUT gets predictions.dlpr, which a second call goes on with,
  * and predictions.jsonl.
  */
-import { DlfsError, Engine, listImages, PredictionsReader, runBatchInference, stopOnSignals } from "dlfs";
+import { DlfsError, Engine, latestPredictions, listImages, runBatchInference, stopOnSignals } from "dlfs";
 
 async function main([model, source, out]: string[]): Promise<number> {
   if (model === undefined || source === undefined || out === undefined) {
@@ -28,8 +28,7 @@ async function main([model, source, out]: string[]): Promise<number> {
 
   // How often each class was found with some certainty.
   const counts = new Map<string, number>();
-  await using reader = await PredictionsReader.open(path);
-  for await (const { scores, labels } of reader.predictions()) {
+  for await (const { scores, labels } of latestPredictions(path)) {
     for (const [i, score] of scores.entries()) {
       const name = engine.classes[labels[i] as number] as string;
       if (score >= 0.5) counts.set(name, (counts.get(name) ?? 0) + 1);

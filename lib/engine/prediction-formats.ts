@@ -1,6 +1,6 @@
 /** Predictions files as other programs read them. */
 import { join } from "node:path";
-import { type ImagePrediction, PredictionsReader, writeFileAtomic } from "../formats";
+import { type ImagePrediction, latestPredictions, type PredictionsHeader, writeFileAtomic } from "../formats";
 import { check, ErrorCode } from "../native";
 
 /** coco: a list of results; jsonl: an object for each image, with class names; yolo: a text file for each image. */
@@ -37,15 +37,18 @@ export async function convertPredictions(
   out: string,
   { categories }: ConvertOptions = {},
 ): Promise<string> {
-  await using reader = await PredictionsReader.open(path);
-  const className = (label: number): string => reader.header?.classes[label] ?? `${label}`;
+  let header: PredictionsHeader | null = null;
+  const predictions = latestPredictions(path, (found) => {
+    header = found;
+  });
+  const className = (label: number): string => header?.classes[label] ?? `${label}`;
   const boxesOf = ({ boxes, scores, labels }: ImagePrediction) =>
     Array.from(scores, (score, i) => {
       const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4) as unknown as [number, number, number, number];
       return { x1, y1, x2, y2, score, label: labels[i] as number };
     });
   if (format === "yolo") {
-    for await (const prediction of reader.predictions()) {
+    for await (const prediction of predictions) {
       const { name, width, height, error } = prediction;
       if (error !== undefined) continue;
       const lines = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => {
@@ -57,8 +60,8 @@ export async function convertPredictions(
     return out;
   }
   const lines: string[] = [];
-  for await (const prediction of reader.predictions()) {
-    const { name, imageId, width, height, error } = prediction;
+  for await (const prediction of predictions) {
+    const { name, imageId, width, height, frame, time, error } = prediction;
     if (format === "jsonl") {
       const detections = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => ({
         box: [x1, y1, x2, y2].map((value) => rounded(value, 2)),
@@ -66,7 +69,7 @@ export async function convertPredictions(
         label,
         class: className(label),
       }));
-      lines.push(`${JSON.stringify({ image: name, imageId, width, height, detections, error })}\n`);
+      lines.push(`${JSON.stringify({ image: name, imageId, frame, time, width, height, detections, error })}\n`);
       continue;
     }
     if (error !== undefined) continue;

@@ -26,6 +26,7 @@ export { OnnxFile, type OnnxReadAttribute, type OnnxReadModel, type OnnxReadNode
 export type { OnnxAttribute, OnnxGraph, OnnxModel, OnnxNode, OnnxValueInfo } from "./onnx-types";
 export { writeOnnx } from "./onnx-write";
 export {
+  latestPredictions,
   type PredictionsHeader,
   PredictionsReader,
   PredictionsWriter,

@@ -71,6 +71,36 @@ function decodeHeader(message: Uint8Array, source: string): PredictionsHeader {
   };
 }
 
+/**
+ * The predictions of a file, of each image the last one alone: an image that had failed may have been tried again. Goes over the
+ * file twice.
+ *
+ * @param onHeader hears what was run, before the first prediction
+ * @throws DlfsError as PredictionsReader
+ */
+export async function* latestPredictions(
+  path: string,
+  onHeader: (header: PredictionsHeader | null) => void = () => {},
+): AsyncGenerator<ImagePrediction> {
+  /** How often those appear that have failed at some time. */
+  const times = new Map<string, number>();
+  {
+    await using reader = await PredictionsReader.open(path);
+    for await (const { name, error } of reader.predictions()) {
+      const known = times.get(name);
+      if (known !== undefined) times.set(name, known + 1);
+      else if (error !== undefined) times.set(name, 1);
+    }
+    onHeader(reader.header);
+  }
+  await using reader = await PredictionsReader.open(path);
+  for await (const prediction of reader.predictions()) {
+    const left = times.get(prediction.name);
+    if (left !== undefined) times.set(prediction.name, left - 1);
+    if (left === undefined || left === 1) yield prediction;
+  }
+}
+
 /** An open predictions file. Close it, or declare it with `await using`. */
 export class PredictionsReader implements AsyncDisposable {
   #header: PredictionsHeader | null = null;
@@ -97,8 +127,8 @@ export class PredictionsReader implements AsyncDisposable {
   }
 
   /**
-   * The predictions from where the last call ended to the end of the file; another call goes on when the file has grown. Messages
-   * of other kinds, of a later dlfs, are passed over.
+   * The predictions from where the last call ended to the end of the file; another call goes on when the file has grown. An image
+   * that had failed and was tried again has several, of which the last holds: see latestPredictions(). Messages of other kinds, of a later dlfs, are passed over.
    *
    * @throws DlfsError naming file and place where it is damaged, or of a newer version
    */
@@ -152,12 +182,14 @@ export class PredictionsWriter implements AsyncDisposable {
     return writer;
   }
 
+  /** Of several predictions of an image, the last holds. */
   async append(predictions: readonly ImagePrediction[]): Promise<void> {
-    await this.file.append(
-      predictions.map(
-        (prediction): Frame => ({ kind: predictionMessages.kind, message: predictionMessages.encode(prediction) }),
-      ),
-    );
+    await this.appendEncoded(predictions.map((prediction) => predictionMessages.encode(prediction)));
+  }
+
+  /** The same of messages that predictionMessages has made, here or in another process. */
+  async appendEncoded(messages: readonly Uint8Array[]): Promise<void> {
+    await this.file.append(messages.map((message): Frame => ({ kind: predictionMessages.kind, message })));
   }
 
   /** Has what was appended on the disk. */

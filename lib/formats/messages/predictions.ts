@@ -20,11 +20,17 @@ export interface ImagePrediction {
   labels: Uint32Array;
   /** Why nothing was detected. */
   error?: string;
+  /** With an error: the image could not be read, so that another try may find it; false, or missing, where it is damaged. */
+  unreadable?: boolean;
+  /** Of a video: which of its frames, from 0. */
+  frame?: number;
+  /** Of a video: seconds from its start. */
+  time?: number;
 }
 
 /** A prediction as a part of a message; its place. */
 export function encodePredictionTable(b: Builder, prediction: ImagePrediction): number {
-  const { name, imageId, width, height, boxes, scores, labels, error } = prediction;
+  const { name, imageId, width, height, boxes, scores, labels, error, unreadable, frame, time } = prediction;
   const text = b.createString(name);
   const boxesAt = ImagePredictions.createBoxesVector(b, boxes);
   const scoresAt = ImagePredictions.createScoresVector(b, scores);
@@ -39,6 +45,9 @@ export function encodePredictionTable(b: Builder, prediction: ImagePrediction): 
   ImagePredictions.addScores(b, scoresAt);
   ImagePredictions.addLabels(b, labelsAt);
   if (error !== undefined) ImagePredictions.addError(b, errorAt);
+  if (unreadable) ImagePredictions.addUnreadable(b, true);
+  if (frame !== undefined) ImagePredictions.addFrame(b, BigInt(frame));
+  if (time !== undefined) ImagePredictions.addTime(b, time);
   return ImagePredictions.endImagePredictions(b);
 }
 
@@ -51,6 +60,9 @@ export function decodePredictionTable(
   const at = (field: string) => `${place}${field}`;
   const imageId = reader.field(at("image_id"), () => table.imageId());
   const error = reader.field(at("error"), () => table.error());
+  const unreadable = reader.field(at("unreadable"), () => table.unreadable());
+  const frame = reader.field(at("frame"), () => table.frame());
+  const time = reader.field(at("time"), () => table.time());
   const boxes = reader.numbers(at("boxes"), () => table.boxesArray()) ?? new Float32Array(0);
   const scores = reader.numbers(at("scores"), () => table.scoresArray()) ?? new Float32Array(0);
   const labels = reader.numbers(at("labels"), () => table.labelsArray()) ?? new Uint32Array(0);
@@ -64,6 +76,9 @@ export function decodePredictionTable(
     ...(imageId !== null && { imageId: reader.count(at("image_id"), () => imageId) }),
     ...{ boxes, scores, labels },
     ...(error !== null && { error }),
+    ...(unreadable && { unreadable }),
+    ...(frame !== null && { frame: reader.count(at("frame"), () => frame) }),
+    ...(time !== null && { time }),
   };
 }
 

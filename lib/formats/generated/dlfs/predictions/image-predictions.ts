@@ -100,8 +100,23 @@ error(optionalEncoding?:any):string|Uint8Array|null {
   return offset ? this.bb!.__string(this.bb_pos + offset, optionalEncoding) : null;
 }
 
+unreadable():boolean {
+  const offset = this.bb!.__offset(this.bb_pos, 20);
+  return offset ? !!this.bb!.readInt8(this.bb_pos + offset) : false;
+}
+
+frame():bigint|null {
+  const offset = this.bb!.__offset(this.bb_pos, 22);
+  return offset ? this.bb!.readUint64(this.bb_pos + offset) : null;
+}
+
+time():number|null {
+  const offset = this.bb!.__offset(this.bb_pos, 24);
+  return offset ? this.bb!.readFloat64(this.bb_pos + offset) : null;
+}
+
 static startImagePredictions(builder:flatbuffers.Builder) {
-  builder.startObject(8);
+  builder.startObject(11);
 }
 
 static addName(builder:flatbuffers.Builder, nameOffset:flatbuffers.Offset) {
@@ -187,6 +202,18 @@ static addError(builder:flatbuffers.Builder, errorOffset:flatbuffers.Offset) {
   builder.addFieldOffset(7, errorOffset, 0);
 }
 
+static addUnreadable(builder:flatbuffers.Builder, unreadable:boolean) {
+  builder.addFieldInt8(8, +unreadable, +false);
+}
+
+static addFrame(builder:flatbuffers.Builder, frame:bigint) {
+  builder.addFieldInt64(9, frame, BigInt(0));
+}
+
+static addTime(builder:flatbuffers.Builder, time:number) {
+  builder.addFieldFloat64(10, time, 0);
+}
+
 static endImagePredictions(builder:flatbuffers.Builder):flatbuffers.Offset {
   const offset = builder.endObject();
   builder.requiredField(offset, 4) // name
@@ -204,7 +231,7 @@ static finishSizePrefixedImagePredictionsBuffer(builder:flatbuffers.Builder, off
   builder.finish(offset, 'DLPI', true);
 }
 
-static createImagePredictions(builder:flatbuffers.Builder, nameOffset:flatbuffers.Offset, imageId:bigint|null, width:number, height:number, boxesOffset:flatbuffers.Offset, scoresOffset:flatbuffers.Offset, labelsOffset:flatbuffers.Offset, errorOffset:flatbuffers.Offset):flatbuffers.Offset {
+static createImagePredictions(builder:flatbuffers.Builder, nameOffset:flatbuffers.Offset, imageId:bigint|null, width:number, height:number, boxesOffset:flatbuffers.Offset, scoresOffset:flatbuffers.Offset, labelsOffset:flatbuffers.Offset, errorOffset:flatbuffers.Offset, unreadable:boolean, frame:bigint|null, time:number|null):flatbuffers.Offset {
   ImagePredictions.startImagePredictions(builder);
   ImagePredictions.addName(builder, nameOffset);
   if (imageId !== null)
@@ -215,6 +242,11 @@ static createImagePredictions(builder:flatbuffers.Builder, nameOffset:flatbuffer
   ImagePredictions.addScores(builder, scoresOffset);
   ImagePredictions.addLabels(builder, labelsOffset);
   ImagePredictions.addError(builder, errorOffset);
+  ImagePredictions.addUnreadable(builder, unreadable);
+  if (frame !== null)
+    ImagePredictions.addFrame(builder, frame);
+  if (time !== null)
+    ImagePredictions.addTime(builder, time);
   return ImagePredictions.endImagePredictions(builder);
 }
 }
