@@ -104,12 +104,11 @@ export class EngineSupervisor {
     }
   }
 
-  /** Ends it, after the batches that it has; or at once. */
-  async dispose(cutOff?: string): Promise<void> {
+  /** Ends it, after the batches that it has. */
+  async dispose(): Promise<void> {
     this.#stop.abort();
     this.#reason = "it is unloaded";
     const engine = this.#engine ?? (await this.#starting?.catch(() => null));
-    if (cutOff !== undefined) engine?.kill(cutOff);
     await engine?.quit();
     await this.#restarting;
     this.#release();

@@ -145,31 +145,28 @@ export class ServedModel {
     });
   }
 
-  /** Takes no further requests, finishes those it has (within so many milliseconds), and ends its engines. */
-  close(withinMs = Number.POSITIVE_INFINITY): Promise<void> {
-    this.#closing ??= this.#close(withinMs);
-    return this.#closing;
+  /**
+   * Takes no further requests, finishes those it has, and ends its engines. What is not finished after so many milliseconds, of this
+   * call or another, is cut off.
+   */
+  async close(withinMs = Number.POSITIVE_INFINITY): Promise<void> {
+    this.#closing ??= this.#close();
+    const timer = withinMs === Number.POSITIVE_INFINITY ? undefined : setTimeout(() => this.#cutOff(), withinMs);
+    await this.#closing;
+    clearTimeout(timer);
   }
 
-  async #close(withinMs: number): Promise<void> {
+  async #close(): Promise<void> {
     this.#state = "unloaded";
     this.#reason = "it was unloaded";
-    const finished = new Promise<void>((resolve) => this.#idle.push(resolve));
-    this.#checkIdle();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    let late = false;
-    const limit = new Promise<void>((resolve) => {
-      if (withinMs === Number.POSITIVE_INFINITY) return;
-      timer = setTimeout(() => {
-        late = true;
-        resolve();
-      }, withinMs);
-    });
-    await Promise.race([finished, limit]);
-    clearTimeout(timer);
-    if (late) this.#failAll("it is being unloaded, and the request took longer than that may wait");
-    await Promise.all(this.#engines.map((supervisor) => supervisor.dispose(late ? "it is being unloaded" : undefined)));
+    if (this.#pending.size > 0) await new Promise<void>((resolve) => this.#idle.push(resolve));
+    await Promise.all(this.#engines.map((supervisor) => supervisor.dispose()));
     if (this.#timer) clearTimeout(this.#timer);
+  }
+
+  #cutOff(): void {
+    this.#failAll("it is being unloaded, and the request took longer than that may wait");
+    for (const { engine } of this.#engines) engine?.kill("it is being unloaded");
   }
 
   async #load(): Promise<void> {
@@ -289,13 +286,8 @@ export class ServedModel {
     pending.settled = true;
     pending.request.signal?.removeEventListener("abort", pending.onAbort);
     this.#pending.delete(pending);
-    if (this.#pending.size === 0) this.#checkIdle();
+    if (this.#pending.size === 0) for (const resolve of this.#idle.splice(0)) resolve();
     return true;
-  }
-
-  #checkIdle(): void {
-    if (this.#pending.size > 0) return;
-    for (const resolve of this.#idle.splice(0)) resolve();
   }
 
   #failAll(message: string): void {

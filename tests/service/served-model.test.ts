@@ -427,6 +427,16 @@ describe("the end", () => {
     expect(repository.statistics()[0]!.success).toBe(4);
   });
 
+  test("an end that may not wait cuts off one that does", async () => {
+    const repository = await serve({ maxBatch: 1 }, {}, single);
+    const stuck = errorOf(ask(repository, Deed.hang));
+    const unloaded = repository.unload("m");
+    await turn();
+    await repository.close(20);
+    expect((await stuck).status).toBe(503);
+    await unloaded;
+  });
+
   test("closing drains, but no longer than it may", async () => {
     const repository = await serve({ maxBatch: 1 }, {}, single);
     const fast = ask(repository, 1);
