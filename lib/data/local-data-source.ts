@@ -54,6 +54,9 @@ export function isMissing(error: unknown): boolean {
   return code === "ENOENT" || code === "ENOTDIR";
 }
 
+/** Files of a folder that are asked about together. */
+const STATS_AT_A_TIME = 64;
+
 /**
  * Files below a folder. Keys are paths relative to it; a key that would leave the folder (absolute, with "..", ...) is an
  * error, so that names out of an annotation file cannot reach other files. Symbolic links inside the folder are followed:
@@ -115,14 +118,21 @@ export class LocalDataSource extends DataSource {
       throw fileError("LocalDataSource.list", path, error);
     }
     // A folder sorts by its name with the slash, as the keys below it do.
-    for (const name of names.sort((a, b) => (a < b ? -1 : 1))) {
-      const key = folder + name;
-      if (name.endsWith("/")) {
+    names.sort((a, b) => (a < b ? -1 : 1));
+    // Files are asked about many at a time: one after the other takes ten times as long.
+    for (let at = 0; at < names.length; ) {
+      signal?.throwIfAborted();
+      const key = folder + (names[at] as string);
+      if (key.endsWith("/")) {
         if (key.startsWith(prefix) || prefix.startsWith(key)) yield* this.#walk(key, prefix, signal);
-      } else if (key.startsWith(prefix)) {
-        const info = await this.stat(key, { signal });
-        if (info) yield info;
+        at++;
+        continue;
       }
+      const files: string[] = [];
+      for (; at < names.length && files.length < STATS_AT_A_TIME && !names[at]?.endsWith("/"); at++) {
+        if ((folder + names[at]).startsWith(prefix)) files.push(folder + names[at]);
+      }
+      for (const info of await Promise.all(files.map((file) => this.stat(file, { signal })))) if (info) yield info;
     }
   }
 

@@ -1,5 +1,5 @@
 /** A trained model that serves: images in, boxes out. */
-import { DeviceBatchDecoder, DeviceImageCodec, mapBoxesToImage, type Pixels, TRANSFORM_FLOATS } from "../data";
+import { DeviceBatchDecoder, DeviceImageCodec, type Pixels, TRANSFORM_FLOATS } from "../data";
 import { SlotRing } from "../data/queues";
 import { type BackendName, check, DlfsError, ErrorCode } from "../native";
 import { Device, type Precision, precisionPolicy, type QuantizedDType, Tensor } from "../tensor";
@@ -7,6 +7,7 @@ import {
   autotune,
   type Detection,
   DetectStep,
+  detectionsOnImage,
   loadTrainedModel,
   powersOfTwo,
   type Quantization,
@@ -266,11 +267,7 @@ export class Engine implements AsyncDisposable {
       for (const [row, i] of order.entries()) {
         if (errors.has(i)) continue;
         const { toInput, width, height } = batch[i] as PlannedImage;
-        (results[i] as EngineResult).detections = (found[row] as Detection[]).map(({ box, score, label }) => {
-          const mapped = Float64Array.from(box);
-          mapBoxesToImage(mapped, toInput, width, height);
-          return { box: [...mapped] as Detection["box"], score, label };
-        });
+        (results[i] as EngineResult).detections = detectionsOnImage(found[row] as Detection[], toInput, width, height);
       }
       onTimes?.({
         ...{ wait: granted - asked, decode: filled - granted, infer: detected - filled },

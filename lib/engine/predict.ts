@@ -42,7 +42,7 @@ function predictionOf(image: ListedImage, result: EngineResult, unreadable: bool
   const [boxes, scores, labels] = [new Float32Array(4 * n), new Float32Array(n), new Uint32Array(n)];
   for (let i = 0; i < n; i++) {
     const { box, score, label } = detections[i] as EngineResult["detections"][0];
-    boxes.set(box, 4 * i);
+    for (let k = 0; k < 4; k++) boxes[4 * i + k] = box[k] as number;
     scores[i] = score;
     labels[i] = label;
   }

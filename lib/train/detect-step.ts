@@ -1,3 +1,4 @@
+import { type InputMapping, mapBoxesToImage } from "../data";
 import { normalizePixels } from "../detection";
 import { Program } from "../graph";
 import type { DetectionModel } from "../models";
@@ -38,6 +39,27 @@ export interface Detection {
   score: number;
   /** Class index from 0. */
   label: number;
+}
+
+/** One box at a time. */
+const mapped = new Float64Array(4);
+
+/** Detections on a network's input in the pixels of the image that was drawn there, clipped to it. */
+export function detectionsOnImage(
+  detections: readonly Detection[],
+  toInput: InputMapping,
+  width: number,
+  height: number,
+): Detection[] {
+  return detections.map(({ box: [x1, y1, x2, y2], score, label }) => {
+    mapped[0] = x1;
+    mapped[1] = y1;
+    mapped[2] = x2;
+    mapped[3] = y2;
+    mapBoxesToImage(mapped, toInput, width, height);
+    const box: Detection["box"] = [mapped[0] as number, mapped[1] as number, mapped[2] as number, mapped[3] as number];
+    return { box, score, label };
+  });
 }
 
 /** 1, 2, 4, ... up to `most`, and `most` itself. */
@@ -245,17 +267,17 @@ export class DetectStep implements Disposable {
   #read(place: Place, { size }: Bucket, count: number): Detection[][] {
     const counts = new Int32Array(place.found.bytes.buffer, this.#countsAt(size), size);
     const rows = place.found.float32();
-    return Array.from({ length: count }, (_, image) =>
-      Array.from({ length: counts[image] as number }, (_, k) => {
-        const at = (image * this.maxDetections + k) * 6;
-        const [x1, y1, x2, y2] = [rows[at], rows[at + 1], rows[at + 2], rows[at + 3]] as [
-          number,
-          number,
-          number,
-          number,
-        ];
-        return { box: [x1, y1, x2, y2], score: rows[at + 4] as number, label: rows[at + 5] as number };
-      }),
-    );
+    const number = (at: number) => rows[at] as number;
+    const found: Detection[][] = [];
+    for (let image = 0; image < count; image++) {
+      const detections: Detection[] = [];
+      const first = image * this.maxDetections * 6;
+      for (let at = first; at < first + 6 * (counts[image] as number); at += 6) {
+        const box: Detection["box"] = [number(at), number(at + 1), number(at + 2), number(at + 3)];
+        detections.push({ box, score: number(at + 4), label: number(at + 5) });
+      }
+      found.push(detections);
+    }
+    return found;
   }
 }

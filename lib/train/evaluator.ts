@@ -1,11 +1,11 @@
-import { type AnnotationStore, type BatchImages, type DataLoader, type DetectionBatch, mapBoxesToImage } from "../data";
+import type { AnnotationStore, BatchImages, DataLoader, DetectionBatch } from "../data";
 import type { ProcessGroup } from "../distributed";
 import { CocoEvaluator, type CocoResult } from "../metrics";
 import type { DetectionModel } from "../models";
 import { check } from "../native";
 import { Event, type Stream, type Tensor } from "../tensor";
 import type { Quantization } from "./calibration";
-import { type Detection, DetectStep } from "./detect-step";
+import { type Detection, DetectStep, detectionsOnImage } from "./detect-step";
 import { gatherDetections } from "./gather-detections";
 
 /** An image's detections, in pixels of the image file, best first. */
@@ -132,11 +132,7 @@ export class Evaluator implements Disposable {
         "Evaluator",
         () => `${fileName} is turned or combined with others: evaluate without that`,
       );
-      const detections = (found[i] as Detection[]).map(({ box, score, label }) => {
-        const mapped = Float64Array.from(box);
-        mapBoxesToImage(mapped, toInput, width, height);
-        return { box: [...mapped] as Detection["box"], score, label };
-      });
+      const detections = detectionsOnImage(found[i] as Detection[], toInput, width, height);
       return [{ imageId, fileName, detections }];
     });
   }

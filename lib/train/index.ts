@@ -26,7 +26,7 @@ export { trainHelp, trainSchema } from "./config/train-help";
 export { type TrainSettings, trainSettings } from "./config/train-settings";
 export { type AutotuneOptions, autotune, plansFolder, showTuning } from "./convolution-tuning";
 export { DataParallel, type DataParallelOptions } from "./data-parallel";
-export { type Detection, DetectStep, type DetectStepOptions, powersOfTwo } from "./detect-step";
+export { type Detection, DetectStep, type DetectStepOptions, detectionsOnImage, powersOfTwo } from "./detect-step";
 export { type DryRun, describeDryRun, worstCaseTargets } from "./dry-run";
 export { Ema, type EmaOptions, emaDecays } from "./ema";
 export {
