@@ -78,6 +78,7 @@ async function bench(name: string, command: readonly string[]): Promise<ServerBe
   console.log(`${name}: ready`);
   const result = await measure(name, server.url);
   const delay = name === "dlfs" ? await eventLoopDelay(server.url) : null;
+  if (name === "dlfs") console.log(`dlfs: ${await describeStages(server.url)}`);
   if (delay !== null) console.log(`dlfs: the event loop's delay was at most ${delay} ms in 99 % of its measurements`);
   return result;
 }
@@ -89,6 +90,21 @@ async function eventLoopDelay(url: string): Promise<number | null> {
   const total = Number(buckets.at(-1)?.[2] ?? 0);
   const found = buckets.find(([, , count]) => Number(count) >= 0.99 * total)?.[1];
   return found === undefined ? null : Number(found) * 1000;
+}
+
+/** Where batches spent their time, and how large they were, on average. */
+async function describeStages(url: string): Promise<string> {
+  const text = await (await fetch(`${url}metrics`)).text();
+  const mean = (name: string, label = "") => {
+    const value = (part: string) =>
+      Number(new RegExp(`^${name}_${part}\\{[^}]*${label}[^}]*\\} (\\S+)$`, "m").exec(text)?.[1] ?? Number.NaN);
+    return value("sum") / value("count");
+  };
+  const stage = (name: string) =>
+    `${name} ${(1000 * mean("dlfs_inference_stage_duration_seconds", `stage="${name}"`)).toFixed(2)}`;
+  const stages = ["transfer", "decode", "infer", "postprocess"].map(stage).join(", ");
+  const queue = (1000 * mean("dlfs_inference_queue_duration_seconds")).toFixed(2);
+  return `batches of ${mean("dlfs_inference_batch_size").toFixed(1)} images; mean ms: queue ${queue}, ${stages}`;
 }
 
 const model = args.model ?? (await writeBenchModel(folder, Number(args.size)));

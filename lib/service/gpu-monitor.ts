@@ -34,56 +34,62 @@ export function parseGpuReadings(text: string): GpuReading[] {
     });
 }
 
+/** Reads what one nvidia-smi prints every few seconds: starting one each time would disturb the driver more. */
 export class GpuMonitor implements Disposable {
-  #readings: readonly GpuReading[] = [];
-  #timer: Timer | null = null;
-  #asking = false;
+  readonly #readings = new Map<string, GpuReading>();
+  readonly #child: Bun.Subprocess<"ignore", "pipe", "ignore"> | null = null;
 
-  /** Asks from now on; not at all where there is no nvidia-smi. */
-  constructor(everyMs = 10_000) {
-    const program = Bun.which("nvidia-smi");
+  /** From now on; nothing is read where there is no such program. */
+  constructor(everySeconds = 10, program = Bun.which("nvidia-smi")) {
     if (program === null) return;
-    const ask = () => void this.#ask(program);
-    this.#timer = setInterval(ask, everyMs);
-    this.#timer.unref();
-    ask();
+    const command = [program, `--query-gpu=${FIELDS}`, "--format=csv,noheader,nounits", `--loop=${everySeconds}`];
+    try {
+      this.#child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "ignore" });
+      this.#child.unref();
+      void this.#read(this.#child.stdout);
+    } catch {
+      // It is there, and cannot be run: there is nothing to tell.
+    }
   }
 
-  async #ask(program: string): Promise<void> {
-    if (this.#asking) return;
-    this.#asking = true;
+  async #read(output: ReadableStream<Uint8Array>): Promise<void> {
+    const decoder = new TextDecoder();
+    let text = "";
     try {
-      const command = [program, `--query-gpu=${FIELDS}`, "--format=csv,noheader,nounits"];
-      const child = Bun.spawn(command, { stdout: "pipe", stderr: "ignore", stdin: "ignore", timeout: 10_000 });
-      child.unref();
-      const text = await new Response(child.stdout).text();
-      this.#readings = (await child.exited) === 0 ? parseGpuReadings(text) : [];
-    } catch {
-      this.#readings = [];
+      for await (const chunk of output) {
+        text += decoder.decode(chunk, { stream: true });
+        const end = text.lastIndexOf("\n") + 1;
+        for (const reading of parseGpuReadings(text.slice(0, end))) this.#readings.set(reading.gpu, reading);
+        text = text.slice(end);
+      }
     } finally {
-      this.#asking = false;
+      this.#readings.clear();
     }
   }
 
   metrics(): NumberMetric[] {
-    const gauge = (name: string, help: string, of: (reading: GpuReading) => number | null): NumberMetric => ({
-      ...{ name, help, type: "gauge" },
-      values: this.#readings.flatMap((reading) => {
-        const value = of(reading);
-        return value === null ? [] : [{ labels: { gpu: reading.gpu, name: reading.name }, value }];
-      }),
-    });
-    return [
-      gauge("dlfs_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", (r) => r.memoryUsed),
-      gauge("dlfs_gpu_memory_total_bytes", "Memory of the GPU.", (r) => r.memoryTotal),
-      gauge("dlfs_gpu_utilization_ratio", "Share of time in which the GPU computed.", (r) => r.utilization),
-      gauge("dlfs_gpu_power_watts", "Power that the GPU draws.", (r) => r.watts),
-      gauge("dlfs_gpu_temperature_celsius", "Temperature of the GPU.", (r) => r.celsius),
-    ];
+    return gpuMetrics([...this.#readings.values()]);
   }
 
   [Symbol.dispose](): void {
-    if (this.#timer) clearInterval(this.#timer);
-    this.#timer = null;
+    this.#child?.kill("SIGKILL");
   }
+}
+
+/** Readings as Prometheus has them; what is not known is left out. */
+export function gpuMetrics(readings: readonly GpuReading[]): NumberMetric[] {
+  const gauge = (name: string, help: string, of: (reading: GpuReading) => number | null): NumberMetric => ({
+    ...{ name, help, type: "gauge" },
+    values: readings.flatMap((reading) => {
+      const value = of(reading);
+      return value === null ? [] : [{ labels: { gpu: reading.gpu, name: reading.name }, value }];
+    }),
+  });
+  return [
+    gauge("dlfs_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.", (r) => r.memoryUsed),
+    gauge("dlfs_gpu_memory_total_bytes", "Memory of the GPU.", (r) => r.memoryTotal),
+    gauge("dlfs_gpu_utilization_ratio", "Share of time in which the GPU computed.", (r) => r.utilization),
+    gauge("dlfs_gpu_power_watts", "Power that the GPU draws.", (r) => r.watts),
+    gauge("dlfs_gpu_temperature_celsius", "Temperature of the GPU.", (r) => r.celsius),
+  ];
 }

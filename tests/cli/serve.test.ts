@@ -1,6 +1,6 @@
 /** dlfs serve and examples/serve.ts: a model over HTTP from its start to its end, settings of a file, and what is wrong with them. */
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -103,6 +103,46 @@ describe("dlfs serve", () => {
     expect(served.lines.filter(({ msg, status }) => msg === "request" && status === 401).length).toBe(1);
     expect(JSON.stringify(served.lines)).not.toContain("a-key-of-some-length");
   }, 60_000);
+
+  test("answers 503 while an engine that died is started again, and hangs on nothing", async () => {
+    const args = ["lib/cli/main.ts", "serve", model, "--port", "0", "--tune-ms", "0", "--batch", "2"];
+    await using served = await start(args);
+    const statuses: number[] = [];
+    let ended = false;
+    const clients = Array.from({ length: 4 }, async () => {
+      while (!ended) {
+        const answer = await fetch(`${served.url}predict`, { method: "POST", body: jpeg });
+        const json = (await answer.json()) as { error?: string };
+        statuses.push(answer.status);
+        if (answer.status === 200) continue;
+        expect([answer.status, json.error, answer.headers.has("retry-after")]).toEqual([503, expect.any(String), true]);
+        expect(json.error).not.toMatch(/\/\w+\//);
+        await Bun.sleep(5);
+      }
+    });
+    const until = async (what: string, condition: () => boolean | Promise<boolean>) => {
+      const deadline = performance.now() + 30_000;
+      while (!(await condition())) {
+        if (performance.now() > deadline) throw new Error(`not in 30 s: ${what}`);
+        await Bun.sleep(10);
+      }
+    };
+    await until("answers", () => statuses.length > 10);
+    const [engine] = readFileSync(`/proc/${served.child.pid}/task/${served.child.pid}/children`, "utf8")
+      .trim()
+      .split(" ");
+    process.kill(Number(engine), "SIGKILL");
+    await until("a refusal", () => statuses.includes(503));
+    await until("ready again", async () => (await fetch(`${served.url}readyz`)).status === 200);
+    const before = statuses.length;
+    await until("answers again", () => statuses.slice(before).filter((status) => status === 200).length > 10);
+    ended = true;
+    await Promise.all(clients);
+    const metrics = await (await fetch(`${served.url}metrics`)).text();
+    expect(metrics).toContain('dlfs_engine_restarts_total{model="tiny",version="1",engine="0"} 1\n');
+    served.child.kill("SIGTERM");
+    expect(await served.child.exited).toBe(0);
+  }, 90_000);
 
   test("is a program to start from", async () => {
     await using served = await start(["examples/serve.ts", model, "0"]);
