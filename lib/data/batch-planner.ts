@@ -3,6 +3,7 @@ import { check, ErrorCode } from "../native/error";
 import type { ImageRecord } from "./annotation-store";
 import type { Augmentation, ImageSet } from "./augmentation";
 import { AugmentOp } from "./augmentations";
+import type { BatchPlace } from "./batch-schedule";
 import type { BatchDecoder, CompositionDecoder, EncodedImage, InputSize } from "./codec";
 import type { Composition, SourceImage } from "./composition";
 import {
@@ -15,18 +16,8 @@ import {
   writeTransform,
 } from "./image-plan";
 import { CounterRandom } from "./random";
+import type { Targets } from "./targets";
 import type { PreprocessOp } from "./transforms";
-
-/** The images of a split with their boxes. */
-export interface TargetImages {
-  readonly records: readonly ImageRecord[];
-  /** Boxes of image i: entries starts[i] to starts[i + 1]. */
-  readonly starts: Uint32Array;
-  /** (n, 4): x1, y1, x2, y2 in image pixels. */
-  readonly boxes: Float64Array;
-  /** (n): class indices. */
-  readonly labels: Int32Array;
-}
 
 /** An image of a batch: its place among the images, and how often it came in the epoch before. */
 export interface BatchMember {
@@ -63,11 +54,11 @@ export interface BatchPlanner {
   /** Boxes that an input may have, where an image has `most` at most. */
   room(most: number): number;
   /** Plans a batch for inputs of a size. */
-  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan;
+  plan(members: readonly BatchMember[], at: BatchPlace, size: InputSize): BatchPlan;
 }
 
 interface PlannerOptions {
-  images: TargetImages;
+  images: Targets;
   preprocessing: readonly PreprocessOp[];
   seed: number;
   /** Boxes that become narrower or lower than this are dropped. */
@@ -90,8 +81,8 @@ export class PlanPlanner implements BatchPlanner {
     return most;
   }
 
-  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan {
-    const plans = members.map((member) => this.#planOf(member, epoch, size));
+  plan(members: readonly BatchMember[], at: BatchPlace, size: InputSize): BatchPlan {
+    const plans = members.map((member) => this.#planOf(member, at, size));
     const draw = async (slot: number, encoded: ReadonlyMap<number, EncodedImage>): Promise<DrawnBatch> => {
       const transforms = new Float32Array(plans.length * TRANSFORM_FLOATS);
       for (const [i, plan] of plans.entries()) writeTransform(transforms, i, plan);
@@ -108,10 +99,11 @@ export class PlanPlanner implements BatchPlanner {
     return { inputs, sources: [...new Set(members.map(({ place }) => place))], draw };
   }
 
-  #planOf({ place, repeat }: BatchMember, epoch: number, size: InputSize): ImagePlan {
+  #planOf({ place, repeat }: BatchMember, at: BatchPlace, size: InputSize): ImagePlan {
     const { images, preprocessing, seed, minBoxSize } = this.options;
     const { width, height, sourceId, fileName } = images.records[place] as ImageRecord;
-    const { boxes, labels } = boxesOf(images, place);
+    const { boxes, labels } = images.boxesOf(place, at);
+    const { epoch } = at;
     let plan = startPlan(width as number, height as number, size[1], size[0], boxes, labels);
     for (const [operation, op] of preprocessing.entries()) {
       plan = op.apply(plan, new CounterRandom({ seed, epoch, image: sourceId, operation, repeat }));
@@ -123,24 +115,29 @@ export class PlanPlanner implements BatchPlanner {
 
 /** Inputs that are compositions of one or several images, by an Augmentation. */
 export class CompositionPlanner implements BatchPlanner {
-  readonly #set: ImageSet;
   /** Places by the id that compositions know an image by: its id in the data set, which keys its random numbers. */
-  readonly #places: Map<number, number>;
+  readonly #places = new Map<number, number>();
 
   constructor(
     private readonly decoder: CompositionDecoder,
     private readonly augmentation: Augmentation,
     private readonly options: Omit<PlannerOptions, "preprocessing" | "seed">,
   ) {
-    const { images } = options;
-    const { records } = images;
-    this.#places = new Map(records.map(({ sourceId }, place) => [sourceId, place]));
-    check(
-      this.#places.size === records.length,
-      "CocoDataLoader",
-      () => `${records.length} images have ${this.#places.size} different ids, and compositions go by those`,
-    );
-    this.#set = { length: records.length, at: (place) => sourceImage(images, place) };
+    this.#learnPlaces();
+  }
+
+  /** Of images that have come since the last call, too. */
+  #learnPlaces(): void {
+    const { records } = this.options.images;
+    for (let place = this.#places.size; place < records.length; place++) {
+      const { sourceId, fileName } = records[place] as ImageRecord;
+      check(
+        !this.#places.has(sourceId),
+        "CocoDataLoader",
+        () => `${fileName}: another image has its id ${sourceId}, too, and compositions go by those`,
+      );
+      this.#places.set(sourceId, place);
+    }
   }
 
   room(most: number): number {
@@ -148,10 +145,13 @@ export class CompositionPlanner implements BatchPlanner {
     return this.augmentation.operations.reduce(room, most);
   }
 
-  plan(members: readonly BatchMember[], epoch: number, size: InputSize): BatchPlan {
+  plan(members: readonly BatchMember[], at: BatchPlace, size: InputSize): BatchPlan {
     const { images, minBoxSize } = this.options;
+    const { epoch } = at;
+    this.#learnPlaces();
+    const set: ImageSet = { length: images.lengthAt(epoch), at: (place) => sourceImage(images, place, at) };
     const compositions = members.map(({ place, repeat }) => {
-      const composition = this.augmentation.compose(this.#set, place, epoch, size, repeat);
+      const composition = this.augmentation.compose(set, place, epoch, size, repeat);
       checkCanvas((images.records[place] as ImageRecord).fileName, composition.width, composition.height, size);
       return dropSmallBoxes(composition, minBoxSize);
     });
@@ -182,14 +182,9 @@ function onlyMapping({ layers }: Composition): InputMapping | null {
   return b === 0 && d === 0 ? { scaleX, scaleY, offsetX, offsetY } : null;
 }
 
-function boxesOf({ starts, boxes, labels }: TargetImages, place: number) {
-  const [start, end] = [starts[place] as number, starts[place + 1] as number];
-  return { boxes: boxes.subarray(4 * start, 4 * end), labels: labels.subarray(start, end) };
-}
-
-function sourceImage(images: TargetImages, place: number): SourceImage {
+function sourceImage(images: Targets, place: number, at: BatchPlace): SourceImage {
   const { sourceId, width, height } = images.records[place] as ImageRecord;
-  return { id: sourceId, width: width as number, height: height as number, ...boxesOf(images, place) };
+  return { id: sourceId, width: width as number, height: height as number, ...images.boxesOf(place, at) };
 }
 
 function checkCanvas(fileName: string, width: number, height: number, size: InputSize): void {

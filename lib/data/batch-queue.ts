@@ -34,6 +34,11 @@ export class BatchQueue<Prepared> {
     return this.#next;
   }
 
+  /** The place of the batch that is started next: those before it are prepared already, or being so. */
+  get frontier(): BatchPlace {
+    return this.#start;
+  }
+
   /** Seconds that callers of next() have waited. */
   get waitSeconds(): number {
     return this.#waited / 1000;

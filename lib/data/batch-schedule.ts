@@ -1,7 +1,9 @@
 import { check } from "../native/error";
 import type { BatchSampler } from "./batch-sampler";
 import type { LoaderState } from "./data-loader";
-import { type SampledImages, type Sampler, SequentialSampler, ShuffleSampler } from "./sampler";
+import { EpochRandom, RandomOperation, range } from "./random";
+import { type SampledImages, type SampledPass, type Sampler, SequentialSampler, ShuffleSampler } from "./sampler";
+import type { Insertion } from "./targets";
 
 /** A batch's place: its pass (epoch), and its number in that pass. */
 export interface BatchPlace {
@@ -21,7 +23,8 @@ export interface ScheduleOptions {
   /** The loader's name and what its images are, for errors. */
   name: string;
   data: string;
-  images: SampledImages;
+  /** Those of each pass, where they become more while it goes on. */
+  images: SampledImages | GrowingImages;
   /** Default: ShuffleSampler with `shuffle`, else SequentialSampler. */
   sampler?: Sampler;
   /** Default: batches are cut from the sampler's order as it is. */
@@ -38,13 +41,26 @@ export interface ScheduleOptions {
   dropLast?: boolean;
 }
 
+/** Images that may become more, and be drawn more often, from pass to pass; what is asked about a pass stays as it was. */
+export interface GrowingImages {
+  sampledAt(epoch: number): SampledImages;
+  /** Images that are drawn more or less often than others in a pass, by place. */
+  weightsAt(epoch: number): ReadonlyMap<number, number>;
+  /** Images that take others' places in a batch of all ranks. */
+  insertionsAt(place: BatchPlace): readonly Insertion[];
+}
+
 interface Pass {
+  images: SampledImages;
   members: Uint32Array;
   repeats: Uint16Array;
   /** Batches. */
   length: number;
   fingerprint: string;
 }
+
+/** Repeats of images that take others' places: augmented in another way than in their turns. */
+const FIRST_INSERTED = 1 << 10;
 
 /** Passes kept: that of the batch handed out last, and those of batches prepared ahead. */
 const KEPT_PASSES = 3;
@@ -66,7 +82,8 @@ export class BatchSchedule {
   readonly #shuffle: boolean;
   /** By epoch, the one asked for last at the end. */
   readonly #passes = new Map<number, Pass>();
-  readonly #ids: string;
+  readonly #images: GrowingImages;
+  #newest = -1;
 
   constructor(options: ScheduleOptions) {
     const { name, sampler, batchSize, seed, rank = 0, ranks = 1, images } = options;
@@ -91,7 +108,8 @@ export class BatchSchedule {
     this.#dropLast = options.dropLast ?? this.#shuffle;
     this.#rank = rank;
     this.#ranks = ranks;
-    this.#ids = hash(Float64Array.from(images.ids));
+    this.#images =
+      "sampledAt" in images ? images : { sampledAt: () => images, weightsAt: () => new Map(), insertionsAt: () => [] };
   }
 
   /** Batches in a pass. */
@@ -99,15 +117,35 @@ export class BatchSchedule {
     return this.#pass(epoch).length;
   }
 
+  /** The last pass whose order has been asked for; -1 before the first. */
+  get newestPass(): number {
+    return this.#newest;
+  }
+
+  /** Images of a batch of all ranks together. */
+  sizeOf({ epoch, index }: BatchPlace): number {
+    const all = this.#options.batchSize * this.#ranks;
+    return Math.min(all, this.#pass(epoch).members.length - index * all);
+  }
+
   batch({ epoch, index }: BatchPlace): ScheduledBatch {
     const pass = this.#pass(epoch);
     const all = this.#options.batchSize * this.#ranks;
-    const size = Math.min(all, pass.members.length - index * all) / this.#ranks;
-    const start = index * all + this.#rank * size;
-    return {
-      members: pass.members.subarray(start, start + size),
-      repeats: pass.repeats.subarray(start, start + size),
-    };
+    const size = this.sizeOf({ epoch, index }) / this.#ranks;
+    const first = this.#rank * size;
+    const start = index * all + first;
+    const members = pass.members.subarray(start, start + size);
+    const repeats = pass.repeats.subarray(start, start + size);
+    const insertions = this.#images
+      .insertionsAt({ epoch, index })
+      .filter(({ slot }) => slot >= first && slot < first + size);
+    if (insertions.length === 0) return { members, repeats };
+    const own = { members: members.slice(), repeats: repeats.slice() };
+    for (const { slot, place, turn } of insertions) {
+      own.members[slot - first] = place;
+      own.repeats[slot - first] = FIRST_INSERTED + turn;
+    }
+    return own;
   }
 
   /** The place after one: that of the next pass's first batch after the last of a pass. */
@@ -117,7 +155,8 @@ export class BatchSchedule {
 
   /** What a loader whose next batch is that at `place` saves. It is the same on all ranks. */
   state({ epoch, index }: BatchPlace): LoaderState {
-    const { seed, batchSize, images, sampler, batchSampler } = this.#options;
+    const { seed, batchSize, sampler, batchSampler } = this.#options;
+    const { images, fingerprint } = this.#pass(epoch);
     return {
       epoch,
       position: index,
@@ -128,7 +167,7 @@ export class BatchSchedule {
       dropLast: this.#dropLast,
       ...(sampler && { sampler: JSON.stringify(sampler) }),
       ...(batchSampler && { batchSampler: JSON.stringify(batchSampler) }),
-      fingerprint: this.#pass(epoch).fingerprint,
+      fingerprint,
     };
   }
 
@@ -181,13 +220,16 @@ export class BatchSchedule {
   }
 
   #arrange(epoch: number): Pass {
-    const { name, data, images, seed, batchSize, batchSampler } = this.#options;
+    const { name, data, seed, batchSize, batchSampler } = this.#options;
+    this.#newest = Math.max(this.#newest, epoch);
+    const images = this.#images.sampledAt(epoch);
     const all = batchSize * this.#ranks;
     let order = this.#sampler.order(images, { seed, epoch });
-    this.#checkPlaces(order, this.#sampler);
+    this.#checkPlaces(order, images, this.#sampler);
+    order = weighted(order, this.#images.weightsAt(epoch), { seed, epoch });
     if (batchSampler) {
       order = batchSampler.arrange(order, images, all, !this.#dropLast);
-      this.#checkPlaces(order, batchSampler);
+      this.#checkPlaces(order, images, batchSampler);
     }
     const length = this.#dropLast ? Math.floor(order.length / all) : Math.ceil(order.length / all);
     check(
@@ -210,12 +252,13 @@ export class BatchSchedule {
     }
     // Without the padding, which depends on the number of ranks.
     const own = members.subarray(0, Math.min(total, order.length));
-    const fingerprint = this.#looksAtImages ? hash(own, this.#ids) : this.#ids;
-    return { members, repeats, length, fingerprint };
+    const ids = hash(Float64Array.from(images.ids));
+    const fingerprint = this.#looksAtImages ? hash(own, ids) : ids;
+    return { images, members, repeats, length, fingerprint };
   }
 
-  #checkPlaces(order: Uint32Array, giver: Sampler | BatchSampler): void {
-    const { name, images } = this.#options;
+  #checkPlaces(order: Uint32Array, images: SampledImages, giver: Sampler | BatchSampler): void {
+    const { name } = this.#options;
     let largest = 0;
     for (let i = 0; i < order.length; i++) largest = Math.max(largest, order[i] as number);
     check(
@@ -224,6 +267,33 @@ export class BatchSchedule {
       () => `${giver.toJSON().name} gave image ${largest}, expected places below ${images.length}`,
     );
   }
+}
+
+/** An order in which some images come `weight` times as often, on average: their further turns lie anywhere in the pass. */
+function weighted(order: Uint32Array, weights: ReadonlyMap<number, number>, { seed, epoch }: SampledPass): Uint32Array {
+  if (weights.size === 0) return order;
+  const random = new EpochRandom(seed, epoch, RandomOperation.weight);
+  const kept: number[] = [];
+  const further: number[] = [];
+  for (const place of order) {
+    const weight = weights.get(place);
+    if (weight === undefined) kept.push(place);
+    else {
+      const times = Math.floor(weight) + (random.uniform() < weight % 1 ? 1 : 0);
+      if (times > 0) kept.push(place);
+      for (let i = 1; i < times; i++) further.push(place);
+    }
+  }
+  const all = new Uint32Array(kept.length + further.length);
+  // Which turns are the further ones: the order of the others stays as it was.
+  const turns = random.shuffle(range(all.length)).subarray(0, further.length);
+  const isFurther = new Uint8Array(all.length);
+  for (const turn of turns) isFurther[turn] = 1;
+  random.shuffle(Uint32Array.from(further)).forEach((place, i) => {
+    further[i] = place;
+  });
+  for (let i = 0, a = 0, b = 0; i < all.length; i++) all[i] = (isFurther[i] ? further[a++] : kept[b++]) as number;
+  return all;
 }
 
 /** Sixteen hexadecimal digits that stand for numbers, and for what was hashed before. */

@@ -7,7 +7,6 @@ import {
   CompositionPlanner,
   needCompositions,
   PlanPlanner,
-  type TargetImages,
 } from "./batch-planner";
 import { BatchQueue } from "./batch-queue";
 import type { BatchSampler } from "./batch-sampler";
@@ -18,7 +17,8 @@ import { DataLoader, type LoaderState } from "./data-loader";
 import type { DataSource } from "./data-source";
 import type { InputMapping } from "./image-plan";
 import { Semaphore } from "./queues";
-import type { SampledImages, Sampler } from "./sampler";
+import type { Sampler } from "./sampler";
+import { type ImageBoxes, type TargetChange, Targets } from "./targets";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
 /** An image of a batch. */
@@ -114,6 +114,10 @@ export interface CocoDataLoaderOptions {
    * with operations that compose images (AugmentOp.room).
    */
   maxBoxes?: number;
+  /** Boxes that an image may come to have by changes. Default: as many as one image has at the start. */
+  boxesPerImage?: number;
+  /** What was taken in before, by change() of a loader of the same images: this one gives the batches that that one gave. */
+  changes?: readonly TargetChange[];
   /** Boxes that become narrower or lower than this, in network input pixels, are dropped. */
   minBoxSize?: number;
   /**
@@ -129,6 +133,17 @@ export interface CocoDataLoaderOptions {
   maxFailureShare?: number;
   /** Told of each image that fails, when its batch is handed out, the first time. Default: a line on standard error. */
   onFailure?: (failure: ImageFailure) => void;
+}
+
+/** What an image is trained with from now on. */
+export interface ImageChange {
+  /** As the store has it; one that was not among the loader's images joins them. */
+  image: ImageRecord;
+  /** All its training targets. */
+  boxes: ImageBoxes;
+  atOnce?: boolean;
+  /** How many times as often as others it is drawn. Default 1. */
+  weight?: number;
 }
 
 /** Images handed out before their share of failures is judged. */
@@ -158,9 +173,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly width: number;
   /** Boxes that an image has room for in a batch: the M of DetectionBatch. */
   readonly maxBoxes: number;
-  /** The images of a pass, in the order that a loader without shuffle has. */
-  readonly images: readonly ImageRecord[];
-
+  readonly #targets: Targets;
   readonly #source: DataSource;
   readonly #readsFiles: boolean;
   readonly #schedule: BatchSchedule;
@@ -174,6 +187,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   readonly #reads: Semaphore;
   readonly #failures = new Map<number, ImageFailure>();
   readonly #queue: BatchQueue<Prepared>;
+  readonly #boxesPerImage: number;
   /** Images handed out, and those of them that failed. */
   #images = 0;
   #skipped = 0;
@@ -226,7 +240,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     this.batchSize = batchSize;
     [this.height, this.width] = size;
 
-    this.images = store.images(split, { usable: true });
+    this.#targets = new Targets(store, split, options.changes);
     check(this.images.length > 0, "CocoDataLoader", () => `split "${split}" has no usable images`, ErrorCode.io);
     for (const { fileName, width, height } of this.images) {
       check(
@@ -235,8 +249,8 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
         () => `${fileName}: size unknown, run checkImages first`,
       );
     }
-    const { targets, most } = collectTargets(store, split, this.images);
-    this.#planner = plannerOf(options, targets, this.preprocessing, { seed, minBoxSize });
+    const most = Math.max(this.#targets.most, options.boxesPerImage ?? 0);
+    this.#planner = plannerOf(options, this.#targets, this.preprocessing, { seed, minBoxSize });
     this.#seed = seed;
     this.#sizes = options.sizes ?? [size];
     for (const [h, w] of this.#sizes) {
@@ -247,6 +261,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       );
     }
     check(this.#sizes.length > 0, "CocoDataLoader", () => "sizes: expected one at least");
+    this.#boxesPerImage = most;
     const room = this.#planner.room(most);
     this.maxBoxes = options.maxBoxes ?? Math.max(1, room);
     check(
@@ -258,15 +273,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     );
     this.#slots = new BatchSlots(decoder.slots, batchSize, this.maxBoxes);
     const { shuffle, sampler, batchSampler, rank, ranks, dropLast } = options;
-    const images: SampledImages = {
-      length: this.images.length,
-      ids: this.images.map(({ sourceId }) => sourceId),
-      aspectRatios: this.images.map(({ width, height }) => (height as number) / (width as number)),
-      classes: store.classes().length,
-      starts: targets.starts,
-      labels: targets.labels,
-    };
-    const order = { images, shuffle, sampler, batchSampler, seed, batchSize, rank, ranks, dropLast };
+    const order = { images: this.#targets, shuffle, sampler, batchSampler, seed, batchSize, rank, ranks, dropLast };
     this.#schedule = new BatchSchedule({ name: "CocoDataLoader", data: `split "${split}"`, ...order });
     // An order that gives no batch is said here.
     this.#schedule.length(0);
@@ -277,6 +284,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       (place, signal) => this.#prepare(place, signal),
       ({ batch }) => batch.release(),
     );
+  }
+
+  /** The images of the passes to come, in the order that a loader without shuffle has; see change() for more of them. */
+  get images(): readonly ImageRecord[] {
+    return this.#targets.records;
   }
 
   override get length(): number {
@@ -290,6 +302,44 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   /** Images that could not be read or decoded, of the batches handed out since the loader was made. */
   get failures(): ImageFailure[] {
     return [...this.#failures.values()];
+  }
+
+  /** Boxes that an image may have, or come to have by changes. */
+  get boxesPerImage(): number {
+    return this.#boxesPerImage;
+  }
+
+  /**
+   * Takes in what an image's boxes are now, or an image that was not there: from the next batch on that is not prepared yet, and
+   * in passes after this one for a new image, and for weights. `atOnce` puts the image into that batch, or one soon after it, in
+   * another's place. The answer, given to a later loader with all others, makes that one give the same batches: keep it before the
+   * next step is taken.
+   *
+   * @throws DlfsError naming the image: more boxes than it may have, no size, or a weight that is not above 0
+   */
+  change({ image, boxes, atOnce = false, weight = 1 }: ImageChange): TargetChange {
+    const { id, fileName, width, height } = image;
+    const op = `change of ${fileName}`;
+    const [count, most] = [boxes.labels.length, this.#boxesPerImage];
+    check(weight > 0 && weight < Number.POSITIVE_INFINITY, op, () => `weight: expected above 0, got ${weight}`);
+    check(width !== null && height !== null, op, () => "its size is not known");
+    check(count <= most, op, () => `${count} boxes, and the training was started with room for ${most} of an image`);
+    const from = this.#queue.frontier;
+    const seat = atOnce ? this.#seatFrom(from) : null;
+    // A pass whose order is known stays as it is.
+    const pass = Math.max(from.epoch, this.#schedule.newestPass) + 1;
+    const change: TargetChange = { from, image, before: this.#targets.latestOf(id), after: boxes, pass, weight, seat };
+    this.#targets.add(change);
+    return change;
+  }
+
+  /** A place in a batch that is not prepared yet; no more than half of a batch are given away. */
+  #seatFrom(from: BatchPlace): { at: BatchPlace; slot: number } {
+    for (let at = from; ; at = this.#schedule.after(at)) {
+      const taken = this.#targets.insertionsAt(at).length;
+      // One in every second place, so that the ranks share them.
+      if (2 * taken < this.#schedule.sizeOf(at)) return { at, slot: 2 * taken };
+    }
   }
 
   override getBatch(): Promise<DetectionBatch> {
@@ -321,7 +371,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
       const { members: places, repeats } = this.#schedule.batch({ epoch, index });
       const members = Array.from(places, (place, i): BatchMember => ({ place, repeat: repeats[i] as number }));
       const size = multiScaleSize(this.#sizes, { seed: this.#seed, epoch, batch: index });
-      const plan = this.#planner.plan(members, epoch, size);
+      const plan = this.#planner.plan(members, { epoch, index }, size);
       const unreadable = new Map<number, string>();
       const encoded = new Map<number, EncodedImage>();
       const read = async (place: number): Promise<void> => {
@@ -448,7 +498,7 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
 
 function plannerOf(
   { decoder, epochs, closeLast }: CocoDataLoaderOptions,
-  images: TargetImages,
+  images: Targets,
   operations: readonly PreprocessOp[],
   options: { seed: number; minBoxSize: number },
 ): BatchPlanner {
@@ -463,43 +513,4 @@ function plannerOf(
   }
   const augmentation = new Augmentation({ operations, seed: options.seed, epochs, closeLast });
   return new CompositionPlanner(decoder, augmentation, { images, ...options });
-}
-
-/** The boxes of all images that are no crowds, clipped to their image, with their class indices; and the most of one image. */
-function collectTargets(
-  store: AnnotationStore,
-  split: string,
-  images: readonly ImageRecord[],
-): { targets: TargetImages; most: number } {
-  const classes = store.classes();
-  const places = new Map(images.map((image, i) => [image.id, i]));
-  const perImage: number[][] = images.map(() => []);
-  for (const { imageId, categoryId, bbox, isCrowd } of store.annotations(split)) {
-    const place = places.get(imageId);
-    if (place === undefined || isCrowd) continue;
-    const { width, height } = images[place] as ImageRecord;
-    const [x, y, w, h] = bbox;
-    const x1 = Math.max(0, x);
-    const y1 = Math.max(0, y);
-    const x2 = Math.min(width as number, x + w);
-    const y2 = Math.min(height as number, y + h);
-    if (x2 > x1 && y2 > y1) perImage[place]?.push(x1, y1, x2, y2, classes.indexOf(categoryId));
-  }
-  const starts = new Uint32Array(images.length + 1);
-  let most = 0;
-  for (const [i, entries] of perImage.entries()) {
-    most = Math.max(most, entries.length / 5);
-    starts[i + 1] = (starts[i] as number) + entries.length / 5;
-  }
-  const total = starts[images.length] as number;
-  const boxes = new Float64Array(4 * total);
-  const labels = new Int32Array(total);
-  let at = 0;
-  for (const entries of perImage) {
-    for (let k = 0; k < entries.length; k += 5, at++) {
-      for (let j = 0; j < 4; j++) boxes[4 * at + j] = entries[k + j] as number;
-      labels[at] = entries[k + 4] as number;
-    }
-  }
-  return { targets: { records: images, starts, boxes, labels }, most };
 }

@@ -82,7 +82,13 @@ export interface RandomKey {
 const REPEATS = 2 ** 11;
 
 /** Operation numbers that are not places in a list of preprocessing operations. */
-export const RandomOperation = { shuffle: 0xffff, sample: 0xfffe, repeat: 0xfffd, size: 0xfffc } as const;
+export const RandomOperation = {
+  shuffle: 0xffff,
+  sample: 0xfffe,
+  repeat: 0xfffd,
+  size: 0xfffc,
+  weight: 0xfffb,
+} as const;
 
 /** The random numbers of one (seed, epoch, image, operation): always the same ones, independent of all other streams. */
 export class CounterRandom {
