@@ -62,6 +62,7 @@ export {
   CocoDataLoader,
   type CocoDataLoaderOptions,
   type DetectionBatch,
+  type ImageChange,
   type ImageFailure,
 } from "./coco-data-loader";
 export { importCoco } from "./coco-import";
@@ -180,6 +181,7 @@ export {
 } from "./sampler";
 export { seededFraction, splitOf } from "./split-hash";
 export { SQLiteAnnStore } from "./sqlite-ann-store";
+export { type ImageBoxes, type TargetChange, targetsOf } from "./targets";
 export {
   HorizontalFlip,
   IMAGENET_MEAN,
