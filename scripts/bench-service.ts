@@ -120,8 +120,6 @@ if (args.peers !== undefined && args.model === undefined) {
     model,
     "--out",
     weights,
-    "--backend",
-    "cpu",
   ]);
   if (exported.exitCode !== 0) throw new Error(exported.stderr.toString());
   const script = "scripts/peers/serve_torchvision.py";

@@ -46,7 +46,7 @@ export class GpuMonitor implements Disposable {
     try {
       this.#child = Bun.spawn(command, { stdin: "ignore", stdout: "pipe", stderr: "ignore" });
       this.#child.unref();
-      void this.#read(this.#child.stdout);
+      this.#read(this.#child.stdout).catch(() => {});
     } catch {
       // It is there, and cannot be run: there is nothing to tell.
     }

@@ -30,6 +30,8 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 HEAD_END = b"\r\n\r\n"
 MAX_BODY = 64 << 20
+# cuDNN looks for the best algorithms of each batch size that it meets for the first time: batches are filled up to one of these.
+SIZES = [1, 2, 4, 8, 16, 24, 32, 48, 64, 128]
 
 
 def arguments():
@@ -54,8 +56,9 @@ def read_safetensors(path):
     tensors = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
-        flat = torch.frombuffer(data, dtype=dtypes[entry["dtype"]], offset=begin, count=-1 if end == begin else (end - begin) // torch.tensor([], dtype=dtypes[entry["dtype"]]).element_size())
-        tensors[name] = flat.reshape(entry["shape"]).clone()
+        dtype = dtypes[entry["dtype"]]
+        count = (end - begin) // torch.empty((), dtype=dtype).element_size()
+        tensors[name] = torch.frombuffer(data, dtype=dtype, offset=begin, count=count).reshape(entry["shape"]).clone()
     return tensors
 
 
@@ -122,8 +125,11 @@ class Batcher:
         if not good:
             return answers
         images = [decoded[i].float().div_(255) for i in good]
+        if GPU:
+            size = next((size for size in SIZES if size >= len(images)), len(images))
+            images += images[:1] * (size - len(images))
         with torch.autocast(DEVICE.type, dtype=torch.float16 if GPU else torch.bfloat16, enabled=GPU):
-            found = self.model(images)
+            found = self.model(images)[: len(good)]
         # One copy for the batch instead of three for an image.
         counts = [len(one["scores"]) for one in found]
         packed = torch.cat(
@@ -218,7 +224,7 @@ class Connection(asyncio.Protocol):
 def warm_up(batcher, options):
     image = torch.randint(0, 255, (3, 480, 640), dtype=torch.uint8)
     jpeg = bytes(torchvision.io.encode_jpeg(image).numpy())
-    sizes = [1, 2, 4, 8, 16, 32, 64, 128] if GPU else [1]
+    sizes = SIZES if GPU else [1]
     for size in [size for size in sizes if size <= options.batch] * (3 if GPU else 1):
         for status, _ in batcher.detect([jpeg] * size):
             assert status == 200

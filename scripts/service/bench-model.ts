@@ -23,7 +23,7 @@ export function writeTinyModel(folder: string): Promise<string> {
 
 async function write(path: string, config: ModelConfig, size: number, spread: number): Promise<string> {
   mkdirSync(dirname(path), { recursive: true });
-  using device = new Device({ backend: "cpu" });
+  using device = new Device();
   using made = modelFromConfig(config).to(device, { seed: 0 });
   const stored = [...made.stateDict()].map(([name, tensor]) => {
     const values = (tensor.read() as Float32Array).slice();

@@ -107,7 +107,7 @@ function childrenOf(pid: number): number[] {
 export function loadImages(folder: string | undefined, most = 64): string[] {
   let from = folder;
   if (from === undefined) {
-    using device = new Device({ backend: "cpu" });
+    using device = new Device();
     from = benchImages(new DeviceImageCodec(device), most);
   }
   const path = from;
