@@ -72,9 +72,14 @@ export class Gate {
     return this.#used;
   }
 
+  /** @throws ServiceError 503 where there is no room */
+  expectRoom(amount = 1): void {
+    if (this.#used + amount > this.limit) throw new ServiceError(503, `busy: ${this.what}`, RETRY_SECONDS);
+  }
+
   /** Takes a part, which goes back when what is returned is disposed of. @throws ServiceError 503 where there is no room */
   enter(amount = 1): Disposable {
-    if (this.#used + amount > this.limit) throw new ServiceError(503, `busy: ${this.what}`, RETRY_SECONDS);
+    this.expectRoom(amount);
     this.#used += amount;
     let open = true;
     return {

@@ -38,7 +38,7 @@ export function hasBody({ headers }: Request): boolean {
  * Receives the body of a request and undoes its Content-Encoding (gzip or deflate), off the thread that answers.
  *
  * @param kept takes what holds the body's memory, until the request is answered
- * @throws ServiceError 400 damaged or cut off; 408 too slow; 413 too large, compressed or not; 415 of another encoding; 503 no room
+ * @throws ServiceError 400 damaged; 408 too slow; 413 too large, compressed or not; 415 of another encoding; 499 given up; 503 no room
  */
 export async function receiveBody(
   request: Request,
@@ -97,8 +97,8 @@ async function receive(
     return await Promise.race([work, late]);
   } catch (error) {
     if (error instanceof ServiceError) throw error;
-    // The connection is gone: nobody reads the answer, but it is counted.
-    throw new ServiceError(400, "the connection ended within the body");
+    // Nobody reads the answer, but it is counted.
+    throw new ServiceError(499, "the connection ended within the body");
   } finally {
     clearTimeout(timer);
   }

@@ -239,13 +239,13 @@ export class InferenceService implements AsyncDisposable {
     const found = this.#router.find(path);
     if (found === null) throw new ServiceError(400, "the path has an escape that is none");
     const methods = found.flatMap(({ route: { method } }) => (method === "GET" ? ["GET", "HEAD"] : [method]));
-    if (found.length > 0)
-      context.route = (found[0] as (typeof found)[0]).route.name ?? (found[0] as (typeof found)[0]).route.pattern;
+    const [first] = found;
+    if (first) context.route = first.route.name ?? first.route.pattern;
     if (request.method === "OPTIONS" && request.headers.has("access-control-request-method")) {
       const preflight = this.#cors.preflight(request, methods);
       return { status: preflight.status, type: "", body: "", headers: Object.fromEntries(preflight.headers) };
     }
-    if (found.length === 0) {
+    if (!first) {
       this.#keys.check(request);
       throw new ServiceError(404, "not found");
     }
@@ -261,7 +261,8 @@ export class InferenceService implements AsyncDisposable {
     if (route.kind !== "open") this.#keys.check(request);
     if (route.kind !== "work") return await route.answer(context, this.#parts);
 
-    using _ = this.#working.enter();
+    // Told before the body is sent. A place is taken behind it: clients that send slowly keep none from others.
+    this.#working.expectRoom();
     // The server's own limit of time would end connections whose answers take longer: these have limits of their own.
     server.timeout(request, 0);
     const { abort } = context;
@@ -283,6 +284,7 @@ export class InferenceService implements AsyncDisposable {
       receiveBody(context.request, this.limits, this.#gates, context.kept),
     );
     context.received = received;
+    context.kept.use(this.#working.enter());
     const { answerSeconds } = this.limits;
     const late = new ServiceError(503, `no answer within ${answerSeconds} s`, 1);
     const timer = setTimeout(() => context.abort.abort(late), answerSeconds * 1000);

@@ -184,6 +184,19 @@ describe("limits", () => {
     expect(await errorOf(running.post("/predict", jpeg))).toEqual([503, "no answer within 0.1 s"]);
   });
 
+  test("of requests at a time are not used up by those who send slowly", async () => {
+    await using running = start({ limits: { maxConcurrent: 2, maxReceiving: 3, bodySeconds: 0.5 } });
+    const head = "POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc";
+    const slow = Array.from({ length: 2 }, () => raw(running.service.url, [head]));
+    while (running.service.inFlight < 2) await Bun.sleep(1);
+    for (let i = 0; i < 3; i++) expect((await running.post("/predict", jpeg)).status).toBe(200);
+    slow.push(raw(running.service.url, [head]));
+    while (running.service.inFlight < 3) await Bun.sleep(1);
+    expect(await errorOf(running.post("/predict", jpeg))).toEqual([503, "busy: too many bodies on their way"]);
+    for (const answer of await Promise.all(slow)) expect(answer).toStartWith("HTTP/1.1 408 ");
+    expect((await running.post("/predict", jpeg)).status).toBe(200);
+  });
+
   test("of requests at a time refuse more, but not questions of health", async () => {
     await using running = start({ limits: { maxConcurrent: 2 } });
     const answers: (() => void)[] = [];
