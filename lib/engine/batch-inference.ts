@@ -19,7 +19,7 @@ export interface BatchInferenceOptions extends PredictOptions {
   out: string;
   /** What is made of predictions.dlpr at the end. Default: nothing. */
   formats?: readonly PredictionFormat[];
-  /** JPEGs of all images with their boxes, in the folder "pictures". Default false: drawing takes longer than detecting. */
+  /** JPEGs of all images with their boxes, in the folder "pictures". They are drawn on threads of their own. Default false. */
   pictures?: boolean;
   /** Tries images again that were damaged when they were tried before; those that could not be read are tried in any case. */
   retryFailed?: boolean;

@@ -2,11 +2,14 @@
 import { basename, join } from "node:path";
 import { type ImagePrediction, type PredictionsHeader, predictionMessages } from "../formats";
 import { versionsOf } from "../train";
-import { drawPrediction } from "./draw-prediction";
 import type { Engine } from "./engine";
 import type { FrameRequest, ImageList, ListedImage } from "./image-list";
+import { PictureDrawers } from "./picture-drawers";
 import { type Predicted, type PredictOptions, predict } from "./predict";
 import { pathInside, withoutExtension } from "./prediction-formats";
+
+/** Threads that draw, at most. */
+const MOST_DRAWERS = 8;
 
 /** What a predictions file says of what has made it. */
 export type AboutEngine = Pick<PredictionsHeader, "classes" | "model" | "iteration" | "versions">;
@@ -91,9 +94,12 @@ export async function* detectLeft(
     }
   }
   const images = list.frames ? framesLeft(list.frames) : left;
+  // Reading and decoding have the other half of the processor.
+  const threads = Math.max(1, Math.floor(navigator.hardwareConcurrency / 2 / (share?.count ?? 1)));
+  await using drawers = pictures ? new PictureDrawers(engine, Math.min(threads, MOST_DRAWERS)) : null;
   for await (const batch of predict(engine, images, options)) {
     // An image with a prediction has its picture, also after a kill in between.
-    if (pictures) for (const predicted of batch) await writePicture(engine, out, predicted);
+    if (drawers) await drawAll(drawers, batch, out);
     yield {
       messages: batch.map(({ prediction }) => predictionMessages.encode(prediction)),
       names: batch.map(({ prediction }) => prediction.name),
@@ -103,8 +109,12 @@ export async function* detectLeft(
   }
 }
 
-async function writePicture(engine: Engine, out: string, { content, prediction }: Predicted): Promise<void> {
-  if (content === null || prediction.error !== undefined) return;
-  const name = `${withoutExtension(pathInside(prediction.name))}.jpg`;
-  await Bun.write(join(out, "pictures", name), drawPrediction(engine, content, prediction));
+/** Draws a batch's pictures; all are over before one that failed is reported. */
+async function drawAll(drawers: PictureDrawers, batch: readonly Predicted[], out: string): Promise<void> {
+  const drawn = batch.map(async ({ content, prediction }) => {
+    if (content === null || prediction.error !== undefined) return;
+    const name = `${withoutExtension(pathInside(prediction.name))}.jpg`;
+    await drawers.draw(content, prediction, join(out, "pictures", name));
+  });
+  for (const one of await Promise.allSettled(drawn)) if (one.status === "rejected") throw one.reason;
 }
