@@ -72,7 +72,10 @@ export async function runService(config: ServiceConfig): Promise<number> {
     "defaultModel",
     () => `expected one of ${repository.names.join(", ")}, got ${JSON.stringify(defaultModel)}`,
   );
-  const service = new InferenceService(repository, { ...config, apiKeys, tls, log, starting: true });
+  const service = new InferenceService(repository, {
+    ...{ ...config, apiKeys, tls, log, starting: true },
+    readiness: config.keepGoing ? "any" : "all",
+  });
 
   let ask: (signal: string) => void = () => {};
   const asked = new Promise<string>((done) => {

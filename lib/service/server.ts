@@ -40,6 +40,8 @@ export interface ServiceOptions {
   /** Images that are named by URL are fetched so; default: not at all. */
   urls?: Partial<UrlFetchOptions>;
   limits?: Partial<ServiceLimits>;
+  /** Whether it is ready when each model that is not unloaded has a version that is, or when one of them has. Default "all". */
+  readiness?: "all" | "any";
   /** Whether models are still being loaded: the service is not ready until started() is called. Default false. */
   starting?: boolean;
   log?: Logger;
@@ -86,6 +88,7 @@ export class InferenceService implements AsyncDisposable {
   readonly #metricsServer: MetricsServer | null = null;
   #draining = false;
   #starting: boolean;
+  readonly #readiness: "all" | "any";
   #stopping: Promise<void> | null = null;
   /** Told when nothing is under way any more. */
   #idle: (() => void) | null = null;
@@ -100,6 +103,7 @@ export class InferenceService implements AsyncDisposable {
     const { apiKeys = [], corsOrigins = [], log = null, urls, defaultModel = null, modelControl = false } = options;
     this.#log = log;
     this.#starting = options.starting ?? false;
+    this.#readiness = options.readiness ?? "all";
     this.limits = limitsOf(options.limits);
     this.#keys = new ApiKeys(apiKeys);
     this.#cors = new Cors(corsOrigins);
@@ -170,7 +174,7 @@ export class InferenceService implements AsyncDisposable {
 
   #unready(): string | null {
     if (this.#draining) return "the service is ending";
-    return this.#starting ? "models are being loaded" : unreadyModels(this.#parts.backend.models());
+    return this.#starting ? "models are being loaded" : unreadyModels(this.#parts.backend.models(), this.#readiness);
   }
 
   /** Says from now on that it is not ready, and ends connections behind their answers; requests are answered as before. */

@@ -71,7 +71,7 @@ const settings = {
     30,
     "time for requests under way when the service is to end",
   ),
-  keepGoing: byDefault(flag, false, "serve the models that can be loaded, where others cannot"),
+  keepGoing: byDefault(flag, false, "serve the models that can be loaded, where others cannot; ready with one of them"),
 } satisfies Settings;
 
 const config = record("an object with settings", settings);

@@ -24,11 +24,17 @@ export const serverMetadata = (_: RequestContext, { modelControl }: ServiceParts
 
 export const live = (): Reply => jsonReply({ live: true });
 
-/** Which model keeps a service from being ready: of each that is not unloaded, a version must be; null where that is so. */
-export function unreadyModels(models: readonly ModelDescription[]): string | null {
+/**
+ * What keeps a service from being ready; null where nothing does.
+ *
+ * @param readiness whether of each model that is not unloaded a version must be ready, or of any
+ */
+export function unreadyModels(models: readonly ModelDescription[], readiness: "all" | "any"): string | null {
   const wanted = models.filter(({ state }) => state !== "unloaded");
   if (wanted.length === 0) return "no model is loaded";
-  const waiting = wanted.find(({ name }) => !wanted.some((other) => other.name === name && other.state === "ready"));
+  const isReady = (name: string) => wanted.some((model) => model.name === name && model.state === "ready");
+  if (readiness === "any" && wanted.some(({ name }) => isReady(name))) return null;
+  const waiting = wanted.find(({ name }) => !isReady(name));
   return waiting ? `model ${JSON.stringify(waiting.name)} is ${waiting.state}` : null;
 }
 

@@ -49,6 +49,11 @@ describe("the Open Inference Protocol", () => {
     expect(await reason()).toEqual([200, undefined]);
     running.backend.list = [description({ state: "loading" }), description({ name: "other" })];
     expect(await reason()).toEqual([503, 'model "shapes" is loading']);
+    await using one = start({ readiness: "any" });
+    one.backend.list = running.backend.list;
+    expect((await one.ask("/readyz")).status).toBe(200);
+    one.backend.list = [description({ state: "unavailable" })];
+    expect(await errorOf(one.ask("/readyz"))).toEqual([503, 'model "shapes" is unavailable']);
     running.backend.list = [description({ state: "unloaded" })];
     expect(await reason()).toEqual([503, "no model is loaded"]);
     await using early = start({ starting: true });
