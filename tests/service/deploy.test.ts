@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { readServiceFile, serviceConfigOf, serviceConfigSchema } from "../../lib/service";
+import { modelConfigSchema, readServiceFile, serviceConfigOf, serviceConfigSchema } from "../../lib/service";
 import { InferenceService } from "../../lib/service/server";
 import { FakeBackend } from "./fake-backend";
 
@@ -19,6 +19,15 @@ test("settings are those of dlfs serve, and the service's documentation has each
   );
   expect(names.length).toBeGreaterThan(25);
   expect(names.filter((name) => !docs.includes(`\`${name}\``))).toEqual([]);
+});
+
+test("the schemas for editors are those of the tables", () => {
+  const schemas = { serve: serviceConfigSchema, "served-model": modelConfigSchema };
+  for (const [name, schema] of Object.entries(schemas)) {
+    const written: unknown = JSON.parse(read(`schemas/${name}.schema.json`));
+    // Out of date: bun run scripts/generate-schemas.ts
+    expect(written).toEqual(JSON.parse(JSON.stringify(schema)));
+  }
 });
 
 test("the documentation has each metric", async () => {

@@ -189,7 +189,7 @@ test("the published schema is the table's, and the help has all of it", async ()
   const path = fileURLToPath(new URL("../../../schemas/train.schema.json", import.meta.url));
   const published = await Bun.file(path).json();
   if (JSON.stringify(published) !== JSON.stringify(trainSchema())) {
-    throw new Error("schemas/train.schema.json is out of date: bun run scripts/generate-train-schema.ts");
+    throw new Error("schemas/train.schema.json is out of date: bun run scripts/generate-schemas.ts");
   }
   const help = trainHelp([]);
   for (const [name, setting] of Object.entries(trainSettings)) {
