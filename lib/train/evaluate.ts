@@ -124,7 +124,7 @@ export async function evaluateModel(
   check(
     typeof split === "string",
     trained.path,
-    () => `config.valSplit: expected the name of a split, got ${JSON.stringify(split ?? "nothing")}; give one`,
+    () => "config.valSplit: expected the name of a split, the training evaluated on none; give one: --split",
   );
   const codec = new DeviceImageCodec(device);
   const folder = data === "demo" ? demoFolder() : data;

@@ -9,6 +9,7 @@ import { Normalize, Resize } from "../../lib/data";
 import { listImages, PredictProcesses, runBatchInference } from "../../lib/engine";
 import { type ImagePrediction, latestPredictions, PredictionsReader } from "../../lib/formats";
 import { backend, mostRanks, testDevice } from "../support/device";
+import { BUCKET, objectServer, S3_KEYS } from "../support/object-server";
 import { runDlfs } from "../support/run-dlfs";
 import { writeTinyDataset } from "../support/tiny-dataset";
 import { errorIn } from "../support/tiny-training";
@@ -119,6 +120,35 @@ describe.skipIf(reason !== "")(`several processes${reason}`, () => {
     expect((await read(out)).size).toBe(images);
     const error = await errorIn(PredictProcesses.start({ ...options, model: join(folder, "none.dlfs") }));
     expect(error.message).toContain("none.dlfs: it does not exist");
+  }, 60_000);
+});
+
+describe.each(["gs", "s3"])("a bucket's prefix, %s", (scheme) => {
+  test("gives its images; what its server does not give is tried again", async () => {
+    await using server = await objectServer();
+    for (const name of readdirSync(photos)) server.put(`shots/${name}`, readFileSync(join(photos, name)));
+    server.put("shots/notes.txt", "no image");
+    // Not the user's cache of objects, which may have them.
+    const cache = { XDG_CACHE_HOME: join(folder, `cache-${scheme}`) };
+    const credentials = { AWS_ACCESS_KEY_ID: S3_KEYS.accessKeyId, AWS_SECRET_ACCESS_KEY: S3_KEYS.secretAccessKey };
+    env =
+      scheme === "gs"
+        ? { ...cache, STORAGE_EMULATOR_HOST: server.address }
+        : { ...cache, S3_ENDPOINT: server.address, AWS_REGION: "us-east-1", ...credentials };
+    const out = join(folder, `bucket-${scheme}`);
+    const place = `${scheme}://${BUCKET}/shots`;
+    // Gone between the list and the reading of it.
+    server.faults.push({ kind: 404, times: 1, match: /3\.jpg/ });
+    const first = await predict(place, "--out", out);
+    const second = await predict(place, "--out", out);
+    env = {};
+    expect(first.stdout).toContain(`12 images in ${place}\n`);
+    expect(first.stdout).toContain("1 images could not be used:\n  3.jpg: ");
+    expect([...(await read(out)).keys()].sort()).toEqual(readdirSync(photos).sort());
+    expect(second.stdout).toContain(
+      "11 images were done before\n1 images that had failed were tried again\n1 images, ",
+    );
+    expect((await read(out)).get("3.jpg")?.map(({ unreadable = false }) => unreadable)).toEqual([true, false]);
   }, 60_000);
 });
 

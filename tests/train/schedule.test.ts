@@ -32,6 +32,7 @@ function expectRates(found: ArrayLike<number>, name: keyof typeof golden.rates):
 
 describe("PyTorch's rates", () => {
   const cases: [keyof typeof golden.rates, Schedule][] = [
+    ["constant", constantRate(0.02)],
     ["multiStep", multiStep(0.02, [300, 500, 900], 0.3)],
     ["stepped", stepped(0.02, 170, 0.5)],
     ["exponential", exponential(0.5, 0.995)],

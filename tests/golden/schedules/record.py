@@ -44,6 +44,7 @@ def main():
     metric[500] = float("nan")
     loss = [2 + math.exp(-i / 90) + 0.02 * math.cos(2.3 * i) for i in range(ITERATIONS)]
     cases = {
+        "constant": rates(0.02, lambda o: schedulers.ConstantLR(o, factor=1, total_iters=10)),
         "multiStep": rates(0.02, lambda o: schedulers.MultiStepLR(o, [300, 500, 900], 0.3)),
         "stepped": rates(0.02, lambda o: schedulers.StepLR(o, 170, 0.5)),
         "exponential": rates(0.5, lambda o: schedulers.ExponentialLR(o, 0.995)),
