@@ -8,7 +8,13 @@ import { jsonReply, type Reply, type RequestContext } from "./request-context";
 import type { ServiceParts } from "./routes";
 import { bytesOfText, quoted, shown } from "./tensors";
 import { traceparentOf } from "./trace";
-import { type InferenceReply, type InferenceRequest, ServiceError, type ServiceResult } from "./types";
+import {
+  type InferenceReply,
+  type InferenceRequest,
+  type ModelDescription,
+  ServiceError,
+  type ServiceResult,
+} from "./types";
 import { isObject, parseJson } from "./v2-protocol";
 import { expectReady } from "./v2-routes";
 
@@ -145,57 +151,61 @@ export async function predict(context: RequestContext, parts: ServiceParts): Pro
   context.model = model;
   expectReady(model);
 
-  const results: (ServiceResult | { error: string })[] = images.map(({ bytes }, i) => {
-    try {
-      checkImageFile(bytes, images.length === 1 ? "image" : `images[${i}]`, maxPixels);
-      return { error: "" };
-    } catch (error) {
-      if (error instanceof ServiceError) return { error: error.message };
-      throw error;
-    }
-  });
-  const good = images.map((_, i) => i).filter((i) => (results[i] as { error: string }).error === "");
-  const replies = await inferAll(
-    context,
-    parts,
-    name,
-    options,
-    good.map((i) => (images[i] as PredictImage).bytes),
-    model.maxBatch,
+  const refusals = images.map(({ bytes }, i) =>
+    refusalOf(bytes, images.length === 1 ? "image" : `images[${i}]`, maxPixels),
   );
-  for (const [k, result] of replies.flatMap(({ results }) => results).entries()) results[good[k] as number] = result;
+  const good = images.filter((_, i) => refusals[i] === null).map(({ bytes }) => bytes);
+  const replies = await inferAll(context, parts, model, options, good);
+  const found = replies.flatMap(({ results }) => results).values();
+  const results: PredictResult[] = refusals.map((error) =>
+    error === null ? (found.next().value as ServiceResult) : { error },
+  );
 
-  const shownResults = results.map((result, i) =>
-    formatResult(images[i] as PredictImage, result, model.classes, options),
-  );
   const { id = context.id } = options;
-  if (results.every(({ error }) => error !== null)) {
-    const { error } = results[0] as { error: string };
+  const errors = results.flatMap(({ error }) => (error === null ? [] : [error]));
+  if (errors.length === images.length) {
+    const [error] = errors;
     return jsonReply({ error: images.length === 1 ? error : `no image could be used; the first: ${error}`, id }, 400);
   }
-  const first = replies[0] as InferenceReply;
-  const { receive = 0 } = context.stages;
-  const total = performance.now() - context.started;
+  // Where another version has taken its place meanwhile, the classes are that one's.
+  const { model: answered, version } = replies[0] as InferenceReply;
+  const { classes } = version === model.version ? model : parts.backend.describe(answered, version);
   const times = {
-    receive_ms: receive,
+    receive_ms: context.stages.receive ?? 0,
     queue_ms: context.times?.queue ?? 0,
     compute_ms: context.times?.compute ?? 0,
-    total_ms: total,
+    total_ms: performance.now() - context.started,
   };
   return jsonReply({
-    ...{ id, model: first.model, version: first.version, images: shownResults },
-    times: Object.fromEntries(Object.entries(times).map(([stage, ms]) => [stage, Math.round(ms * 1000) / 1000])),
+    ...{ id, model: answered, version },
+    images: results.map((result, i) => formatResult(images[i] as PredictImage, result, classes, options)),
+    times: Object.fromEntries(Object.entries(times).map(([stage, ms]) => [stage, rounded(ms, 1000)])),
   });
 }
 
-/** All images, in as few batches as the model takes them. Where one fails as a whole, the others leave the queue. */
+/** What was detected on an image, or why nothing was. */
+type PredictResult = ServiceResult | { readonly error: string };
+
+/** Why an image is not even tried; null where it is. */
+function refusalOf(bytes: Uint8Array, at: string, maxPixels: number): string | null {
+  try {
+    checkImageFile(bytes, at, maxPixels);
+    return null;
+  } catch (error) {
+    if (error instanceof ServiceError) return error.message;
+    throw error;
+  }
+}
+
+/**
+ * All images, in as few batches as the model takes them, of one version. Where one fails as a whole, the others leave the queue.
+ */
 async function inferAll(
   context: RequestContext,
   { backend }: ServiceParts,
-  name: string,
+  { name, maxBatch, version: described }: ModelDescription,
   { version, score, priority, timeout_ms }: PredictOptions,
   files: readonly Uint8Array[],
-  maxBatch: number,
 ): Promise<InferenceReply[]> {
   const request: Omit<InferenceRequest, "images"> = {
     signal: context.abort.signal,
@@ -206,11 +216,12 @@ async function inferAll(
   const batches = Array.from({ length: Math.ceil(files.length / maxBatch) }, (_, i) =>
     files.slice(i * maxBatch, (i + 1) * maxBatch),
   );
+  const meant = version ?? (batches.length > 1 ? described : undefined);
   try {
     return await context.timed("infer", () =>
       Promise.all(
         batches.map(async (batch) => {
-          const reply = await backend.infer(name, version, { ...request, images: batch });
+          const reply = await backend.infer(name, meant, { ...request, images: batch });
           context.answered(reply);
           return reply;
         }),
@@ -227,7 +238,7 @@ const rounded = (value: number, unit: number) => Math.round(value * unit) / unit
 
 function formatResult(
   { name }: PredictImage,
-  result: ServiceResult | { error: string },
+  result: PredictResult,
   classes: readonly string[],
   { max_detections }: PredictOptions,
 ): unknown {

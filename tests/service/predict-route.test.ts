@@ -84,7 +84,12 @@ describe("/predict", () => {
       { name: "damaged.png", error: "it ends early" },
       { name: "none.txt", error: "images[6]: expected a JPEG, PNG or WebP image, got something else" },
     ]);
-    expect(running.backend.calls.map(({ request }) => request.images.length)).toEqual([4, 2]);
+    // Both of one version, whatever takes its place meanwhile.
+    const asked = running.backend.calls.map(({ request, version }) => [request.images.length, version]);
+    expect(asked).toEqual([
+      [4, "1"],
+      [2, "1"],
+    ]);
 
     const both = { images: [png.toBase64(), "AAAA"] };
     expect(await errorOf(running.post("/predict", both))).toEqual([
@@ -92,6 +97,23 @@ describe("/predict", () => {
       "no image could be used; the first: it ends early",
     ]);
     expect(await errorOf(running.post("/predict", png))).toEqual([400, "it ends early"]);
+  });
+
+  test("has the classes of the version that answered", async () => {
+    await using running = start();
+    const [first, second] = [description(), description({ version: "2", classes: ["one", "two"] })];
+    running.backend.list = [first];
+    running.backend.answer = (request) => {
+      running.backend.list = [second, first];
+      return running.backend.reply(request);
+    };
+    const answer = (await (await running.post("/predict", jpeg)).json()) as {
+      version: string;
+      images: [{ detections: { class: string }[] }];
+    };
+    expect(answer.version).toBe("2");
+    expect(answer.images[0].detections.map((detection) => detection.class)).toEqual(["two", "one"]);
+    expect(running.backend.calls[0]!.version).toBeUndefined();
   });
 
   test("says what is wrong", async () => {
