@@ -12,6 +12,8 @@ export interface ProcessEngine {
   size?: readonly [height: number, width: number];
   batchSizes?: readonly number[];
   tuneMs?: number;
+  /** Files that each process imports before it loads the model: they register architectures. */
+  modules?: readonly string[];
 }
 
 /** What is to be done, once the predictions file is open. */

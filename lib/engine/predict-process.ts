@@ -18,7 +18,8 @@ let written: PromiseWithResolvers<void> | null = null;
 
 const send = (message: FromProcess): void => void process.send?.(message);
 
-async function load({ model, device: place, ...options }: ProcessEngine): Promise<void> {
+async function load({ model, device: place, modules = [], ...options }: ProcessEngine): Promise<void> {
+  for (const file of modules) await import(file);
   device = new Device(place);
   engine = await Engine.load(model, { ...options, device });
   const { path, size, precision } = engine;

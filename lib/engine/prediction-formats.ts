@@ -1,6 +1,6 @@
 /** Predictions files as other programs read them. */
 import { join } from "node:path";
-import { type ImagePrediction, latestPredictions, type PredictionsHeader, writeFileAtomic } from "../formats";
+import { type ImagePrediction, latestPredictions, type PredictionsHeader, writeTextAtomic } from "../formats";
 import { check, ErrorCode } from "../native";
 
 /** coco: a list of results; jsonl: an object for each image, with class names; yolo: a text file for each image. */
@@ -42,11 +42,6 @@ export async function convertPredictions(
     header = found;
   });
   const className = (label: number): string => header?.classes[label] ?? `${label}`;
-  const boxesOf = ({ boxes, scores, labels }: ImagePrediction) =>
-    Array.from(scores, (score, i) => {
-      const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4) as unknown as [number, number, number, number];
-      return { x1, y1, x2, y2, score, label: labels[i] as number };
-    });
   if (format === "yolo") {
     for await (const prediction of predictions) {
       const { name, width, height, error } = prediction;
@@ -59,19 +54,45 @@ export async function convertPredictions(
     }
     return out;
   }
-  const lines: string[] = [];
+  const lines =
+    format === "jsonl" ? jsonLines(predictions, className) : cocoResults(path, predictions, className, categories);
+  await writeTextAtomic(out, lines);
+  return out;
+}
+
+/** The objects of a prediction. */
+function boxesOf({ boxes, scores, labels }: ImagePrediction) {
+  return Array.from(scores, (score, i) => {
+    const [x1, y1, x2, y2] = boxes.subarray(4 * i, 4 * i + 4) as unknown as [number, number, number, number];
+    return { x1, y1, x2, y2, score, label: labels[i] as number };
+  });
+}
+
+async function* jsonLines(
+  predictions: AsyncIterable<ImagePrediction>,
+  className: (label: number) => string,
+): AsyncGenerator<string> {
   for await (const prediction of predictions) {
     const { name, imageId, width, height, frame, time, error } = prediction;
-    if (format === "jsonl") {
-      const detections = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => ({
-        box: [x1, y1, x2, y2].map((value) => rounded(value, 2)),
-        score: rounded(score, 5),
-        label,
-        class: className(label),
-      }));
-      lines.push(`${JSON.stringify({ image: name, imageId, frame, time, width, height, detections, error })}\n`);
-      continue;
-    }
+    const detections = boxesOf(prediction).map(({ x1, y1, x2, y2, score, label }) => ({
+      box: [x1, y1, x2, y2].map((value) => rounded(value, 2)),
+      score: rounded(score, 5),
+      label,
+      class: className(label),
+    }));
+    yield `${JSON.stringify({ image: name, imageId, frame, time, width, height, detections, error })}\n`;
+  }
+}
+
+async function* cocoResults(
+  path: string,
+  predictions: AsyncIterable<ImagePrediction>,
+  className: (label: number) => string,
+  categories: ConvertOptions["categories"],
+): AsyncGenerator<string> {
+  let before = "[";
+  for await (const prediction of predictions) {
+    const { name, imageId, error } = prediction;
     if (error !== undefined) continue;
     check(
       imageId !== undefined,
@@ -83,9 +104,9 @@ export async function convertPredictions(
       const category = categories ? categories.get(className(label)) : label + 1;
       check(category !== undefined, path, () => `the data set has no category "${className(label)}"`);
       const bbox = [x1, y1, x2 - x1, y2 - y1].map((value) => rounded(value, 3));
-      lines.push(JSON.stringify({ image_id: imageId, category_id: category, bbox, score: rounded(score, 6) }));
+      yield before + JSON.stringify({ image_id: imageId, category_id: category, bbox, score: rounded(score, 6) });
+      before = ",\n";
     }
   }
-  await writeFileAtomic(out, format === "jsonl" ? lines.join("") : `[${lines.join(",\n")}]\n`);
-  return out;
+  yield before === "[" ? "[]\n" : "]\n";
 }

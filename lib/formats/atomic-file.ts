@@ -131,6 +131,30 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array): 
   await file.commit();
 }
 
+/** Characters of a text that are kept before they are written. */
+const TEXT_CHUNK = 1 << 20;
+
+/** Writes a text of any length atomically, as UTF-8, from its parts, of which few are in memory at a time. */
+export async function writeTextAtomic(path: string, parts: AsyncIterable<string>): Promise<void> {
+  const file = await AtomicFile.create(path);
+  const encoder = new TextEncoder();
+  try {
+    let [kept, length] = [[] as string[], 0];
+    for await (const part of parts) {
+      kept.push(part);
+      length += part.length;
+      if (length < TEXT_CHUNK) continue;
+      await file.append(encoder.encode(kept.join("")));
+      [kept, length] = [[], 0];
+    }
+    await file.append(encoder.encode(kept.join("")));
+  } catch (error) {
+    await file.abort();
+    throw error;
+  }
+  await file.commit();
+}
+
 /** `mkdir -p` with this module's errors. */
 export async function makeFolder(path: string): Promise<void> {
   try {

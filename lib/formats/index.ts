@@ -1,4 +1,4 @@
-export { makeFolder, writeFileAtomic } from "./atomic-file";
+export { makeFolder, writeFileAtomic, writeTextAtomic } from "./atomic-file";
 export { Checkpoint, CheckpointWriter, readCheckpoint, writeCheckpoint } from "./checkpoint";
 export type { CheckpointStoreOptions, StoredCheckpoint } from "./checkpoint-store";
 export { CheckpointStore } from "./checkpoint-store";

@@ -123,6 +123,39 @@ describe.skipIf(reason !== "")(`several processes${reason}`, () => {
   }, 60_000);
 });
 
+test.skipIf(reason !== "")(
+  "processes know a user's own architecture by the files that they import",
+  async () => {
+    const own = join(folder, "own.ts");
+    const models = fileURLToPath(new URL("../../lib/models", import.meta.url));
+    const lines = [
+      `import { modelFromConfig, registerModel } from ${JSON.stringify(models)};`,
+      `registerModel("of-my-own", ({ classes }) => modelFromConfig({ name: "compact", classes, width: 4, headConvs: 1 }));`,
+    ];
+    writeFileSync(own, lines.join("\n"));
+    const path = join(folder, "own.dlck");
+    const plain = { name: "compact", classes: 2, width: 4, headConvs: 1 } as const;
+    const preprocessing = [new Resize().toJSON(), new Normalize().toJSON()];
+    const config = {
+      model: { name: "of-my-own", classes: 2 },
+      classes: ["red", "green"],
+      size: [64, 64],
+      preprocessing,
+    };
+    await saveTrained(path, plain, 3, config);
+    const devices = [0, 1].map((index) => ({
+      backend,
+      ...(backend === "cuda" ? { index } : { threads: 1 }),
+    })) as object[];
+    const options = { model: path, devices, location: photos, batchSizes: [2] };
+    const error = await errorIn(PredictProcesses.start(options));
+    expect(error.message).toContain("of-my-own");
+    await using processes = await PredictProcesses.start({ ...options, modules: [own] });
+    expect(processes.about.classes).toEqual(["red", "green"]);
+  },
+  60_000,
+);
+
 describe.each(["gs", "s3"])("a bucket's prefix, %s", (scheme) => {
   test("gives its images; what its server does not give is tried again", async () => {
     await using server = await objectServer();
