@@ -101,17 +101,17 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
   }, 120_000);
 
   test("end with the bytes of a training that was left alone, after kills of either rank", async () => {
-    const options = ["--iterations", "14", "checkpointEvery=2", "evaluateEvery=5", "--deterministic", "--ema", "0.9"];
+    const options = ["--iterations", "26", "checkpointEvery=4", "evaluateEvery=8", "--deterministic", "--ema", "0.9"];
     const [whole, wholeRun] = await withRun(() => dlfs(train(2, ...options)));
     expect(whole.exitCode).toBe(0);
     const killed = (args: string[], after: string, rank: number) =>
       dlfs(args, after, (launcher) => process.kill(processOf(launcher, rank), "SIGKILL"));
-    const [first, run] = await withRun(() => killed(train(2, ...options), "iteration 5: AP", 1));
+    const [first, run] = await withRun(() => killed(train(2, ...options), "iteration 8: AP", 1));
     const resume = ["train", "--gpus", "2", "--resume", run];
-    const second = await killed(resume, "iteration 10: AP", 0);
+    const second = await killed(resume, "iteration 16: AP", 0);
     expect([first.exitCode, second.exitCode]).not.toContain(0);
     const { exitCode, stdout } = await dlfs(resume);
-    expect([exitCode, stdout]).toEqual([0, expect.stringContaining("trained 14 iterations")]);
+    expect([exitCode, stdout]).toEqual([0, expect.stringContaining("trained 26 iterations")]);
     expect(await stateOf(run)).toEqual(await stateOf(wholeRun));
   }, 120_000);
 
