@@ -18,7 +18,7 @@ import type { DataSource } from "./data-source";
 import type { InputMapping } from "./image-plan";
 import { Semaphore } from "./queues";
 import type { Sampler } from "./sampler";
-import { type ImageBoxes, type TargetChange, Targets } from "./targets";
+import { type ImageBoxes, isBefore, type TargetChange, Targets } from "./targets";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
 /** An image of a batch. */
@@ -324,7 +324,9 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     check(weight > 0 && weight < Number.POSITIVE_INFINITY, op, () => `weight: expected above 0, got ${weight}`);
     check(width !== null && height !== null, op, () => "its size is not known");
     check(count <= most, op, () => `${count} boxes, and the training was started with room for ${most} of an image`);
-    const from = this.#queue.frontier;
+    // A loader that was given the changes of another one may have some that still lie ahead: they come first.
+    const [next, ahead] = [this.#queue.frontier, this.#targets.latestFrom(id)];
+    const from = ahead && isBefore(next, ahead) ? ahead : next;
     const seat = atOnce ? this.#seatFrom(from) : null;
     // A pass whose order is known stays as it is.
     const pass = Math.max(from.epoch, this.#schedule.newestPass) + 1;

@@ -36,7 +36,8 @@ export interface Insertion {
   readonly turn: number;
 }
 
-const isBefore = (a: BatchPlace, b: BatchPlace): boolean =>
+/** Whether a batch comes before another one. */
+export const isBefore = (a: BatchPlace, b: BatchPlace): boolean =>
   a.epoch < b.epoch || (a.epoch === b.epoch && a.index < b.index);
 
 const NONE: ImageBoxes = { boxes: new Float64Array(0), labels: new Int32Array(0) };
@@ -148,6 +149,12 @@ export class Targets {
     const place = this.#places.get(imageId);
     if (place === undefined) return null;
     return this.#changes.get(place)?.at(-1)?.after ?? this.#baseBoxes(place);
+  }
+
+  /** From which batch on an image has what latestOf() says; null where it has had that from the start. */
+  latestFrom(imageId: number): BatchPlace | null {
+    const place = this.#places.get(imageId);
+    return (place !== undefined && this.#changes.get(place)?.at(-1)?.from) || null;
   }
 
   /** Takes a change in; those of an image come in the order of their batches. */

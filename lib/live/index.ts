@@ -1,3 +1,6 @@
 export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type ReaderStatus } from "./bus";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
+export { Journal, type JournalEntry } from "./journal";
+export { applyEdits, type LabelledData } from "./label-edits";
 export { FileSink, LiveFileReader } from "./live-file";
+export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";

@@ -126,6 +126,8 @@ export class Trainer implements Disposable {
   readonly #ranks: TrainingRanks | null;
   /** The ranks have agreed to stop before the next step. */
   #stopped = false;
+  #wanted = { evaluation: false, checkpoint: false };
+  #rateFactor = 1;
 
   constructor(options: TrainerOptions) {
     this.#options = options;
@@ -155,6 +157,22 @@ export class Trainer implements Disposable {
     return this.#state.iteration;
   }
 
+  /** Evaluates after the next step, beside what is due. */
+  requestEvaluation(): void {
+    this.#wanted.evaluation = true;
+  }
+
+  /** Writes a checkpoint after the next step, beside what is due. */
+  requestCheckpoint(): void {
+    this.#wanted.checkpoint = true;
+  }
+
+  /** From the next step on, rates are the schedule's times this, and times a plateau's factor: a number above 0. */
+  set rateFactor(factor: number) {
+    this.#rateFactor = factor;
+    this.optimizer.rateFactor = factor * (this.#plateau?.factor ?? 1);
+  }
+
   /** Continues from a checkpoint; before train(). */
   async resume(checkpoint: Checkpoint): Promise<void> {
     const { model, loader } = this.#options;
@@ -162,7 +180,7 @@ export class Trainer implements Disposable {
     this.#state = await restoreTraining(checkpoint, model, this.optimizer, this.ema, loader);
     if (this.#plateau && this.#state.plateau) {
       this.#plateau.restore(this.#state.plateau);
-      this.optimizer.rateFactor = this.#plateau.factor;
+      this.optimizer.rateFactor = this.#rateFactor * this.#plateau.factor;
     }
     this.#lastCheckpoint = checkpoint.path;
     this.#savedIteration = this.#state.iteration;
@@ -228,8 +246,12 @@ export class Trainer implements Disposable {
       if (this.#background?.finished) evaluation = await this.#finishEvaluation();
       await this.#step(step);
       const last = this.#state.iteration === iterations;
-      if (evaluator && (last || due(evaluateEvery))) evaluation = await this.#evaluate(step, evaluator);
-      if (!last && due(checkpointEvery)) await this.#save();
+      const wanted = this.#wanted;
+      this.#wanted = { evaluation: false, checkpoint: false };
+      if (evaluator && (last || due(evaluateEvery) || wanted.evaluation)) {
+        evaluation = await this.#evaluate(step, evaluator);
+      }
+      if (!last && (due(checkpointEvery) || wanted.checkpoint)) await this.#save();
     }
     await this.#drain(step);
     return evaluation;
@@ -417,7 +439,7 @@ export class Trainer implements Disposable {
     if (this.#plateau) {
       this.#plateau.observe(stats[this.#options.plateau?.metric ?? "AP"]);
       this.#state.plateau = this.#plateau.state();
-      this.optimizer.rateFactor = this.#plateau.factor;
+      this.optimizer.rateFactor = this.#rateFactor * this.#plateau.factor;
     }
     await this.#observers.call("onEvaluation", iteration, iteration, evaluation.result, evaluation.detections);
     return evaluation;

@@ -69,7 +69,7 @@ describe("imports point down", () => {
       ...["metrics", "formats", "data", "monitor"],
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
-    live: ["native", "formats", "data", "train", "monitor"],
+    live: ["native", "formats", "data", "monitor"],
     service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: [

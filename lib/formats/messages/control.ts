@@ -17,7 +17,8 @@ export interface ControlMessage {
   value?: number;
 }
 
-const commands: Record<ControlCommand, fb.Command> = {
+/** How commands are written. */
+export const commandCodes: Readonly<Record<ControlCommand, fb.Command>> = {
   pause: fb.Command.Pause,
   resume: fb.Command.Resume,
   learningRate: fb.Command.LearningRate,
@@ -27,7 +28,7 @@ const commands: Record<ControlCommand, fb.Command> = {
 };
 
 /** The names that commands are known by. */
-export const controlCommands = Object.keys(commands) as readonly ControlCommand[];
+export const controlCommands = Object.keys(commandCodes) as readonly ControlCommand[];
 
 /** Why a command cannot have a value, or must have another; null where it may. */
 function problemOf(command: ControlCommand, value: number | undefined): string | null {
@@ -49,7 +50,7 @@ export const controlMessages: MessageCodec<ControlMessage> = {
     fb.Control.addId(b, idAt);
     fb.Control.addAuthor(b, authorAt);
     fb.Control.addTime(b, BigInt(time));
-    fb.Control.addCommand(b, commands[command]);
+    fb.Control.addCommand(b, commandCodes[command]);
     if (value !== undefined) fb.Control.addValue(b, value);
     b.finish(fb.Control.endControl(b), this.kind);
     return b.asUint8Array();
@@ -59,7 +60,7 @@ export const controlMessages: MessageCodec<ControlMessage> = {
     const reader = new MessageReader(message, source, this.kind, "control message", fb.Control);
     const { root } = reader;
     const code = reader.field("command", () => root.command());
-    const command = controlCommands.find((name) => commands[name] === code);
+    const command = controlCommands.find((name) => commandCodes[name] === code);
     if (!command) return reader.fail("command", `${code} is none of this version`);
     const value = reader.field("value", () => root.value()) ?? undefined;
     const problem = problemOf(command, value);
