@@ -3,4 +3,5 @@ export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { Journal, type JournalEntry } from "./journal";
 export { applyEdits, type LabelledData } from "./label-edits";
 export { FileSink, LiveFileReader } from "./live-file";
+export { LiveServer, type LiveServerOptions } from "./server";
 export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";

@@ -222,7 +222,7 @@ describe("a new image", () => {
       { width: 5, height: 5, bytes: fakeJpeg(320, 200) },
       "new_image: the file is 320x200, the message says 5x5",
     ],
-    ["whose file is not there", { width: 5, height: 5 }, "\"train/new.jpg\" cannot be read from the data set's source"],
+    ["whose file is not there", { width: 5, height: 5 }, '"train/new.jpg" cannot be read from the data set\'s source'],
   ] as const) {
     test(`${what} is refused`, async () => {
       const { store, session } = await setUp();
