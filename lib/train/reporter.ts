@@ -35,6 +35,8 @@ export interface ReporterOptions {
   pictures?: number;
   /** Has everything that metrics.jsonl has, and the pictures of predictions; closed by finish(). */
   tensorboard?: TensorBoardWriter;
+  /** Is given the lines of metrics.jsonl and of the log, too. */
+  also?: { line(line: MetricsLine): void; text(text: string): void };
   /** Bytes of device memory in use. */
   memory?: () => number;
   /** Where progress is shown. Default: `process.stdout`. */
@@ -77,6 +79,7 @@ export class Reporter implements TrainerObserver {
   print(text: string): void {
     this.#progress.print(text);
     this.#write("log.txt", () => this.#options.run.appendLog(text));
+    this.#options.also?.text(text);
   }
 
   onStep(_iteration: number, images: number, waitSeconds: number, epoch: number): void {
@@ -148,6 +151,7 @@ export class Reporter implements TrainerObserver {
   #record(line: MetricsLine): void {
     const { run, tensorboard } = this.#options;
     this.#write("metrics.jsonl", () => run.appendMetrics(line));
+    this.#options.also?.line(line);
     if (!tensorboard) return;
     const { kind, iteration, ...values } = line;
     // There, all is named by the steps done, so that a training that goes on from a checkpoint can hide what it does again.

@@ -66,7 +66,7 @@ describe("imports point down", () => {
     monitor: ["native", "formats"],
     train: [
       ...["native", "tensor", "distributed", "graph", "layers", "detection", "models"],
-      ...["metrics", "formats", "data", "monitor"],
+      ...["metrics", "formats", "data", "monitor", "live"],
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     live: ["native", "formats", "data", "monitor"],

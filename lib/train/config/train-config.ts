@@ -78,6 +78,17 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
     if (settings.plateau) fail("plateau", reason);
     if (settings.patience !== undefined) fail("patience", reason);
   }
+  for (const name of ["livePort", "liveHost"] as const) {
+    if (given(name) && !settings.live) fail(name, "needs --live");
+  }
+  for (const name of ["liveBoxes", "livePost"] as const) {
+    if (given(name) && !settings.live && settings.replay === undefined) fail(name, "needs --live or --replay");
+  }
+  if (settings.records !== undefined) {
+    for (const name of ["live", "replay"] as const) {
+      if (settings[name]) fail(name, "records hold the boxes that they were packed with; leave out --records");
+    }
+  }
   if (given("metricsHost") && settings.metricsPort === undefined) fail("metricsHost", "needs --metrics-port");
   if (settings.records !== undefined) {
     if (augment === "ssd" || augment === "yolo") {

@@ -359,6 +359,27 @@ export const trainSections = {
     metricsPort: optional(integer(0, 65535), "answer Prometheus at this port, /metrics; 0: any free one"),
     metricsHost: byDefault(text("HOST"), "127.0.0.1", "the address that it is answered at; 0.0.0.0: from everywhere"),
   },
+  "While it goes on": {
+    live: byDefault(
+      flag,
+      false,
+      "take in labels and commands, at an address of its own that is printed with its token (or DLFS_LIVE_TOKEN): docs/live.md",
+    ),
+    livePort: optional(integer(0, 65535), "the port of that address; default: any free one"),
+    liveHost: byDefault(text("HOST"), "127.0.0.1", "the address that it is served at; 0.0.0.0: from everywhere"),
+    liveBoxes: optional(
+      integer(1),
+      "boxes that an image may come to have; default: twice the most that one has at the start, 64 at least",
+    ),
+    livePost: optional(
+      text("URL"),
+      "post all that the training says there, with DLFS_LIVE_POST_TOKEN as its token where that is set",
+    ),
+    replay: optional(
+      text("RUN"),
+      "do again what entered another run while it went on: its folder, or the journal in it",
+    ),
+  },
   Execution: {
     backend: computed(choice(["cuda", "cpu"]), "DLFS_BACKEND, else cuda where it finds a device", "cuda or cpu"),
     seed: byDefault(integer(0), 0, "of the weights, the order and the augmentation"),

@@ -54,6 +54,8 @@ export interface Reading {
   readonly onFailure?: CocoDataLoaderOptions["onFailure"];
   /** Ranks that share the images of a batch. */
   readonly group?: Pick<ProcessGroup, "rank" | "world">;
+  /** What is trained on may change while it is. */
+  readonly live?: Required<Pick<CocoDataLoaderOptions, "changes" | "boxesPerImage">>;
 }
 
 /** Opens the records of both splits under a folder, and says what is there. */
@@ -145,7 +147,7 @@ function imageFeed(reading: Reading, train: boolean, owned: AsyncDisposableStack
   const options: CocoDataLoaderOptions = {
     ...{ ...loading(reading), source: dataset.source, size, decoder, preprocessing },
     ...(train
-      ? { split: trainSplit, epochs, closeLast, sizes: sizesOf(config), ...samplingOf(config) }
+      ? { split: trainSplit, epochs, closeLast, sizes: sizesOf(config), ...samplingOf(config), ...reading.live }
       : evaluationOf(config)),
   };
   return { loader: owned.use(new CocoDataLoader(options)), images: decoder };

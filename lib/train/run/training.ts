@@ -42,6 +42,7 @@ import { checkRecords, type Feed, openRecords, resizeOf, shareOf } from "./data-
 import { describeLeft, describePlan, describeRange, modelName } from "./descriptions";
 import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
+import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf } from "./live";
 import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
@@ -75,6 +76,8 @@ interface Parts {
   trainer: Trainer;
   /** What copies checkpoints to another place. */
   copies: CheckpointCopies | null;
+  /** What hears the training and tells it things. */
+  live: LiveTrainingParts | null;
 }
 
 /**
@@ -115,6 +118,7 @@ export class Training implements AsyncDisposable {
     const warn = (line: string) => (reporter ? reporter.print(line) : console.warn(line));
     const opened = await openAll(args, owned, { log, warn, group });
     const { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines } = opened;
+    const { entries } = opened;
     const { iterations } = config;
     const { resumed } = args;
     const start = checkpoint?.metadata.iteration ?? 0;
@@ -131,6 +135,7 @@ export class Training implements AsyncDisposable {
     const run = writes ? await openRun() : null;
     const watchers: TrainerObserver[] = [];
     let copies: CheckpointCopies | null = null;
+    let live: LiveTrainingParts | null = null;
     if (run && endpoint) {
       owned.defer(() => run.close());
       await run.writeConfig(config);
@@ -145,6 +150,12 @@ export class Training implements AsyncDisposable {
       const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
       const { logEvery } = config;
       const { tensorboard } = watch;
+      if (isLive(config)) {
+        const say = (line: string) => (reporter ? reporter.print(line) : log(line));
+        live = owned.use(
+          await LiveTrainingParts.open({ config, run, dataset, codec, device, feed, entries, start }, say),
+        );
+      }
       reporter = new Reporter({
         run,
         dataset,
@@ -155,8 +166,10 @@ export class Training implements AsyncDisposable {
         logEvery,
         tensorboard,
         memory,
+        also: live ?? undefined,
       });
-      watchers.push(reporter, ...(copies ? [copies] : []), ...watch.observers, ...observers);
+      const further = [...(copies ? [copies] : []), ...(live ? [live.observer] : [])];
+      watchers.push(reporter, ...further, ...watch.observers, ...observers);
     }
     if (group) {
       // A restart goes on from there; each machine's launcher keeps it.
@@ -170,7 +183,8 @@ export class Training implements AsyncDisposable {
         ...{ ...settings, keep },
         ...{ model, loader: feed.loader, decoder: feed.images, evaluator, group },
         observer: watchers,
-        ...{ checkpointFolder: run?.checkpointFolder, signal },
+        checkpointFolder: run?.checkpointFolder,
+        signal: live ? AbortSignal.any([live.signal, ...(signal ? [signal] : [])]) : signal,
       }),
     );
     if (checkpoint) {
@@ -178,7 +192,8 @@ export class Training implements AsyncDisposable {
       await checkpoint.close();
       reporter?.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
     }
-    const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer, copies };
+    live?.attach(trainer);
+    const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer, copies, live };
     return new Training(parts, { command, log }, owned.move());
   }
 
@@ -274,10 +289,14 @@ export class Training implements AsyncDisposable {
 
   /** Trains to the end, or until the signal, and writes the run's summary and the weights that were asked for. */
   async run(): Promise<TrainingOutcome> {
-    const { trainer, reporter, run, model, config, copies } = this.#parts;
+    const { trainer, reporter, run, model, config, copies, live } = this.#parts;
     const started = performance.now();
     try {
-      const outcome = await trainer.train();
+      const outcome = await trainer.train().catch((error: Error) => {
+        live?.end(error.message);
+        throw error;
+      });
+      live?.end(outcome.interrupted ? "stopped" : "done");
       this.#seconds = (performance.now() - started) / 1000;
       reporter?.finish();
       await this.#settleCopies();
@@ -416,13 +435,20 @@ async function openAll(
     if (config.syncBn) synchronizeBatchNorm(model, group.communicator);
   }
   config.preprocessing = evaluation.map((op) => op.toJSON());
-  for (const name of ["records", "exportWeights", "copyTo"] as const) {
+  for (const name of ["records", "exportWeights", "copyTo", "replay"] as const) {
     if (config[name] !== undefined && !isRemoteLocation(config[name])) config[name] = resolve(config[name]);
   }
   const lines = describeConfig(config);
   for (const line of lines) log(line);
   if (!resumed) await loadInitialWeights(model, config, log);
-  const { feed, evaluator, evaluated } = openFeeds(config, sources, owned);
+  const entries = isLive(config) ? await enteredBefore(config, resumed?.run ?? null) : [];
+  if (isLive(config)) {
+    if (group)
+      throw new ConfigError(config.live ? "live" : "replay", "one rank alone can be told things while it trains");
+    config.liveBoxes = liveBoxesOf(config, dataset);
+  }
+  const live = isLive(config) && { live: { changes: changesOf(entries), boxesPerImage: config.liveBoxes as number } };
+  const { feed, evaluator, evaluated } = openFeeds(config, { ...sources, ...live }, owned);
 
   const checkpoint = resumed && (await openCheckpoint(resumed));
   const start = checkpoint?.metadata.iteration ?? 0;
@@ -430,7 +456,7 @@ async function openAll(
     const more = "--iterations with a larger number goes on";
     throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
   }
-  return { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines };
+  return { config, device, data, dataset, codec, model, feed, evaluator, evaluated, checkpoint, lines, entries };
 }
 
 /** What data are, in short: the same on ranks that train on the same. */

@@ -1,0 +1,219 @@
+/** A training that is heard and told things while it goes on: docs/live.md. */
+import { existsSync } from "node:fs";
+import { basename, join } from "node:path";
+import { CocoDataLoader, type Dataset, type DeviceImageCodec, type TargetChange } from "../../data";
+import { type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
+import { FileSink, HttpSink, Journal, type JournalEntry, LiveBus, LiveServer, LiveSession } from "../../live";
+import type { CocoResult } from "../../metrics";
+import type { MetricsLine, RunFolder } from "../../monitor";
+import type { Device } from "../../tensor";
+import { ConfigError } from "../config/kinds";
+import type { TrainConfig } from "../config/train-config";
+import type { ImageDetections } from "../evaluator";
+import type { TrainerObserver } from "../observers";
+import type { Trainer } from "../trainer";
+import { versionsOf } from "../versions";
+import type { Feed } from "./data-feeds";
+
+/** A JPEG that is larger than this is not sent along with what was found on it. */
+const MAX_THUMBNAIL_BYTES = 256 * 1024;
+/** Images of an evaluation that are sent along. */
+const SAMPLES = 8;
+
+const journalOf = (run: string): string => join(run, "live", "journal.dlvs");
+
+/** Whether a training's boxes and images may change while it goes on. */
+export const isLive = ({ live, replay }: TrainConfig): boolean => live || replay !== undefined;
+
+/** What entered a training before: that is resumed, or that is to be done again. */
+export async function enteredBefore(config: TrainConfig, resumed: string | null): Promise<readonly JournalEntry[]> {
+  const own = resumed === null ? null : journalOf(resumed);
+  if (own !== null && existsSync(own)) return await Journal.read(own);
+  if (config.replay === undefined) return [];
+  const path = existsSync(journalOf(config.replay)) ? journalOf(config.replay) : config.replay;
+  if (!existsSync(path))
+    throw new ConfigError("replay", `${config.replay} is no run that has a journal, and no journal`);
+  return await Journal.read(path);
+}
+
+/** What a loader must be told of what entered. */
+export function changesOf(entries: readonly JournalEntry[]): TargetChange[] {
+  return entries.flatMap(({ content }) => ("change" in content ? [content.change] : []));
+}
+
+/** Boxes that an image may come to have. */
+export const liveBoxesOf = ({ liveBoxes }: TrainConfig, { train }: Dataset): number =>
+  liveBoxes ?? Math.max(64, 2 * train.maxBoxes);
+
+interface LiveParts {
+  readonly config: TrainConfig;
+  readonly run: RunFolder;
+  readonly dataset: Dataset;
+  readonly codec: DeviceImageCodec;
+  readonly device: Device;
+  readonly feed: Feed;
+  readonly entries: readonly JournalEntry[];
+  /** Iterations done before. */
+  readonly start: number;
+}
+
+/** Opens what hears a training and what tells it things. Dispose of it when the training has ended. */
+export class LiveTrainingParts implements AsyncDisposable {
+  readonly bus = new LiveBus();
+  /** Ends the training, its state saved. */
+  readonly #stop = new AbortController();
+  readonly #owned: AsyncDisposableStack;
+  readonly #parts: LiveParts;
+  readonly #session: LiveSession;
+  #trainer: Trainer | null = null;
+  #ended = "the training has ended";
+
+  private constructor(parts: LiveParts, journal: Journal, owned: AsyncDisposableStack) {
+    this.#parts = parts;
+    this.#owned = owned;
+    const { dataset, codec, entries } = parts;
+    const { store, source, classes, trainSplit } = dataset;
+    const loader = parts.feed.loader as CocoDataLoader;
+    const trainer = () => this.#trainer as Trainer;
+    this.#session = new LiveSession({
+      data: { store, source, codec, classes, split: trainSplit, boxesPerImage: loader.boxesPerImage },
+      training: {
+        change: (change) => loader.change(change),
+        setRateFactor: (factor) => {
+          trainer().rateFactor = factor;
+        },
+        evaluate: () => trainer().requestEvaluation(),
+        save: () => trainer().requestCheckpoint(),
+        stop: () => this.#stop.abort(),
+      },
+      ...{ journal, entries, bus: this.bus },
+    });
+  }
+
+  /** @throws DlfsError, ConfigError where an address or a file cannot be had */
+  static async open(parts: LiveParts, log: (line: string) => void): Promise<LiveTrainingParts> {
+    const { config, run, feed, entries } = parts;
+    if (!(feed.loader instanceof CocoDataLoader)) throw new ConfigError("live", "needs images, not records");
+    await using owned = new AsyncDisposableStack();
+    const folder = join(run.path, "live");
+    await makeFolder(folder);
+    const journal = owned.use(await Journal.open(journalOf(run.path)));
+    // A training that does another one's again can be resumed, and done again, itself.
+    if (journal.entries.length === 0 && entries.length > 0) await journal.append(entries);
+    const live = new LiveTrainingParts(parts, journal, owned.move());
+    try {
+      await live.#openSinks(folder, log);
+      if (config.live) live.#serve(log);
+      return live;
+    } catch (error) {
+      await live[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  get signal(): AbortSignal {
+    return this.#stop.signal;
+  }
+
+  /** Hears what happens in a training, and lets what waits in before each step. */
+  get observer(): TrainerObserver {
+    return {
+      onStepStart: (iteration) => this.#session.beforeStep(iteration),
+      onCheckpoint: (path, iteration) => this.#event({ kind: "checkpoint", text: basename(path) }, iteration),
+      onEvaluation: (iteration, result, detections) => this.#showSamples(iteration, result, detections),
+    };
+  }
+
+  /** Begins: the trainer is there. */
+  attach(trainer: Trainer): void {
+    const { config, run, dataset, device, start } = this.#parts;
+    this.#trainer = trainer;
+    const classes = dataset.classes.names;
+    const about = { run: basename(run.path), config: JSON.stringify(config), classes, versions: versionsOf(device) };
+    this.#event({ kind: "started", ...about }, start);
+  }
+
+  /** A line of metrics.jsonl. */
+  line({ kind, iteration, epoch, time = Date.now(), ...rest }: MetricsLine): void {
+    const numbers = Object.entries(rest).filter((entry): entry is [string, number] => typeof entry[1] === "number");
+    const done = kind === "train" ? iteration + 1 : iteration;
+    const place = { iteration: done, epoch: typeof epoch === "number" ? epoch : 0, time };
+    const value: MetricsMessage = { what: kind, ...place, values: Object.fromEntries(numbers) };
+    this.bus.publish({ type: "metrics", value });
+  }
+
+  /** A line of the log. */
+  text(text: string): void {
+    const level = text.startsWith("warning: ") ? "warning" : "info";
+    this.#event({ kind: "log", level, text }, this.#trainer?.iteration ?? this.#parts.start);
+  }
+
+  /** Why the training ends, for those who listen. */
+  end(text: string): void {
+    this.#ended = text;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#session.close();
+    this.#event({ kind: "ended", text: this.#ended }, this.#trainer?.iteration ?? this.#parts.start);
+    await this.bus.close();
+    await this.#owned.disposeAsync();
+  }
+
+  async #openSinks(folder: string, log: (line: string) => void): Promise<void> {
+    const { livePost } = this.#parts.config;
+    const report = (error: Error) => log(`warning: ${error.message}; training goes on`);
+    this.bus.attach(await FileSink.open(join(folder, "live.dlvs"), { onError: report }));
+    if (livePost === undefined) return;
+    const token = process.env.DLFS_LIVE_POST_TOKEN;
+    const headers: Record<string, string> = token ? { Authorization: `Bearer ${token}` } : {};
+    this.bus.attach(await HttpSink.open({ url: livePost, headers, spool: join(folder, "spool.dlvs"), log }));
+  }
+
+  #serve(log: (line: string) => void): void {
+    const { livePort: port = 0, liveHost: hostname } = this.#parts.config;
+    const token = process.env.DLFS_LIVE_TOKEN || crypto.randomUUID().replaceAll("-", "");
+    const submit = this.#session.submit.bind(this.#session);
+    const server = this.#owned.use(new LiveServer({ port, hostname, token, bus: this.bus, submit }));
+    // A token of the user's own is not for the log.
+    log(`live: ${server.url}live?token=${process.env.DLFS_LIVE_TOKEN ? "$DLFS_LIVE_TOKEN" : token}`);
+  }
+
+  /** What was found on some images, the same ones each time, beside what is known of them. */
+  async #showSamples(iteration: number, _: CocoResult, detections: readonly ImageDetections[]): Promise<void> {
+    const { store, source, classes } = this.#parts.dataset;
+    const count = Math.min(SAMPLES, detections.length);
+    for (let i = 0; i < count; i++) {
+      const { imageId, detections: found } = detections[Math.floor((i * detections.length) / count)] as ImageDetections;
+      const record = store.image(imageId);
+      if (!record) continue;
+      const bytes = await source.read(record.key).catch(() => null); // the loader has told of it
+      const thumbnail = bytes && bytes.length <= MAX_THUMBNAIL_BYTES ? { thumbnail: bytes } : {};
+      const truth = store.annotationsOf(imageId);
+      const predictions = {
+        ...{ name: record.key, imageId, width: record.width ?? 0, height: record.height ?? 0 },
+        boxes: Float32Array.from(found.flatMap(({ box }) => [...box])),
+        scores: Float32Array.from(found, ({ score }) => score),
+        labels: Uint32Array.from(found, ({ label }) => label),
+      };
+      const boxes = Float64Array.from(truth.flatMap(({ bbox: [x, y, w, h] }) => [x, y, x + w, y + h]));
+      const labels = Uint32Array.from(truth, ({ categoryId }) => classes.indexOf(categoryId));
+      const ids = Float64Array.from(truth, ({ id }) => id);
+      const crowd = Uint8Array.from(truth, ({ isCrowd }) => (isCrowd ? 1 : 0));
+      const known = { boxes, labels, ids, crowd };
+      const value = { iteration, time: Date.now(), split: record.split, predictions, truth: known, ...thumbnail };
+      this.bus.publish({ type: "sample", value });
+    }
+  }
+
+  #event(event: EventContent, iteration: number): void {
+    this.bus.publish({ type: "event", value: { ...event, iteration, time: Date.now() } as EventMessage });
+  }
+}
+
+/** An event, without what all of them have. */
+type EventContent = EventMessage extends infer E
+  ? E extends EventMessage
+    ? Omit<E, "iteration" | "time">
+    : never
+  : never;
