@@ -13,8 +13,7 @@ let runs = "";
 const cache = process.env.DLFS_CACHE;
 
 beforeAll(async () => {
-  using device = testDevice({ deterministic: true });
-  folder = await writeTinyDataset(device, 8);
+  folder = await writeTinyDataset(testDevice(), 8);
   runs = join(folder, "runs");
   process.env.DLFS_CACHE = join(folder, "cache");
 });

@@ -78,9 +78,10 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
     if (settings.plateau) fail("plateau", reason);
     if (settings.patience !== undefined) fail("patience", reason);
   }
-  for (const name of ["livePort", "liveHost"] as const) {
-    if (given(name) && !settings.live) fail(name, "needs --live");
-  }
+  // A run's config.json has settings at their defaults, too.
+  const chosen = (name: "liveHost" | "metricsHost") => given(name) && settings[name] !== trainSettings[name].value;
+  if (given("livePort") && !settings.live) fail("livePort", "needs --live");
+  if (chosen("liveHost") && !settings.live) fail("liveHost", "needs --live");
   for (const name of ["liveBoxes", "livePost"] as const) {
     if (given(name) && !settings.live && settings.replay === undefined) fail(name, "needs --live or --replay");
   }
@@ -89,7 +90,7 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
       if (settings[name]) fail(name, "records hold the boxes that they were packed with; leave out --records");
     }
   }
-  if (given("metricsHost") && settings.metricsPort === undefined) fail("metricsHost", "needs --metrics-port");
+  if (chosen("metricsHost") && settings.metricsPort === undefined) fail("metricsHost", "needs --metrics-port");
   if (settings.records !== undefined) {
     if (augment === "ssd" || augment === "yolo") {
       fail("augment", `${augment} needs the images as they were before they were resized; records do without`);

@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import {
   chained,
+  checkContradictions,
   constantRate,
   cosine,
   cosineRestarts,
@@ -198,4 +199,13 @@ test("the published schema is the table's, and the help has all of it", async ()
     expect(help).toMatch(new RegExp(`^ {2}--(no-)?${option}\\b`, "m"));
   }
   expect(Math.max(...help.split("\n").map((line) => line.length))).toBeLessThanOrEqual(124);
+});
+
+test("the configuration that a run saves, defaults and all, is taken by another one", () => {
+  const config = resolveConfig(parseTrainArguments(["--data", "/coco"]), facts);
+  const file = join(folder, "saved.json");
+  writeFileSync(file, JSON.stringify(config));
+  const again = parseTrainArguments(["--config", file]);
+  checkContradictions(again);
+  expect(resolveConfig(again, facts)).toEqual(config);
 });
