@@ -53,7 +53,7 @@ def read_safetensors(path):
 def make_model(work, variant):
     height, width = work["size"]
     options = {"num_classes": work["classes"], "min_size": min(height, width), "max_size": max(height, width)}
-    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, norm_layer=torch.nn.BatchNorm2d, **options)
+    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, **options)
     model.transform.fixed_size = (width, height)  # the input is this size, whatever the image's shape
     missing, unexpected = model.load_state_dict(read_safetensors(work["weights"]), strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
