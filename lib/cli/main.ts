@@ -43,6 +43,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "write a trained model as one file for serving, as ONNX, or its weights as safetensors",
     load: () => import("./export"),
   },
+  label: {
+    summary: "predict for Label Studio's tasks, and pass on what is corrected there, to a data set or a training",
+    load: () => import("./label"),
+  },
   launch: {
     summary: "run a program as several processes that train together, one for each GPU",
     load: () => import("./launch"),

@@ -71,6 +71,7 @@ describe("imports point down", () => {
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     live: ["native", "formats", "data", "monitor"],
     service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
+    label: ["native", "formats", "data", "live"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: [
       "native",
@@ -83,6 +84,7 @@ describe("imports point down", () => {
       "export",
       "engine",
       "service",
+      "label",
       "bench",
     ],
   };

@@ -1,0 +1,56 @@
+/** Where labels go: into a data set, into a training that goes on. */
+import type { Dataset } from "../data";
+import { encodeMessage, type LabelMessage } from "../formats";
+import { applyEdits, imageOf } from "../live/label-edits";
+import { DlfsError, ErrorCode } from "../native/error";
+
+/** Takes labels; rejects with a DlfsError for those that it cannot take. */
+export type LabelTarget = (message: LabelMessage) => Promise<void>;
+
+/** Writes labels to a data set's store, of the split that each image is of. */
+export function intoDataset({ store, classes }: Pick<Dataset, "store" | "classes">): LabelTarget {
+  return async (message) => {
+    const [split] = message.split === undefined ? splitsWith(store, message.image) : [message.split];
+    const data = { store, classes, split: split ?? "", boxesPerImage: Number.POSITIVE_INFINITY };
+    const image = split === undefined ? null : imageOf(data, message);
+    if (!image) throw new DlfsError(ErrorCode.io, "image", `the data set has no "${message.image}"`);
+    applyEdits(data, image, message);
+  };
+}
+
+function splitsWith(store: Dataset["store"], key: string): string[] {
+  return store.findImages({ where: "i.key = ?", parameters: [key] }, { limit: 2 }).map(({ split }) => split);
+}
+
+/** Posts labels to a training's address, "http://HOST:PORT/live?token=...", as `dlfs train --live` prints it. */
+export function intoTraining(address: string): LabelTarget {
+  if (!URL.canParse(address)) throw new DlfsError(ErrorCode.argument, "live", `"${address}" is no address`);
+  const { origin, searchParams } = new URL(address);
+  const token = searchParams.get("token") ?? process.env.DLFS_LIVE_TOKEN ?? "";
+  return async (message) => {
+    const request = {
+      method: "POST",
+      headers: { Authorization: `Bearer ${token}` },
+      body: encodeMessage({ type: "labels", value: message }),
+      // A training takes labels in between two steps: one that is evaluating takes its time.
+      signal: AbortSignal.timeout(90_000),
+    };
+    const answer = await fetch(`${origin}/messages`, request).catch((error: Error) => {
+      throw new DlfsError(ErrorCode.io, "live", `the training at ${origin} cannot be reached: ${error.message}`);
+    });
+    const body = (await answer.json().catch(() => ({}))) as {
+      error?: string;
+      answers?: { accepted: boolean; reason?: string }[];
+    };
+    const [outcome] = body.answers ?? [];
+    if (outcome?.accepted) return;
+    throw new DlfsError(ErrorCode.argument, "live", outcome?.reason ?? body.error ?? `it answers ${answer.status}`);
+  };
+}
+
+/** Gives labels to several, in their order. */
+export function intoAll(targets: readonly LabelTarget[]): LabelTarget {
+  return async (message) => {
+    for (const target of targets) await target(message);
+  };
+}

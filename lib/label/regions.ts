@@ -1,0 +1,88 @@
+/** Boxes as Label Studio's results: in percent of the image, with the names of its configuration. */
+import { DlfsError, ErrorCode } from "../native/error";
+import type { LabelConfig } from "./label-config";
+
+/** A box in pixels of an image. */
+export interface NamedBox {
+  readonly label: string;
+  readonly box: readonly [x1: number, y1: number, x2: number, y2: number];
+  /** 0 to 1; of boxes that a model has found. */
+  readonly score?: number;
+}
+
+export interface ImageSize {
+  readonly width: number;
+  readonly height: number;
+}
+
+/** How regions that this model has proposed are named: one that comes back so is a prediction that was accepted. */
+const PROPOSED = "dlfs-";
+
+/** A result of Label Studio for a box. `id` must be one of its own in the task. */
+export function regionOf(
+  { label, box, score }: NamedBox,
+  { width, height }: ImageSize,
+  config: LabelConfig,
+  id: string,
+) {
+  const [x1, y1, x2, y2] = box;
+  const percent = (value: number, side: number) => (100 * value) / side;
+  return {
+    id: `${PROPOSED}${id}`,
+    from_name: config.fromName,
+    to_name: config.toName,
+    type: "rectanglelabels",
+    original_width: width,
+    original_height: height,
+    image_rotation: 0,
+    value: {
+      ...{
+        x: percent(x1, width),
+        y: percent(y1, height),
+        width: percent(x2 - x1, width),
+        height: percent(y2 - y1, height),
+      },
+      ...{ rotation: 0, rectanglelabels: [label] },
+    },
+    ...(score !== undefined && { score }),
+  };
+}
+
+type Fields = Record<string, unknown>;
+
+const isObject = (value: unknown): value is Fields =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
+
+/**
+ * The boxes of an annotation's results, in pixels. Results of other kinds are passed over.
+ *
+ * @throws DlfsError naming the result that cannot be used: a rotated one, or one without place, size or label
+ */
+export function boxesOf(results: unknown, config: Pick<LabelConfig, "fromName">): NamedBox[] {
+  if (!Array.isArray(results)) throw new DlfsError(ErrorCode.argument, "annotation.result", "expected a list");
+  return results.flatMap((result, i) => {
+    const fail = (message: string): never => {
+      throw new DlfsError(ErrorCode.argument, `annotation.result[${i}]`, message);
+    };
+    if (!isObject(result)) return fail("expected an object");
+    if (result.type !== "rectanglelabels" || result.from_name !== config.fromName) return [];
+    const value = isObject(result.value) ? result.value : fail("value: expected an object");
+    const number = (fields: Fields, name: string): number => {
+      const found = fields[name];
+      return typeof found === "number" && Number.isFinite(found)
+        ? found
+        : fail(`${name}: expected a number, got ${JSON.stringify(found)}`);
+    };
+    if ((value.rotation ?? 0) !== 0)
+      fail(`rotation: expected 0, got ${JSON.stringify(value.rotation)}: boxes are upright`);
+    const [label] = Array.isArray(value.rectanglelabels) ? value.rectanglelabels : [];
+    if (typeof label !== "string" || label === "") fail("rectanglelabels: expected a label");
+    const [width, height] = [number(result, "original_width"), number(result, "original_height")];
+    const [x, y] = [(number(value, "x") / 100) * width, (number(value, "y") / 100) * height];
+    const [w, h] = [(number(value, "width") / 100) * width, (number(value, "height") / 100) * height];
+    if (!(w > 0 && h > 0)) fail(`expected a width and a height above 0, got ${w} and ${h}`);
+    const isProposed =
+      typeof result.id === "string" && result.id.startsWith(PROPOSED) && typeof result.score === "number";
+    return [{ label, box: [x, y, x + w, y + h], ...(isProposed && { score: result.score as number }) } as NamedBox];
+  });
+}
