@@ -5,7 +5,7 @@
  * 2 called wrongly.
  */
 import packageJson from "../../package.json";
-import { DlfsError } from "../native/error";
+import { DlfsError, firstError } from "../native/error";
 import { UsageError } from "./arguments";
 
 /** What a verb's file exports as `verb`. */
@@ -112,7 +112,8 @@ export async function main(args: string[]): Promise<number> {
       return 0;
     }
     return await verb.run(rest);
-  } catch (error) {
+  } catch (thrown) {
+    const error = firstError(thrown);
     if (isUsageError(error)) {
       console.error(`dlfs ${name}: ${error.message}`);
       return 2;

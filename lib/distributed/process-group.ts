@@ -1,5 +1,5 @@
 import packageJson from "../../package.json";
-import { DlfsError, ErrorCode, headerHash, listDevices, loadLibrary } from "../native";
+import { DlfsError, ErrorCode, firstError, headerHash, listDevices, loadLibrary } from "../native";
 import { Communicator, type Device, type DeviceOptions } from "../tensor";
 import { differences, listed } from "./differences";
 import { type Ranks, ranksFromEnvironment } from "./environment";
@@ -211,7 +211,7 @@ export class ProcessGroup implements AsyncDisposable {
       if (isOfCollective(error) && !this.#failure) {
         await Promise.race([this.#left.promise, Bun.sleep(this.#patience.silence + this.#patience.hang)]);
       }
-      const reason = this.#failure ?? error;
+      const reason = this.#failure ?? firstError(error);
       await this.fail(error);
       throw reason;
     }
@@ -334,10 +334,9 @@ export async function withRanks<T>(facts: Facts, work: (group?: ProcessGroup) =>
   return await group.run(() => work(group));
 }
 
-/** What went wrong first, where more did while that was on its way up. */
 function messageOf(error: unknown): string {
-  if (error instanceof SuppressedError) return messageOf(error.suppressed);
-  return error instanceof Error ? error.message : String(error);
+  const first = firstError(error);
+  return first instanceof Error ? first.message : String(first);
 }
 
 /** Whether a collective's failure is behind an error, whatever failed while it was on its way up. */

@@ -43,3 +43,8 @@ export function check(
 ): asserts condition {
   if (!condition) throw new DlfsError(code, op, message());
 }
+
+/** What went wrong first, where more did while that was on its way up: releasing what an error left half-done often fails, too. */
+export function firstError(error: unknown): unknown {
+  return error instanceof SuppressedError ? firstError(error.suppressed) : error;
+}

@@ -1,4 +1,4 @@
-export { check, DlfsError, ErrorCode } from "./error";
+export { check, DlfsError, ErrorCode, firstError } from "./error";
 export {
   type BackendName,
   type BackendProbe,
