@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What machines without a GPU cannot check, in parts that are run by name, each with its time; all where none is named:
 #
-#   bash scripts/check-gpu.sh [tests] [memcheck] [racecheck] [initcheck] [decoding] [data] [peers] [training] [ranks]
+#   bash scripts/check-gpu.sh [tests] [memcheck] [racecheck] [initcheck] [decoding] [data] [peers] [training] [inference] [ranks]
 #
 #   tests      the whole suite on the CUDA backend
 #   memcheck   compute-sanitizer over the tests of operations; racecheck and initcheck over those that use shared memory
@@ -9,8 +9,9 @@
 #   decoding   the decoding of JPEGs against libjpeg-turbo's, for shares of the JPEG engines, and its rate beside torchvision's
 #   data       the data path's rates and memory, beside torchvision's pipelines
 #   peers      outputs of torchvision's detectors, layers' times beside PyTorch's
-#   training   a training step in each precision, the largest batch, and, where DATA names a data set with images of 480x640 and the
+#   training   a training step in each precision, what saves cost, the largest batch, and, where DATA names a data set with images of 480x640 and the
 #              splits train and val, convergence beside torchvision's: half an hour
+#   inference  images a second of dlfs predict and of dlfs serve, beside torchvision's
 #   ranks      training on all GPUs: correctness, faults, and how a step scales, with other buckets and fewer of NCCL's blocks
 #
 # PYTHON (default python3) has PyTorch and torchvision; results go to the folder OUT (default: a new one under /tmp). The status is 1
@@ -46,7 +47,7 @@ sanitize() {
 }
 
 parts=("$@")
-[ ${#parts[@]} -gt 0 ] || parts=(tests memcheck racecheck initcheck decoding data peers training ranks)
+[ ${#parts[@]} -gt 0 ] || parts=(tests memcheck racecheck initcheck decoding data peers training inference ranks)
 for part in "${parts[@]}"; do
   # shellcheck disable=SC2046 # names without spaces
   case $part in
@@ -73,9 +74,14 @@ for part in "${parts[@]}"; do
       for precision in bf16 fp16 tf32 fp32; do
         run "train-$precision" "$bun" run lib/cli/main.ts bench train --precision "$precision" --batch 8 --repetitions 5
       done
+      run saves "$bun" run scripts/bench-saves.ts
       run batch-auto "$bun" run lib/cli/main.ts train --data demo --model retinanet_resnet50_fpn --size 640 --batch auto --dry-run
       [ -z "${DATA:-}" ] || run convergence "$bun" run scripts/compare-convergence.ts --python "$python" --data "$DATA" --jobs 3 \
         --iterations 1500 --out "$out/convergence"
+      ;;
+    inference)
+      run bench-predict "$bun" run scripts/bench-predict.ts --images 8192 --python "$python" --json "$out/predict.json"
+      run bench-service "$bun" run scripts/bench-service.ts --clients 32,64,128 --processes 4 --peers "$python" --json "$out/service.json"
       ;;
     ranks)
       gpus=$(nvidia-smi -L | wc -l)
