@@ -9,8 +9,8 @@
 #   decoding   the decoding of JPEGs against libjpeg-turbo's, for shares of the JPEG engines, and its rate beside torchvision's
 #   data       the data path's rates and memory, beside torchvision's pipelines
 #   peers      outputs of torchvision's detectors, layers' times beside PyTorch's
-#   training   a training step in each precision, what saves cost, the largest batch, and, where DATA names a data set with images of 480x640 and the
-#              splits train and val, convergence beside torchvision's: half an hour
+#   training   a training step in each precision, what saves cost, the largest batch, and, where DATA names a data set with images
+#              of 480x640 and the splits train and val, convergence beside torchvision's: half an hour
 #   inference  images a second of dlfs predict and of dlfs serve, beside torchvision's
 #   ranks      training on all GPUs: correctness, faults, and how a step scales, with other buckets and fewer of NCCL's blocks
 #
