@@ -27,6 +27,10 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     summary: "time training, inference, layers and post-processing, with the device's ceilings and floors beside them",
     load: () => import("./bench"),
   },
+  dashboard: {
+    summary: "a page of live curves, predictions and the log of trainings, several compared",
+    load: () => import("./dashboard"),
+  },
   data: {
     summary: "a store of images and boxes: import, export, check, view, split, stats, download",
     load: () => import("./data"),

@@ -1,3 +1,4 @@
+export { AccessGate, denied, failure } from "./access";
 export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type ReaderStatus } from "./bus";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { Journal, type JournalEntry } from "./journal";

@@ -10,9 +10,12 @@ const FORMAT: FramedFormat = { magic: "DLFSLIVE", version: 1, what: "live file" 
 export class LiveFileReader implements AsyncDisposable {
   private constructor(private readonly file: FramedFileReader) {}
 
-  /** @throws DlfsError naming the file where it is missing */
-  static async open(path: string): Promise<LiveFileReader> {
-    return new LiveFileReader(await FramedFileReader.open(path, FORMAT));
+  /**
+   * @param from where to begin: another reader's position, or 0
+   * @throws DlfsError naming the file where it is missing
+   */
+  static async open(path: string, from = 0): Promise<LiveFileReader> {
+    return new LiveFileReader(await FramedFileReader.open(path, FORMAT, from));
   }
 
   /** Bytes that hold whole messages, of which those that were read. */

@@ -1,9 +1,9 @@
 /** A training's address on the network: what it says to WebSockets, what it is told by WebSockets and POST. */
-import { timingSafeEqual } from "node:crypto";
 import type { ServerWebSocket } from "bun";
 import { decodeMessage, type Message } from "../formats";
 import { decodeFrame } from "../formats/framed-stream";
 import { DlfsError, ErrorCode } from "../native/error";
+import { AccessGate, denied, failure } from "./access";
 import type { LiveBus, LiveSink } from "./bus";
 import type { Answer } from "./session";
 
@@ -24,6 +24,8 @@ export interface LiveServerOptions {
   submit?: (message: Message, sender: string) => Promise<Answer>;
   /** Pages of other addresses that may open a WebSocket here, such as "https://labels.example". Default: none. */
   origins?: readonly string[];
+  /** Answers what is asked for at other paths; whether the asker may know the answer is its affair. */
+  also?: (request: Request) => Response | Promise<Response>;
 }
 
 interface Client {
@@ -81,15 +83,14 @@ export class LiveServer implements AsyncDisposable {
   readonly #options: LiveServerOptions;
   readonly #server: Bun.Server<Client>;
   readonly #leave = new Map<Socket, () => Promise<void>>();
-  readonly #token: Uint8Array;
+  readonly #gate: AccessGate;
   #clients = 0;
 
   /** @throws DlfsError where the port cannot be had, or the token is empty */
   constructor(options: LiveServerOptions) {
-    const { port, hostname = "127.0.0.1", token } = options;
-    if (token === "") throw new DlfsError(ErrorCode.argument, "LiveServer", "token: it is empty");
+    const { port, hostname = "127.0.0.1", token, origins, also } = options;
     this.#options = options;
-    this.#token = digest(token);
+    this.#gate = new AccessGate(token, origins);
     try {
       this.#server = Bun.serve<Client>({
         ...{ port, hostname, maxRequestBodySize: MAX_MESSAGE_BYTES },
@@ -100,7 +101,7 @@ export class LiveServer implements AsyncDisposable {
             GET: (request: Request) => this.#guarded(request, () => Response.json({ readers: options.bus.readers })),
           },
         },
-        fetch: () => failure(404, "not found: /live, /messages and /status are here"),
+        fetch: also ?? (() => failure(404, "not found: /live, /messages and /status are here")),
         error: () => failure(500, "something went wrong here"),
         websocket: {
           maxPayloadLength: MAX_MESSAGE_BYTES,
@@ -128,28 +129,14 @@ export class LiveServer implements AsyncDisposable {
   }
 
   #upgrade(request: Request, server: Bun.Server<Client>): Response | undefined {
-    const origin = request.headers.get("origin");
-    // Browsers let any page open a WebSocket: the server must look at where the page is from.
-    if (origin !== null && !this.#isOwn(request, origin) && !this.#options.origins?.includes(origin)) {
-      return failure(403, "pages of this origin may not read here");
-    }
-    if (!this.#mayEnter(request)) return denied();
+    if (!this.#gate.allowsOrigin(request)) return failure(403, "pages of this origin may not read here");
+    if (!this.#gate.mayEnter(request)) return denied();
     const name = `client ${++this.#clients}`;
     return server.upgrade(request, { data: { name, sink: null } }) ? undefined : failure(426, "expected a WebSocket");
   }
 
-  #isOwn(request: Request, origin: string): boolean {
-    return URL.canParse(origin) && new URL(origin).host === request.headers.get("host");
-  }
-
-  #mayEnter(request: Request): boolean {
-    const header = /^Bearer (.+)$/.exec(request.headers.get("authorization") ?? "")?.[1];
-    const given = header ?? new URL(request.url).searchParams.get("token") ?? "";
-    return timingSafeEqual(digest(given), this.#token);
-  }
-
   #guarded(request: Request, answer: () => Response | Promise<Response>): Response | Promise<Response> {
-    return this.#mayEnter(request) ? answer() : denied();
+    return this.#gate.mayEnter(request) ? answer() : denied();
   }
 
   #open(socket: Socket): void {
@@ -199,13 +186,4 @@ export class LiveServer implements AsyncDisposable {
     }
     return Response.json({ answers: await Promise.all(messages.map((message) => submit(message, "POST"))) });
   }
-}
-
-const digest = (text: string): Uint8Array => new Bun.CryptoHasher("sha256").update(text).digest();
-
-const failure = (status: number, error: string): Response => Response.json({ error }, { status });
-
-function denied(): Response {
-  const headers = { "WWW-Authenticate": "Bearer" };
-  return Response.json({ error: "expected the token, as Authorization: Bearer TOKEN" }, { status: 401, headers });
 }

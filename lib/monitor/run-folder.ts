@@ -186,7 +186,7 @@ export function readMetrics(path: string): MetricsLine[] {
   } catch (error) {
     throw fileError(path, "read the metrics", error);
   }
-  return parseLines(text);
+  return parseMetrics(text);
 }
 
 /** Removes the lines of steps that are to be done again, and what a kill has cut. A train line of iteration i is of step i + 1. */
@@ -195,7 +195,7 @@ function dropMetrics(path: string, from: number, evaluated: boolean): void {
   try {
     const lines = readFileSync(path, "utf8").split("\n");
     const kept = lines.filter((line) => {
-      const [entry] = parseLines(line);
+      const [entry] = parseMetrics(line);
       const repeats = entry?.kind === "train" || (entry?.kind === "evaluation" && !evaluated);
       return entry !== undefined && (repeats ? entry.iteration < from : entry.iteration <= from);
     });
@@ -208,7 +208,8 @@ function dropMetrics(path: string, from: number, evaluated: boolean): void {
   }
 }
 
-function parseLines(text: string): MetricsLine[] {
+/** The same for a piece of its text. */
+export function parseMetrics(text: string): MetricsLine[] {
   return text.split("\n").flatMap((line) => {
     try {
       const value: unknown = JSON.parse(line, (_, entry: unknown) => NON_FINITE.get(entry) ?? entry);

@@ -1,17 +1,7 @@
 /** The page at /, on which an image can be tried: static files, and nothing from elsewhere. */
+import { PAGE_HEADERS } from "../monitor";
 import type { Reply } from "./request-context";
 import type { Route } from "./routes";
-
-const HEADERS = {
-  "Content-Security-Policy": [
-    ...["default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' blob: data:"],
-    ...["connect-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"],
-  ].join("; "),
-  "Cache-Control": "no-cache",
-  "Cross-Origin-Opener-Policy": "same-origin",
-  "Referrer-Policy": "no-referrer",
-  "X-Frame-Options": "DENY",
-};
 
 const FILES = [
   { pattern: "/", file: "index.html", type: "text/html; charset=utf-8" },
@@ -25,7 +15,7 @@ export const pageRoutes = (): Route[] =>
     const path = new URL(`page/${file}`, import.meta.url);
     let reply: Reply | null = null;
     const answer = async (): Promise<Reply> => {
-      reply ??= { status: 200, type, body: await Bun.file(path).text(), headers: HEADERS };
+      reply ??= { status: 200, type, body: await Bun.file(path).text(), headers: PAGE_HEADERS };
       return reply;
     };
     return { method: "GET", pattern, kind: "open", answer };

@@ -125,10 +125,41 @@ export class Browser implements AsyncDisposable {
     await this.call("DOM.setFileInputFiles", { nodeId, files: [...files] });
   }
 
-  /** Presses a key: "Tab", "Enter", "ArrowRight". */
+  /** Where an element is in the window, which is scrolled to it. */
+  async place(selector: string): Promise<{ x: number; y: number; width: number; height: number }> {
+    const place = await this.evaluate<{ x: number; y: number; width: number; height: number } | null>(`(() => {
+      const element = document.querySelector(${JSON.stringify(selector)});
+      element?.scrollIntoView({ block: "center", behavior: "instant" });
+      const { x, y, width, height } = element?.getBoundingClientRect() ?? {};
+      return element && { x, y, width, height };
+    })()`);
+    if (!place || place.width === 0 || place.height === 0) throw new Error(`nothing to be seen at ${selector}`);
+    return place;
+  }
+
+  /** Clicks into the middle of an element. */
+  async click(selector: string): Promise<void> {
+    await this.drag(selector, 0.5, 0.5);
+  }
+
+  /** Drags with the mouse over an element, from one share of its width to another, half its height. */
+  async drag(selector: string, from: number, to: number): Promise<void> {
+    const { x, y, width, height } = await this.place(selector);
+    const at = (share: number) => ({ x: x + share * width, y: y + height / 2, button: "left", clickCount: 1 });
+    const send = (type: string, event: Json) => this.call("Input.dispatchMouseEvent", { type, ...event });
+    await send("mouseMoved", { ...at(from), button: "none" });
+    await send("mousePressed", at(from));
+    for (let i = 1; i <= 4 && from !== to; i++) {
+      await send("mouseMoved", { ...at(from + ((to - from) * i) / 4), buttons: 1 });
+    }
+    await send("mouseReleased", at(to));
+  }
+
+  /** Presses a key: "Tab", "Enter", "ArrowRight", or one character. */
   async press(key: string): Promise<void> {
     const codes: Record<string, number> = { Tab: 9, Enter: 13, ArrowLeft: 37, ArrowRight: 39 };
-    const event = { key, code: key, windowsVirtualKeyCode: codes[key], ...(key === "Enter" && { text: "\r" }) };
+    const text = key === "Enter" ? "\r" : key.length === 1 ? key : undefined;
+    const event = { key, code: key, windowsVirtualKeyCode: codes[key] ?? key.charCodeAt(0), ...(text && { text }) };
     await this.call("Input.dispatchKeyEvent", { type: "keyDown", ...event });
     await this.call("Input.dispatchKeyEvent", { type: "keyUp", ...event });
   }

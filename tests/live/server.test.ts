@@ -179,5 +179,5 @@ test("a port that is taken is an error that names it", () => {
   const { server } = start();
   const port = Number(new URL(server.url).port);
   expect(() => start({ port })).toThrow(`live: cannot listen on 127.0.0.1:${port}`);
-  expect(() => start({ token: "" })).toThrow("LiveServer: token: it is empty");
+  expect(() => start({ token: "" })).toThrow("token: it is empty");
 });

@@ -66,10 +66,11 @@ describe("imports point down", () => {
     monitor: ["native", "formats"],
     train: [
       ...["native", "tensor", "distributed", "graph", "layers", "detection", "models"],
-      ...["metrics", "formats", "data", "monitor", "live"],
+      ...["metrics", "formats", "data", "monitor", "live", "dashboard"],
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     live: ["native", "formats", "data", "monitor"],
+    dashboard: ["native", "formats", "monitor", "live"],
     service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
     label: ["native", "formats", "data", "live"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
@@ -85,6 +86,7 @@ describe("imports point down", () => {
       "engine",
       "service",
       "label",
+      "dashboard",
       "bench",
     ],
   };

@@ -1,0 +1,5 @@
+export { Curve, type CurvePoints, type CurveRange } from "./curve";
+export { Dashboard } from "./dashboard";
+export { MetricsFile } from "./metrics-file";
+export { RunList, type RunSummary, type RunVersions, RunView } from "./runs";
+export { DashboardServer, type DashboardServerOptions } from "./server";

@@ -1,0 +1,45 @@
+// What the page asks the server for, with the token from the address behind # or from its form.
+const KEY = "dlfs-dashboard-token";
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given !== null) {
+  sessionStorage.setItem(KEY, given);
+  // Not in the history, nor in a picture of the screen.
+  history.replaceState(null, "", location.pathname);
+}
+
+/** No token, or a wrong one. */
+export class AccessError extends Error {}
+
+export const setToken = (token) => sessionStorage.setItem(KEY, token);
+
+async function ask(path) {
+  const answer = await fetch(path, { headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` } });
+  if (answer.ok) return answer;
+  const { error } = await answer.json().catch(() => ({}));
+  const message = error ?? `the server answered ${answer.status}`;
+  throw answer.status === 401 ? new AccessError(message) : new Error(message);
+}
+
+const runPath = (run) => `api/runs/${encodeURIComponent(run)}`;
+const json = async (path) => await (await ask(path)).json();
+
+export const listRuns = async () => (await json("api/runs")).runs;
+export const states = async (runs) =>
+  (await json(`api/state?${new URLSearchParams(runs.map((run) => ["run", run]))}`)).runs;
+export const log = (run, before) => json(`${runPath(run)}/log${before === undefined ? "" : `?before=${before}`}`);
+export const samples = (run, iteration) =>
+  json(`${runPath(run)}/samples${iteration === "" ? "" : `?iteration=${iteration}`}`);
+export const pictures = async (run) => (await json(`${runPath(run)}/pictures`)).pictures;
+export const image = async (run, path) => await (await ask(`${runPath(run)}/${path}`)).blob();
+
+/** Columns of points of curves by their names; x in a range where there is one. */
+export function curves(run, names, { range, buckets, smooth }) {
+  const query = new URLSearchParams(names.map((name) => ["name", name]));
+  query.set("buckets", String(buckets));
+  if (smooth > 0) query.set("smooth", String(smooth));
+  if (range) {
+    query.set("from", String(range[0]));
+    query.set("to", String(range[1]));
+  }
+  return json(`${runPath(run)}/curves?${query}`);
+}

@@ -1,0 +1,291 @@
+// The page's script: asks each second what has changed, and shows it. Its panels are charts.js and samples.js.
+import * as api from "./api.js";
+import { Chart, colorOf, onTheme, PANELS } from "./charts.js";
+import { drawSamples } from "./samples.js";
+
+const $ = (id) => document.getElementById(id);
+const POLL_MS = 1000;
+/** Runs that are shown at the start: the latest. */
+const FIRST = 1;
+/** As many lines can be told apart. */
+const MAX_CHOSEN = 16;
+
+let runs = [];
+const chosen = new Set();
+let versions = {};
+let range = null;
+let sampled = null; // what the server said of samples
+let logPart = null;
+const places = new Map(); // of runs: their colours
+const turns = {};
+
+/** Runs what a control asks for; what is asked for later counts, and what goes wrong is said. */
+async function doing(what, work) {
+  const turn = (turns[what] ?? 0) + 1;
+  turns[what] = turn;
+  const late = () => turns[what] !== turn;
+  try {
+    await work(late);
+    if (!late()) said.delete(what);
+  } catch (error) {
+    if (error instanceof api.AccessError) $("access").hidden = false;
+    if (!late()) said.set(what, error.message);
+  }
+  const text = [...new Set(said.values())].join("; ");
+  $("error").hidden = text === "";
+  if ($("error").textContent !== text) $("error").textContent = text;
+}
+const said = new Map();
+
+const placeOf = (run) => {
+  if (!places.has(run)) places.set(run, places.size);
+  return places.get(run);
+};
+
+const charts = PANELS.map((panel) => ({
+  panel,
+  chart: new Chart(panel, (wanted) => {
+    range = wanted;
+    void showCurves();
+  }),
+}));
+$("charts").append(...charts.map(({ chart }) => chart.element));
+
+const showCurves = () =>
+  doing("curves", async (late) => {
+    const smooth = Number($("smooth").value);
+    const names = PANELS.flatMap((panel) => panel.names);
+    const buckets = Math.min(4096, Math.ceil(charts[0].chart.width * devicePixelRatio));
+    const shown = [...chosen];
+    const answers = await Promise.all(shown.map((run) => api.curves(run, names, { range, buckets, smooth })));
+    if (late()) return;
+    const curves = answers.flatMap((answer) => Object.values(answer.curves));
+    const all = [Math.min(...curves.map(({ first }) => first)), Math.max(...curves.map(({ last }) => last))];
+    for (const { panel, chart } of charts) {
+      const lines = shown.flatMap((run, i) => {
+        const curve = panel.names.map((name) => answers[i].curves[name]).find((one) => one !== undefined);
+        return curve ? [{ run, place: placeOf(run), curve }] : [];
+      });
+      chart.show(lines, { smooth, range: range ?? all, logScale: $("log-scale").checked });
+    }
+    $("whole").disabled = range === null;
+    document.body.dataset.curves = shown.join(" ");
+  });
+
+const progress = ({ iteration, iterations, done, evaluation, problem }) =>
+  [
+    iterations === null ? `step ${iteration}` : `step ${iteration} of ${iterations}`,
+    ...(evaluation?.AP === undefined ? [] : [`AP ${evaluation.AP.toFixed(3)}`]),
+    ...(done ? ["done"] : []),
+    ...(problem ? [problem] : []),
+  ].join(", ");
+
+function showRuns() {
+  const before = new Map([...$("runs").children].map((item) => [item.dataset.run, item]));
+  const items = runs.map((run) => {
+    const item = before.get(run.name) ?? runItem(run.name);
+    const text = progress(run);
+    const about = item.querySelector(".about");
+    if (about.textContent !== text) about.textContent = text;
+    item.querySelector("input").checked = chosen.has(run.name);
+    item.querySelector("rect").setAttribute("fill", chosen.has(run.name) ? colorOf(placeOf(run.name)) : "transparent");
+    return item;
+  });
+  // Those that stay are not moved: moving takes the focus away.
+  if (items.length !== $("runs").children.length || items.some((item, i) => $("runs").children[i] !== item)) {
+    $("runs").replaceChildren(...items);
+  }
+  const names = runs.map(({ name }) => name);
+  for (const id of ["sample-run", "log-run"])
+    fill(
+      $(id),
+      names.map((name) => [name, name]),
+      newest(),
+    );
+  const going = runs.filter(({ done }) => !done).length;
+  $("state").textContent = `${runs.length} ${runs.length === 1 ? "run" : "runs"}, ${going} not ended`;
+}
+
+function runItem(name) {
+  const item = document.createElement("li");
+  item.dataset.run = name;
+  const label = document.createElement("label");
+  const input = Object.assign(document.createElement("input"), { type: "checkbox" });
+  input.addEventListener("change", () => {
+    if (input.checked && chosen.size < MAX_CHOSEN) chosen.add(name);
+    else chosen.delete(name);
+    showRuns();
+    void showCurves();
+  });
+  const swatch = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  for (const [key, value] of [
+    ["width", "14"],
+    ["height", "14"],
+    ["aria-hidden", "true"],
+  ])
+    swatch.setAttribute(key, value);
+  const square = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  for (const [key, value] of [
+    ["width", "14"],
+    ["height", "14"],
+    ["rx", "3"],
+  ])
+    square.setAttribute(key, value);
+  swatch.append(square);
+  const about = Object.assign(document.createElement("span"), { className: "about" });
+  label.append(input, swatch, Object.assign(document.createElement("span"), { textContent: name }), about);
+  item.append(label);
+  return item;
+}
+
+const newest = () => runs.toSorted((a, b) => (b.written ?? 0) - (a.written ?? 0))[0]?.name ?? "";
+
+/** Gives a choice its entries, [value, text]; what was chosen stays. */
+function fill(select, entries, otherwise) {
+  const before = select.options.length > 0 ? select.value : otherwise;
+  const key = JSON.stringify(entries);
+  if (select.dataset.entries === key) return;
+  select.dataset.entries = key;
+  select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
+  select.value = entries.some(([value]) => value === before) ? before : otherwise;
+}
+
+const loadSamples = () =>
+  doing("samples", async (late) => {
+    const run = $("sample-run").value;
+    if (run === "") return;
+    const [found, pictures] = await Promise.all([api.samples(run, $("sample-iteration").value), api.pictures(run)]);
+    if (late()) return;
+    sampled = { run, ...found };
+    fill(
+      $("sample-iteration"),
+      [["", "the last"], ...found.iterations.toReversed().map((n) => [String(n), String(n)])],
+      "",
+    );
+    fill($("sample-class"), [["", "all"], ...found.classes.map((name, i) => [String(i), name])], "");
+    const [none, sheet] = [found.samples.length === 0, pictures.findLast((name) => name.endsWith(".jpg"))];
+    $("samples-note").textContent = none
+      ? `No samples are here yet: dlfs train --live keeps some of each evaluation.${sheet ? ` ${sheet}:` : ""}`
+      : "Left what was found, right what is known; dashed are groups.";
+    await Promise.all([showSamples(), showPicture(run, none ? sheet : undefined)]);
+  });
+
+const showSamples = () =>
+  doing("sample boxes", async (late) => {
+    if (!sampled) return;
+    const score = Number($("score").value);
+    $("score-value").textContent = score.toFixed(2);
+    const figures = await drawSamples(sampled.run, sampled, { score, label: $("sample-class").value });
+    if (!late()) $("samples").replaceChildren(...figures);
+  });
+
+async function showPicture(run, name) {
+  for (const { src } of $("pictures").children) URL.revokeObjectURL(src);
+  if (name === undefined) return $("pictures").replaceChildren();
+  const src = URL.createObjectURL(await api.image(run, `pictures/${name}`));
+  $("pictures").replaceChildren(Object.assign(new Image(), { src, alt: `predictions beside ground truth: ${name}` }));
+}
+
+const loadLog = () =>
+  doing("log", async (late) => {
+    const run = $("log-run").value;
+    if (run === "") return;
+    const part = await api.log(run);
+    if (late()) return;
+    logPart = part;
+    if ($("log").value !== part.text) $("log").value = part.text;
+    $("earlier").disabled = part.from === 0;
+    if ($("follow").checked) $("log").scrollTop = $("log").scrollHeight;
+  });
+
+const loadEarlier = () =>
+  doing("log", async (late) => {
+    const part = await api.log($("log-run").value, logPart.from);
+    if (late()) return;
+    $("follow").checked = false;
+    const height = $("log").scrollHeight;
+    $("log").value = part.text + $("log").value;
+    $("log").scrollTop += $("log").scrollHeight - height;
+    logPart = { ...logPart, from: part.from };
+    $("earlier").disabled = part.from === 0;
+  });
+
+async function refreshRuns() {
+  runs = await api.listRuns();
+  for (const name of chosen) if (!runs.some((run) => run.name === name)) chosen.delete(name);
+  showRuns();
+}
+
+let polls = 0;
+let polling;
+/** Shows what has changed since the last time; what a hidden page would show waits. */
+async function poll() {
+  clearTimeout(polling);
+  await doing("server", async () => {
+    if (document.hidden) return;
+    if (polls++ % 10 === 0) await refreshRuns();
+    const watched = [...new Set([...chosen, $("sample-run").value, $("log-run").value])].filter((name) => name !== "");
+    const now = await api.states(watched);
+    const changed = (run, what) => now[run] && now[run][what] !== versions[run]?.[what];
+    const work = [];
+    if ([...chosen].some((run) => changed(run, "metrics"))) work.push(refreshRuns(), showCurves());
+    const seen = $("sample-run").value;
+    if (changed(seen, "samples") || changed(seen, "pictures")) work.push(loadSamples());
+    if ($("follow").checked && changed($("log-run").value, "log")) work.push(loadLog());
+    versions = { ...versions, ...now };
+    await Promise.all(work);
+  });
+  polling = setTimeout(poll, POLL_MS);
+}
+
+async function start() {
+  await doing("start", async () => {
+    await refreshRuns();
+    $("access").hidden = true;
+    $("main").hidden = false;
+    for (const { name } of runs.toSorted((a, b) => (b.written ?? 0) - (a.written ?? 0)).slice(0, FIRST))
+      chosen.add(name);
+    showRuns();
+    await Promise.all([showCurves(), loadSamples(), loadLog()]);
+    await poll();
+  });
+}
+
+$("smooth").addEventListener("input", () => {
+  $("smooth-value").textContent = Number($("smooth").value).toFixed(2);
+  void showCurves();
+});
+$("log-scale").addEventListener("change", () => void showCurves());
+$("whole").addEventListener("click", () => {
+  range = null;
+  void showCurves();
+});
+$("sample-run").addEventListener("change", () => {
+  $("sample-iteration").value = "";
+  void loadSamples();
+});
+$("sample-iteration").addEventListener("change", () => void loadSamples());
+$("sample-class").addEventListener("change", () => void showSamples());
+$("score").addEventListener("input", () => void showSamples());
+$("log-run").addEventListener("change", () => void loadLog());
+$("follow").addEventListener("change", () => $("follow").checked && void loadLog());
+$("earlier").addEventListener("click", () => void loadEarlier());
+$("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  api.setToken($("token").value.trim());
+  void start();
+});
+document.addEventListener("visibilitychange", () => !document.hidden && !$("main").hidden && void poll());
+let resizing;
+addEventListener("resize", () => {
+  clearTimeout(resizing);
+  resizing = setTimeout(() => {
+    for (const { chart } of charts) chart.resize();
+    void showCurves();
+  }, 150);
+});
+onTheme(() => {
+  showRuns();
+  void showCurves();
+});
+void start();
