@@ -13,6 +13,7 @@ import {
   type Quantization,
   type TrainedModel,
 } from "../train";
+import { FeatureStep } from "./feature-step";
 import { type EngineImage, type PlannedImage, planImage } from "./image-input";
 import { PixelDrawer } from "./pixel-drawer";
 
@@ -74,6 +75,14 @@ export interface EngineResult {
   error: DlfsError | null;
 }
 
+/** What an image is like, or why that is not known. */
+export interface ImageFeatures {
+  /** A value of each channel of the backbone; null where there is an error. */
+  features: Float32Array | null;
+  /** The image is damaged, or none. */
+  error: DlfsError | null;
+}
+
 /** Runs of a program until kernels are loaded and its graph is captured. */
 const WARM_UP_RUNS = 3;
 
@@ -97,6 +106,7 @@ export class Engine implements AsyncDisposable {
   readonly #decoder: DeviceBatchDecoder;
   readonly #drawers: readonly PixelDrawer[];
   readonly #free: SlotRing;
+  #features: FeatureStep | null = null;
   #owned = new DisposableStack();
   #running = new Set<Promise<unknown>>();
   #disposing: Promise<void> | null = null;
@@ -203,11 +213,27 @@ export class Engine implements AsyncDisposable {
     }
   }
 
+  /**
+   * What images are like: the means of the backbone's channels (`pooledFeatures`), by which images that are alike are near each
+   * other. The program is made with the first call. A bad image takes nothing from its neighbours.
+   */
+  async features(images: readonly EngineImage[]): Promise<ImageFeatures[]> {
+    check(this.#disposing === null, "Engine", () => "used after dispose()", ErrorCode.handle);
+    const work = this.#featuresOf(images);
+    this.#running.add(work);
+    try {
+      return await work;
+    } finally {
+      this.#running.delete(work);
+    }
+  }
+
   /** Waits for what is under way and frees all memory. */
   dispose(): Promise<void> {
     this.#disposing ??= (async () => {
       await Promise.allSettled([...this.#running]);
       this.#free.close(new DlfsError(ErrorCode.handle, "Engine", "used after dispose()"));
+      this.#features?.dispose();
       this.#owned.dispose();
     })();
     return this.#disposing;
@@ -220,20 +246,11 @@ export class Engine implements AsyncDisposable {
   async #detectAll(images: readonly EngineImage[], options: DetectOptions): Promise<EngineResult[]> {
     const { scoreThreshold, onTimes } = options;
     const results: EngineResult[] = images.map(() => ({ width: 0, height: 0, detections: [], error: null }));
-    const good: { place: number; planned: PlannedImage }[] = [];
-    for (const [place, image] of images.entries()) {
-      try {
-        const planned = planImage(image, this.codec, this.#trained.preprocessing, this.size);
-        good.push({ place, planned });
-        Object.assign(results[place] as EngineResult, { width: planned.width, height: planned.height });
-      } catch (error) {
-        if (!(error instanceof DlfsError)) throw error;
-        (results[place] as EngineResult).error = error;
-      }
+    const { batches, errors } = this.#plan(images);
+    for (const [place, error] of errors) (results[place] as EngineResult).error = error;
+    for (const { place, planned } of batches.flat()) {
+      Object.assign(results[place] as EngineResult, { width: planned.width, height: planned.height });
     }
-    const batches = Array.from({ length: Math.ceil(good.length / this.maxBatch) }, (_, i) =>
-      good.slice(i * this.maxBatch, (i + 1) * this.maxBatch),
-    );
     await Promise.all(
       batches.map(async (batch) => {
         const found = await this.#detectBatch(
@@ -248,6 +265,52 @@ export class Engine implements AsyncDisposable {
         }
       }),
     );
+    return results;
+  }
+
+  /** Images in batches, with their places; and what is wrong with which others. */
+  #plan(images: readonly EngineImage[]) {
+    const good: { place: number; planned: PlannedImage }[] = [];
+    const errors = new Map<number, DlfsError>();
+    for (const [place, image] of images.entries()) {
+      try {
+        good.push({ place, planned: planImage(image, this.codec, this.#trained.preprocessing, this.size) });
+      } catch (error) {
+        if (!(error instanceof DlfsError)) throw error;
+        errors.set(place, error);
+      }
+    }
+    const batches = Array.from({ length: Math.ceil(good.length / this.maxBatch) }, (_, i) =>
+      good.slice(i * this.maxBatch, (i + 1) * this.maxBatch),
+    );
+    return { batches, errors };
+  }
+
+  async #featuresOf(images: readonly EngineImage[]): Promise<ImageFeatures[]> {
+    const { batches, errors } = this.#plan(images);
+    const results = images.map((_, i): ImageFeatures => ({ features: null, error: errors.get(i) ?? null }));
+    const [height, width] = this.size;
+    this.#features ??= new FeatureStep(this.#trained.model, { batchSize: this.maxBatch, height, width });
+    const step = this.#features;
+    const work = batches.map(async (batch) => {
+      const slot = await this.#free.acquire();
+      try {
+        const planned = batch.map((one) => one.planned);
+        const { order, errors } = await this.#fill(slot, planned);
+        const rows = await step.run(this.#decoder.images(slot), batch.length);
+        for (const [row, i] of order.entries()) {
+          const error = errors.get(i) ?? null;
+          results[(batch[i] as (typeof batch)[0]).place] = {
+            features: error ? null : (rows[row] as Float32Array),
+            error,
+          };
+        }
+      } finally {
+        this.#free.release(slot);
+      }
+    });
+    // All are over before one that failed is reported: nothing runs on behind the caller's back.
+    for (const part of await Promise.allSettled(work)) if (part.status === "rejected") throw part.reason;
     return results;
   }
 

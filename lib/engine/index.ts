@@ -4,7 +4,14 @@ export {
   runBatchInference,
 } from "./batch-inference";
 export { drawPrediction } from "./draw-prediction";
-export { type DetectOptions, Engine, type EngineOptions, type EngineResult, type EngineTimes } from "./engine";
+export {
+  type DetectOptions,
+  Engine,
+  type EngineOptions,
+  type EngineResult,
+  type EngineTimes,
+  type ImageFeatures,
+} from "./engine";
 export { EngineWorker, type EngineWorkerImage, type EngineWorkerOptions } from "./engine-worker";
 export type { EngineImage } from "./image-input";
 export { type FrameRequest, type ImageList, type ListedImage, type ListOptions, listImages } from "./image-list";

@@ -100,14 +100,20 @@ export class CompactDetector extends Detector {
     this.boxHead = new Head(pyramid, perCell * 4, headConvs, 3, 0);
   }
 
-  heads(images: Value): HeadOutput[] {
+  /** The backbone's maps of strides 8, 16 and 32. */
+  override featureMaps(images: Value): Value[] {
     const run = (blocks: BasicBlock[], x: Value) => blocks.reduce((y, block) => block.forward(y), x);
     const c2 = run(this.stage1, this.stem.forward(this.input.forward(images)));
     const c3 = run(this.stage2, c2);
     const c4 = run(this.stage3, c3);
     const c5 = run(this.stage4, c4);
+    return [c3, c4, c5];
+  }
+
+  heads(images: Value): HeadOutput[] {
     const merged: Value[] = [];
-    for (const [level, c] of [c3, c4, c5].entries()) merged.push((this.lateral[level] as Conv2d).forward(c));
+    for (const [level, c] of this.featureMaps(images).entries())
+      merged.push((this.lateral[level] as Conv2d).forward(c));
     for (let level = 1; level >= 0; --level) {
       const [, h, w] = merged[level]!.shape as [number, number, number];
       merged[level] = add(merged[level]!, upsample(merged[level + 1]!, { size: [h, w] }));

@@ -1,5 +1,5 @@
 import type { Targets } from "../detection";
-import { concat, reshape, type Value } from "../graph";
+import { cast, concat, globalAvgPool2d, reshape, type Value } from "../graph";
 import { Model } from "../layers";
 import { check, ErrorCode } from "../native";
 
@@ -36,6 +36,16 @@ export abstract class DetectionModel extends Model {
   /** What losses() and detect() read of the network: the heads' maps, of each level or joined, as the model uses them. */
   abstract maps(images: Value): Value[];
 
+  /**
+   * Maps (N, h, w, C) that say what is on images: the backbone's, before the heads. Default, for a model that does not tell its
+   * backbone: the heads' own maps, where they are maps.
+   */
+  featureMaps(images: Value): Value[] {
+    const maps = this.maps(images).filter(({ shape }) => shape.length === 4);
+    check(maps.length > 0, this.constructor.name, () => "it has no feature maps: featureMaps() is not there");
+    return maps;
+  }
+
   /** The losses of a batch by name, scalars; training minimises their sum. */
   abstract losses(images: Value, targets: Targets): { [name: string]: Value };
 
@@ -45,6 +55,15 @@ export abstract class DetectionModel extends Model {
    * @param imageSizes (N, 2) fp32: height and width that boxes are clipped to
    */
   abstract detect(images: Value, imageSizes: Value): { detections: Value; counts: Value };
+}
+
+/** An image as one row of numbers: the means of each channel of all feature maps, (N, sum of C), f32. */
+export function pooledFeatures(model: DetectionModel, images: Value): Value {
+  const rows = model.featureMaps(images).map((map) => {
+    const [n, , , c] = map.shape as [number, number, number, number];
+    return cast(reshape(globalAvgPool2d(map), [n, c]), "f32");
+  });
+  return rows.length === 1 ? (rows[0] as Value) : concat(rows, 1);
 }
 
 /** Checks the heads' maps of all levels: (N, h, w, perCell * columns), by name. */

@@ -134,6 +134,10 @@ export class FCOS extends DetectionModel {
     };
   }
 
+  override featureMaps(images: Value): Value[] {
+    return this.backbone.forward(images);
+  }
+
   /** Of all points: class logits (N, A, classes), distances in strides (N, A, 4), centre-ness logits (N, A, 1). */
   forward(images: Value): { logits: Value; deltas: Value; centerness: Value } {
     const { logits, deltas, centerness } = this.predict(images);

@@ -7,7 +7,7 @@ export {
   ConvNormReLU,
   octaveAnchors,
 } from "./compact-detector";
-export { DetectionModel, imageNetNormalization, type Normalization } from "./detection-model";
+export { DetectionModel, imageNetNormalization, type Normalization, pooledFeatures } from "./detection-model";
 export { Detector, type DetectorOptions, type HeadOutput } from "./detector";
 export { FCOS, type FCOSOptions } from "./fcos";
 export { FeaturePyramid, LastLevelMaxPool, LastLevelP6P7 } from "./fpn";

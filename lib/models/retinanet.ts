@@ -97,6 +97,10 @@ export class RetinaNet extends Detector {
     this.head = new RetinaNetHead(this.backbone.outChannels, this.anchorGenerator.perCell, options.classes);
   }
 
+  override featureMaps(images: Value): Value[] {
+    return this.backbone.forward(images);
+  }
+
   heads(images: Value): HeadOutput[] {
     return this.head.forward(this.backbone.forward(images));
   }

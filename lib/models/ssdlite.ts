@@ -210,6 +210,10 @@ export class SSDLite extends DetectionModel {
     };
   }
 
+  override featureMaps(images: Value): Value[] {
+    return this.backbone.forward(images);
+  }
+
   /** Of all default boxes: class logits (N, A, classes + 1), the background first, and box deltas (N, A, 4). */
   forward(images: Value): { logits: Value; deltas: Value } {
     const { logits, deltas } = this.predict(images);

@@ -1,0 +1,24 @@
+export { type Box, type FoundBox, iouOf, pairBoxes } from "./boxes";
+export { type GreedyChoice, type GreedyOptions, kCenterGreedy } from "./diversity";
+export {
+  type Aggregation,
+  aggregate,
+  aggregations,
+  balance,
+  classWeights,
+  committeeDisagreement,
+  disagreement,
+  margin,
+  mirrored,
+  scoreEntropy,
+  uncertainty,
+} from "./informativeness";
+export {
+  type Candidate,
+  type Criterion,
+  criteria,
+  normalised,
+  type RankedImage,
+  type RankOptions,
+  rankImages,
+} from "./rank-images";
