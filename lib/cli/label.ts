@@ -6,6 +6,7 @@ import { type Detector, intoAll, intoDataset, intoTraining, Retraining, StudioBa
 import { Device } from "../tensor";
 import { stopOnSignals } from "../train";
 import { number, positiveInteger, UsageError } from "./arguments";
+import { rank, rankHelp } from "./label-rank";
 import type { Verb } from "./main";
 
 const help = `dlfs label serve: a machine-learning backend for Label Studio. Predicts boxes for its tasks, and passes on what is corrected.
@@ -29,7 +30,9 @@ Usage: dlfs label serve MODEL [options]
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device
 
 In Label Studio: Settings, Model, Connect Model, with the address that is printed; and, for corrections, Settings, Webhooks, with
-/webhook below it. Ctrl-C ends it.`;
+/webhook below it. Ctrl-C ends it.
+
+${rankHelp}`;
 
 const options = {
   port: { type: "string" },
@@ -60,12 +63,18 @@ async function loadDetector(path: string, device: Device, scoreThreshold: number
   return { engine, detector };
 }
 
+/** What there is besides serve. */
+const parts = new Map([["rank", rank]]);
+
 export const verb: Verb = {
   help,
   async run(argv) {
+    const part = parts.get(argv[0] ?? "");
+    if (part) return await part(argv.slice(1));
     const { values: args, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
     const [what, model, ...others] = positionals;
-    if (what !== "serve") throw new UsageError(`expected serve, got ${what === undefined ? "nothing" : `"${what}"`}`);
+    if (what !== "serve")
+      throw new UsageError(`expected serve or rank, got ${what === undefined ? "nothing" : `"${what}"`}`);
     if (model === undefined || others.length > 0) throw new UsageError("expected one MODEL");
     const given = <T>(name: keyof typeof args, parse: (name: string, text: string) => T): T | undefined =>
       args[name] === undefined ? undefined : parse(name, args[name] as string);

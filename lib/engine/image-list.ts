@@ -16,6 +16,8 @@ import { type FrameChoice, isVideo, videoFrames } from "./video-frames";
 export interface ListedImage {
   /** By what it is known in results: its path in the folder, bucket or data set, parts separated by "/". */
   readonly name: string;
+  /** Where it lies: an absolute path, or an address; none of a video's frames. */
+  readonly location?: string;
   /** Its id in the data set, where it is of one. */
   readonly imageId?: number;
   /** Of a video: which of its frames, from 0, and the seconds from its start. */
@@ -48,7 +50,8 @@ export interface ImageList {
 const IMAGE = /\.(jpe?g|png|webp)$/i;
 
 function listed(source: DataSource, name: string, imageId?: number, key = name): ListedImage {
-  return { name, ...(imageId !== undefined && { imageId }), read: (signal) => source.read(key, { signal }) };
+  const read = (signal?: AbortSignal) => source.read(key, { signal });
+  return { name, location: source.locate(key), ...(imageId !== undefined && { imageId }), read };
 }
 
 /** A file by its path, which may be relative to the current folder. */
@@ -62,7 +65,7 @@ function localFile(path: string, name: string): ListedImage {
       throw new DlfsError(ErrorCode.io, absolute, code === "ENOENT" ? "no such file" : message);
     }
   };
-  return { name, read };
+  return { name, location: absolute, read };
 }
 
 /**

@@ -1,6 +1,17 @@
 export { type Box, type FoundBox, iouOf, pairBoxes } from "./boxes";
 export { type GreedyChoice, type GreedyOptions, kCenterGreedy } from "./diversity";
 export {
+  checkSameClasses,
+  type Gathered,
+  type GatheredImage,
+  type GatherOptions,
+  gatherCandidates,
+  gatherFeatures,
+  type ImageJudge,
+  mirrorPixels,
+  type ReadableImage,
+} from "./gather";
+export {
   type Aggregation,
   aggregate,
   aggregations,
@@ -22,3 +33,11 @@ export {
   type RankOptions,
   rankImages,
 } from "./rank-images";
+export {
+  formatRanking,
+  type RankingFormat,
+  type RankingOptions,
+  rankingFormatOf,
+  rankingFormats,
+  writeRanking,
+} from "./write-ranking";
