@@ -8,12 +8,12 @@ import {
   type Detection,
   DetectStep,
   detectionsOnImage,
+  FeatureStep,
   loadTrainedModel,
   powersOfTwo,
   type Quantization,
   type TrainedModel,
 } from "../train";
-import { FeatureStep } from "./feature-step";
 import { type EngineImage, type PlannedImage, planImage } from "./image-input";
 import { PixelDrawer } from "./pixel-drawer";
 

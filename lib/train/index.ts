@@ -52,6 +52,7 @@ export {
   type ImageDetections,
   measure,
 } from "./evaluator";
+export { FeatureStep, type FeatureStepOptions } from "./feature-step";
 export { type FreezeRule, Freezing, matchesPath } from "./freezing";
 export { keepWeights } from "./keep-weights";
 export { LossScaler, type LossScaling, type LossScalingOptions } from "./loss-scaling";
