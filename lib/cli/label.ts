@@ -6,6 +6,7 @@ import { type Detector, intoAll, intoDataset, intoTraining, Retraining, StudioBa
 import { Device } from "../tensor";
 import { stopOnSignals } from "../train";
 import { number, positiveInteger, UsageError } from "./arguments";
+import { audit, auditHelp } from "./label-audit";
 import { rank, rankHelp } from "./label-rank";
 import type { Verb } from "./main";
 
@@ -32,7 +33,9 @@ Usage: dlfs label serve MODEL [options]
 In Label Studio: Settings, Model, Connect Model, with the address that is printed; and, for corrections, Settings, Webhooks, with
 /webhook below it. Ctrl-C ends it.
 
-${rankHelp}`;
+${rankHelp}
+
+${auditHelp}`;
 
 const options = {
   port: { type: "string" },
@@ -64,7 +67,10 @@ async function loadDetector(path: string, device: Device, scoreThreshold: number
 }
 
 /** What there is besides serve. */
-const parts = new Map([["rank", rank]]);
+const parts = new Map([
+  ["rank", rank],
+  ["audit", audit],
+]);
 
 export const verb: Verb = {
   help,
@@ -74,7 +80,7 @@ export const verb: Verb = {
     const { values: args, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
     const [what, model, ...others] = positionals;
     if (what !== "serve")
-      throw new UsageError(`expected serve or rank, got ${what === undefined ? "nothing" : `"${what}"`}`);
+      throw new UsageError(`expected serve, rank or audit, got ${what === undefined ? "nothing" : `"${what}"`}`);
     if (model === undefined || others.length > 0) throw new UsageError("expected one MODEL");
     const given = <T>(name: keyof typeof args, parse: (name: string, text: string) => T): T | undefined =>
       args[name] === undefined ? undefined : parse(name, args[name] as string);

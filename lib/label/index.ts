@@ -1,3 +1,4 @@
+export * from "./audit/index";
 export { type LabelConfig, parseLabelConfig } from "./label-config";
 export { intoAll, intoDataset, intoTraining, type LabelTarget } from "./label-targets";
 export * from "./rank/index";

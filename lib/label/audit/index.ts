@@ -1,0 +1,11 @@
+export {
+  type AuditedImage,
+  type AuditOptions,
+  auditLabels,
+  confidentScores,
+  type GivenBox,
+  type LabelFinding,
+  type LabelProblem,
+  labelProblems,
+} from "./audit-labels";
+export { findingLines, findingTable, writeFindings } from "./format-findings";
