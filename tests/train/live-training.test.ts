@@ -172,7 +172,7 @@ test("a stop that it is told ends a training with its state saved, also while it
 
 describe("what cannot be had is said before anything is opened", () => {
   for (const [what, argv, expected] of [
-    ["a port without --live", ["--live-port", "80"], "--live-port: needs --live"],
+    ["a port without --live", ["--live-port", "80"], "--live-port: needs --live or --dashboard"],
     ["a run without a journal", ["--replay", "nowhere"], "is no run that has a journal, and no journal"],
   ] as const) {
     test(what, () => {

@@ -80,8 +80,9 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   }
   // A run's config.json has settings at their defaults, too.
   const chosen = (name: "liveHost" | "metricsHost") => given(name) && settings[name] !== trainSettings[name].value;
-  if (given("livePort") && !settings.live) fail("livePort", "needs --live");
-  if (chosen("liveHost") && !settings.live) fail("liveHost", "needs --live");
+  const serves = settings.live || settings.dashboard;
+  if (given("livePort") && !serves) fail("livePort", "needs --live or --dashboard");
+  if (chosen("liveHost") && !serves) fail("liveHost", "needs --live or --dashboard");
   for (const name of ["liveBoxes", "livePost"] as const) {
     if (given(name) && !settings.live && settings.replay === undefined) fail(name, "needs --live or --replay");
   }

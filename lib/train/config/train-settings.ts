@@ -365,6 +365,11 @@ export const trainSections = {
       false,
       "take in labels and commands, at an address of its own that is printed with its token (or DLFS_LIVE_TOKEN): docs/live.md",
     ),
+    dashboard: byDefault(
+      flag,
+      false,
+      "serve a page with this run and those beside it, at the same address as --live where that is given: docs/live.md",
+    ),
     livePort: optional(integer(0, 65535), "the port of that address; default: any free one"),
     liveHost: byDefault(text("HOST"), "127.0.0.1", "the address that it is served at; 0.0.0.0: from everywhere"),
     liveBoxes: optional(

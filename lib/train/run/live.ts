@@ -1,9 +1,19 @@
 /** A training that is heard and told things while it goes on: docs/live.md. */
 import { existsSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, dirname, join } from "node:path";
+import { Dashboard, DashboardServer } from "../../dashboard";
 import { CocoDataLoader, type Dataset, type DeviceImageCodec, type TargetChange } from "../../data";
 import { type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
-import { FileSink, HttpSink, Journal, type JournalEntry, LiveBus, LiveServer, LiveSession } from "../../live";
+import {
+  AccessGate,
+  FileSink,
+  HttpSink,
+  Journal,
+  type JournalEntry,
+  LiveBus,
+  LiveServer,
+  LiveSession,
+} from "../../live";
 import type { CocoResult } from "../../metrics";
 import type { MetricsLine, RunFolder } from "../../monitor";
 import type { Device } from "../../tensor";
@@ -44,6 +54,33 @@ export function changesOf(entries: readonly JournalEntry[]): TargetChange[] {
 /** Boxes that an image may come to have. */
 export const liveBoxesOf = ({ liveBoxes }: TrainConfig, { train }: Dataset): number =>
   liveBoxes ?? Math.max(64, 2 * train.maxBoxes);
+
+const addressOf = ({ livePort: port = 0, liveHost: hostname }: TrainConfig) => ({ port, hostname });
+
+/** The token, and what is printed of it: one of the user's own is not for the log. */
+function tokenOf(): { token: string; shown: string } {
+  const own = process.env.DLFS_LIVE_TOKEN;
+  if (own) return { token: own, shown: "$DLFS_LIVE_TOKEN" };
+  const token = crypto.randomUUID().replaceAll("-", "");
+  return { token, shown: token };
+}
+
+/**
+ * The dashboard of a training that cannot be told things, with its run and those beside it. Of one that can, it is at the live
+ * address.
+ *
+ * @throws DlfsError where the port cannot be had
+ */
+export async function openDashboard(
+  config: TrainConfig,
+  run: RunFolder,
+  log: (line: string) => void,
+): Promise<AsyncDisposable> {
+  const { token, shown } = tokenOf();
+  const server = await DashboardServer.open({ ...addressOf(config), folders: [dirname(run.path)], token });
+  log(`dashboard: ${server.url}#token=${shown}`);
+  return server;
+}
 
 interface LiveParts {
   readonly config: TrainConfig;
@@ -103,7 +140,7 @@ export class LiveTrainingParts implements AsyncDisposable {
     const live = new LiveTrainingParts(parts, journal, owned.move());
     try {
       await live.#openSinks(folder, log);
-      if (config.live) live.#serve(log);
+      if (config.live) await live.#serve(log);
       return live;
     } catch (error) {
       await live[Symbol.asyncDispose]();
@@ -170,13 +207,15 @@ export class LiveTrainingParts implements AsyncDisposable {
     this.bus.attach(await HttpSink.open({ url: livePost, headers, spool: join(folder, "spool.dlvs"), log }));
   }
 
-  #serve(log: (line: string) => void): void {
-    const { livePort: port = 0, liveHost: hostname } = this.#parts.config;
-    const token = process.env.DLFS_LIVE_TOKEN || crypto.randomUUID().replaceAll("-", "");
+  async #serve(log: (line: string) => void): Promise<void> {
+    const { config, run } = this.#parts;
+    const { token, shown } = tokenOf();
     const submit = this.#session.submit.bind(this.#session);
-    const server = this.#owned.use(new LiveServer({ port, hostname, token, bus: this.bus, submit }));
-    // A token of the user's own is not for the log.
-    log(`live: ${server.url}live?token=${process.env.DLFS_LIVE_TOKEN ? "$DLFS_LIVE_TOKEN" : token}`);
+    const dashboard = config.dashboard ? await Dashboard.open([dirname(run.path)], new AccessGate(token)) : null;
+    const also = dashboard ? { also: (request: Request) => dashboard.handle(request) } : {};
+    const server = this.#owned.use(new LiveServer({ ...addressOf(config), token, bus: this.bus, submit, ...also }));
+    log(`live: ${server.url}live?token=${shown}`);
+    if (dashboard) log(`dashboard: ${server.url}#token=${shown}`);
   }
 
   /** What was found on some images, the same ones each time, beside what is known of them. */

@@ -42,7 +42,7 @@ import { checkRecords, type Feed, openRecords, resizeOf, shareOf } from "./data-
 import { describeLeft, describePlan, describeRange, modelName } from "./descriptions";
 import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
-import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf } from "./live";
+import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf, openDashboard } from "./live";
 import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
@@ -150,8 +150,9 @@ export class Training implements AsyncDisposable {
       const watch = watching({ config, run, model, start, memory, skipped }, endpoint, log);
       const { logEvery } = config;
       const { tensorboard } = watch;
+      const say = (line: string) => (reporter ? reporter.print(line) : log(line));
+      if (config.dashboard && !config.live) owned.use(await openDashboard(config, run, say));
       if (isLive(config)) {
-        const say = (line: string) => (reporter ? reporter.print(line) : log(line));
         live = owned.use(
           await LiveTrainingParts.open({ config, run, dataset, codec, device, feed, entries, start }, say),
         );
