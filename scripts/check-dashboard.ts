@@ -50,6 +50,9 @@ try {
   await writeSamples(going.path, [
     ...[100, 200].flatMap((step) => ["a.jpg", "b.jpg"].map((name) => sampleOf(step, name, thumbnail))),
   ]);
+  const svg =
+    '<svg xmlns="http://www.w3.org/2000/svg" width="300" height="200"><circle r="90" cx="150" cy="100"/></svg>';
+  await Bun.write(join(going.path, "pictures", "pr-curve.svg"), svg);
   await using server = await DashboardServer.open({ folders: [root], port: 0, token: "a token of the check" });
   const text = (selector: string) =>
     browser.evaluate<string>(`document.querySelector(${JSON.stringify(selector)}).textContent`);
@@ -160,6 +163,12 @@ try {
   await browser.place("#samples");
   await browser.screenshot(join(args.out, "desktop-samples.png"));
 
+  await until("document.querySelector('#pictures img')?.naturalWidth === 300");
+  check(
+    (await browser.evaluate("document.querySelector('#pictures img').alt")) === "precision over recall of each class",
+    "pictures of the evaluation are shown and told",
+  );
+
   // Dark, then a phone, whose page is no wider than it.
   const light = await browser.evaluate<string>("getComputedStyle(document.body).backgroundColor");
   await browser.call("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: "dark" }] });
@@ -170,6 +179,13 @@ try {
   check(await browser.evaluate("location.hash === '' && location.search === ''"), "the token leaves the address");
   check(await fits(), "nothing is wider than a phone");
   await browser.screenshot(join(args.out, "phone.png"));
+  await browser.evaluate(`(() => {
+    sessionStorage.clear();
+    delete document.body.dataset.curves;
+    location.hash = "token=a%20token%20of%20the%20check";
+  })()`);
+  await until("document.body?.dataset.curves && location.hash === ''");
+  check(await browser.evaluate("document.getElementById('access').hidden"), "an address opened again brings its token");
   check(browser.complaints.length === 0, `nothing was complained of: ${browser.complaints.join("; ")}`);
   going.close();
   console.log(`${checks} checks of the dashboard passed; screenshots: ${args.out}`);

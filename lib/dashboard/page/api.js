@@ -6,6 +6,8 @@ if (given !== null) {
   // Not in the history, nor in a picture of the screen.
   history.replaceState(null, "", location.pathname);
 }
+// The printed address, opened where the page is already.
+addEventListener("hashchange", () => location.hash.startsWith("#token=") && location.reload());
 
 /** No token, or a wrong one. */
 export class AccessError extends Error {}

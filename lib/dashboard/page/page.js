@@ -165,9 +165,10 @@ const loadSamples = () =>
     fill($("sample-class"), [["", "all"], ...found.classes.map((name, i) => [String(i), name])], "");
     const [none, sheet] = [found.samples.length === 0, pictures.findLast((name) => name.endsWith(".jpg"))];
     $("samples-note").textContent = none
-      ? `No samples are here yet: dlfs train --live keeps some of each evaluation.${sheet ? ` ${sheet}:` : ""}`
+      ? `No samples are here yet: dlfs train --live keeps some of each evaluation.${sheet ? " Below is the picture of the last evaluation." : ""}`
       : "Left what was found, right what is known; dashed are groups.";
-    await Promise.all([showSamples(), showPicture(run, none ? sheet : undefined)]);
+    const drawn = Object.keys(PICTURES).filter((name) => pictures.includes(name));
+    await Promise.all([showSamples(), showPictures(run, none && sheet ? [sheet, ...drawn] : drawn)]);
   });
 
 const showSamples = () =>
@@ -179,12 +180,29 @@ const showSamples = () =>
     if (!late()) $("samples").replaceChildren(...figures);
   });
 
-async function showPicture(run, name) {
-  for (const { src } of $("pictures").children) URL.revokeObjectURL(src);
-  if (name === undefined) return $("pictures").replaceChildren();
-  const src = URL.createObjectURL(await api.image(run, `pictures/${name}`));
-  $("pictures").replaceChildren(Object.assign(new Image(), { src, alt: `predictions beside ground truth: ${name}` }));
-}
+/** Pictures of a run's evaluations. */
+const showPictures = (run, names) =>
+  doing("pictures", async (late) => {
+    const images = await Promise.all(
+      names.map(async (name) => {
+        const src = URL.createObjectURL(await api.image(run, `pictures/${name}`));
+        const alt = PICTURES[name] ?? `predictions beside ground truth: ${name}`;
+        const picture = Object.assign(new Image(), { src, alt });
+        // Shown when they are there: what was shown before stays until then.
+        await picture.decode().catch(() => undefined);
+        return picture;
+      }),
+    );
+    const old = late() ? images : [...$("pictures").children];
+    if (!late()) $("pictures").replaceChildren(...images);
+    $("evaluation").hidden = $("pictures").children.length === 0;
+    for (const { src } of old) URL.revokeObjectURL(src);
+  });
+const PICTURES = {
+  "pr-curve.svg": "precision over recall of each class",
+  "confusion-matrix.svg": "confusion matrix: which class is taken for which, or missed",
+  "f1-curve.svg": "F1 over the score threshold of each class",
+};
 
 const loadLog = () =>
   doing("log", async (late) => {
