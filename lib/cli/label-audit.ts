@@ -16,7 +16,7 @@ Usage: dlfs label audit MODEL --data DIR --split S [options]
   --split S           default val2017
   --out FILE          all of them as JSON lines
   --count N           how many are shown; default 30
-  --score X           detections from it on count as confident; default by class: what nine of ten on boxes of it reach
+  --score X           detections from it on count as confident; default by class: from which on three of four lie on its boxes
   --batch N           most images at a time; default 32 on a GPU, 8 on the CPU
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device`;
 

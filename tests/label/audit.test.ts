@@ -57,13 +57,17 @@ describe("one image", () => {
   });
 });
 
-test("confidence is the class's own, of what lies on its boxes", () => {
-  const images: AuditedImage[] = [0.2, 0.4, 0.6, 0.8].map((score) => ({
-    ...{ name: "", given: [given(0), given(30, 1, { ignore: true })] },
-    found: [found(0, score), found(60, 0.01), found(30, 0.01, 1)],
-  }));
-  expect(confidentScores(images, 2)).toEqual([0.2, 0.2]);
-  expect(confidentScores([], 2)).toEqual([0.5, 0.5]);
+test("confidence begins where three of four detections of a class lie on its boxes", () => {
+  // Right at 0.8, 0.6 and 0.4 but not at 0.5, right at 0.2 below two that are not: 3 of 4 from 0.4 on, 4 of 7 from 0.2 on.
+  const ignored = given(80, 1, { ignore: true });
+  const one = (score: number, ...more: FoundBox[]): AuditedImage => ({
+    ...{ name: "", given: [given(0), ignored], found: [found(0, score), found(80, 0.01, 1), ...more] },
+  });
+  const images = [one(0.8), one(0.6, found(50, 0.5)), one(0.4, found(50, 0.3), found(50, 0.25)), one(0.2)];
+  expect(confidentScores(images, 2)).toEqual([0.4, 0.4]);
+  const wrong = { name: "", given: [given(0)], found: [found(50, 0.9)] };
+  expect(confidentScores([wrong], 1)).toEqual([Number.POSITIVE_INFINITY]);
+  expect(auditLabels([wrong], { classes: 1 })).toEqual([]);
 });
 
 /** Scenes with three classes, a model that finds nine of ten objects a bit beside their boxes, and finds things that are not there. */
@@ -119,7 +123,7 @@ test.each([1, 2, 3])("most planted errors are among the first, seed %i", (seed) 
       );
     });
   const right = first.filter(isPlanted);
-  expect(right.length).toBeGreaterThanOrEqual(21);
+  expect(right.length).toBeGreaterThanOrEqual(20);
   expect(first.slice(0, 10).every(isPlanted)).toBe(true);
   expect(new Set(right.map(({ problem }) => problem)).size).toBe(3);
 });

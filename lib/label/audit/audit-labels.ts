@@ -50,29 +50,46 @@ const SAME_IOU = 0.5;
 const LOOSE_IOU = 0.7;
 /** Below it, a box is of another object. */
 const NEAR_IOU = 0.1;
-/** Where the labels say nothing of a model's scores. */
-const PLAIN_SCORE = 0.5;
+/** The share of confident detections that lie on boxes of their class. */
+const CONFIDENT_PRECISION = 0.75;
 
-function lowestDecile(values: readonly number[]): number | null {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 10)] ?? null;
+/** A detection, and whether it lies on a box of its class. */
+interface Judged {
+  readonly score: number;
+  readonly right: boolean;
+}
+
+/** The lowest score from which on that share of all detections lies on boxes; null where none does. */
+function scoreOfPrecision(judged: readonly Judged[], precision: number): number | null {
+  const sorted = judged.toSorted((a, b) => b.score - a.score);
+  let [right, least] = [0, null as number | null];
+  for (const [i, one] of sorted.entries()) {
+    if (one.right) right++;
+    if (one.right && right >= precision * (i + 1)) least = one.score;
+  }
+  return least;
 }
 
 /**
- * For each class the score from which on the model counts as confident: that which nine of ten detections on boxes of their own
- * class reach. Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset
- * Labels", equation 2) has thresholds by class so that a model that is timid of a class is heard as well; it takes the mean,
- * below which half of all errors would be lost; here the order sorts out what is less sure. A class without any such
- * detection has the score of all classes together, and 0.5 where there is none at all.
+ * For each class the score from which on the model counts as confident: the lowest from which on three of four detections lie on
+ * boxes of their class. Thresholds by class are confident learning's (Northcutt, Jiang and Chuang 2021, "Confident Learning:
+ * Estimating Uncertainty in Dataset Labels", equation 2), so that a model that is timid of a class is heard as well. There they
+ * are the mean score, below which half of all errors would be lost, and above which a weak detector finds much that is not
+ * there; how often it is right tells the two apart. A class without any such score has that of all classes together; the model
+ * is confident of nothing where those have none.
  */
 export function confidentScores(images: readonly AuditedImage[], classes: number): number[] {
-  const scores = Array.from({ length: classes }, (): number[] => []);
+  const judged = Array.from({ length: classes }, (): Judged[] => []);
   for (const { given, found } of images) {
     const pairs = pairBoxes(given, found, SAME_IOU, (g, f) => !given[g]!.ignore && given[g]!.label === found[f]!.label);
-    for (const { b } of pairs) scores[found[b]!.label]?.push(found[b]!.score);
+    const right = new Set(pairs.map(({ b }) => b));
+    for (const [f, { score, label, box }] of found.entries()) {
+      const ignored = given.some((one) => one.ignore && within(box, one.box) >= SAME_IOU);
+      if (right.has(f) || !ignored) judged[label]?.push({ score, right: right.has(f) });
+    }
   }
-  const all = lowestDecile(scores.flat()) ?? PLAIN_SCORE;
-  return scores.map((own) => lowestDecile(own) ?? all);
+  const all = scoreOfPrecision(judged.flat(), CONFIDENT_PRECISION) ?? Number.POSITIVE_INFINITY;
+  return judged.map((own) => scoreOfPrecision(own, CONFIDENT_PRECISION) ?? all);
 }
 
 /** The share of a box that lies within another. */
