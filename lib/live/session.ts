@@ -1,6 +1,6 @@
 /** What enters a training while it goes on: labels and commands, taken in between two steps. */
 import type { DataSource, ImageChange, ImageCodec, ImageRecord, TargetChange } from "../data";
-import type { ControlMessage, EventMessage, LabelMessage, Message } from "../formats";
+import type { ControlMessage, EventContent, EventMessage, LabelMessage, Message } from "../formats";
 import { DlfsError } from "../native/error";
 import type { LiveBus } from "./bus";
 import type { Journal, JournalEntry } from "./journal";
@@ -245,10 +245,3 @@ export class LiveSession {
     bus.publish({ type: "event", value });
   }
 }
-
-/** An event, without what all of them have. */
-type EventContent = EventMessage extends infer E
-  ? E extends EventMessage
-    ? Omit<E, "iteration" | "time">
-    : never
-  : never;

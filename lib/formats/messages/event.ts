@@ -25,6 +25,13 @@ export type EventMessage = { iteration: number; time: number } & (
   | { kind: "other"; code: number; text: string }
 );
 
+/** An event, without what all of them have. */
+export type EventContent = EventMessage extends infer E
+  ? E extends EventMessage
+    ? Omit<E, "iteration" | "time">
+    : never
+  : never;
+
 type KnownKind = Exclude<EventMessage["kind"], "other">;
 
 const kinds: Record<KnownKind, fb.Kind> = {

@@ -1,5 +1,5 @@
 export { type ControlCommand, type ControlMessage, controlCommands, controlMessages } from "./control";
-export { type EventMessage, eventMessages, type LogLevel } from "./event";
+export { type EventContent, type EventMessage, eventMessages, type LogLevel } from "./event";
 export { type LabelBox, type LabelEdit, type LabelMessage, labelMessages } from "./labels";
 export { decodeMessage, encodeMessage, type Message, messageOf } from "./message";
 export { type ClassMetrics, type MetricsMessage, metricsMessages } from "./metrics";

@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { Dashboard, DashboardServer } from "../../dashboard";
 import { CocoDataLoader, type Dataset, type DeviceImageCodec, type TargetChange } from "../../data";
-import { type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
+import { type EventContent, type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
 import {
   AccessGate,
   FileSink,
@@ -249,10 +249,3 @@ export class LiveTrainingParts implements AsyncDisposable {
     this.bus.publish({ type: "event", value: { ...event, iteration, time: Date.now() } as EventMessage });
   }
 }
-
-/** An event, without what all of them have. */
-type EventContent = EventMessage extends infer E
-  ? E extends EventMessage
-    ? Omit<E, "iteration" | "time">
-    : never
-  : never;
