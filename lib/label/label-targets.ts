@@ -10,7 +10,15 @@ export type LabelTarget = (message: LabelMessage) => Promise<void>;
 /** Writes labels to a data set's store, of the split that each image is of. */
 export function intoDataset({ store, classes }: Pick<Dataset, "store" | "classes">): LabelTarget {
   return async (message) => {
-    const [split] = message.split === undefined ? splitsWith(store, message.image) : [message.split];
+    const splits = message.split === undefined ? splitsWith(store, message.image) : [message.split];
+    if (splits.length > 1) {
+      throw new DlfsError(
+        ErrorCode.argument,
+        "split",
+        `"${message.image}" is in ${splits.join(" and ")}: say which is meant`,
+      );
+    }
+    const [split] = splits;
     const data = { store, classes, split: split ?? "", boxesPerImage: Number.POSITIVE_INFINITY };
     const image = split === undefined ? null : imageOf(data, message);
     if (!image) throw new DlfsError(ErrorCode.io, "image", `the data set has no "${message.image}"`);

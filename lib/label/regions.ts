@@ -1,5 +1,6 @@
 /** Boxes as Label Studio's results: in percent of the image, with the names of its configuration. */
 import { DlfsError, ErrorCode } from "../native/error";
+import { isObject, type JsonObject } from "../native/json";
 import type { LabelConfig } from "./label-config";
 
 /** A box in pixels of an image. */
@@ -48,11 +49,6 @@ export function regionOf(
   };
 }
 
-type Fields = Record<string, unknown>;
-
-const isObject = (value: unknown): value is Fields =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
-
 /**
  * The boxes of an annotation's results, in pixels. Results of other kinds are passed over.
  *
@@ -67,7 +63,7 @@ export function boxesOf(results: unknown, config: Pick<LabelConfig, "fromName">)
     if (!isObject(result)) return fail("expected an object");
     if (result.type !== "rectanglelabels" || result.from_name !== config.fromName) return [];
     const value = isObject(result.value) ? result.value : fail("value: expected an object");
-    const number = (fields: Fields, name: string): number => {
+    const number = (fields: JsonObject, name: string): number => {
       const found = fields[name];
       return typeof found === "number" && Number.isFinite(found)
         ? found

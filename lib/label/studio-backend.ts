@@ -2,6 +2,7 @@
 import { timingSafeEqual } from "node:crypto";
 import type { LabelMessage } from "../formats";
 import { DlfsError, ErrorCode } from "../native/error";
+import { isObject, type JsonObject } from "../native/json";
 import { type LabelConfig, parseLabelConfig } from "./label-config";
 import { boxesOf, type NamedBox, regionOf } from "./regions";
 import type { Retraining } from "./retraining";
@@ -36,11 +37,6 @@ export interface StudioBackendOptions {
   retraining?: Retraining;
   log: (line: string, error?: Error) => void;
 }
-
-type Fields = Record<string, unknown>;
-
-const isObject = (value: unknown): value is Fields =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** Requests are this large at most: many tasks, or images within them. */
 const MAX_BODY_BYTES = 256 * 2 ** 20;
@@ -123,7 +119,7 @@ export class StudioBackend implements AsyncDisposable {
     });
   }
 
-  async #post(verb: string, body: Fields): Promise<Response> {
+  async #post(verb: string, body: JsonObject): Promise<Response> {
     switch (verb) {
       case "setup":
         this.#configOf(body, "schema");
@@ -149,7 +145,7 @@ export class StudioBackend implements AsyncDisposable {
   }
 
   /** The configuration in a request, kept for its project; else the one that is kept. */
-  #configOf(body: Fields, field: "schema" | "label_config"): LabelConfig {
+  #configOf(body: JsonObject, field: "schema" | "label_config"): LabelConfig {
     const { project } = body;
     const id = isObject(project) ? String(project.id) : String(project ?? "").replace(/\..*$/, "");
     const xml = isObject(project) ? (project.label_config ?? body[field]) : body[field];
@@ -159,7 +155,7 @@ export class StudioBackend implements AsyncDisposable {
     throw new DlfsError(ErrorCode.argument, field, `the labeling configuration of project ${id || "?"} is not known`);
   }
 
-  async #predict(body: Fields): Promise<unknown[]> {
+  async #predict(body: JsonObject): Promise<unknown[]> {
     const { tasks } = body;
     if (!Array.isArray(tasks)) throw new DlfsError(ErrorCode.argument, "tasks", "expected a list");
     const config = this.#configOf(body, "label_config");
@@ -210,7 +206,7 @@ export class StudioBackend implements AsyncDisposable {
     });
   }
 
-  async #webhook(body: Fields): Promise<Response> {
+  async #webhook(body: JsonObject): Promise<Response> {
     const { action } = body;
     if (action === "START_TRAINING") {
       this.#options.retraining?.now();
@@ -228,7 +224,7 @@ export class StudioBackend implements AsyncDisposable {
   }
 
   /** All boxes of the annotation's image; null where it was cancelled. */
-  #annotated(body: Fields): LabelMessage | null {
+  #annotated(body: JsonObject): LabelMessage | null {
     const fail = (field: string, message: string): never => {
       throw new DlfsError(ErrorCode.argument, field, message);
     };
@@ -256,7 +252,7 @@ export class StudioBackend implements AsyncDisposable {
   }
 
   /** Images whose annotation is gone have no boxes any more, as far as is known which they were. */
-  #deleted(body: Fields): LabelMessage[] {
+  #deleted(body: JsonObject): LabelMessage[] {
     const list = Array.isArray(body.annotations) ? body.annotations : [body.annotation];
     return list.flatMap((annotation): LabelMessage[] => {
       const id = isObject(annotation) ? Number(annotation.id) : Number.NaN;

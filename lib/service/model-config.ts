@@ -1,5 +1,6 @@
 /** How a model is served: `config.json` or `config.yaml` in its folder, and what the command line says. */
 import { backendNames } from "../native";
+import { isObject } from "../native/json";
 import { precisionNames } from "../tensor";
 import { choice, flag, integer, type Kind, list, number, orNone, refuse, text } from "../train/config/kinds";
 import { byDefault, optional, record, type Settings } from "../train/config/setting";
@@ -148,9 +149,6 @@ export type ModelConfig = Omit<Read, "batching"> & { readonly batching: Batching
 export type GivenModelConfig = { [N in keyof Omit<Read, "batching">]?: Read[N] } & {
   batching?: { [N in keyof BatchingConfig]?: BatchingConfig[N] };
 };
-
-const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** One configuration over another, whose settings it replaces. */
 export function mergeConfigs(below: unknown, above: unknown): unknown {

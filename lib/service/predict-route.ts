@@ -1,6 +1,7 @@
 /** POST /predict: images in, JSON out; for people, pages and programs that have no client of the Open Inference Protocol. */
 
 import { looksLike } from "../data/image-file";
+import { isObject } from "../native/json";
 import { checkImageFile } from "./image-header";
 import { MAX_WAIT_MS } from "./limits";
 import { type FormPart, parseMultipart } from "./multipart";
@@ -15,7 +16,7 @@ import {
   ServiceError,
   type ServiceResult,
 } from "./types";
-import { isObject, parseJson } from "./v2-protocol";
+import { parseJson } from "./v2-protocol";
 import { expectReady } from "./v2-routes";
 
 /** How a request wants its images detected on. */

@@ -2,6 +2,8 @@
  * Requests and answers of the Open Inference Protocol (KServe V2) over REST, with the extension for binary tensors: a JSON text,
  * and behind it the elements of tensors, in the order that the JSON has them. It knows nothing of detectors.
  */
+
+import { isObject } from "../native/json";
 import {
   binaryElements,
   type Datatype,
@@ -93,9 +95,6 @@ export function parseJson(bytes: Uint8Array, maxBytes: number): unknown {
     throw bad(`JSON: ${reason.slice(0, 100)}`);
   }
 }
-
-export const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === "object" && value !== null && !Array.isArray(value);
 
 function parseHeader(json: unknown, binary: Uint8Array): V2Request {
   if (!isObject(json)) throw bad(`request: expected an object, got ${shown(json)}`);

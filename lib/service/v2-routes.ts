@@ -1,11 +1,13 @@
 /** The Open Inference Protocol's endpoints, and those of its extensions for repositories, statistics and configurations. */
+
 import packageJson from "../../package.json";
+import { isObject } from "../native/json";
 import { jsonReply, type Reply, type RequestContext } from "./request-context";
 import type { ServiceParts } from "./routes";
 import { shown } from "./tensors";
 import { type BatchStatistics, type ModelDescription, type ModelStatistics, ServiceError } from "./types";
 import { detectionOf, modelConfig, modelMetadata, outputsOf } from "./v2-detector";
-import { formatV2Reply, HEADER_LENGTH, isObject, parseJson, parseV2Request } from "./v2-protocol";
+import { formatV2Reply, HEADER_LENGTH, parseJson, parseV2Request } from "./v2-protocol";
 
 const EXTENSIONS = [
   "binary_tensor_data",

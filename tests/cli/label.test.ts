@@ -3,9 +3,9 @@ import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { loadDataset } from "../../lib/data";
+import { loadDataset, SQLiteAnnStore } from "../../lib/data";
 import type { Message } from "../../lib/formats";
-import { intoTraining } from "../../lib/label";
+import { intoDataset, intoTraining } from "../../lib/label";
 import { LiveBus, LiveServer } from "../../lib/live";
 import { FakeCodec } from "../data/fakes";
 import { runDlfs } from "../support/run-dlfs";
@@ -125,4 +125,17 @@ test("is called wrongly", async () => {
     const { exitCode, stderr } = await runDlfs(args);
     expect([exitCode, stderr.includes(expected)]).toEqual([2, true]);
   }
+});
+
+test("labels of an image that several splits have go to none of them unless it is said to which", async () => {
+  using store = new SQLiteAnnStore();
+  store.addCategories([{ id: 1, name: "cell", supercategory: null }]);
+  const image = { sourceId: 1, fileName: "1.jpg", key: "1.jpg", width: 10, height: 10 };
+  const [train] = ["train", "val"].map((split) => store.addImages(split, [image])[0] as number);
+  const target = intoDataset({ store, classes: store.classes() });
+  const edits = [{ action: "add", category: "cell", box: [1, 1, 5, 5] }] as const;
+  const message = { id: "m", author: "ada", time: 1, image: "1.jpg", edits };
+  await expect(target(message)).rejects.toThrow('split: "1.jpg" is in train and val: say which is meant');
+  await target({ ...message, split: "train" });
+  expect(store.annotationsOf(train as number).length).toBe(1);
 });
