@@ -29,9 +29,14 @@ export function refuse(field: string, message: string): never {
 export function imageOf({ store, split }: LabelledData, { image, split: named }: LabelMessage): ImageRecord | null {
   if (named !== undefined && named !== split)
     refuse("split", `expected "${split}", which is trained on, got "${named}"`);
-  const where = (column: string) =>
-    store.findImages({ split, where: `i.${column} = ?`, parameters: [image] }, { limit: 1 });
-  return where("key")[0] ?? where("file_name")[0] ?? null;
+  const found = (column: string) =>
+    store.findImages({ split, where: `i.${column} = ?`, parameters: [image] }, { limit: 2 });
+  const [byKey] = found("key");
+  if (byKey) return byKey;
+  // Short of its folders, a name may be several images'.
+  const [byName, other] = found("file_name");
+  if (byName && other) refuse("image", `"${image}" names ${byName.key} and ${other.key}: give the key`);
+  return byName ?? null;
 }
 
 /**

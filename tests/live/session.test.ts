@@ -192,6 +192,18 @@ describe("labels", () => {
   }
 });
 
+test("labels of a file name are those of its image, and refused where several have it", async () => {
+  const { store, session } = await setUp();
+  const named = session.submit(labels("m", [add], { image: "2.jpg" }), "test");
+  store.addImages("train", [{ sourceId: 99, fileName: "1.jpg", key: "other/1.jpg", width: 64, height: 48 }]);
+  const unclear = session.submit(labels("n", [add], { image: "1.jpg" }), "test");
+  await session.beforeStep(0);
+  expect(await named).toEqual({ accepted: true, from: 1 });
+  expect(store.annotationsOf(2).length).toBe(1);
+  const reason = 'image: "1.jpg" names train/1.jpg and other/1.jpg: give the key';
+  expect(await unclear).toEqual({ accepted: false, reason });
+});
+
 describe("a new image", () => {
   test("comes with its file, which goes to the data set's source, or is there already", async () => {
     const { store, training, session, source } = await setUp();
