@@ -1,9 +1,10 @@
 /** What the dashboard answers: its page, and what the page shows of runs. */
-import type { SampleMessage } from "../formats";
 import type { AccessGate } from "../live";
 import { denied, failure } from "../live";
 import { PAGE_HEADERS, PICTURE_HEADERS } from "../monitor";
 import { DlfsError, ErrorCode } from "../native/error";
+import { evaluations, imageNamed, sampleJson } from "./evaluation-routes";
+import { integer, json, optionalInteger, real, wrong } from "./query";
 import { isPicture, RunList, type RunView } from "./runs";
 
 /** The most buckets, curves, runs and bytes of a log of one answer. */
@@ -11,8 +12,6 @@ const MAX_BUCKETS = 8192;
 const MAX_CURVES = 64;
 const MAX_RUNS = 64;
 const MAX_LOG_BYTES = 1 << 20;
-/** Boxes of a sample that are shown, the best ones. */
-const MAX_BOXES = 300;
 
 const page = (file: string): string => new URL(`page/${file}`, import.meta.url).pathname;
 const plot = (file: string): string => Bun.resolveSync(`uplot/dist/${file}`, import.meta.dir);
@@ -40,7 +39,11 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
  * - `GET /api/runs/R/curves?name=train/loss&name=...&from=X&to=X&buckets=N&smooth=W`: columns of points.
  * - `GET /api/runs/R/log?bytes=N&before=BYTE`: the end of the log, or what is before.
  * - `GET /api/runs/R/samples?iteration=N`: what was found on images beside what is known; `samples/I/image`: the I-th one's JPEG.
- * - `GET /api/runs/R/pictures`, `pictures/FILE`: of evaluations. `config`, `summary`: JSON.
+ * - `GET /api/runs/R/evaluations`: of which steps what was found on all images is there. `evaluations/N` (or `latest`): one of them;
+ *   `evaluations/N/curves?iou=0.5&class=2`, `confusion?iou=0.45&score=0.25`, `histograms?score=0.3&class=2`,
+ *   `images?sort=loss&score=0.3&class=2&text=T&row=0&column=1&from=0&count=50`, and `images/I/image`: the I-th one's file.
+ * - `GET /api/runs/R/image?key=KEY`: an image of the run's data set by its key.
+ * - `GET /api/runs/R/pictures`, `pictures/FILE`: of evaluations. `config`, `dataset`, `summary`: JSON.
  */
 export class Dashboard {
   private constructor(
@@ -84,14 +87,16 @@ export class Dashboard {
     const run = this.runs.get(name) ?? (await this.runs.refresh()).find((one) => one.name === name);
     if (!run) return failure(404, `there is no run "${name}"`);
     const [part, item, detail] = rest;
+    if (part === "evaluations") return await evaluations(run, rest.slice(1), query);
     if (rest.length === 1) {
       if (part === "curves") return await curves(run, query);
       if (part === "log") {
         return json(await run.log(integer(query, "bytes", 65536, 1, MAX_LOG_BYTES), optionalInteger(query, "before")));
       }
       if (part === "samples") return await samples(run, query);
+      if (part === "image") return await imageNamed(run, query.get("key") ?? "");
       if (part === "pictures") return json({ pictures: await run.pictures() });
-      if (part === "config" || part === "summary") return json(await run.json(`${part}.json`));
+      if (part === "config" || part === "dataset" || part === "summary") return json(await run.json(`${part}.json`));
     }
     if (rest.length === 2 && part === "pictures" && isPicture(item as string))
       return await picture(run, item as string);
@@ -140,22 +145,6 @@ async function samples(run: RunView, query: URLSearchParams): Promise<Response> 
   return json({ classes: await run.classes(), iterations, iteration: iteration ?? null, samples: entries });
 }
 
-/** Boxes are [x1, y1, x2, y2] in pixels of the image. */
-function sampleJson(index: number, { predictions, truth, split, thumbnail, loss }: SampleMessage) {
-  const { name, width, height, boxes, scores, labels } = predictions;
-  const box = (all: ArrayLike<number>, i: number) => Array.from({ length: 4 }, (_, k) => tenths(all[4 * i + k] ?? 0));
-  const count = Math.min(MAX_BOXES, scores.length);
-  return {
-    ...{ index, name, split, width, height, loss, hasImage: thumbnail !== undefined },
-    found: Array.from({ length: count }, (_, i) => ({
-      ...{ box: box(boxes, i), score: Number((scores[i] ?? 0).toFixed(4)), label: labels[i] },
-    })),
-    truth: Array.from(truth.labels, (label, i) => ({
-      ...{ box: box(truth.boxes, i), label, id: truth.ids[i], crowd: truth.crowd[i] === 1 },
-    })),
-  };
-}
-
 async function thumbnail(run: RunView, index: number): Promise<Response> {
   await run.samples.refresh();
   const sample = run.samples.places[index] && (await run.samples.read(index));
@@ -171,33 +160,4 @@ async function picture(run: RunView, name: string): Promise<Response | null> {
   if (!(await file.exists())) return null;
   const type = name.endsWith(".svg") ? "image/svg+xml" : "image/jpeg";
   return new Response(file, { headers: { ...PICTURE_HEADERS, "Content-Type": type } });
-}
-
-const json = (value: unknown): Response => Response.json(value, { headers: PAGE_HEADERS });
-
-const tenths = (value: number): number => Math.round(value * 10) / 10;
-
-const wrong = (name: string, reason: string): DlfsError =>
-  new DlfsError(ErrorCode.argument, name, `expected ${reason}`);
-
-function real(query: URLSearchParams, name: string): number | undefined {
-  const text = query.get(name);
-  if (text === null) return undefined;
-  const value = Number(text);
-  if (text.trim() === "" || !Number.isFinite(value)) throw wrong(name, `a number, got "${text}"`);
-  return value;
-}
-
-function optionalInteger(query: URLSearchParams, name: string): number | undefined {
-  const value = real(query, name);
-  if (value !== undefined && !(Number.isSafeInteger(value) && value >= 0)) {
-    throw wrong(name, `an integer from 0, got ${value}`);
-  }
-  return value;
-}
-
-function integer(query: URLSearchParams, name: string, otherwise: number, least: number, most: number): number {
-  const value = optionalInteger(query, name) ?? otherwise;
-  if (value < least || value > most) throw wrong(name, `${least} to ${most}, got ${value}`);
-  return value;
 }

@@ -3,11 +3,13 @@ import { open, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { fileError } from "../formats/atomic-file";
 import { check, DlfsError } from "../native/error";
+import { EvaluationIndex } from "./evaluation-index";
 import { MetricsFile } from "./metrics-file";
+import { RunImages } from "./run-images";
 import { SampleIndex } from "./sample-index";
 
 /** Where a file or folder is at: another number, another content. */
-export type RunVersions = Record<"metrics" | "log" | "samples" | "pictures", string>;
+export type RunVersions = Record<"metrics" | "log" | "samples" | "evaluations" | "pictures", string>;
 
 /** What is said of a run in a list. */
 export interface RunSummary {
@@ -41,6 +43,8 @@ export interface LogPart {
 export class RunView {
   readonly metrics: MetricsFile;
   readonly samples: SampleIndex;
+  readonly evaluations: EvaluationIndex;
+  readonly images: RunImages;
 
   constructor(
     readonly name: string,
@@ -49,6 +53,8 @@ export class RunView {
   ) {
     this.metrics = new MetricsFile(join(path, "metrics.jsonl"));
     this.samples = new SampleIndex(join(path, "live", "live.dlvs"));
+    this.evaluations = new EvaluationIndex(join(path, "evaluations"), this.samples, () => this.classes());
+    this.images = new RunImages(() => this.json("config.json"));
   }
 
   async versions(): Promise<RunVersions> {
@@ -56,10 +62,10 @@ export class RunView {
       const found = await stat(join(this.path, ...parts)).catch(() => null);
       return found ? `${found.ino}-${found.size}-${Math.floor(found.mtimeMs)}` : "";
     };
-    const [metrics, log, samples, pictures] = await Promise.all([
-      ...[of("metrics.jsonl"), of("log.txt"), of("live", "live.dlvs"), of("pictures")],
+    const [metrics, log, samples, evaluations, pictures] = await Promise.all([
+      ...[of("metrics.jsonl"), of("log.txt"), of("live", "live.dlvs"), of("evaluations"), of("pictures")],
     ]);
-    return { metrics, log, samples, pictures } as RunVersions;
+    return { metrics, log, samples, evaluations, pictures } as RunVersions;
   }
 
   async summary(): Promise<RunSummary> {
@@ -114,7 +120,7 @@ export class RunView {
   }
 
   /** A file of JSON that the run's folder has; null where it is not there, or not whole. */
-  async json(name: "config.json" | "summary.json"): Promise<Record<string, unknown> | null> {
+  async json(name: "config.json" | "dataset.json" | "summary.json"): Promise<Record<string, unknown> | null> {
     try {
       return JSON.parse(await readFile(join(this.path, name), "utf8")) as Record<string, unknown>;
     } catch {

@@ -23,13 +23,14 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { check, DlfsError, ErrorCode } from "../native/error";
 import { checksumOf, damaged } from "./aligned-file";
-import { fileError } from "./atomic-file";
+import { AtomicFile, fileError } from "./atomic-file";
 
 const HEADER_BYTES = 16;
 const FRAME_BYTES = 16;
 /** No message is longer: a damaged length must not claim the memory of the machine. */
 const MAX_MESSAGE_BYTES = 2 ** 28;
 const READ_BYTES = 1 << 20;
+const WRITE_BYTES = 1 << 20;
 
 export interface FramedFormat {
   /** Eight ASCII characters. */
@@ -299,4 +300,30 @@ export class FramedFileWriter implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.handle.close();
   }
+}
+
+/** Writes a whole file of what encodeFrame() has made; it appears complete or not at all, in place of one that is there. */
+export async function writeFramedFile(
+  path: string,
+  format: FramedFormat,
+  encoded: Iterable<Uint8Array>,
+): Promise<void> {
+  const file = await AtomicFile.create(path);
+  try {
+    let [waiting, bytes] = [[encodeHeader(format)], HEADER_BYTES];
+    const flush = async () => {
+      await file.append(Buffer.concat(waiting));
+      [waiting, bytes] = [[], 0];
+    };
+    for (const frame of encoded) {
+      waiting.push(frame);
+      bytes += frame.length;
+      if (bytes >= WRITE_BYTES) await flush();
+    }
+    await flush();
+  } catch (error) {
+    await file.abort();
+    throw error;
+  }
+  await file.commit();
 }

@@ -3,6 +3,6 @@ export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type R
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { Journal, type JournalEntry } from "./journal";
 export { applyEdits, type LabelledData } from "./label-edits";
-export { FileSink, LiveFileReader } from "./live-file";
+export { FileSink, LiveFileReader, writeLiveFile } from "./live-file";
 export { LiveServer, type LiveServerOptions } from "./server";
 export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";

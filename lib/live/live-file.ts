@@ -1,7 +1,7 @@
 /** The file that holds what a training has said and been told: frames of messages, readable while it grows. */
 import { existsSync } from "node:fs";
-import { type Message, messageOf } from "../formats";
-import { FramedFileReader, FramedFileWriter, type FramedFormat } from "../formats/framed-stream";
+import { encodeMessage, type Message, messageOf } from "../formats";
+import { FramedFileReader, FramedFileWriter, type FramedFormat, writeFramedFile } from "../formats/framed-stream";
 import type { LiveSink } from "./bus";
 
 const FORMAT: FramedFormat = { magic: "DLFSLIVE", version: 1, what: "live file" };
@@ -39,6 +39,19 @@ export class LiveFileReader implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.file[Symbol.asyncDispose]();
   }
+}
+
+/**
+ * Writes a live file of these messages; it appears complete or not at all, in place of one that is there.
+ *
+ * @param messages made one after the other: they need not be in memory together
+ * @throws DlfsError naming the file where it cannot be written
+ */
+export async function writeLiveFile(path: string, messages: Iterable<Message>): Promise<void> {
+  const encoded = function* () {
+    for (const message of messages) yield encodeMessage(message);
+  };
+  await writeFramedFile(path, FORMAT, encoded());
 }
 
 /**

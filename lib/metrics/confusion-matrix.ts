@@ -8,6 +8,8 @@ export interface ConfusionOptions {
   scoreThreshold?: number;
   /** A detection and an object belong together from an IoU above this. Default 0.45. */
   iouThreshold?: number;
+  /** Told of all that is counted: row, column, and the image's place among the evaluator's, ascending by id. */
+  onCount?: (row: number, column: number, image: number) => void;
 }
 
 /** Which class objects have and which they are taken for. */
@@ -35,7 +37,7 @@ export interface ConfusionMatrix {
  * IoU threshold) is not counted.
  */
 export function confusionMatrix(evaluator: CocoEvaluator, options: ConfusionOptions = {}): ConfusionMatrix {
-  const { scoreThreshold = 0.25, iouThreshold = 0.45 } = options;
+  const { scoreThreshold = 0.25, iouThreshold = 0.45, onCount } = options;
   const op = "confusionMatrix";
   check(iouThreshold >= 0 && iouThreshold < 1, op, () => `iouThreshold must be in 0 .. 1, got ${iouThreshold}`);
   check(Number.isFinite(scoreThreshold), op, () => `scoreThreshold must be finite, got ${scoreThreshold}`);
@@ -46,6 +48,10 @@ export function confusionMatrix(evaluator: CocoEvaluator, options: ConfusionOpti
   const counts = new Int32Array(size * size);
   const truthRows = groupByImage(data, "truth");
   const detectionRows = groupByImage(data, "detections");
+  const count = (row: number, column: number, image: number) => {
+    counts[row * size + column]!++;
+    onCount?.(row, column, image);
+  };
   for (let image = 0; image < data.images.length; image++) {
     const all = truthRows.order.subarray(truthRows.starts[image], truthRows.starts[image + 1]);
     const objects = all.filter((row) => truth.crowd[row] === 0);
@@ -60,12 +66,12 @@ export function confusionMatrix(evaluator: CocoEvaluator, options: ConfusionOpti
       const predicted = detections.category[detection]!;
       if (object !== undefined) {
         missed.delete(object);
-        counts[truth.category[object]! * size + predicted]!++;
+        count(truth.category[object]!, predicted, image);
       } else if (!crowds.some((g) => boxIou(detections.boxes, detection, truth.boxes, g, true) > iouThreshold)) {
-        counts[background * size + predicted]!++;
+        count(background, predicted, image);
       }
     }
-    for (const object of missed) counts[truth.category[object]! * size + background]!++;
+    for (const object of missed) count(truth.category[object]!, background, image);
   }
   return { categoryIds: [...data.categories], size, counts, scoreThreshold, iouThreshold };
 }

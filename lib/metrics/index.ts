@@ -8,6 +8,8 @@ export type { ConfusionMatrix, ConfusionOptions } from "./confusion-matrix";
 export { confusionMatrix } from "./confusion-matrix";
 export type { CategoryCurve, CurveOptions, DetectionCurves, OperatingPoint } from "./curves";
 export { detectionCurves } from "./curves";
+export { detectionLoss, type LossBoxes } from "./detection-loss";
 export type { ErrorAnalysis, ErrorAnalysisOptions, ErrorType } from "./error-types";
 export { analyzeErrors, errorTypes } from "./error-types";
 export { confusionMatrixSvg, f1CurveSvg, prCurveSvg } from "./pictures";
+export { SIZE_BINS, SIZE_EDGES, sizeBin } from "./size-histogram";

@@ -20,7 +20,7 @@ export {
   prometheusText,
 } from "./prometheus";
 export type { MetricsLine, RunFolderOptions } from "./run-folder";
-export { parseMetrics, RunFolder, readMetrics } from "./run-folder";
+export { evaluationOf, parseMetrics, RunFolder, readMetrics } from "./run-folder";
 export { PAGE_HEADERS, PICTURE_HEADERS } from "./static-page";
 export {
   type EncodedPicture,

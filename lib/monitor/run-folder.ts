@@ -9,6 +9,7 @@ import {
   readFileSync,
   readSync,
   renameSync,
+  rmSync,
   statSync,
   writeFileSync,
   writeSync,
@@ -40,6 +41,7 @@ export interface RunFolderOptions {
 
 const FILES = [
   ["config.json", "The resolved configuration: every option, also those left at their default."],
+  ["dataset.json", "How many images and boxes there are, by split, class and size."],
   [
     "metrics.jsonl",
     "One JSON object per line, written as training goes: kind (train, epoch, evaluation, ...), iteration, time",
@@ -49,6 +51,10 @@ const FILES = [
   ["log.txt", "What was printed while it ran, each line with its time (UTC)."],
   ["checkpoints/", "checkpoint-<iteration>.dlck: weights, optimizer and all else that resuming needs. The newest few"],
   ["", "and the best one stay."],
+  [
+    "evaluations/",
+    "evaluation-<iteration>.dlvs: what was found on each image, for dlfs dashboard. The newest ones stay.",
+  ],
   ["pictures/", "Predictions beside ground truth, one picture per evaluation. Of the last evaluation, for a browser:"],
   ["", "confusion-matrix.svg (which class is taken for which, or missed), pr-curve.svg (precision over"],
   ["", "recall), f1-curve.svg (F1 over the score threshold, with the best threshold of each class)."],
@@ -99,7 +105,7 @@ export class RunFolder {
   /**
    * Opens the folder of an earlier run, to go on in it.
    *
-   * @param options.from steps that are done: metrics of later ones, which the run repeats, are removed
+   * @param options.from steps that are done: metrics and evaluations of later ones, which the run repeats, are removed
    * @param options.evaluated whether the evaluation after those steps, if there is one, is done, too; default true
    */
   static open(
@@ -112,7 +118,10 @@ export class RunFolder {
       absolute,
       () => "it is no folder of a run",
     );
-    if (from !== undefined) dropMetrics(join(absolute, "metrics.jsonl"), from, evaluated);
+    if (from !== undefined) {
+      dropMetrics(join(absolute, "metrics.jsonl"), from, evaluated);
+      dropEvaluations(join(absolute, "evaluations"), evaluated ? from : from - 1);
+    }
     return new RunFolder(absolute, clock);
   }
 
@@ -124,6 +133,15 @@ export class RunFolder {
     return join(this.path, "pictures");
   }
 
+  get evaluationsFolder(): string {
+    return join(this.path, "evaluations");
+  }
+
+  /** Where what an evaluation found on each image belongs. */
+  evaluationPath(iteration: number): string {
+    return join(this.evaluationsFolder, `evaluation-${String(iteration).padStart(8, "0")}.dlvs`);
+  }
+
   /** Where the picture of an evaluation belongs. */
   picturePath(iteration: number): string {
     return join(this.picturesFolder, `predictions-${String(iteration).padStart(8, "0")}.jpg`);
@@ -131,6 +149,11 @@ export class RunFolder {
 
   async writeConfig(config: unknown): Promise<void> {
     await writeFileAtomic(join(this.path, "config.json"), toJson(config, 2));
+  }
+
+  /** @param dataset what the data consist of: whatever JSON can hold */
+  async writeDataset(dataset: unknown): Promise<void> {
+    await writeFileAtomic(join(this.path, "dataset.json"), toJson(dataset));
   }
 
   /** @param summary the results: whatever JSON can hold */
@@ -205,6 +228,22 @@ function dropMetrics(path: string, from: number, evaluated: boolean): void {
     renameSync(temporary, path);
   } catch (error) {
     throw fileError(path, "remove metrics of steps to be repeated", error);
+  }
+}
+
+/** The iteration of a file of `evaluations/`; null where it is none. */
+export function evaluationOf(name: string): number | null {
+  const digits = /^evaluation-(\d{8,15})\.dlvs$/.exec(name)?.[1];
+  return digits === undefined ? null : Number(digits);
+}
+
+/** Removes what evaluations of later steps have found. */
+function dropEvaluations(folder: string, last: number): void {
+  if (!existsSync(folder)) return;
+  try {
+    for (const name of readdirSync(folder)) if ((evaluationOf(name) ?? 0) > last) rmSync(join(folder, name));
+  } catch (error) {
+    throw fileError(folder, "remove evaluations of steps to be repeated", error);
   }
 }
 

@@ -14,7 +14,9 @@ import {
   TrainingMeter,
 } from "../monitor";
 import { DlfsError } from "../native";
+import { summarizeDataset } from "./dataset-summary";
 import { EpochReports } from "./epoch-report";
+import { EvaluationFiles } from "./evaluation-files";
 import { writeMetricPictures } from "./evaluation-report";
 import { collectForMetrics, type EvaluatedSplit, type ImageDetections } from "./evaluator";
 import type { TrainerObserver } from "./observers";
@@ -56,6 +58,7 @@ export class Reporter implements TrainerObserver {
   readonly #meter = new TrainingMeter();
   readonly #epochs = new EpochReports();
   readonly #table = new EpochTable();
+  readonly #evaluations: EvaluationFiles;
   /** At the last line in metrics.jsonl. */
   #lineReading: MeterReading | null = null;
   #epoch = 0;
@@ -64,11 +67,12 @@ export class Reporter implements TrainerObserver {
   readonly #unwritten = new Map<string, string>();
 
   constructor(options: ReporterOptions) {
-    const { iterations: total, start, stream } = options;
-    const evaluated = { split: options.dataset.valSplit as string };
+    const { iterations: total, start, stream, run, dataset } = options;
+    const { evaluated = { split: dataset.valSplit as string } } = options;
+    this.#evaluations = new EvaluationFiles(run, dataset, evaluated);
     this.#options = {
       ...options,
-      evaluated: options.evaluated ?? evaluated,
+      evaluated,
       logEvery: options.logEvery ?? 10,
       pictures: options.pictures ?? 8,
     };
@@ -127,6 +131,10 @@ export class Reporter implements TrainerObserver {
   async onEvaluation(iteration: number, result: CocoResult, detections: ImageDetections[]): Promise<void> {
     this.#record({ kind: "evaluation", iteration, ...result.stats });
     this.print(`iteration ${iteration}: ${statsLine(result)}`);
+    const { also, run, dataset } = this.#options;
+    // Labels may have come since.
+    if (also) await this.#writeLater("dataset.json", () => run.writeDataset(summarizeDataset(dataset)));
+    await this.#writeLater("evaluations", () => this.#evaluations.write(iteration, detections));
     await this.#writeLater("pictures", () => this.#draw(iteration, result, detections));
     await this.#writeLater("pictures", () => this.#drawMetrics(detections));
     this.#progress.resume();

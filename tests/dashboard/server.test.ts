@@ -137,7 +137,7 @@ describe("curves", () => {
     expect(await loss()).toEqual([0, 12]);
     const { metrics, ...others } = await state();
     expect(metrics).not.toBe(before.metrics);
-    expect(others).toEqual({ log: before.log, samples: "", pictures: before.pictures });
+    expect(others).toEqual({ log: before.log, samples: "", evaluations: "", pictures: before.pictures });
     run.close();
     // Goes on from step 5: the lines behind it are gone.
     RunFolder.open(run.path, { from: 5 }).close();
@@ -182,7 +182,7 @@ describe("samples", () => {
     expect([first.classes, first.iterations, first.iteration]).toEqual([["cell", "clot"], [5], 5]);
     expect(first.samples).toHaveLength(2);
     expect(first.samples[0]).toEqual({
-      ...{ index: 0, name: "a.jpg", split: "val", width: 200, height: 100, hasImage: true },
+      ...{ index: 0, name: "a.jpg", imageId: 7, split: "val", width: 200, height: 100, hasImage: true },
       found: [
         { box: [10, 20, 60, 80], score: 0.9, label: 0 },
         { box: [100, 10, 180, 90], score: 0.6, label: 1 },

@@ -116,6 +116,23 @@ describe("RunFolder", () => {
     },
   );
 
+  test.each([
+    [true, [4, 8]],
+    [false, [4]],
+  ] as const)(
+    "without what evaluations of later steps found, the one after step 8 done: %p",
+    async (evaluated, kept) => {
+      const run = await RunFolder.create({ name: "again", root });
+      run.close();
+      mkdirSync(run.evaluationsFolder);
+      for (const iteration of [4, 8, 12]) writeFileSync(run.evaluationPath(iteration), "");
+      writeFileSync(join(run.evaluationsFolder, "notes.txt"), "");
+      RunFolder.open(run.path, { from: 8, evaluated }).close();
+      const names = kept.map((iteration) => `evaluation-0000000${iteration}.dlvs`);
+      expect(readdirSync(run.evaluationsFolder).sort()).toEqual([...names, "notes.txt"]);
+    },
+  );
+
   test.each(["", "a/b", "..", "a b"])("refuses the name %p", async (name) => {
     await expect(RunFolder.create({ name, root })).rejects.toThrow(
       `name must be of letters, digits, ".", "-" and "_", got "${name}"`,

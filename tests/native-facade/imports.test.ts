@@ -70,7 +70,7 @@ describe("imports point down", () => {
     ],
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     live: ["native", "formats", "data", "monitor"],
-    dashboard: ["native", "formats", "monitor", "live"],
+    dashboard: ["native", "metrics", "formats", "data", "monitor", "live"],
     service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
     label: ["native", "formats", "data", "live"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],

@@ -22,6 +22,10 @@ interface Seen {
   refused: number;
   runs: { name: string; iteration: number }[];
   points: number;
+  evaluation: { iteration: number; images: number };
+  /** Of the evaluation's first image. */
+  image: string | null;
+  splits: string[];
   live: number;
 }
 
@@ -42,7 +46,12 @@ async function train(...options: string[]): Promise<Seen> {
     const own = runs.at(-1)?.name as string;
     const answer = await ask(`/api/runs/${own}/curves?name=train/loss`);
     const { curves } = (await answer.json()) as { curves: Record<string, { count: number }> };
+    const of = async (path: string) => await ask(`/api/runs/${own}/${path}`);
+    const { splits } = (await (await of("dataset")).json()) as { splits: { name: string }[] };
     seen = {
+      evaluation: (await (await of("evaluations/latest")).json()) as Seen["evaluation"],
+      image: (await of("evaluations/latest/images/0/image")).headers.get("content-type"),
+      splits: splits.map(({ name }) => name),
       ...{ lines, origin: url.origin, runs, points: curves["train/loss"]?.count ?? 0 },
       page: (await fetch(url.origin)).status,
       refused: (await ask("/api/runs", { Authorization: "Bearer other" })).status,
@@ -64,6 +73,8 @@ test("has a page at an address of its own, which ends with it", async () => {
   expect(seen.runs).toHaveLength(1);
   // What the device has not finished is not written yet.
   expect(seen.points).toBeGreaterThan(0);
+  expect([seen.evaluation, seen.image]).toMatchObject([{ iteration: 4, images: 8 }, "image/jpeg"]);
+  expect(seen.splits).toEqual(["train2017", "val2017"]);
   expect(seen.lines.some((line) => line.startsWith("live: "))).toBe(false);
   expect(fetch(seen.origin)).rejects.toThrow();
 });

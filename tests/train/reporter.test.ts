@@ -1,11 +1,15 @@
 /** What an evaluation leaves in the run folder. */
-import { afterAll, beforeAll, expect, spyOn, test } from "bun:test";
-import { existsSync, mkdirSync, readFileSync, symlinkSync } from "node:fs";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { DeviceImageCodec, loadDataset } from "../../lib/data";
+import type { SampleMessage } from "../../lib/formats";
+import { LiveFileReader } from "../../lib/live";
+import { detectionLoss } from "../../lib/metrics";
 import { RunFolder, readMetrics, TensorBoardWriter } from "../../lib/monitor";
 import { type ImageDetections, measure, Reporter, type ReporterOptions, type StepResult } from "../../lib/train";
+import { EvaluationFiles } from "../../lib/train/evaluation-files";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -182,6 +186,66 @@ test("an evaluation draws predictions, the confusion matrix and the curves, each
   expect(readMetrics(join(run.path, "metrics.jsonl")).map(({ kind }) => kind)).toEqual(["evaluation", "evaluation"]);
   const readme = readFileSync(join(run.path, "README.txt"), "utf8");
   for (const name of ["confusion-matrix.svg", "pr-curve.svg", "f1-curve.svg"]) expect(readme).toContain(name);
+});
+
+describe("what an evaluation found on each image is kept", () => {
+  const messages = async (path: string) => {
+    await using reader = await LiveFileReader.open(path);
+    const all: SampleMessage[] = [];
+    for await (const { type, value } of reader.messages()) if (type === "sample") all.push(value);
+    return all;
+  };
+
+  test("beside what is known, with its loss, images without detections too", async () => {
+    using watched = await watch("kept", null, {});
+    const { reporter, run, dataset } = watched;
+    const [first, ...rest] = dataset.store.images("val2017", { usable: true });
+    const found = [{ box: [1, 2, 30, 40] as [number, number, number, number], score: 0.5, label: 1 }];
+    const detections = [{ imageId: first!.id, fileName: first!.fileName, detections: found }];
+    await reporter.onEvaluation(7, measure(dataset.store, "val2017", detections), detections);
+    reporter.finish();
+    const kept = await messages(run.evaluationPath(7));
+    expect(kept.map(({ predictions: { name, imageId } }) => [name, imageId])).toEqual(
+      [first!, ...rest].map(({ key, id }) => [key, id]),
+    );
+    const { predictions, truth, loss, split, iteration } = kept[0]!;
+    expect([[...predictions.boxes], [...predictions.scores], [...predictions.labels]]).toEqual([
+      ...[[1, 2, 30, 40], [0.5], [1]],
+    ]);
+    const known = dataset.store.annotationsOf(first!.id);
+    expect([...truth.ids]).toEqual(known.map(({ id }) => id));
+    expect([...truth.boxes].slice(0, 2)).toEqual([...known[0]!.bbox].slice(0, 2));
+    expect([split, iteration, loss]).toEqual(["val2017", 7, detectionLoss(predictions, truth)]);
+    expect(kept.every((image) => image.loss! > 0)).toBe(true);
+  });
+
+  test("of the images that were looked at alone, where those are measured; the oldest go, the latest stays", async () => {
+    using watched = await watch("some", null, {});
+    const { run, dataset } = watched;
+    const [first] = dataset.store.images("val2017", { usable: true });
+    const detections = [{ imageId: first!.id, fileName: first!.fileName, detections: [] }];
+    const split = { split: "val2017", partial: true };
+    const files = (maxBytes: number) => new EvaluationFiles(run, dataset, split, maxBytes);
+    await files(1e6).write(1, detections);
+    expect(await messages(run.evaluationPath(1))).toHaveLength(1);
+    await files(1e6).write(2, detections);
+    const { size } = statSync(run.evaluationPath(1));
+    await files(2 * size).write(3, detections);
+    expect(readdirSync(run.evaluationsFolder)).toEqual(["evaluation-00000002.dlvs", "evaluation-00000003.dlvs"]);
+    await files(1).write(4, detections);
+    expect(readdirSync(run.evaluationsFolder)).toEqual(["evaluation-00000004.dlvs"]);
+  });
+
+  test("where it can be written; else training goes on, and says why", async () => {
+    using watched = await watch("blocked", null, {});
+    const { reporter, run, dataset, printed } = watched;
+    writeFileSync(run.evaluationsFolder, "no folder");
+    await reporter.onEvaluation(1, measure(dataset.store, "val2017", []), []);
+    reporter.finish();
+    expect(printed.filter((text) => text.startsWith("warning: "))).toEqual([
+      expect.stringMatching(/blocked-1\/evaluations.*; training goes on\n$/),
+    ]);
+  });
 });
 
 test("of a part of a split, only the images that were looked at count", async () => {

@@ -19,6 +19,7 @@ import type { MetricsLine, RunFolder } from "../../monitor";
 import type { Device } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
+import { evaluatedImage } from "../evaluation-files";
 import type { ImageDetections } from "../evaluator";
 import type { TrainerObserver } from "../observers";
 import type { Trainer } from "../trainer";
@@ -220,28 +221,18 @@ export class LiveTrainingParts implements AsyncDisposable {
 
   /** What was found on some images, the same ones each time, beside what is known of them. */
   async #showSamples(iteration: number, _: CocoResult, detections: readonly ImageDetections[]): Promise<void> {
-    const { store, source, classes } = this.#parts.dataset;
+    const { dataset } = this.#parts;
     const count = Math.min(SAMPLES, detections.length);
     for (let i = 0; i < count; i++) {
       const { imageId, detections: found } = detections[Math.floor((i * detections.length) / count)] as ImageDetections;
-      const record = store.image(imageId);
+      const record = dataset.store.image(imageId);
       if (!record) continue;
-      const bytes = await source.read(record.key).catch(() => null); // the loader has told of it
+      const bytes = await dataset.source.read(record.key).catch(() => null); // the loader has told of it
       const thumbnail = bytes && bytes.length <= MAX_THUMBNAIL_BYTES ? { thumbnail: bytes } : {};
-      const truth = store.annotationsOf(imageId);
-      const predictions = {
-        ...{ name: record.key, imageId, width: record.width ?? 0, height: record.height ?? 0 },
-        boxes: Float32Array.from(found.flatMap(({ box }) => [...box])),
-        scores: Float32Array.from(found, ({ score }) => score),
-        labels: Uint32Array.from(found, ({ label }) => label),
-      };
-      const boxes = Float64Array.from(truth.flatMap(({ bbox: [x, y, w, h] }) => [x, y, x + w, y + h]));
-      const labels = Uint32Array.from(truth, ({ categoryId }) => classes.indexOf(categoryId));
-      const ids = Float64Array.from(truth, ({ id }) => id);
-      const crowd = Uint8Array.from(truth, ({ isCrowd }) => (isCrowd ? 1 : 0));
-      const known = { boxes, labels, ids, crowd };
-      const value = { iteration, time: Date.now(), split: record.split, predictions, truth: known, ...thumbnail };
-      this.bus.publish({ type: "sample", value });
+      this.bus.publish({
+        type: "sample",
+        value: { ...evaluatedImage(dataset, iteration, record, found), ...thumbnail },
+      });
     }
   }
 

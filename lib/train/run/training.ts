@@ -30,6 +30,7 @@ import { ConfigError } from "../config/kinds";
 import type { ResumedRun, TrainArguments } from "../config/train-arguments";
 import { checkContradictions, resolveConfig, type TrainConfig, type TrainFacts } from "../config/train-config";
 import { autotune } from "../convolution-tuning";
+import { summarizeDataset } from "../dataset-summary";
 import { type DryRun, describeDryRun } from "../dry-run";
 import type { Evaluator } from "../evaluator";
 import type { TrainerObserver } from "../observers";
@@ -139,6 +140,7 @@ export class Training implements AsyncDisposable {
     if (run && endpoint) {
       owned.defer(() => run.close());
       await run.writeConfig(config);
+      await run.writeDataset(summarizeDataset(dataset));
       run.appendLog(lines.join("\n"));
       copies = await openCopies(
         config,

@@ -1,0 +1,76 @@
+/** The evaluations of a run that are kept: those of its folder, and of steps before them the samples that --live kept. */
+import { readdir, stat } from "node:fs/promises";
+import { join } from "node:path";
+import type { SampleMessage } from "../formats";
+import { evaluationOf } from "../monitor";
+import { EvaluationSet } from "./evaluation-set";
+import type { SampleIndex } from "./sample-index";
+
+/** Evaluations of all runs together that stay in memory: of 10,000 images some dozens of megabytes each. */
+const MAX_LOADED = 4;
+const loaded = new Map<string, Promise<EvaluationSet>>();
+
+export interface ListedEvaluation {
+  iteration: number;
+  /** Whether all images that were measured are there, or some alone. */
+  whole: boolean;
+}
+
+export class EvaluationIndex {
+  constructor(
+    private readonly folder: string,
+    private readonly samples: SampleIndex,
+    private readonly classes: () => Promise<readonly string[]>,
+  ) {}
+
+  /** By iteration. */
+  async list(): Promise<ListedEvaluation[]> {
+    await this.samples.refresh();
+    const found = new Map(this.samples.places.map(({ iteration }) => [iteration, false]));
+    for (const name of await readdir(this.folder).catch(() => [])) {
+      const iteration = evaluationOf(name);
+      if (iteration !== null) found.set(iteration, true);
+    }
+    return [...found].map(([iteration, whole]) => ({ iteration, whole })).sort((a, b) => a.iteration - b.iteration);
+  }
+
+  async latest(): Promise<number | null> {
+    return (await this.list()).at(-1)?.iteration ?? null;
+  }
+
+  /** null where there is none of that iteration. @throws DlfsError naming a file that is damaged */
+  async get(iteration: number): Promise<EvaluationSet | null> {
+    const path = join(this.folder, `evaluation-${String(iteration).padStart(8, "0")}.dlvs`);
+    const file = await stat(path).catch(() => null);
+    if (file) {
+      const read = async () => await EvaluationSet.read(path, iteration, await this.classes());
+      return await kept(`${path}/${file.ino}/${file.mtimeMs}/${file.size}`, read);
+    }
+    await this.samples.refresh();
+    const { places, path: live } = this.samples;
+    // An evaluation that was done again: what is later counts.
+    const wanted = new Map(places.flatMap((place, i) => (place.iteration === iteration ? [[place.name, i]] : [])));
+    if (wanted.size === 0) return null;
+    return await kept(`${live}/${iteration}/${[...wanted.values()]}`, async () => {
+      const images: SampleMessage[] = [];
+      for (const index of wanted.values()) {
+        const { thumbnail: _, ...image } = await this.samples.read(index);
+        images.push(image);
+      }
+      return new EvaluationSet(iteration, await this.classes(), images);
+    });
+  }
+}
+
+async function kept(key: string, read: () => Promise<EvaluationSet>): Promise<EvaluationSet> {
+  const set = loaded.get(key) ?? read();
+  loaded.delete(key);
+  loaded.set(key, set);
+  for (const old of loaded.keys()) {
+    if (loaded.size <= MAX_LOADED) break;
+    loaded.delete(old);
+  }
+  // One that could not be read is tried again.
+  set.catch(() => loaded.delete(key));
+  return await set;
+}
