@@ -12,10 +12,17 @@ Usage: dlfs dashboard RUNS... [options]
   --port N      default 8010; 0: any free one
   --host HOST   default 127.0.0.1: this machine alone; 0.0.0.0: every network
   --token TEXT  what readers must know; default DLFS_LIVE_TOKEN, else one that is made up and printed
+  --edit        boxes of images may be drawn, changed and deleted on the page: in a training that goes on with --live, else in
+                the data set that the run was trained on
 
-It reads the folders and writes nothing. docs/live.md has more. Ctrl-C ends it.`;
+Without --edit it reads the folders and writes nothing. docs/live.md has more. Ctrl-C ends it.`;
 
-const options = { port: { type: "string" }, host: { type: "string" }, token: { type: "string" } } as const;
+const options = {
+  port: { type: "string" },
+  host: { type: "string" },
+  token: { type: "string" },
+  edit: { type: "boolean" },
+} as const;
 
 export const verb: Verb = {
   help,
@@ -29,7 +36,7 @@ export const verb: Verb = {
     const own = args.token ?? (process.env.DLFS_LIVE_TOKEN || undefined);
     const token = own ?? crypto.randomUUID().replaceAll("-", "");
     const folders = positionals.length > 0 ? positionals : ["runs"];
-    await using server = await DashboardServer.open({ folders, port, hostname: args.host, token });
+    await using server = await DashboardServer.open({ folders, port, hostname: args.host, token, edit: args.edit });
     // Behind the #, where browsers keep it to themselves. A token of the user's own is not for the screen.
     console.log(`dashboard: ${server.url}${own === undefined ? `#token=${token}` : ""}`);
     using stop = stopOnSignals(() => console.error("\nending"));

@@ -3,6 +3,8 @@ import type { AccessGate } from "../live";
 import { denied, failure } from "../live";
 import { PAGE_HEADERS, PICTURE_HEADERS } from "../monitor";
 import { DlfsError, ErrorCode } from "../native/error";
+import { EditRoutes } from "./edit-routes";
+import { type EditorOptions, LabelEditor, NotFoundError } from "./edits";
 import { evaluations, imageNamed, sampleJson } from "./evaluation-routes";
 import { integer, json, optionalInteger, real, wrong } from "./query";
 import { isPicture, RunList, type RunView } from "./runs";
@@ -31,7 +33,8 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
 };
 
 /**
- * Answers requests about runs; reads their folders and writes nothing. All but the page's own files needs the token.
+ * Answers requests about runs; reads their folders, and writes labels where that is asked for. All but the page's own files needs
+ * the token.
  *
  * - `GET /`: the page.
  * - `GET /api/runs`: the runs, with the names of their curves and their last evaluation.
@@ -44,35 +47,42 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
  *   `images?sort=loss&score=0.3&class=2&text=T&row=0&column=1&from=0&count=50`, and `images/I/image`: the I-th one's file.
  * - `GET /api/runs/R/image?key=KEY`: an image of the run's data set by its key.
  * - `GET /api/runs/R/pictures`, `pictures/FILE`: of evaluations. `config`, `dataset`, `summary`: JSON.
+ * - `.../annotations`, `images`, `labels`: see EditRoutes.
  */
-export class Dashboard {
+export class Dashboard implements Disposable {
   private constructor(
     private readonly runs: RunList,
     private readonly gate: AccessGate,
+    private readonly editor: LabelEditor,
+    private readonly edits = new EditRoutes(editor),
   ) {}
 
   /**
    * @param folders of runs, or folders that hold such
    * @throws DlfsError naming one that is no folder
    */
-  static async open(folders: readonly string[], gate: AccessGate): Promise<Dashboard> {
-    return new Dashboard(await RunList.open(folders), gate);
+  static async open(folders: readonly string[], gate: AccessGate, options: EditorOptions = {}): Promise<Dashboard> {
+    return new Dashboard(await RunList.open(folders), gate, new LabelEditor(options));
   }
 
   /** The answer to a request, of whatever path. */
   async handle(request: Request): Promise<Response> {
     const { pathname, searchParams } = new URL(request.url);
-    if (request.method !== "GET" && request.method !== "HEAD") return failure(405, "this address is for reading alone");
+    const writes = request.method !== "GET" && request.method !== "HEAD";
+    if (writes && !this.editor.writable) return failure(405, "this address is for reading alone: --edit lets write");
+    if (writes && !this.gate.allowsOrigin(request)) return failure(403, "pages of this origin may not write here");
     const file = Object.hasOwn(FILES, pathname) ? FILES[pathname] : undefined;
     if (file) return new Response(Bun.file(file.path()), { headers: { ...PAGE_HEADERS, "Content-Type": file.type } });
     if (!pathname.startsWith("/api/")) return failure(404, `not found: ${pathname}`);
     if (!this.gate.mayEnter(request)) return denied();
     try {
       const parts = pathname.slice("/api/".length).split("/").map(decodeURIComponent);
-      return (await this.#answer(parts, searchParams)) ?? failure(404, `not found: ${pathname}`);
+      const answer = writes ? await this.#write(parts, request) : await this.#answer(parts, searchParams);
+      return answer ?? failure(404, `not found: ${pathname}`);
     } catch (error) {
       if (error instanceof URIError) return failure(400, "the path is no text");
       if (!(error instanceof DlfsError)) throw error;
+      if (error instanceof NotFoundError) return failure(404, error.message);
       return failure(error.code === ErrorCode.argument ? 400 : 500, error.message);
     }
   }
@@ -82,9 +92,9 @@ export class Dashboard {
     if (what !== "runs") return null;
     if (name === undefined) {
       const runs = await this.runs.refresh();
-      return json({ runs: await Promise.all(runs.map((run) => run.summary())) });
+      return json({ runs: await Promise.all(runs.map((run) => run.summary())), edit: this.editor.writable });
     }
-    const run = this.runs.get(name) ?? (await this.runs.refresh()).find((one) => one.name === name);
+    const run = await this.#run(name);
     if (!run) return failure(404, `there is no run "${name}"`);
     const [part, item, detail] = rest;
     if (part === "evaluations") return await evaluations(run, rest.slice(1), query);
@@ -96,12 +106,29 @@ export class Dashboard {
       if (part === "samples") return await samples(run, query);
       if (part === "image") return await imageNamed(run, query.get("key") ?? "");
       if (part === "pictures") return json({ pictures: await run.pictures() });
+      const edited = await this.edits.answer(run, part as string, query);
+      if (edited) return edited;
       if (part === "config" || part === "dataset" || part === "summary") return json(await run.json(`${part}.json`));
     }
     if (rest.length === 2 && part === "pictures" && isPicture(item as string))
       return await picture(run, item as string);
     if (rest.length === 3 && part === "samples" && detail === "image") return await thumbnail(run, Number(item));
     return null;
+  }
+
+  async #write([what, name, part, ...rest]: string[], request: Request): Promise<Response | null> {
+    if (what !== "runs" || name === undefined || part !== "labels" || rest.length > 0) return null;
+    if (request.method !== "POST") return failure(405, "expected POST");
+    const run = await this.#run(name);
+    return run ? await this.edits.write(run, request) : failure(404, `there is no run "${name}"`);
+  }
+
+  async #run(name: string): Promise<RunView | undefined> {
+    return this.runs.get(name) ?? (await this.runs.refresh()).find((one) => one.name === name);
+  }
+
+  [Symbol.dispose](): void {
+    this.editor[Symbol.dispose]();
   }
 
   async #state(names: string[]): Promise<Response> {

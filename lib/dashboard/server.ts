@@ -3,6 +3,9 @@ import { AccessGate, failure } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 import { Dashboard } from "./dashboard";
 
+/** A message of labels. */
+const MAX_MESSAGE_BYTES = 2 << 20;
+
 export interface DashboardServerOptions {
   /** Of runs, or folders that hold such. */
   folders: readonly string[];
@@ -10,13 +13,18 @@ export interface DashboardServerOptions {
   port: number;
   /** Default "127.0.0.1": nobody else on the network reaches it. */
   hostname?: string;
-  /** Who knows it may read. */
+  /** Who knows it may read, and write where `edit` is true. */
   token: string;
+  /** Whether labels may be written. Default false. */
+  edit?: boolean;
 }
 
 /** Serves a dashboard over run folders. */
 export class DashboardServer implements AsyncDisposable {
-  private constructor(private readonly server: Bun.Server<undefined>) {}
+  private constructor(
+    private readonly server: Bun.Server<undefined>,
+    private readonly dashboard: Dashboard,
+  ) {}
 
   /** @throws DlfsError where a folder is none, the token is empty, or the port cannot be had */
   static async open({
@@ -24,15 +32,18 @@ export class DashboardServer implements AsyncDisposable {
     port,
     hostname = "127.0.0.1",
     token,
+    edit,
   }: DashboardServerOptions): Promise<DashboardServer> {
-    const dashboard = await Dashboard.open(folders, new AccessGate(token));
+    const dashboard = await Dashboard.open(folders, new AccessGate(token), { edit, token });
     try {
       const server = Bun.serve({
-        ...{ port, hostname, maxRequestBodySize: 1024 },
+        ...{ port, hostname, maxRequestBodySize: edit ? MAX_MESSAGE_BYTES : 1024 },
+        // Images may come from far away, and a training answers between two steps.
+        idleTimeout: 120,
         fetch: (request) => dashboard.handle(request),
         error: () => failure(500, "something went wrong here"),
       });
-      return new DashboardServer(server);
+      return new DashboardServer(server, dashboard);
     } catch (error) {
       const { message } = error as Error;
       throw new DlfsError(ErrorCode.io, "dashboard", `cannot listen on ${hostname}:${port}: ${message}`);
@@ -46,5 +57,6 @@ export class DashboardServer implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.server.stop(true);
+    this.dashboard[Symbol.dispose]();
   }
 }

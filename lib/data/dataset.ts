@@ -10,7 +10,7 @@ import { importCoco } from "./coco-import";
 import type { ImageCodec } from "./codec";
 import type { DataSource } from "./data-source";
 import { fileError, isMissing, LocalDataSource } from "./local-data-source";
-import { type DataSourceOptions, dataSource } from "./open-data-source";
+import { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
 import { counted, ProblemList } from "./problems";
 import { type ProgressListener, showProgress } from "./progress";
 import { SQLiteAnnStore } from "./sqlite-ann-store";
@@ -235,11 +235,16 @@ async function kindOf(path: string): Promise<"file" | "folder" | null> {
   }
 }
 
-async function openStore(folder: string, local: boolean, options: LoadDatasetOptions): Promise<AnnotationStore> {
-  if (typeof options.store === "string") return new SQLiteAnnStore(options.store);
+/** The file that keeps a data set's annotations between runs, unless loadDataset is told of another. */
+async function keptStorePath(folder: string, local: boolean): Promise<string> {
   const place = local ? await realpath(folder) : folder;
   const hash = createHash("sha256").update(place).digest("hex").slice(0, 12);
-  const path = join(cacheFolder(), "datasets", `${basename(folder)}-${hash}.sqlite`);
+  return join(cacheFolder(), "datasets", `${basename(folder)}-${hash}.sqlite`);
+}
+
+async function openStore(folder: string, local: boolean, options: LoadDatasetOptions): Promise<AnnotationStore> {
+  if (typeof options.store === "string") return new SQLiteAnnStore(options.store);
+  const path = await keptStorePath(folder, local);
   try {
     await mkdir(dirname(path), { recursive: true });
     return new SQLiteAnnStore(path);
@@ -248,6 +253,24 @@ async function openStore(folder: string, local: boolean, options: LoadDatasetOpt
     warn(`annotations are not kept between runs: ${(error as Error).message}`);
     return new SQLiteAnnStore();
   }
+}
+
+/**
+ * The store of a data set's annotations as the last loadDataset has left it, without a look at the data set itself. To be closed.
+ *
+ * @param location as loadDataset takes it
+ * @throws DlfsError where this machine keeps none
+ */
+export async function openKeptStore(location: string): Promise<AnnotationStore> {
+  const source = isRemoteLocation(location) ? null : dataSource(location);
+  const local = source instanceof LocalDataSource ? source.root : null;
+  const folder = local ?? location.replace(/\/+$/, "");
+  const path = await keptStorePath(folder, local !== null).catch((error) => {
+    throw fileError("openKeptStore", folder, error);
+  });
+  const kept = (await kindOf(path)) === "file";
+  check(kept, folder, () => `no annotations are kept of it here (${path}): nothing was trained on it`, ErrorCode.io);
+  return new SQLiteAnnStore(path);
 }
 
 /** Imports the splits that the store does not have, or has of an older file. */

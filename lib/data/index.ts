@@ -106,7 +106,7 @@ export {
   SourceError,
   type SourceFailure,
 } from "./data-source";
-export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset } from "./dataset";
+export { type Dataset, describeDataset, type LoadDatasetOptions, loadDataset, openKeptStore } from "./dataset";
 export { DEMO_VERSION, type DemoOptions, demoFolder, generateDemo } from "./demo";
 export type { BatchImages, DetectionLoader } from "./detection-loader";
 export { type DrawOptions, drawCompositions } from "./device-augment";

@@ -47,13 +47,17 @@ export class AtomicFile {
     private readonly handle: FileHandle,
   ) {}
 
-  /** Creates the temporary file beside `path`, after removing what killed processes have left in that folder. */
-  static async create(path: string): Promise<AtomicFile> {
+  /**
+   * Creates the temporary file beside `path`, after removing what killed processes have left in that folder.
+   *
+   * @param mode who may read and write the file, less what the process's umask takes away
+   */
+  static async create(path: string, mode = 0o666): Promise<AtomicFile> {
     const folder = dirname(path);
     try {
       await removeAbandonedFiles(folder);
       const temporary = join(folder, `.${basename(path)}.${process.pid}.${randomBytes(6).toString("hex")}.dlfs-tmp`);
-      return new AtomicFile(path, temporary, await open(temporary, "wx"));
+      return new AtomicFile(path, temporary, await open(temporary, "wx", mode));
     } catch (error) {
       throw fileError(path, "create the file", error);
     }
@@ -119,9 +123,9 @@ export class AtomicFile {
   }
 }
 
-/** Writes a whole small file atomically; text is UTF-8. */
-export async function writeFileAtomic(path: string, data: string | Uint8Array): Promise<void> {
-  const file = await AtomicFile.create(path);
+/** Writes a whole small file atomically; text is UTF-8. `mode`: see AtomicFile.create. */
+export async function writeFileAtomic(path: string, data: string | Uint8Array, mode?: number): Promise<void> {
+  const file = await AtomicFile.create(path, mode);
   try {
     await file.append(typeof data === "string" ? new TextEncoder().encode(data) : data);
   } catch (error) {
@@ -180,7 +184,8 @@ async function removeAbandonedFiles(folder: string): Promise<void> {
   }
 }
 
-function isAlive(pid: number): boolean {
+/** Whether a process of this machine is there. */
+export function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;

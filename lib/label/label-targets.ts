@@ -1,7 +1,7 @@
 /** Where labels go: into a data set, into a training that goes on. */
 import type { Dataset } from "../data";
-import { encodeMessage, type LabelMessage } from "../formats";
-import { applyEdits, imageOf } from "../live/label-edits";
+import type { LabelMessage } from "../formats";
+import { applyEdits, imageOf, postMessage } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 
 /** Takes labels; rejects with a DlfsError for those that it cannot take. */
@@ -33,26 +33,11 @@ function splitsWith(store: Dataset["store"], key: string): string[] {
 /** Posts labels to a training's address, "http://HOST:PORT/live?token=...", as `dlfs train --live` prints it. */
 export function intoTraining(address: string): LabelTarget {
   if (!URL.canParse(address)) throw new DlfsError(ErrorCode.argument, "live", `"${address}" is no address`);
-  const { origin, searchParams } = new URL(address);
+  const { searchParams } = new URL(address);
   const token = searchParams.get("token") ?? process.env.DLFS_LIVE_TOKEN ?? "";
   return async (message) => {
-    const request = {
-      method: "POST",
-      headers: { Authorization: `Bearer ${token}` },
-      body: encodeMessage({ type: "labels", value: message }),
-      // A training takes labels in between two steps: one that is evaluating takes its time.
-      signal: AbortSignal.timeout(90_000),
-    };
-    const answer = await fetch(`${origin}/messages`, request).catch((error: Error) => {
-      throw new DlfsError(ErrorCode.io, "live", `the training at ${origin} cannot be reached: ${error.message}`);
-    });
-    const body = (await answer.json().catch(() => ({}))) as {
-      error?: string;
-      answers?: { accepted: boolean; reason?: string }[];
-    };
-    const [outcome] = body.answers ?? [];
-    if (outcome?.accepted) return;
-    throw new DlfsError(ErrorCode.argument, "live", outcome?.reason ?? body.error ?? `it answers ${answer.status}`);
+    const answer = await postMessage({ url: address, token }, { type: "labels", value: message });
+    if (!answer.accepted) throw new DlfsError(ErrorCode.argument, "live", answer.reason);
   };
 }
 

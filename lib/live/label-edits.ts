@@ -1,5 +1,6 @@
 /** From a message of labels to the annotations of an image: checked against the data set, done as a whole or not at all. */
 import {
+  type AnnotationRecord,
   type AnnotationStore,
   type Attribution,
   type ClassMap,
@@ -26,7 +27,10 @@ export function refuse(field: string, message: string): never {
 }
 
 /** The image that a message is about; null where the data set has none such. */
-export function imageOf({ store, split }: LabelledData, { image, split: named }: LabelMessage): ImageRecord | null {
+export function imageOf(
+  { store, split }: LabelledData,
+  { image, split: named }: Pick<LabelMessage, "image" | "split">,
+): ImageRecord | null {
   if (named !== undefined && named !== split)
     refuse("split", `expected "${split}", which is trained on, got "${named}"`);
   const found = (column: string) =>
@@ -40,6 +44,20 @@ export function imageOf({ store, split }: LabelledData, { image, split: named }:
 }
 
 /**
+ * The boxes of an image in short, for LabelMessage.seen: 16 hexadecimal digits, the beginning of the SHA-256 of one line for each
+ * box by ascending id, "ID CATEGORY_ID X Y WIDTH HEIGHT CROWD\n" with CROWD 0 or 1 and numbers as JavaScript writes them.
+ */
+export function seenOf(
+  annotations: Iterable<Pick<AnnotationRecord, "id" | "categoryId" | "bbox" | "isCrowd">>,
+): string {
+  const hash = new Bun.CryptoHasher("sha256");
+  for (const { id, categoryId, bbox, isCrowd } of annotations) {
+    hash.update(`${id} ${categoryId} ${bbox.join(" ")} ${isCrowd ? 1 : 0}\n`);
+  }
+  return hash.digest("hex").slice(0, 16);
+}
+
+/**
  * Does what a message says to the annotations of an image, as the work of its author.
  *
  * @returns what the image is trained with now
@@ -50,6 +68,11 @@ export function applyEdits(data: LabelledData, image: ImageRecord, message: Labe
   const by: Attribution = { source: "human", author: message.author, time: message.time };
   return store.transaction(() => {
     const present = store.annotationsOf(image.id);
+    if (message.seen !== undefined && message.seen !== seenOf(present)) {
+      const [last] = [...present].sort((a, b) => b.modified - a.modified);
+      const whose = last?.author ? `, the last one by ${last.author}` : "";
+      refuse("seen", `${image.key} has been changed since it was looked at: boxes now: ${present.length}${whose}`);
+    }
     const ids = new Set(present.map(({ id }) => id));
     if (message.replace) store.deleteAnnotations(ids, by);
     let next = present.reduce((most, { sourceId }) => Math.max(most, sourceId), 0);

@@ -111,7 +111,7 @@ test("passes labels on to a training's address, and says what that refuses", asy
   await target(value);
   expect(heard).toEqual([{ type: "labels", value }]);
   await expect(target(value)).rejects.toThrow('live: image: "x" is none of "train"');
-  await expect(intoTraining(`${server.url}live?token=no`)(value)).rejects.toThrow("live: expected the token");
+  await expect(intoTraining(`${server.url}live?token=no`)(value)).rejects.toThrow("wants another token");
   await expect(intoTraining("http://127.0.0.1:1/live")(value)).rejects.toThrow("cannot be reached");
   expect(() => intoTraining("nowhere")).toThrow('live: "nowhere" is no address');
 });

@@ -26,6 +26,13 @@ describe("messages", () => {
     for (const message of sampleMessages) expect(decodeMessage(encodeMessage(message), "stream")).toEqual(message);
   });
 
+  test("of labels keep what their author saw", () => {
+    const value = { id: "m", author: "", time: 1, image: "x", edits: [], replace: false, atOnce: false, weight: 1 };
+    for (const message of [value, { ...value, seen: "a1" }]) {
+      expect(decodeMessage(encodeMessage({ type: "labels", value: message }), "stream")?.value).toEqual(message);
+    }
+  });
+
   test("of a socket are one whole frame", () => {
     const bytes = encodeMessage(sampleMessages[0]!);
     for (const wrong of [bytes.subarray(0, -1), Buffer.concat([bytes, bytes]), new Uint8Array(0)]) {
@@ -82,7 +89,7 @@ describe("evolution", () => {
     b.forceDefaults(true);
     const [id, author, image, extra] = ["m", "ada", "x.jpg", "of the future"].map((text) => b.createString(text));
     const edits = labels.Labels.createEditsVector(b, []);
-    const fields = 10;
+    const fields = 11;
     b.startObject(fields + 2);
     labels.Labels.addId(b, id!);
     labels.Labels.addAuthor(b, author!);

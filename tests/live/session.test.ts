@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { type ImageChange, LocalDataSource, SQLiteAnnStore, type TargetChange } from "../../lib/data";
 import type { ControlCommand, EventMessage, LabelEdit, LabelMessage, Message } from "../../lib/formats";
 import { decodeMessage } from "../../lib/formats";
-import { Journal, LiveBus, LiveSession, type LiveTraining } from "../../lib/live";
+import { Journal, LiveBus, LiveSession, type LiveTraining, seenOf } from "../../lib/live";
 import { FakeCodec, fakeJpeg } from "../data/fakes";
 
 const root = mkdtempSync(join(tmpdir(), "dlfs-session-"));
@@ -115,6 +115,23 @@ describe("labels", () => {
     expect(await Journal.read(path)).toEqual([entry]);
     await bus.close();
     expect(events).toMatchObject([{ kind: "accepted", id: "m", from: 42, iteration: 41 }]);
+  });
+
+  test("of boxes that somebody else has changed meanwhile are refused", async () => {
+    const { store, session } = await setUp();
+    const seen = seenOf(store.annotationsOf(1));
+    const move = (id: string, x: number) =>
+      session.submit(labels(id, [{ action: "change", annotationId: 1, box: [x, 2, 31, 22] }], { seen }), "test");
+    const answers = [move("a", 3), move("b", 4)];
+    await session.beforeStep(1);
+    expect(await Promise.all(answers)).toEqual([
+      { accepted: true, from: 2 },
+      {
+        accepted: false,
+        reason: "seen: train/1.jpg has been changed since it was looked at: boxes now: 1, the last one by ada",
+      },
+    ]);
+    expect(store.annotationsOf(1).map(({ bbox }) => bbox)).toEqual([[3, 2, 28, 20]]);
   });
 
   test("that replace all, leave the image with those alone", async () => {

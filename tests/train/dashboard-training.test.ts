@@ -2,15 +2,20 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import { Journal } from "../../lib/live";
 import { parseTrainArguments, Training } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 let folder = "";
+const cache = process.env.DLFS_CACHE;
 beforeAll(async () => {
   folder = await writeTinyDataset(testDevice(), 8);
+  process.env.DLFS_CACHE = join(folder, "cache");
 });
 afterAll(async () => {
+  if (cache === undefined) delete process.env.DLFS_CACHE;
+  else process.env.DLFS_CACHE = cache;
   await rm(folder, { recursive: true, force: true });
 });
 
@@ -29,7 +34,10 @@ interface Seen {
   live: number;
 }
 
-async function train(...options: string[]): Promise<Seen> {
+/** What is asked of the dashboard, by path below its runs' API. */
+type Ask = (path: string, init?: RequestInit) => Promise<Response>;
+
+async function train(options: string[], during?: (run: string, ask: Ask) => Promise<void>): Promise<Seen> {
   const lines: string[] = [];
   const argv = [
     ...["--data", folder, "--size", "64", "--batch", "2", "--iterations", "8", "--precision", "fp32", "--seed", "3"],
@@ -37,13 +45,23 @@ async function train(...options: string[]): Promise<Seen> {
     ...['model={"name":"compact","width":4,"headConvs":1}', "logEvery=1", ...options],
   ];
   let seen: Seen | undefined;
+  let doing: Promise<void> | undefined;
   const look = async (iteration: number): Promise<void> => {
-    if (iteration !== 7) return;
+    // A training takes labels in between two steps, so they go on meanwhile.
+    if (doing) await Promise.race([doing, Bun.sleep(200)]);
+    if (iteration !== 2 && iteration !== 7) return;
     const url = new URL(lines.find((line) => line.startsWith("dashboard: "))?.slice(11) as string);
     const token = new URLSearchParams(url.hash.slice(1)).get("token");
     const ask = (path: string, headers = { Authorization: `Bearer ${token}` }) => fetch(url.origin + path, { headers });
     const { runs } = (await (await ask("/api/runs")).json()) as Pick<Seen, "runs">;
     const own = runs.at(-1)?.name as string;
+    if (iteration === 2) {
+      doing = during?.(own, (path, init) => {
+        const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json", ...init?.headers };
+        return fetch(`${url.origin}/api/runs/${own}/${path}`, { ...init, headers });
+      });
+      return;
+    }
     const answer = await ask(`/api/runs/${own}/curves?name=train/loss`);
     const { curves } = (await answer.json()) as { curves: Record<string, { count: number }> };
     const of = async (path: string) => await ask(`/api/runs/${own}/${path}`);
@@ -63,12 +81,13 @@ async function train(...options: string[]): Promise<Seen> {
       ...{ command: "dlfs train", log: (line: string) => void lines.push(line), observers: [{ onStepStart: look }] },
     });
     await training.run();
+    await doing;
   }
   return seen as Seen;
 }
 
 test("has a page at an address of its own, which ends with it", async () => {
-  const seen = await train("--dashboard");
+  const seen = await train(["--dashboard"]);
   expect([seen.page, seen.refused, seen.live]).toEqual([200, 401, 404]);
   expect(seen.runs).toHaveLength(1);
   // What the device has not finished is not written yet.
@@ -80,15 +99,34 @@ test("has a page at an address of its own, which ends with it", async () => {
 });
 
 test("has it at its live address, beside the runs before", async () => {
-  const seen = await train("--dashboard", "--live");
+  const seen = await train(["--dashboard", "--live"]);
   expect([seen.page, seen.refused, seen.live]).toEqual([200, 401, 200]);
   expect(seen.runs).toHaveLength(2);
   expect(seen.lines.find((line) => line.startsWith("live: "))).toStartWith(`live: ${seen.origin}/live?token=`);
 });
 
+test("with --edit takes the boxes in that are drawn on its page", async () => {
+  const seen: Record<string, unknown> = {};
+  await train(["--dashboard", "--live", "--edit"], async (run, ask) => {
+    const image = { image: "train2017/1.jpg", split: "train2017" };
+    const before = (await (await ask(`annotations?${new URLSearchParams(image)}`)).json()) as Record<string, unknown>;
+    const edits = [{ action: "add", category: "red", box: [40, 40, 60, 60] }];
+    const body = JSON.stringify({ id: "m", author: "ada", ...image, seen: before.seen, edits });
+    const answer = (await (await ask("labels", { method: "POST", body })).json()) as Record<string, unknown>;
+    const { boxes } = answer.now as { boxes: unknown[] };
+    const journal = await Journal.read(join(folder, "runs", run, "live", "journal.dlvs"));
+    const messages = journal.map(({ message }) => message);
+    Object.assign(seen, { before: before.into, into: answer.into, box: boxes.at(-1), messages });
+    expect([3, 4, 5, 6, 7, 8]).toContain(answer.from as number);
+  });
+  expect(seen).toMatchObject({ before: "training", into: "training", messages: ["m"] });
+  expect(seen.box).toMatchObject({ box: [40, 40, 60, 60], label: 0, author: "ada", source: "human" });
+  expect(train(["--live", "--edit"])).rejects.toThrow("--edit: needs --dashboard");
+});
+
 test("refuses a port that is taken by its name", async () => {
   using taken = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
-  expect(train("--dashboard", "--live-port", String(taken.port))).rejects.toThrow(
+  expect(train(["--dashboard", "--live-port", String(taken.port)])).rejects.toThrow(
     `cannot listen on 127.0.0.1:${taken.port}`,
   );
 });

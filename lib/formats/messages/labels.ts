@@ -33,6 +33,8 @@ export interface LabelMessage {
   atOnce?: boolean;
   /** How many times as often as others the image is drawn from then on, above 0; default 1. */
   weight?: number;
+  /** The boxes that the author saw, as seenOf of lib/live has them in short: where the image has others by now, nothing is done. */
+  seen?: string;
 }
 
 const actions = { add: fb.Action.Add, change: fb.Action.Change, delete: fb.Action.Delete } as const;
@@ -41,7 +43,19 @@ export const labelMessages: MessageCodec<LabelMessage> = {
   kind: "DLLB",
 
   encode(message) {
-    const { id, author, time, image, split, newImage, edits, replace = false, atOnce = false, weight = 1 } = message;
+    const {
+      id,
+      author,
+      time,
+      image,
+      split,
+      newImage,
+      edits,
+      replace = false,
+      atOnce = false,
+      weight = 1,
+      seen,
+    } = message;
     check(weight > 0 && weight < Number.POSITIVE_INFINITY, `labels ${id}`, () => `weight: above 0, got ${weight}`);
     const b = new Builder(256 + 96 * edits.length + (newImage?.bytes?.length ?? 0));
     b.forceDefaults(true);
@@ -51,7 +65,7 @@ export const labelMessages: MessageCodec<LabelMessage> = {
     );
     const newImageAt = newImage === undefined ? 0 : encodeNewImage(b, newImage);
     const [idAt, authorAt, imageAt] = [b.createString(id), b.createString(author), b.createString(image)];
-    const splitAt = optionalText(b, split);
+    const [splitAt, seenAt] = [optionalText(b, split), optionalText(b, seen)];
     fb.Labels.startLabels(b);
     fb.Labels.addId(b, idAt);
     fb.Labels.addAuthor(b, authorAt);
@@ -63,6 +77,7 @@ export const labelMessages: MessageCodec<LabelMessage> = {
     fb.Labels.addReplace(b, replace);
     fb.Labels.addAtOnce(b, atOnce);
     fb.Labels.addWeight(b, weight);
+    if (seen !== undefined) fb.Labels.addSeen(b, seenAt);
     b.finish(fb.Labels.endLabels(b), this.kind);
     return b.asUint8Array();
   },
@@ -73,6 +88,7 @@ export const labelMessages: MessageCodec<LabelMessage> = {
     const split = reader.field("split", () => root.split());
     const added = reader.field("new_image", () => root.newImage());
     const weight = reader.field("weight", () => root.weight());
+    const seen = reader.field("seen", () => root.seen());
     if (!(weight > 0 && weight < Number.POSITIVE_INFINITY)) reader.fail("weight", `expected above 0, got ${weight}`);
     const decoded: LabelMessage = {
       id: nonEmpty(reader, "id", () => root.id()),
@@ -90,6 +106,7 @@ export const labelMessages: MessageCodec<LabelMessage> = {
       replace: reader.field("replace", () => root.replace()),
       atOnce: reader.field("at_once", () => root.atOnce()),
       weight,
+      ...(seen !== null && { seen }),
     };
     const other = decoded.replace ? decoded.edits.findIndex(({ action }) => action !== "add") : -1;
     if (other >= 0) reader.fail(`edits[${other}].action`, 'expected "add", since these are all boxes of the image');

@@ -81,6 +81,7 @@ export function checkContradictions({ settings, givenBy, resumed }: TrainArgumen
   // A run's config.json has settings at their defaults, too.
   const chosen = (name: "liveHost" | "metricsHost") => given(name) && settings[name] !== trainSettings[name].value;
   const serves = settings.live || settings.dashboard;
+  if (settings.edit && !settings.dashboard) fail("edit", "needs --dashboard");
   if (given("livePort") && !serves) fail("livePort", "needs --live or --dashboard");
   if (chosen("liveHost") && !serves) fail("liveHost", "needs --live or --dashboard");
   for (const name of ["liveBoxes", "livePost"] as const) {

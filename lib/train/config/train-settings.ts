@@ -370,6 +370,11 @@ export const trainSections = {
       false,
       "serve a page with this run and those beside it, at the same address as --live where that is given: docs/live.md",
     ),
+    edit: byDefault(
+      flag,
+      false,
+      "let boxes be drawn, changed and deleted on the page of --dashboard, and go into the training with --live",
+    ),
     livePort: optional(integer(0, 65535), "the port of that address; default: any free one"),
     liveHost: byDefault(text("HOST"), "127.0.0.1", "the address that it is served at; 0.0.0.0: from everywhere"),
     liveBoxes: optional(

@@ -13,6 +13,8 @@ import {
   LiveBus,
   LiveServer,
   LiveSession,
+  removeLiveAddress,
+  writeLiveAddress,
 } from "../../live";
 import type { CocoResult } from "../../metrics";
 import type { MetricsLine, RunFolder } from "../../monitor";
@@ -58,12 +60,12 @@ export const liveBoxesOf = ({ liveBoxes }: TrainConfig, { train }: Dataset): num
 
 const addressOf = ({ livePort: port = 0, liveHost: hostname }: TrainConfig) => ({ port, hostname });
 
-/** The token, and what is printed of it: one of the user's own is not for the log. */
-function tokenOf(): { token: string; shown: string } {
+/** The token, and what is printed of it: one of the user's own is for neither the log nor a file. */
+function tokenOf(): { token: string; shown: string; own: boolean } {
   const own = process.env.DLFS_LIVE_TOKEN;
-  if (own) return { token: own, shown: "$DLFS_LIVE_TOKEN" };
+  if (own) return { token: own, shown: "$DLFS_LIVE_TOKEN", own: true };
   const token = crypto.randomUUID().replaceAll("-", "");
-  return { token, shown: token };
+  return { token, shown: token, own: false };
 }
 
 /**
@@ -78,7 +80,8 @@ export async function openDashboard(
   log: (line: string) => void,
 ): Promise<AsyncDisposable> {
   const { token, shown } = tokenOf();
-  const server = await DashboardServer.open({ ...addressOf(config), folders: [dirname(run.path)], token });
+  const { edit } = config;
+  const server = await DashboardServer.open({ ...addressOf(config), folders: [dirname(run.path)], token, edit });
   log(`dashboard: ${server.url}#token=${shown}`);
   return server;
 }
@@ -209,12 +212,17 @@ export class LiveTrainingParts implements AsyncDisposable {
   }
 
   async #serve(log: (line: string) => void): Promise<void> {
-    const { config, run } = this.#parts;
-    const { token, shown } = tokenOf();
+    const { config, run, dataset } = this.#parts;
+    const { token, shown, own } = tokenOf();
     const submit = this.#session.submit.bind(this.#session);
-    const dashboard = config.dashboard ? await Dashboard.open([dirname(run.path)], new AccessGate(token)) : null;
+    const open = () => Dashboard.open([dirname(run.path)], new AccessGate(token), { edit: config.edit, token });
+    const dashboard = config.dashboard ? this.#owned.use(await open()) : null;
     const also = dashboard ? { also: (request: Request) => dashboard.handle(request) } : {};
     const server = this.#owned.use(new LiveServer({ ...addressOf(config), token, bus: this.bus, submit, ...also }));
+    // Dashboards of other processes write labels there.
+    const address = { url: server.url, split: dataset.trainSplit, ...(!own && { token }) };
+    await writeLiveAddress(run.path, address);
+    this.#owned.defer(() => removeLiveAddress(run.path));
     log(`live: ${server.url}live?token=${shown}`);
     if (dashboard) log(`dashboard: ${server.url}#token=${shown}`);
   }

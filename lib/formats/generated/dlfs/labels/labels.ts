@@ -91,8 +91,15 @@ weight():number {
   return offset ? this.bb!.readFloat64(this.bb_pos + offset) : 1.0;
 }
 
+seen():string|null
+seen(optionalEncoding:flatbuffers.Encoding):string|Uint8Array|null
+seen(optionalEncoding?:any):string|Uint8Array|null {
+  const offset = this.bb!.__offset(this.bb_pos, 24);
+  return offset ? this.bb!.__string(this.bb_pos + offset, optionalEncoding) : null;
+}
+
 static startLabels(builder:flatbuffers.Builder) {
-  builder.startObject(10);
+  builder.startObject(11);
 }
 
 static addId(builder:flatbuffers.Builder, idOffset:flatbuffers.Offset) {
@@ -145,6 +152,10 @@ static addAtOnce(builder:flatbuffers.Builder, atOnce:boolean) {
 
 static addWeight(builder:flatbuffers.Builder, weight:number) {
   builder.addFieldFloat64(9, weight, 1.0);
+}
+
+static addSeen(builder:flatbuffers.Builder, seenOffset:flatbuffers.Offset) {
+  builder.addFieldOffset(10, seenOffset, 0);
 }
 
 static endLabels(builder:flatbuffers.Builder):flatbuffers.Offset {
