@@ -1,0 +1,60 @@
+/** The live loop from end to end: corrections over the WebSocket make a training better; killed, and done again, it is the same. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+import { Journal } from "../../lib/live";
+import { testDevice } from "../support/device";
+import { type LiveLoop, playLiveLoop } from "../support/live-loop";
+import { writeSquares } from "../support/squares-dataset";
+
+const work = mkdtempSync(join(tmpdir(), "dlfs-live-loop-"));
+afterAll(() => rmSync(work, { recursive: true }));
+
+const settings = [
+  ...["--size", "64", "--batch", "16", "--iterations", "120", "--precision", "fp32", "--seed", "4", "--lr", "0.04"],
+  ...[
+    "--schedule",
+    "cosine",
+    "--evaluate-every",
+    "120",
+    "--checkpoint-every",
+    "10",
+    "--keep",
+    "20",
+    "--backend",
+    testDevice().backend,
+  ],
+  ...['model={"name":"compact","width":4,"headConvs":1,"anchorBase":16}', "logEvery=1"],
+];
+
+describe("a training on a third of the labels, told the rest while it goes on", () => {
+  let loop: LiveLoop;
+
+  beforeAll(async () => {
+    writeSquares(testDevice(), join(work, "whole"), { train: 60, val: 20 });
+    loop = await playLiveLoop(join(work, "whole"), work, settings);
+  });
+
+  test("takes all of them in, and detects far better than without", async () => {
+    expect(loop.refused).toEqual([]);
+    const entries = await Journal.read(join(loop.live.run, "live/journal.dlvs"));
+    expect(entries.filter(({ content }) => "change" in content).length).toBe(40);
+    expect(loop.live.ap).toBeGreaterThan(loop.frozen.ap + 0.05);
+  });
+
+  test("goes on where it was killed", () => {
+    expect(loop.killedAt).toBeGreaterThan(loop.resumedFrom);
+    expect(loop.resumedFrom).toBeGreaterThanOrEqual(10);
+    expect(loop.live.steps.length).toBe(120);
+  });
+
+  test("is done again to the byte on a machine that has its folder and the data alone", () => {
+    expect(loop.again.tensors).toEqual(loop.live.tensors);
+    expect(loop.again.steps).toEqual(loop.live.steps);
+  });
+
+  test("is on its dashboard, beside the other one", () => {
+    expect(loop.shown.sort()).toEqual([loop.live, loop.frozen].map(({ run }) => basename(run)).sort());
+  });
+});
