@@ -45,7 +45,7 @@ Of all:
   --author NAME       whose work changes are, in the log of changes
 
 import: INPUT is an annotation file, or the folder of a data set: of COCO with annotations/instances_SPLIT.json, all splits
-  --format NAME       coco (CVAT's COCO too), voc, yolo, csv or label-studio; default: as the input looks
+  --format NAME       coco (CVAT's COCO too), voc, yolo, csv, label-studio or cvat-xml; default: as the input looks
   --folder NAME       comes before the images' names in their keys: train2017. Default of coco: SPLIT, images/SPLIT or images
                       beside the annotation file's folder, whichever there is
   --first-pixel N     of voc: 1 (default) or 0, the number of the first pixel
@@ -53,7 +53,7 @@ import: INPUT is an annotation file, or the folder of a data set: of COCO with a
   --predictions WHICH of label-studio: unlabeled (default), always or never
 
 export:
-  --format NAME       coco, cvat (COCO as CVAT takes it), voc, yolo, csv or label-studio
+  --format NAME       coco, cvat (COCO as CVAT takes it), cvat-xml, voc, yolo, csv or label-studio
   --out PATH          a file; a folder of voc and yolo
   --unusable          images with a problem too
   --first-pixel, --image-prefix as for import

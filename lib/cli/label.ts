@@ -7,6 +7,7 @@ import { Device } from "../tensor";
 import { stopOnSignals } from "../train";
 import { number, positiveInteger, UsageError } from "./arguments";
 import { audit, auditHelp } from "./label-audit";
+import { exportLabels, filesHelp, importLabelFile } from "./label-files";
 import { rank, rankHelp } from "./label-rank";
 import type { Verb } from "./main";
 
@@ -35,7 +36,9 @@ In Label Studio: Settings, Model, Connect Model, with the address that is printe
 
 ${rankHelp}
 
-${auditHelp}`;
+${auditHelp}
+
+${filesHelp}`;
 
 const options = {
   port: { type: "string" },
@@ -70,6 +73,8 @@ async function loadDetector(path: string, device: Device, scoreThreshold: number
 const parts = new Map([
   ["rank", rank],
   ["audit", audit],
+  ["export", exportLabels],
+  ["import", importLabelFile],
 ]);
 
 export const verb: Verb = {
@@ -80,7 +85,9 @@ export const verb: Verb = {
     const { values: args, positionals } = parseArgs({ args: argv, options, strict: true, allowPositionals: true });
     const [what, model, ...others] = positionals;
     if (what !== "serve")
-      throw new UsageError(`expected serve, rank or audit, got ${what === undefined ? "nothing" : `"${what}"`}`);
+      throw new UsageError(
+        `expected serve, ${[...parts.keys()].join(", ")}, got ${what === undefined ? "nothing" : `"${what}"`}`,
+      );
     if (model === undefined || others.length > 0) throw new UsageError("expected one MODEL");
     const given = <T>(name: keyof typeof args, parse: (name: string, text: string) => T): T | undefined =>
       args[name] === undefined ? undefined : parse(name, args[name] as string);

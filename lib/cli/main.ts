@@ -48,7 +48,8 @@ const verbs: Readonly<Record<string, VerbEntry>> = {
     load: () => import("./export"),
   },
   label: {
-    summary: "predict for Label Studio's tasks, and pass on what is corrected there, to a data set or a training",
+    summary:
+      "Label Studio and CVAT: predict for tasks, take corrections in; what to label next, what is labelled wrongly",
     load: () => import("./label"),
   },
   launch: {

@@ -8,7 +8,8 @@ import { type ProgressListener, yieldToEventLoop } from "./progress";
 const TOP_KEYS = new JsonKeys(["images", "annotations", "categories"]);
 const CATEGORY_KEYS = new JsonKeys(["id", "name", "supercategory"]);
 const IMAGE_KEYS = new JsonKeys(["id", "file_name", "width", "height"]);
-const ANNOTATION_KEYS = new JsonKeys(["id", "image_id", "category_id", "bbox", "area", "iscrowd"]);
+const ANNOTATION_KEYS = new JsonKeys(["id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes"]);
+const ATTRIBUTE_KEYS = new JsonKeys(["crowd", "rotation"]);
 
 /** Bytes read between two turns of the event loop. */
 const SLICE = 4 << 20;
@@ -23,6 +24,8 @@ export interface CocoVisitor {
   image(image: NewImage, index: number): void;
   /** @param values ANNOTATION_FIELDS numbers, valid during the call */
   annotation(values: Float64Array, index: number): void;
+  /** The annotation that was given last is turned by that many degrees, as CVAT says in its attributes. */
+  turned?(values: Float64Array, index: number, degrees: number): void;
   /** All images have been given. */
   imagesDone?(): void;
 }
@@ -61,8 +64,9 @@ export async function readCoco(reader: JsonReader, visitor: CocoVisitor, progres
       found.set(
         key,
         await list((i) => {
-          readAnnotation(reader, values);
+          const degrees = readAnnotation(reader, values);
           visitor.annotation(values, i);
+          if (degrees !== 0) visitor.turned?.(values, i, degrees);
         }),
       );
     } else if (key === 2) {
@@ -124,8 +128,10 @@ function readImage(reader: JsonReader): NewImage {
   };
 }
 
-/** Reads an annotation's ANNOTATION_FIELDS numbers. */
-function readAnnotation(reader: JsonReader, values: Float64Array): void {
+/** Reads an annotation's ANNOTATION_FIELDS numbers; by how many degrees it is turned. */
+function readAnnotation(reader: JsonReader, values: Float64Array): number {
+  let degrees = 0;
+  let crowd = false;
   for (let i = 0; i < 8; i++) values[i] = Number.NaN;
   values[8] = 0;
   reader.enterObject();
@@ -145,6 +151,13 @@ function readAnnotation(reader: JsonReader, values: Float64Array): void {
       else values[7] = reader.number();
     } else if (key === 5) {
       values[8] = readFlag(reader);
+    } else if (key === 6 && reader.kind() === "object") {
+      reader.enterObject();
+      for (let name = reader.nextKey(ATTRIBUTE_KEYS); name !== END_OF_OBJECT; name = reader.nextKey(ATTRIBUTE_KEYS)) {
+        if (name === 0 && reader.kind() === "boolean") crowd = reader.boolean();
+        else if (name === 1 && reader.kind() === "number") degrees = reader.number() % 360;
+        else reader.skip();
+      }
     } else {
       reader.skip();
     }
@@ -152,6 +165,9 @@ function readAnnotation(reader: JsonReader, values: Float64Array): void {
   for (let i = 0; i < 4; i++) {
     if (Number.isNaN(values[i] as number)) missing(reader, ANNOTATION_KEYS.names[i] as string);
   }
+  // CVAT writes no box as a crowd; what it keeps of ours is the attribute.
+  if (crowd) values[8] = 1;
+  return degrees;
 }
 
 function readId(reader: JsonReader): number {

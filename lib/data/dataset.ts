@@ -22,6 +22,8 @@ export interface LoadDatasetOptions {
   valSplit?: string | null;
   /** Folder of the images, relative to the data set's. Default: the first of SPLIT, images/SPLIT and images that exists. */
   imageFolder?: string;
+  /** Whether the first split must have boxes. Default true. */
+  requireBoxes?: boolean;
   /** Where annotations are kept between runs: a store, a file, or ":memory:". Default: a file under the cache folder. */
   store?: AnnotationStore | string;
   progress?: ProgressListener;
@@ -95,7 +97,7 @@ export async function loadDataset(location: string | DataSource, options: LoadDa
       check(counts.usable > 0, annotations, () => `none of its images can be used: ${why()}`, ErrorCode.io);
     }
     check(
-      train.annotations > train.crowds,
+      !(options.requireBoxes ?? true) || train.annotations > train.crowds,
       parts[0]?.annotations ?? folder,
       () => ["no boxes to learn from", ...problems.lines()].join("\n  "),
       ErrorCode.io,

@@ -32,6 +32,8 @@ export interface ImportReport {
   crowds: number;
   categories: number;
   problems: ProblemList;
+  /** Images, by sourceId, of which the file says something that boxes cannot: what it is. */
+  inexact: ReadonlyMap<number, string>;
 }
 
 /** A box may reach this far, in pixels, outside its image before that is worth a word: files round coordinates. */
@@ -67,6 +69,8 @@ export class ImportContent implements Disposable {
   readonly categories: Category[] = [];
   readonly images: ImageTable;
   readonly problems = new ProblemList();
+  /** Images, by sourceId, of which a box is turned, or an object has no box: what it is. */
+  readonly inexact = new Map<number, string>();
   crowds = 0;
   readonly #categoryRows = new Map<number, number>();
   /** The categories that annotations name, and the first annotation that does. */
@@ -147,6 +151,13 @@ export class ImportContent implements Disposable {
       this.#early ??= new RecordSpool(1, ROW, this.scratch);
       this.#early.push(0, row);
     }
+  }
+
+  turned(values: Float64Array, index: number, degrees: number): void {
+    const where = `annotations[${index}]`;
+    this.problems.add("box", "kept", "it is turned, the box before turning is used", where);
+    const message = `${where}.attributes.rotation: expected 0, got ${degrees}: boxes are upright`;
+    this.inexact.set(values[1] as number, message);
   }
 
   #attribution(by: Attribution): number {
@@ -283,7 +294,7 @@ export class ImportContent implements Disposable {
       const entries = problems.entries();
       store.recordImport({ split, source: name, ...from, importedAt: Date.now(), problems: entries });
       const counts = { images: ids.length, annotations, crowds: this.crowds, categories: this.categories.length };
-      return { split, source: name, ...counts, problems };
+      return { split, source: name, ...counts, problems, inexact: this.inexact };
     });
   }
 

@@ -1,6 +1,8 @@
 export * from "./audit/index";
-export { type LabelConfig, parseLabelConfig } from "./label-config";
+export { type LabelConfig, labelConfigOf, parseLabelConfig } from "./label-config";
+export { importLabels, type LabelFile, type LabelFileOptions, labelFormats } from "./label-file";
 export { intoAll, intoDataset, intoTraining, type LabelTarget } from "./label-targets";
+export { addClasses, editsFor, type MergeOptions, type MergeReport, mergeLabels } from "./merge-labels";
 export * from "./rank/index";
 export { boxesOf, type NamedBox, regionOf } from "./regions";
 export { Retraining, type RetrainingOptions } from "./retraining";

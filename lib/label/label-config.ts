@@ -62,3 +62,12 @@ export function parseLabelConfig(xml: string): LabelConfig {
     labels,
   };
 }
+
+/** A configuration for images with boxes of these classes, with the names that dlfs' tasks have. */
+export function labelConfigOf(classes: readonly string[]): string {
+  const view = {
+    Image: { "@name": "image", "@value": "$image", "@zoom": "true" },
+    RectangleLabels: { "@name": "label", "@toName": "image", Label: classes.map((name) => ({ "@value": name })) },
+  };
+  return `${Bun.XML.stringify({ View: view }, null, 2)}\n`;
+}

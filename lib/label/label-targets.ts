@@ -8,7 +8,10 @@ import { DlfsError, ErrorCode } from "../native/error";
 export type LabelTarget = (message: LabelMessage) => Promise<void>;
 
 /** Writes labels to a data set's store, of the split that each image is of. */
-export function intoDataset({ store, classes }: Pick<Dataset, "store" | "classes">): LabelTarget {
+export function intoDataset(
+  { store, classes }: Pick<Dataset, "store" | "classes">,
+  { undo = false }: { /** Only try: what is wrong is said, and nothing changes. Default false. */ undo?: boolean } = {},
+): LabelTarget {
   return async (message) => {
     const splits = message.split === undefined ? splitsWith(store, message.image) : [message.split];
     if (splits.length > 1) {
@@ -22,7 +25,15 @@ export function intoDataset({ store, classes }: Pick<Dataset, "store" | "classes
     const data = { store, classes, split: split ?? "", boxesPerImage: Number.POSITIVE_INFINITY };
     const image = split === undefined ? null : imageOf(data, message);
     if (!image) throw new DlfsError(ErrorCode.io, "image", `the data set has no "${message.image}"`);
-    applyEdits(data, image, message);
+    const undone = new Error("undone");
+    try {
+      store.transaction(() => {
+        applyEdits(data, image, message);
+        if (undo) throw undone;
+      });
+    } catch (error) {
+      if (error !== undone) throw error;
+    }
   };
 }
 

@@ -1,4 +1,5 @@
 /** Boxes as Label Studio's results: in percent of the image, with the names of its configuration. */
+import { studioShapes } from "../data";
 import { DlfsError, ErrorCode } from "../native/error";
 import { isObject, type JsonObject } from "../native/json";
 import type { LabelConfig } from "./label-config";
@@ -9,6 +10,8 @@ export interface NamedBox {
   readonly box: readonly [x1: number, y1: number, x2: number, y2: number];
   /** 0 to 1; of boxes that a model has found. */
   readonly score?: number;
+  /** Around a group: the region's note says "crowd", as in the tasks that dlfs writes. */
+  readonly crowd?: boolean;
 }
 
 export interface ImageSize {
@@ -50,9 +53,9 @@ export function regionOf(
 }
 
 /**
- * The boxes of an annotation's results, in pixels. Results of other kinds are passed over.
+ * The boxes of an annotation's results, in pixels. Results that are no shapes (choices, texts) are passed over.
  *
- * @throws DlfsError naming the result that cannot be used: a rotated one, or one without place, size or label
+ * @throws DlfsError naming the result that cannot be used: a rotated one, another shape, or one without place, size or label
  */
 export function boxesOf(results: unknown, config: Pick<LabelConfig, "fromName">): NamedBox[] {
   if (!Array.isArray(results)) throw new DlfsError(ErrorCode.argument, "annotation.result", "expected a list");
@@ -61,6 +64,8 @@ export function boxesOf(results: unknown, config: Pick<LabelConfig, "fromName">)
       throw new DlfsError(ErrorCode.argument, `annotation.result[${i}]`, message);
     };
     if (!isObject(result)) return fail("expected an object");
+    if (studioShapes.has(String(result.type)))
+      fail(`type: expected "rectanglelabels", got ${JSON.stringify(result.type)}`);
     if (result.type !== "rectanglelabels" || result.from_name !== config.fromName) return [];
     const value = isObject(result.value) ? result.value : fail("value: expected an object");
     const number = (fields: JsonObject, name: string): number => {
@@ -79,6 +84,9 @@ export function boxesOf(results: unknown, config: Pick<LabelConfig, "fromName">)
     if (!(w > 0 && h > 0)) fail(`expected a width and a height above 0, got ${w} and ${h}`);
     const isProposed =
       typeof result.id === "string" && result.id.startsWith(PROPOSED) && typeof result.score === "number";
-    return [{ label, box: [x, y, x + w, y + h], ...(isProposed && { score: result.score as number }) } as NamedBox];
+    const notes = isObject(result.meta) && Array.isArray(result.meta.text) ? result.meta.text : [];
+    const crowd = notes.includes("crowd") && { crowd: true };
+    const found = isProposed && { score: result.score as number };
+    return [{ label, box: [x, y, x + w, y + h], ...found, ...crowd } as NamedBox];
   });
 }

@@ -240,8 +240,8 @@ export class StudioBackend implements AsyncDisposable {
     if (Number.isSafeInteger(id)) this.#imageOf.set(id, image);
     const changed = String(annotation.updated_at ?? annotation.created_at ?? "");
     const time = Date.parse(changed);
-    const edits = boxesOf(annotation.result, config).map(({ label, box, score }) => {
-      return { action: "add", category: label, box, ...(score !== undefined && { score }) } as const;
+    const edits = boxesOf(annotation.result, config).map(({ label, ...box }) => {
+      return { action: "add", category: label, ...box } as const;
     });
     return {
       id: `label-studio-${annotation.id}-${changed || Bun.hash(JSON.stringify(annotation.result)).toString(36)}`,

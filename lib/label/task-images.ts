@@ -2,6 +2,7 @@
 import { join, resolve, sep } from "node:path";
 import { type Dataset, dataSource, isRemoteLocation } from "../data";
 import { DlfsError, ErrorCode } from "../native/error";
+import { decoded, namesIn } from "./find-image";
 
 export interface TaskImagesOptions {
   /** A data set whose images tasks may name. */
@@ -31,8 +32,7 @@ export class TaskImages {
     const known = this.keyOf(address);
     if (known !== null) return await (this.options.dataset as Pick<Dataset, "source">).source.read(known);
     const local = /^\/data\/local-files\/\?d=(.+)$/.exec(address)?.[1];
-    if (local !== undefined && this.options.localFiles !== undefined)
-      return await this.#readLocal(decodeURIComponent(local));
+    if (local !== undefined && this.options.localFiles !== undefined) return await this.#readLocal(decoded(local));
     if (isRemoteLocation(address) && !/^https?:/.test(address)) {
       const slash = address.lastIndexOf("/");
       return await dataSource(address.slice(0, slash)).read(address.slice(slash + 1));
@@ -44,14 +44,8 @@ export class TaskImages {
   keyOf(address: string): string | null {
     const { dataset } = this.options;
     if (!dataset || address.startsWith("data:")) return null;
-    const path = decoded(/[?&]d=([^&]+)/.exec(address)?.[1] ?? address.replace(/[?#].*$/, ""));
-    // Of "gs://bucket/set/train/1.jpg" the key may be any end: the longest that is known.
-    const parts = path
-      .replace(/^[a-z0-9+.-]+:\/\/[^/]*/i, "")
-      .split("/")
-      .filter((part) => part !== "");
-    for (let from = 0; from < parts.length; from++) {
-      const [key, ...others] = this.#find(parts.slice(from).join("/"));
+    for (const name of namesIn(address)) {
+      const [key, ...others] = this.#find(name);
       if (key !== undefined) return others.length === 0 ? key : null;
     }
     return null;
@@ -82,7 +76,7 @@ export class TaskImages {
     const url = new URL(address, base);
     const isOwn = base !== undefined && url.origin === new URL(base).origin;
     if (!isOwn && !hosts.includes(url.origin)) {
-      throw refused(`${shortened(address)}: images from ${url.origin} are not fetched, unless --host allows it`);
+      throw refused(`${shortened(address)}: images from ${url.origin} are not fetched, unless --allow names it`);
     }
     const token = isOwn ? labelStudio?.token : undefined;
     const headers: Record<string, string> = token ? { Authorization: `Token ${token}` } : {};
@@ -109,11 +103,3 @@ export class TaskImages {
 const refused = (message: string): DlfsError => new DlfsError(ErrorCode.io, "image", message);
 
 const shortened = (text: string): string => (text.length > 100 ? `${text.slice(0, 97)}...` : text);
-
-function decoded(text: string): string {
-  try {
-    return decodeURIComponent(text);
-  } catch {
-    return text; // a lone "%" in a name
-  }
-}

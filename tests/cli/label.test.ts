@@ -118,7 +118,7 @@ test("passes labels on to a training's address, and says what that refuses", asy
 
 test("is called wrongly", async () => {
   for (const [args, expected] of [
-    [["label"], "expected serve, rank or audit, got nothing"],
+    [["label"], "expected serve, rank, audit, export, import, got nothing"],
     [["label", "serve"], "expected one MODEL"],
     [["label", "serve", model, "--user", "x"], "--user: expected NAME:PASSWORD"],
   ] as const) {

@@ -7,6 +7,7 @@ import {
   exportDataset,
   type ImportFormat,
   importDataset,
+  importLabelStudio,
   importYolo,
 } from "../../lib/data/exchange";
 import { SQLiteAnnStore } from "../../lib/data/sqlite-ann-store";
@@ -74,6 +75,7 @@ const noScore = boxes((box) => [{ ...box, score: null }]);
 const formats: [ExportFormat, ImportFormat, string, Loss][] = [
   ["coco", "coco", "x.json", noScore],
   ["cvat", "coco", "x.json", noScore],
+  ["cvat-xml", "cvat-xml", "x.xml", noScore],
   ["voc", "voc", "voc", noScore],
   ["yolo", "yolo", "yolo", boxes((box) => (box.isCrowd ? [] : [box]))],
   ["csv", "csv", "x.csv", (image) => image],
@@ -112,15 +114,77 @@ describe("what is exported is imported as it was", () => {
             byBox({ ...image, boxes: [...image.boxes].sort((a, b) => (a.bbox[2] as number) - (b.bbox[2] as number)) }),
           )
           .sort(byName);
-      // Label Studio tells an image's size with its boxes alone.
-      const sizeless = (image: Plain): Plain =>
-        format === "label-studio" && image.boxes.length === 0 ? { ...image, width: null, height: null } : image;
-      expect(sorted(plain(back))).toEqual(sorted(plain(store).map(loss).map(sizeless)));
+      expect(sorted(plain(back))).toEqual(sorted(plain(store).map(loss)));
       if (format === "csv" || format === "label-studio") {
         const [box] = back.annotationsOf(back.images("train").find((i) => i.fileName.startsWith("sub"))?.id as number);
         expect(box).toMatchObject({ source: "human", author: "anna@x.org", modified: 86_400_000 });
       }
       expect(readdirSync(folder).filter((file) => file.includes("partial"))).toEqual([]);
+    });
+  });
+
+  test("tasks of Label Studio keep ids, areas, authors and times, also of what was moved there as far as it is the same", async () => {
+    await inFolder(async (folder) => {
+      using store = filled();
+      const path = join(folder, "x.json");
+      await exportDataset(store, "label-studio", path, { split: "train", progress: quiet });
+      const tasks = JSON.parse(readFileSync(path, "utf8"));
+      // Label Studio refuses annotations of people who are not its users.
+      expect(JSON.stringify(tasks)).not.toContain("completed_by");
+      // A person moves one box and accepts another, that a model has proposed.
+      const { annotations, predictions } = tasks[0];
+      annotations[0].result[0].value.x = 50;
+      annotations[0].result.push(...predictions[0].result);
+      Object.assign(annotations[0], { completed_by: 3, updated_at: "1970-01-01T00:00:09Z" });
+      writeFileSync(path, JSON.stringify(tasks));
+      using back = new SQLiteAnnStore();
+      const users = new Map([[3, "ben@x.org"]]);
+      await importLabelStudio(back, path, { split: "train", progress: quiet, predictions: "never", users });
+      const all = (of: SQLiteAnnStore) =>
+        of.images("train").map(({ id, sourceId }) => {
+          const rows = of.annotationsOf(id).map(({ id: _id, imageId: _image, categoryId: _category, ...row }) => row);
+          return { sourceId, rows };
+        });
+      const [first, ...others] = all(store);
+      const [moved, crowd, proposed] = first!.rows;
+      const bens = { source: "human", author: "ben@x.org", modified: 9000 };
+      expect(all(back)).toEqual([
+        {
+          sourceId: 11,
+          rows: [
+            { ...moved!, ...bens, bbox: [320, expect.closeTo(20), 30.5, 40.25] },
+            crowd!,
+            { ...proposed!, ...bens },
+          ] as never,
+        },
+        ...others,
+      ]);
+    });
+  });
+
+  test("Label Studio's own export names predictions by their ids alone, and people by theirs", async () => {
+    await inFolder(async (folder) => {
+      const path = join(folder, "x.json");
+      const result = [
+        { id: "r", ...region({}) },
+        { id: "s", ...region({}), type: "polygonlabels" },
+      ];
+      const old = { result: [], completed_by: 1, updated_at: "2026-01-01T00:00:00Z" };
+      const annotations = [{ result, completed_by: 1, updated_at: "2026-01-02T00:00:00Z" }, old];
+      const tasks = [
+        { id: 1, data: { image: "a.jpg" }, meta: {}, annotations: [], predictions: [1, 2] },
+        { id: 2, data: { image: "b.jpg" }, meta: {}, annotations, predictions: [3] },
+      ];
+      writeFileSync(path, JSON.stringify(tasks));
+      using store = new SQLiteAnnStore();
+      const options = { split: "train", progress: quiet, annotatedOnly: true };
+      const { images, annotations: boxes, inexact } = await importLabelStudio(store, path, options);
+      expect([images, boxes]).toEqual([1, 1]);
+      expect([...inexact.values()]).toEqual([
+        '[1].annotations[0].result[1]: "polygonlabels", expected "rectanglelabels"',
+      ]);
+      using whole = new SQLiteAnnStore();
+      expect((await importLabelStudio(whole, path, { split: "train", progress: quiet })).images).toBe(2);
     });
   });
 

@@ -117,7 +117,7 @@ describe("a prediction", () => {
     expect(detector.asked.at(-1)).toEqual([9, 3]);
     expect(said).toEqual([
       "task 10: jpeg: it ends early",
-      "task 11: image: https://images.example/1.jpg: images from https://images.example are not fetched, unless --host allows it",
+      "task 11: image: https://images.example/1.jpg: images from https://images.example are not fetched, unless --allow names it",
       "task 13: data.image: expected the address of an image",
       "task 14: image: /data/upload/3/x.jpg: relative, and Label Studio's address is not known",
     ]);
@@ -154,10 +154,13 @@ describe("images", () => {
     const { post, said } = start({}, { localFiles: join(folder, "train") });
     const answer = await post(
       "/predict",
-      predict("/data/local-files/?d=2.jpg", "/data/local-files/?d=..%2F..%2Fetc%2Fpasswd"),
+      predict("/data/local-files/?d=2.jpg", "/data/local-files/?d=..%2F..%2Fetc%2Fpasswd", "/data/local-files/?d=%zz"),
     );
-    expect(resultsOf(answer).map(({ result }) => result.length)).toEqual([2, 0]);
-    expect(said).toEqual(["task 11: image: ../../etc/passwd lies outside of the folder of local files"]);
+    expect(resultsOf(answer).map(({ result }) => result.length)).toEqual([2, 0, 0]);
+    expect(said).toEqual([
+      "task 11: image: ../../etc/passwd lies outside of the folder of local files",
+      "task 12: image: there is no local file %zz",
+    ]);
   });
 
   test("that were uploaded to Label Studio are asked of it with its token, which no other address gets", async () => {
@@ -204,8 +207,9 @@ const webhook = (result: unknown[], annotation: object = {}, action = "ANNOTATIO
 describe("a webhook", () => {
   test("gives all boxes of an image on, with author and time, and whether they were accepted as proposed", async () => {
     const { post, heard } = start({}, makeData());
+    const crowd = region({ meta: { text: ["crowd"] } });
     const accepted = region({ id: "dlfs-10-0", score: 0.75 }, { x: 0, rectanglelabels: ["R&D"] });
-    const answer = await post("/webhook", webhook([region(), accepted, { type: "choices", id: "c" }]));
+    const answer = await post("/webhook", webhook([region(), accepted, crowd, { type: "choices", id: "c" }]));
     expect(answer).toEqual({ status: 201, body: { result: {}, status: "ok" } });
     expect(heard).toEqual([
       {
@@ -214,6 +218,7 @@ describe("a webhook", () => {
         edits: [
           { action: "add", category: "Car", box: [20, 20, 80, 60] },
           { action: "add", category: "R&D", box: [0, 20, 60, 60], score: 0.75 },
+          { action: "add", category: "Car", box: [20, 20, 80, 60], crowd: true },
         ],
       },
     ]);
@@ -284,6 +289,12 @@ describe("what is wrong is named", () => {
       "/webhook",
       webhook([region(), region({}, { rotation: 30 })]),
       "annotation.result[1]: rotation: expected 0, got 30",
+    ],
+    [
+      "a polygon",
+      "/webhook",
+      webhook([region({ type: "polygonlabels" })]),
+      'annotation.result[0]: type: expected "rectanglelabels", got "polygonlabels"',
     ],
     [
       "a box without a label",

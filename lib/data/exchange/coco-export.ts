@@ -1,12 +1,14 @@
 import type { AnnotationRecord, AnnotationStore, ImageRecord } from "../annotation-store";
 import { IdSet } from "../compact-tables";
+import { CROWD } from "./cvat-xml";
 import { TextWriter, writeList } from "./text-writer";
 import { type ExportOptions, type ExportReport, walkImages } from "./walk";
 
 export interface CocoExportOptions extends ExportOptions {
   /**
    * As CVAT reads it (its format "COCO 1.0"): ids of images, annotations and categories count from 1, and every annotation has
-   * the attribute that CVAT looks for. Default: the ids that the data set came with, annotations' only where they are unique.
+   * the attributes that CVAT looks for, and whether it is a crowd among them, since CVAT forgets `iscrowd`. Default: the ids that
+   * the data set came with; where several annotations have the same one, those after the first get new ones.
    */
   cvat?: boolean;
 }
@@ -19,8 +21,8 @@ export function exportCoco(store: AnnotationStore, path: string, options: CocoEx
   const { cvat = false } = options;
   const categories = store.categories();
   const categoryIds = new Map(categories.map(({ id }, i) => [id, cvat ? i + 1 : id]));
-  const ownIds = !cvat && uniqueIds(store, options);
   const report: ExportReport = { images: 0, annotations: 0, leftOut: 0, paths: [path] };
+  const idOf = cvat ? () => report.annotations : annotationIds(store, options);
   using writer = new TextWriter(path);
   writer.write('{\n"info": {"description": "written by dlfs", "version": "1.0"},\n');
   writer.write('"licenses": [{"id": 0, "name": "", "url": ""}],\n"categories": ');
@@ -52,7 +54,7 @@ export function exportCoco(store: AnnotationStore, path: string, options: CocoEx
     const { categoryId, bbox, area, isCrowd, score } = box;
     report.annotations++;
     return {
-      id: ownIds ? box.sourceId : report.annotations,
+      id: idOf(box),
       image_id: image,
       category_id: categoryIds.get(categoryId),
       bbox,
@@ -60,7 +62,7 @@ export function exportCoco(store: AnnotationStore, path: string, options: CocoEx
       iscrowd: isCrowd ? 1 : 0,
       segmentation: [],
       ...(score === null ? {} : { score }),
-      ...(cvat ? { attributes: { occluded: false } } : {}),
+      ...(cvat ? { attributes: { occluded: false, [CROWD]: isCrowd } } : {}),
     };
   };
   const annotations = function* (): Generator<unknown> {
@@ -76,11 +78,12 @@ export function exportCoco(store: AnnotationStore, path: string, options: CocoEx
   return report;
 }
 
-/** Whether the ids that annotations came with tell them apart. */
-function uniqueIds(store: AnnotationStore, options: ExportOptions): boolean {
-  const ids = new IdSet();
+/** Gives annotations the ids that they came with, new ones above all others where those are another's or none. */
+function annotationIds(store: AnnotationStore, options: ExportOptions): (box: AnnotationRecord) => number {
+  let highest = 0;
   for (const { boxes } of walkImages(store, options, "looking at ids")) {
-    for (const box of boxes) if (box.sourceId < 1 || !ids.add(box.sourceId)) return false;
+    for (const { sourceId } of boxes) highest = Math.max(highest, sourceId);
   }
-  return true;
+  const taken = new IdSet();
+  return ({ sourceId }) => (sourceId >= 1 && taken.add(sourceId) ? sourceId : ++highest);
 }

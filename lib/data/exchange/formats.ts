@@ -9,20 +9,21 @@ import { fileError } from "../local-data-source";
 import type { ProgressListener } from "../progress";
 import { exportCoco } from "./coco-export";
 import { exportCsv, importCsv } from "./csv";
+import { exportCvatXml, importCvatXml } from "./cvat-xml";
 import { exportLabelStudio, importLabelStudio, type LabelStudioImportOptions } from "./label-studio";
 import { exportVoc, importVoc, type VocOptions } from "./voc";
 import type { ExportOptions, ExportReport } from "./walk";
 import { exportYolo, importYolo, readYoloConfig } from "./yolo";
 
-export const importFormats = ["coco", "voc", "yolo", "csv", "label-studio"] as const;
-export const exportFormats = ["coco", "cvat", "voc", "yolo", "csv", "label-studio"] as const;
+export const importFormats = ["coco", "voc", "yolo", "csv", "label-studio", "cvat-xml"] as const;
+export const exportFormats = ["coco", "cvat", "cvat-xml", "voc", "yolo", "csv", "label-studio"] as const;
 
 export type ImportFormat = (typeof importFormats)[number];
 export type ExportFormat = (typeof exportFormats)[number];
 
 export interface ImportDatasetOptions
   extends VocOptions,
-    Pick<LabelStudioImportOptions, "imagePrefix" | "predictions"> {
+    Pick<LabelStudioImportOptions, "imagePrefix" | "predictions" | "annotatedOnly" | "users"> {
   /** Default: as the input looks. */
   format?: ImportFormat;
   /**
@@ -77,10 +78,12 @@ export async function importDataset(
     }
     case "csv":
       return [await importCsv(store, input, withImages(given ?? resolve(dirname(input))))];
+    case "cvat-xml":
+      return [await importCvatXml(store, input, withImages(given ?? resolve(dirname(input))))];
     case "label-studio": {
-      const { predictions } = options;
+      const { predictions, annotatedOnly, users } = options;
       const images = withImages(given ?? resolve(dirname(input)));
-      return [await importLabelStudio(store, input, { ...images, imagePrefix, predictions })];
+      return [await importLabelStudio(store, input, { ...images, imagePrefix, predictions, annotatedOnly, users })];
     }
   }
 }
@@ -155,6 +158,7 @@ async function formatOf(input: string): Promise<ImportFormat> {
   }
   if (/\.csv$/i.test(input)) return "csv";
   if (/\.ya?ml$/i.test(input)) return "yolo";
+  if (/\.xml$/i.test(input)) return "cvat-xml";
   const first = await firstCharacter(input);
   if (first === "{") return "coco";
   return first === "[" ? "label-studio" : fail(`starts with ${JSON.stringify(first)}`);
@@ -196,6 +200,8 @@ export async function exportDataset(
       return exportYolo(store, out, options);
     case "csv":
       return exportCsv(store, out, options);
+    case "cvat-xml":
+      return exportCvatXml(store, out, options);
     case "label-studio":
       return exportLabelStudio(store, out, options);
   }

@@ -1,5 +1,6 @@
 export { type CocoExportOptions, exportCoco } from "./coco-export";
 export { exportCsv, importCsv } from "./csv";
+export { cvatLabels, exportCvatXml, importCvatXml } from "./cvat-xml";
 export {
   type ExportDatasetOptions,
   type ExportFormat,
@@ -10,12 +11,14 @@ export {
   importDataset,
   importFormats,
 } from "./formats";
+export { exportLabelStudio, importLabelStudio, type LabelStudioImportOptions, studioShapes } from "./label-studio";
 export {
-  exportLabelStudio,
-  importLabelStudio,
-  type LabelStudioImportOptions,
+  isSameBox,
   type LabelStudioOptions,
-} from "./label-studio";
+  type StudioTask,
+  type StudioTaskOptions,
+  studioTask,
+} from "./label-studio-task";
 export type { NamedImportOptions } from "./named-content";
 export { exportVoc, importVoc, type VocOptions } from "./voc";
 export type { ExportOptions, ExportReport } from "./walk";

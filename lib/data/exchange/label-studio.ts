@@ -2,25 +2,30 @@
 import { stat } from "node:fs/promises";
 import { basename } from "node:path";
 import { check, DlfsError, ErrorCode } from "../../native/error";
-import type { AnnotationRecord, AnnotationStore, Attribution, CocoBox, ImageRecord } from "../annotation-store";
+import type { AnnotationStore, Attribution, CocoBox } from "../annotation-store";
 import type { ImportReport } from "../import-content";
 import { JsonReader } from "../json-reader";
 import { fileError } from "../local-data-source";
 import { yieldToEventLoop } from "../progress";
+import {
+  attributionIn,
+  isSameBox,
+  type LabelStudioOptions,
+  type StudioMeta,
+  studioMeta,
+  studioTask,
+} from "./label-studio-task";
 import { NamedContent, type NamedImportOptions } from "./named-content";
 import { TextWriter, writeList } from "./text-writer";
-import { type ExportOptions, type ExportReport, sizeOf, walkImages } from "./walk";
-
-export interface LabelStudioOptions {
-  /** What comes before an image's name in a task's URL: "/data/local-files/?d=", "gs://bucket/". Default: nothing. */
-  imagePrefix?: string;
-  /** The task's field with the URL. Default "image". */
-  imageField?: string;
-}
+import { type ExportOptions, type ExportReport, walkImages } from "./walk";
 
 export interface LabelStudioImportOptions extends NamedImportOptions, LabelStudioOptions {
   /** Whether a model's predictions are imported: of tasks that nobody has annotated (default), of all, or not. */
   predictions?: "unlabeled" | "always" | "never";
+  /** Tasks that nobody has annotated are passed over. Default false: they are images without boxes, but for predictions. */
+  annotatedOnly?: boolean;
+  /** Addresses of annotators by their ids, which exports have instead. */
+  users?: ReadonlyMap<number, string>;
 }
 
 type Fields = Record<string, unknown>;
@@ -29,9 +34,9 @@ type Fields = Record<string, unknown>;
 const SLICE = 1 << 20;
 
 /**
- * Imports a list of tasks: Label Studio's export, or what exportLabelStudio wrote. Of several annotations of a task the last
+ * Imports a list of tasks: Label Studio's export, or what exportLabelStudio wrote. Of several annotations of a task the newest
  * that was not cancelled counts; one without boxes is an image without boxes. Boxes that are turned become their upright hull,
- * other shapes are left out; both are reported.
+ * other shapes are left out; both are reported, and their images are in the report's `inexact`.
  *
  * @throws DlfsError naming the file and the field
  */
@@ -100,67 +105,94 @@ class Field {
 }
 
 function readTask(task: Field, content: NamedContent, options: LabelStudioImportOptions): void {
-  const { predictions = "unlabeled", imageField = "image", imagePrefix = "" } = options;
-  const { problems } = content.content;
+  const { predictions = "unlabeled", imageField = "image", imagePrefix = "", annotatedOnly = false, users } = options;
+  const { problems, inexact } = content.content;
+  const meta = studioMeta(task.of("meta").value);
   const url = task.of("data").of(imageField).text();
-  const fileName = nameOf(url, imagePrefix);
+  const fileName = meta?.file ?? nameOf(url, imagePrefix);
   const annotations = task
     .of("annotations")
     .list()
-    .filter((annotation) => annotation.of("was_cancelled").value !== true);
+    .filter((annotation) => annotation.of("was_cancelled").value !== true)
+    .sort((a, b) => timeOf(a, "updated_at") - timeOf(b, "updated_at"));
   if (annotations.length > 1) {
-    const example = `${task.path} (${fileName}): the last of ${annotations.length} used`;
+    const example = `${task.path} (${fileName}): the newest of ${annotations.length} used`;
     problems.add("image", "kept", "it has several annotations", example);
   }
   const annotation = annotations.at(-1);
+  if (!annotation && annotatedOnly) return;
   const usePredictions = predictions === "always" || (predictions === "unlabeled" && !annotation);
+  // Label Studio's own export says no more of predictions than their ids.
+  const predicted = task
+    .of("predictions")
+    .list()
+    .filter(({ value }) => typeof value !== "number");
   const sources = [
     ...(annotation ? [{ of: annotation, model: false }] : []),
-    ...(usePredictions
-      ? task
-          .of("predictions")
-          .list()
-          .slice(predictions === "always" ? 0 : -1)
-          .map((of) => ({ of, model: true }))
-      : []),
+    ...(usePredictions ? predicted.slice(predictions === "always" ? 0 : -1).map((of) => ({ of, model: true })) : []),
   ];
   const regions = sources.flatMap(({ of, model }) =>
     of
       .of("result")
       .list()
-      .map((region) => ({ region, by: attributionOf(of, model) })),
+      .map((region) => ({ region, model, by: attributionOf(of, model, users) })),
   );
   const sized = regions.find(({ region }) => region.of("original_width").value !== undefined)?.region;
-  const width = sized ? sized.of("original_width").number() : null;
-  const height = sized ? sized.of("original_height").number() : null;
-  const image = content.image(fileName, width, height);
-  for (const { region, by } of regions) {
+  const width = sized ? sized.of("original_width").number() : (meta?.width ?? null);
+  const height = sized ? sized.of("original_height").number() : (meta?.height ?? null);
+  const image = content.image(fileName, width, height, meta?.id);
+  for (const { region, model, by } of regions) {
     const where = `${region.path} of ${fileName}`;
-    if (region.of("type").value !== "rectanglelabels") {
-      const type = JSON.stringify(region.of("type").value);
-      problems.add("box", "skipped", "it is no rectangle with a label", `${where}: ${type}`);
+    const type = region.of("type").value;
+    if (type !== "rectanglelabels") {
+      problems.add("box", "skipped", "it is no rectangle with a label", `${where}: ${JSON.stringify(type)}`);
+      if (studioShapes.has(String(type))) inexact.set(image, `${region.path}: "${type}", expected "rectanglelabels"`);
       continue;
     }
     const value = region.of("value");
     const [label, ...more] = value.of("rectanglelabels").list();
     if (!label) {
       problems.add("box", "skipped", "it has no label", where);
+      inexact.set(image, `${region.path}.value.rectanglelabels: expected a label`);
       continue;
     }
     if (more.length > 0) problems.add("box", "kept", "it has several labels, the first is used", where);
     const turned = value.of("rotation").value ?? 0;
-    if (turned !== 0) problems.add("box", "kept", "it is turned, its upright hull is used", where);
+    if (turned !== 0) {
+      problems.add("box", "kept", "it is turned, its upright hull is used", where);
+      inexact.set(image, `${region.path}.value.rotation: expected 0, got ${JSON.stringify(turned)}: boxes are upright`);
+    }
     const score = region.of("score");
     const marks = region.of("meta").value === undefined ? [] : region.of("meta").of("text").list();
+    const box = { category: label.text(), bbox: boxOf(value, region) };
     content.box(image, {
-      category: label.text(),
-      bbox: boxOf(value, region),
+      ...box,
       isCrowd: marks.some((mark) => mark.value === "crowd"),
       score: score.value === undefined || score.value === null ? null : score.number(),
       by,
+      ...asItWas(meta?.boxes[String(region.of("id").value)], box, model),
       where: () => `${region.file}, ${where}`,
     });
   }
+}
+
+/** Types of Label Studio's results that are objects on the image, and no boxes with labels; others say something of it as a whole. */
+export const studioShapes: ReadonlySet<string> = new Set([
+  ...["rectangle", "polygonlabels", "polygon", "brushlabels", "brush", "ellipselabels", "ellipse"],
+  ...["keypointlabels", "keypoint", "vectorlabels", "vector", "bitmasklabels", "bitmask"],
+]);
+
+/** What is known of a box from before; all of it where the box is as it was. */
+function asItWas(
+  known: StudioMeta["boxes"][string] | undefined,
+  box: { category: string; bbox: CocoBox },
+  model: boolean,
+) {
+  if (!known) return {};
+  const { id: sourceId, bbox, area } = known;
+  if (known.category !== box.category || !isSameBox(bbox, box.bbox)) return { sourceId };
+  const by = attributionIn(known, model);
+  return { sourceId, bbox, area, ...(by && { by }) };
 }
 
 /** The image's name in a URL: without the prefix, or what "?d=" names, or the path; escapes are resolved. */
@@ -180,19 +212,21 @@ function unescaped(text: string): string {
   }
 }
 
-function attributionOf(of: Field, model: boolean): Attribution {
-  const time = (name: string): number => {
-    const value = of.of(name).value;
-    const parsed = typeof value === "string" ? Date.parse(value) : Number.NaN;
-    return Number.isNaN(parsed) ? 0 : parsed;
-  };
+function timeOf(of: Field, name: string): number {
+  const value = of.of(name).value;
+  const parsed = typeof value === "string" ? Date.parse(value) : Number.NaN;
+  return Number.isNaN(parsed) ? 0 : parsed;
+}
+
+function attributionOf(of: Field, model: boolean, users?: ReadonlyMap<number, string>): Attribution {
   if (model) {
-    return { source: "model", author: String(of.of("model_version").value ?? ""), time: time("created_at") };
+    return { source: "model", author: String(of.of("model_version").value ?? ""), time: timeOf(of, "created_at") };
   }
   const who = of.of("completed_by").value;
   // A number, or an object with the person's address.
-  const author = typeof who === "object" && who !== null ? ((who as Fields).email ?? (who as Fields).id) : who;
-  return { source: "human", author: String(author ?? ""), time: time("updated_at") || time("created_at") };
+  const known = typeof who === "object" && who !== null ? ((who as Fields).email ?? (who as Fields).id) : who;
+  const author = String(users?.get(Number(known)) ?? known ?? "");
+  return { source: "human", author, time: timeOf(of, "updated_at") || timeOf(of, "created_at") };
 }
 
 /** The box in pixels; a turned one's upright hull: it is turned clockwise about its top left corner. */
@@ -212,8 +246,9 @@ function boxOf(value: Field, region: Field): CocoBox {
 }
 
 /**
- * Writes a split as tasks for Label Studio's import: boxes of people and files as an annotation, a model's as a prediction with
- * its scores, for a labeling configuration with <Image name="image"> and <RectangleLabels name="label" toName="image">.
+ * Writes a split as tasks for Label Studio's import (studioTask), for a labeling configuration with <Image name="image"> and
+ * <RectangleLabels name="label" toName="image">. What tasks cannot say (ids, authors, sizes of images without boxes) is in their
+ * `meta`, so that importLabelStudio has all of it again, of boxes that were left as they are.
  *
  * @throws DlfsError for an image whose size is not known
  */
@@ -222,7 +257,6 @@ export function exportLabelStudio(
   path: string,
   options: ExportOptions & LabelStudioOptions,
 ): ExportReport {
-  const { imagePrefix = "", imageField = "image" } = options;
   const report = { images: 0, annotations: 0, leftOut: 0, paths: [path] };
   const names = new Map(store.categories().map(({ id, name }) => [id, name]));
   using writer = new TextWriter(path);
@@ -230,70 +264,11 @@ export function exportLabelStudio(
     for (const { image, boxes } of walkImages(store, options, "writing tasks")) {
       report.images++;
       report.annotations += boxes.length;
-      const size = sizeOf(image);
-      const results = (of: AnnotationRecord[]): unknown[] => of.map((box) => region(box, size, names));
-      const byModel = new Map<string, AnnotationRecord[]>();
-      for (const box of boxes) {
-        if (box.source !== "model") continue;
-        const group = byModel.get(box.author);
-        if (group) group.push(box);
-        else byModel.set(box.author, [box]);
-      }
-      const own = boxes.filter((box) => box.source !== "model");
-      const annotations = own.length > 0 || byModel.size === 0 ? [{ result: results(own), ...person(own) }] : [];
-      const predictions = [...byModel].map(([author, group]) => ({
-        model_version: author,
-        score: Math.min(...group.map(({ score }) => score ?? 1)),
-        result: results(group),
-      }));
-      const url = `${imagePrefix}${urlName(image, imagePrefix)}`;
-      yield { id: report.images, data: { [imageField]: url }, annotations, predictions };
+      yield { id: report.images, ...studioTask(image, boxes, names, options) };
     }
   };
   writeList(writer, tasks());
   writer.write("\n");
   writer.finish();
   return report;
-}
-
-/** Keys in a query are escaped, as Label Studio does; paths are left as they are. */
-function urlName(image: ImageRecord, prefix: string): string {
-  return prefix.includes("?") ? image.fileName.split("/").map(encodeURIComponent).join("/") : image.fileName;
-}
-
-/** Who annotated, where all boxes are one person's. */
-function person(boxes: readonly AnnotationRecord[]): { completed_by?: { email: string }; updated_at?: string } {
-  const [first] = boxes;
-  if (first?.source !== "human" || first.author === "") return {};
-  if (boxes.some(({ author }) => author !== first.author)) return {};
-  const newest = Math.max(...boxes.map(({ modified }) => modified));
-  return { completed_by: { email: first.author }, updated_at: new Date(newest).toISOString() };
-}
-
-function region(
-  { id, categoryId, bbox, isCrowd, score }: AnnotationRecord,
-  { width, height }: { width: number; height: number },
-  names: ReadonlyMap<number, string>,
-): unknown {
-  const [x, y, w, h] = bbox;
-  const value = {
-    x: (100 * x) / width,
-    y: (100 * y) / height,
-    width: (100 * w) / width,
-    height: (100 * h) / height,
-    rotation: 0,
-    rectanglelabels: [names.get(categoryId)],
-  };
-  return {
-    id: `b${id}`,
-    from_name: "label",
-    to_name: "image",
-    type: "rectanglelabels",
-    original_width: width,
-    original_height: height,
-    image_rotation: 0,
-    value,
-    ...(score === null ? {} : { score }),
-    ...(isCrowd ? { meta: { text: ["crowd"] } } : {}),
-  };
 }

@@ -1,5 +1,6 @@
 import type { AnnotationStore, CocoBox } from "../annotation-store";
 import { ANNOTATION_FIELDS } from "../coco-reader";
+import { IdSet } from "../compact-tables";
 import { type BoxExtras, checkNewSplit, ImportContent, type ImportOptions, type ImportReport } from "../import-content";
 import { type ProgressListener, showProgress } from "../progress";
 
@@ -10,15 +11,32 @@ export interface NamedImportOptions extends ImportOptions {
 
 /** A box as formats give it that name categories and know no ids. */
 export interface NamedBox extends BoxExtras {
+  /** The id that it had before; default: the next one. */
+  sourceId?: number;
   category: string;
   bbox: CocoBox;
   area?: number;
   isCrowd?: boolean;
 }
 
+/** Numbers from 1 on, each above all that were there before. */
+class Ids {
+  readonly #taken = new IdSet();
+  #highest = 0;
+
+  /** The wanted one where it is free, else the next. */
+  next(wanted?: number): number {
+    const isFree = wanted !== undefined && Number.isSafeInteger(wanted) && wanted >= 0 && this.#taken.add(wanted);
+    const id = isFree ? wanted : this.#highest + 1;
+    if (!isFree) this.#taken.add(id);
+    this.#highest = Math.max(this.#highest, id);
+    return id;
+  }
+}
+
 /**
- * Takes images and boxes of formats without ids: images are numbered as they come, boxes too, and a category has the id that
- * the store, or this import, has for its name.
+ * Takes images and boxes of formats without ids: images are numbered as they come, boxes too, unless they say which id they had,
+ * and a category has the id that the store, or this import, has for its name.
  */
 export class NamedContent implements Disposable {
   readonly content: ImportContent;
@@ -28,6 +46,8 @@ export class NamedContent implements Disposable {
   readonly #fresh: string[] = [];
   readonly #values = new Float64Array(ANNOTATION_FIELDS);
   #nextCategory: number;
+  readonly #imageIds = new Ids();
+  readonly #boxIds = new Ids();
   #images = 0;
   #boxes = 0;
 
@@ -58,22 +78,22 @@ export class NamedContent implements Disposable {
     return id;
   }
 
-  /** Adds an image; its number. */
-  image(fileName: string, width: number | null, height: number | null): number {
-    const sourceId = ++this.#images;
-    this.content.image({ sourceId, fileName, key: fileName, width, height }, sourceId - 1);
+  /** Adds an image; its id: the wanted one unless another image has it. */
+  image(fileName: string, width: number | null, height: number | null, wanted?: number): number {
+    const sourceId = this.#imageIds.next(wanted);
+    this.content.image({ sourceId, fileName, key: fileName, width, height }, this.#images++);
     return sourceId;
   }
 
-  box(image: number, { category, bbox, area, isCrowd, ...extras }: NamedBox): void {
+  box(image: number, { sourceId, category, bbox, area, isCrowd, ...extras }: NamedBox): void {
     const values = this.#values;
-    values[0] = ++this.#boxes;
+    values[0] = this.#boxIds.next(sourceId);
     values[1] = image;
     values[2] = this.categoryId(category);
     for (let i = 0; i < 4; i++) values[3 + i] = bbox[i] as number;
     values[7] = area ?? Number.NaN;
     values[8] = isCrowd ? 1 : 0;
-    this.content.annotation(values, this.#boxes - 1, extras);
+    this.content.annotation(values, this.#boxes++, extras);
   }
 
   /** Puts everything into the store, completely or not at all. */
