@@ -1,6 +1,6 @@
 /**
  * Uses the dashboard in a headless Chromium, on a desktop and on a phone, by mouse and by keyboard, over a run of 100,000 lines, one
- * that goes on, and one with samples:
+ * that goes on, one with samples, and one with an evaluation of 10,000 images:
  *
  *   bun run scripts/check-dashboard.ts [--out DIR]
  *
@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { DashboardServer } from "../lib/dashboard";
 import { sampleOf, writeRun, writeSamples } from "../tests/dashboard/run-fixture";
+import { checkEvaluations, writeEvaluatedRun } from "./dashboard/check-evaluations";
 import { Browser } from "./service/browser";
 
 const { values: args } = parseArgs({
@@ -47,6 +48,7 @@ try {
   (await writeRun(root, "long", 100_000, 0.001)).close();
   const going = await writeRun(root, "going", 200, 0.05);
   const thumbnail = await jpegOf(browser);
+  await writeEvaluatedRun(root, "evaluated", thumbnail);
   await writeSamples(going.path, [
     ...[100, 200].flatMap((step) => ["a.jpg", "b.jpg"].map((name) => sampleOf(step, name, thumbnail))),
   ]);
@@ -82,8 +84,9 @@ try {
   check(await browser.evaluate("document.getElementById('access').hidden"), "the token was taken");
 
   // Both runs, by clicks: 100,000 points are a few thousand on the screen.
-  for (const name of ["long-1", "going-1"]) {
-    if (!(await browser.evaluate<boolean>(`document.querySelector('${run(name)}').checked`))) {
+  for (const name of ["long-1", "going-1", "evaluated-1"]) {
+    const wanted = name !== "evaluated-1";
+    if ((await browser.evaluate<boolean>(`document.querySelector('${run(name)}').checked`)) !== wanted) {
       await browser.click(run(name));
     }
   }
@@ -169,13 +172,15 @@ try {
     "pictures of the evaluation are shown and told",
   );
 
+  await checkEvaluations(browser, "evaluated-1", args.out, check);
+
   // Dark, then a phone, whose page is no wider than it.
   const light = await browser.evaluate<string>("getComputedStyle(document.body).backgroundColor");
   await browser.call("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: "dark" }] });
   check((await browser.evaluate<string>("getComputedStyle(document.body).backgroundColor")) !== light, "dark is dark");
   await browser.screenshot(join(args.out, "desktop-dark.png"));
   await browser.open(`${server.url}?again#token=a%20token%20of%20the%20check`, 390, 844, true);
-  await until("document.body.dataset.curves && document.querySelectorAll('.sample').length === 1");
+  await until("document.body.dataset.figures && document.querySelector('.sample[data-image=shown]')");
   check(await browser.evaluate("location.hash === '' && location.search === ''"), "the token leaves the address");
   check(await fits(), "nothing is wider than a phone");
   await browser.screenshot(join(args.out, "phone.png"));

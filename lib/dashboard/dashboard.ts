@@ -25,10 +25,10 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
   "/uplot.css": { path: () => plot("uPlot.min.css"), type: "text/css; charset=utf-8" },
   "/uplot.js": { path: () => plot("uPlot.esm.js"), type: "text/javascript; charset=utf-8" },
   ...Object.fromEntries(
-    ["page.js", "api.js", "charts.js", "samples.js"].map((file) => [
-      `/${file}`,
-      { path: () => page(file), type: "text/javascript; charset=utf-8" },
-    ]),
+    [
+      ...["page.js", "api.js", "dom.js", "charts.js", "evaluations.js", "grid.js", "samples.js"],
+      ...["pr.js", "confusion.js", "histograms.js"],
+    ].map((file) => [`/${file}`, { path: () => page(file), type: "text/javascript; charset=utf-8" }]),
   ),
 };
 

@@ -157,7 +157,10 @@ export class Browser implements AsyncDisposable {
 
   /** Presses a key: "Tab", "Enter", "ArrowRight", or one character. */
   async press(key: string): Promise<void> {
-    const codes: Record<string, number> = { Tab: 9, Enter: 13, ArrowLeft: 37, ArrowRight: 39 };
+    const codes: Record<string, number> = {
+      ...{ Tab: 9, Enter: 13, PageUp: 33, PageDown: 34, End: 35, Home: 36 },
+      ...{ ArrowLeft: 37, ArrowUp: 38, ArrowRight: 39, ArrowDown: 40 },
+    };
     const text = key === "Enter" ? "\r" : key.length === 1 ? key : undefined;
     const event = { key, code: key, windowsVirtualKeyCode: codes[key] ?? key.charCodeAt(0), ...(text && { text }) };
     await this.call("Input.dispatchKeyEvent", { type: "keyDown", ...event });

@@ -1,8 +1,9 @@
 /** Run folders for the dashboard's tests, as a training writes them. */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { encodeMessage, type SampleMessage } from "../../lib/formats";
-import { FileSink } from "../../lib/live";
+import { encodeMessage, type Message, type SampleMessage } from "../../lib/formats";
+import { FileSink, writeLiveFile } from "../../lib/live";
+import { detectionLoss } from "../../lib/metrics";
 import { createImage, fillRect, RunFolder } from "../../lib/monitor";
 
 export { createImage, fillRect };
@@ -46,4 +47,56 @@ export async function writeSamples(run: string, samples: readonly SampleMessage[
     encodeMessage({ type: "event", value: { kind: "log", iteration: 0, time: 0, level: "info", text } });
   await sink.send([log("before"), ...samples.map((value) => encodeMessage({ type: "sample", value })), log("behind")]);
   await sink.close();
+}
+
+const SIDE = 200;
+
+/**
+ * An evaluation of `count` images, "val/0.jpg" and so on, with boxes of `classes` classes at places that depend on the number
+ * alone: most are found, some with a wrong class, some twice or not at all.
+ */
+export async function writeEvaluation(
+  run: RunFolder,
+  iteration: number,
+  count: number,
+  classes: number,
+): Promise<void> {
+  await mkdir(run.evaluationsFolder, { recursive: true });
+  let seed = iteration;
+  const random = (): number => {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+    return seed / 2 ** 32;
+  };
+  const images = function* (): Generator<Message> {
+    for (let i = 0; i < count; i++) {
+      const truth = Array.from({ length: 1 + (i % 4) }, () => {
+        const [x, y, side] = [random() * 120, random() * 60, 8 + random() * 60];
+        return {
+          box: [x, y, Math.min(SIDE, x + side), Math.min(SIDE / 2, y + side)],
+          label: Math.floor(random() * classes),
+        };
+      });
+      const found = truth.flatMap(({ box, label }) => {
+        if (random() < 0.15) return [];
+        const wrong = random() < 0.1 ? Math.floor(random() * classes) : label;
+        return [{ box: box.map((at) => at + 4 * random() - 2), label: wrong, score: 0.2 + 0.8 * random() }];
+      });
+      found.sort((a, b) => b.score - a.score);
+      const predictions = {
+        ...{ name: `val/${i}.jpg`, imageId: i + 1, width: SIDE, height: SIDE / 2 },
+        boxes: Float32Array.from(found.flatMap(({ box }) => box)),
+        scores: Float32Array.from(found, ({ score }) => score),
+        labels: Uint32Array.from(found, ({ label }) => label),
+      };
+      const known = {
+        boxes: Float64Array.from(truth.flatMap(({ box }) => box)),
+        labels: Uint32Array.from(truth, ({ label }) => label),
+        ids: Float64Array.from(truth, (_, k) => 10 * i + k),
+        crowd: new Uint8Array(truth.length),
+      };
+      const loss = detectionLoss(predictions, known);
+      yield { type: "sample", value: { iteration, time: 1, split: "val", predictions, truth: known, loss } };
+    }
+  };
+  await writeLiveFile(run.evaluationPath(iteration), images());
 }

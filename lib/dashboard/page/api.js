@@ -29,8 +29,13 @@ export const listRuns = async () => (await json("api/runs")).runs;
 export const states = async (runs) =>
   (await json(`api/state?${new URLSearchParams(runs.map((run) => ["run", run]))}`)).runs;
 export const log = (run, before) => json(`${runPath(run)}/log${before === undefined ? "" : `?before=${before}`}`);
-export const samples = (run, iteration) =>
-  json(`${runPath(run)}/samples${iteration === "" ? "" : `?iteration=${iteration}`}`);
+export const evaluations = async (run) => (await json(`${runPath(run)}/evaluations`)).evaluations;
+/** A part of an evaluation: "" (what it is of), "curves", "confusion", "histograms" or "images". */
+export const evaluation = (run, iteration, part, query = {}) =>
+  json(`${runPath(run)}/evaluations/${iteration}${part === "" ? "" : `/${part}`}?${new URLSearchParams(query)}`);
+export const dataset = (run) => json(`${runPath(run)}/dataset`);
+/** An image of a run's data set, by its key. */
+export const picture = (run, key) => image(run, `image?key=${encodeURIComponent(key)}`);
 export const pictures = async (run) => (await json(`${runPath(run)}/pictures`)).pictures;
 export const image = async (run, path) => await (await ask(`${runPath(run)}/${path}`)).blob();
 

@@ -1,9 +1,9 @@
-// The page's script: asks each second what has changed, and shows it. Its panels are charts.js and samples.js.
+// The page's script: asks each second what has changed, and shows it. Its panels are charts.js and evaluations.js.
 import * as api from "./api.js";
 import { Chart, colorOf, onTheme, PANELS } from "./charts.js";
-import { drawSamples } from "./samples.js";
+import { $, fill } from "./dom.js";
+import { Evaluations } from "./evaluations.js";
 
-const $ = (id) => document.getElementById(id);
 const POLL_MS = 1000;
 /** Runs that are shown at the start: the latest. */
 const FIRST = 1;
@@ -14,7 +14,6 @@ let runs = [];
 const chosen = new Set();
 let versions = {};
 let range = null;
-let sampled = null; // what the server said of samples
 let logPart = null;
 const places = new Map(); // of runs: their colours
 const turns = {};
@@ -36,6 +35,8 @@ async function doing(what, work) {
   if ($("error").textContent !== text) $("error").textContent = text;
 }
 const said = new Map();
+
+const evaluations = new Evaluations(doing);
 
 const placeOf = (run) => {
   if (!places.has(run)) places.set(run, places.size);
@@ -96,12 +97,12 @@ function showRuns() {
     $("runs").replaceChildren(...items);
   }
   const names = runs.map(({ name }) => name);
-  for (const id of ["sample-run", "log-run"])
-    fill(
-      $(id),
-      names.map((name) => [name, name]),
-      newest(),
-    );
+  evaluations.setRuns(names, newest());
+  fill(
+    $("log-run"),
+    names.map((name) => [name, name]),
+    newest(),
+  );
   const going = runs.filter(({ done }) => !done).length;
   $("state").textContent = `${runs.length} ${runs.length === 1 ? "run" : "runs"}, ${going} not ended`;
 }
@@ -139,70 +140,6 @@ function runItem(name) {
 }
 
 const newest = () => runs.toSorted((a, b) => (b.written ?? 0) - (a.written ?? 0))[0]?.name ?? "";
-
-/** Gives a choice its entries, [value, text]; what was chosen stays. */
-function fill(select, entries, otherwise) {
-  const before = select.options.length > 0 ? select.value : otherwise;
-  const key = JSON.stringify(entries);
-  if (select.dataset.entries === key) return;
-  select.dataset.entries = key;
-  select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
-  select.value = entries.some(([value]) => value === before) ? before : otherwise;
-}
-
-const loadSamples = () =>
-  doing("samples", async (late) => {
-    const run = $("sample-run").value;
-    if (run === "") return;
-    const [found, pictures] = await Promise.all([api.samples(run, $("sample-iteration").value), api.pictures(run)]);
-    if (late()) return;
-    sampled = { run, ...found };
-    fill(
-      $("sample-iteration"),
-      [["", "the last"], ...found.iterations.toReversed().map((n) => [String(n), String(n)])],
-      "",
-    );
-    fill($("sample-class"), [["", "all"], ...found.classes.map((name, i) => [String(i), name])], "");
-    const [none, sheet] = [found.samples.length === 0, pictures.findLast((name) => name.endsWith(".jpg"))];
-    $("samples-note").textContent = none
-      ? `No samples are here yet: dlfs train --live keeps some of each evaluation.${sheet ? " Below is the picture of the last evaluation." : ""}`
-      : "Left what was found, right what is known; dashed are groups.";
-    const drawn = Object.keys(PICTURES).filter((name) => pictures.includes(name));
-    await Promise.all([showSamples(), showPictures(run, none && sheet ? [sheet, ...drawn] : drawn)]);
-  });
-
-const showSamples = () =>
-  doing("sample boxes", async (late) => {
-    if (!sampled) return;
-    const score = Number($("score").value);
-    $("score-value").textContent = score.toFixed(2);
-    const figures = await drawSamples(sampled.run, sampled, { score, label: $("sample-class").value });
-    if (!late()) $("samples").replaceChildren(...figures);
-  });
-
-/** Pictures of a run's evaluations. */
-const showPictures = (run, names) =>
-  doing("pictures", async (late) => {
-    const images = await Promise.all(
-      names.map(async (name) => {
-        const src = URL.createObjectURL(await api.image(run, `pictures/${name}`));
-        const alt = PICTURES[name] ?? `predictions beside ground truth: ${name}`;
-        const picture = Object.assign(new Image(), { src, alt });
-        // Shown when they are there: what was shown before stays until then.
-        await picture.decode().catch(() => undefined);
-        return picture;
-      }),
-    );
-    const old = late() ? images : [...$("pictures").children];
-    if (!late()) $("pictures").replaceChildren(...images);
-    $("evaluation").hidden = $("pictures").children.length === 0;
-    for (const { src } of old) URL.revokeObjectURL(src);
-  });
-const PICTURES = {
-  "pr-curve.svg": "precision over recall of each class",
-  "confusion-matrix.svg": "confusion matrix: which class is taken for which, or missed",
-  "f1-curve.svg": "F1 over the score threshold of each class",
-};
 
 const loadLog = () =>
   doing("log", async (late) => {
@@ -242,13 +179,15 @@ async function poll() {
   await doing("server", async () => {
     if (document.hidden) return;
     if (polls++ % 10 === 0) await refreshRuns();
-    const watched = [...new Set([...chosen, $("sample-run").value, $("log-run").value])].filter((name) => name !== "");
+    const watched = [...new Set([...chosen, evaluations.run, $("log-run").value])].filter((name) => name !== "");
     const now = await api.states(watched);
     const changed = (run, what) => now[run] && now[run][what] !== versions[run]?.[what];
     const work = [];
     if ([...chosen].some((run) => changed(run, "metrics"))) work.push(refreshRuns(), showCurves());
-    const seen = $("sample-run").value;
-    if (changed(seen, "samples") || changed(seen, "pictures")) work.push(loadSamples());
+    const seen = evaluations.run;
+    if (["samples", "evaluations", "pictures"].some((what) => changed(seen, what))) {
+      work.push(evaluations.load({ changed: true }));
+    }
     if ($("follow").checked && changed($("log-run").value, "log")) work.push(loadLog());
     versions = { ...versions, ...now };
     await Promise.all(work);
@@ -264,7 +203,7 @@ async function start() {
     for (const { name } of runs.toSorted((a, b) => (b.written ?? 0) - (a.written ?? 0)).slice(0, FIRST))
       chosen.add(name);
     showRuns();
-    await Promise.all([showCurves(), loadSamples(), loadLog()]);
+    await Promise.all([showCurves(), evaluations.load(), loadLog()]);
     await poll();
   });
 }
@@ -278,13 +217,6 @@ $("whole").addEventListener("click", () => {
   range = null;
   void showCurves();
 });
-$("sample-run").addEventListener("change", () => {
-  $("sample-iteration").value = "";
-  void loadSamples();
-});
-$("sample-iteration").addEventListener("change", () => void loadSamples());
-$("sample-class").addEventListener("change", () => void showSamples());
-$("score").addEventListener("input", () => void showSamples());
 $("log-run").addEventListener("change", () => void loadLog());
 $("follow").addEventListener("change", () => $("follow").checked && void loadLog());
 $("earlier").addEventListener("click", () => void loadEarlier());
@@ -299,11 +231,13 @@ addEventListener("resize", () => {
   clearTimeout(resizing);
   resizing = setTimeout(() => {
     for (const { chart } of charts) chart.resize();
+    evaluations.resize();
     void showCurves();
   }, 150);
 });
 onTheme(() => {
   showRuns();
+  evaluations.resize();
   void showCurves();
 });
 void start();

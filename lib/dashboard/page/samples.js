@@ -1,16 +1,17 @@
-// Images with what a model found on them, beside the same with what is known.
-import { image } from "./api.js";
+// An image with what a model found on it, beside the same with what is known.
+import { picture } from "./api.js";
+import { element } from "./dom.js";
 
-const color = (label) => `hsl(${(label * 137.508) % 360} 85% 45%)`;
+export const color = (label) => `hsl(${(label * 137.508) % 360} 85% 45%)`;
 /** Sides of what is drawn at most. */
-const MAX_SIDE = 800;
-/** Images by run and number: they do not change. Those longest unused are let go. */
+const MAX_SIDE = 640;
+/** Images by run and name, which do not change. Those longest unused are let go. */
 const bitmaps = new Map();
-const MAX_BITMAPS = 64;
+const MAX_BITMAPS = 96;
 
-function bitmapOf(run, index) {
-  const key = `${run}/${index}`;
-  const found = bitmaps.get(key) ?? load(run, index);
+function bitmapOf(run, sample) {
+  const key = `${run}/${sample.name}`;
+  const found = bitmaps.get(key) ?? load(run, sample);
   bitmaps.delete(key);
   bitmaps.set(key, found);
   for (const old of bitmaps.keys()) {
@@ -20,20 +21,27 @@ function bitmapOf(run, index) {
   return found;
 }
 
-async function load(run, index) {
+/** null where the image cannot be had, or shown. */
+async function load(run, { name, width, height }) {
   try {
-    return await createImageBitmap(await image(run, `samples/${index}/image`), { imageOrientation: "from-image" });
+    const known = width > 0 && height > 0;
+    const size = known && { resizeWidth: sizeOf(width, height)[0], resizeHeight: sizeOf(width, height)[1] };
+    return await createImageBitmap(await picture(run, name), { imageOrientation: "from-image", ...size });
   } catch {
     return null;
   }
 }
 
+const sizeOf = (width, height) => {
+  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
+  return [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+};
+
 function canvasOf(bitmap, { width, height }, boxes, title) {
   const canvas = document.createElement("canvas");
   const [w, h] = [width || bitmap?.width || 1, height || bitmap?.height || 1];
-  const scale = Math.min(1, MAX_SIDE / Math.max(w, h));
-  canvas.width = Math.max(1, Math.round(w * scale));
-  canvas.height = Math.max(1, Math.round(h * scale));
+  [canvas.width, canvas.height] = sizeOf(w, h);
+  const scale = canvas.width / w;
   const context = canvas.getContext("2d");
   context.fillStyle = "#888";
   context.fillRect(0, 0, canvas.width, canvas.height);
@@ -63,34 +71,38 @@ function canvasOf(bitmap, { width, height }, boxes, title) {
 }
 
 /**
- * The elements of samples.
+ * Fills a figure with a sample; where it is filled already, once its image is there.
  *
  * @param label the class whose boxes are shown; "": all
  */
-export async function drawSamples(run, { samples, classes }, { score, label }) {
+export async function drawSample(figure, run, sample, classes, { score, label }) {
   const nameOf = (index) => classes[index] ?? `class ${index}`;
   const chosen = (box) => label === "" || box.label === Number(label);
-  return await Promise.all(
-    samples.map(async (sample) => {
-      const bitmap = sample.hasImage ? await bitmapOf(run, sample.index) : null;
-      const found = sample.found
-        .filter((box) => box.score >= score && chosen(box))
-        .map((box) => ({ ...box, text: `${nameOf(box.label)} ${box.score.toFixed(2)}` }));
-      const truth = sample.truth
-        .filter(chosen)
-        .map((box) => ({ ...box, dashed: box.crowd, text: `${nameOf(box.label)}${box.crowd ? " (crowd)" : ""}` }));
-      const figure = document.createElement("figure");
-      figure.className = "sample";
-      figure.dataset.found = String(found.length);
-      figure.dataset.truth = String(truth.length);
-      const pair = document.createElement("div");
-      pair.className = "pair";
-      pair.append(canvasOf(bitmap, sample, found, "found"), canvasOf(bitmap, sample, truth, "known"));
-      const caption = document.createElement("figcaption");
-      const loss = sample.loss === undefined ? "" : `, loss ${sample.loss.toPrecision(3)}`;
-      caption.textContent = `${sample.name}: ${found.length} found, ${truth.length} known${loss}`;
-      figure.append(pair, caption);
-      return figure;
-    }),
-  );
+  const found = sample.found
+    .filter((box) => box.score >= score && chosen(box))
+    .map((box) => ({ ...box, text: `${nameOf(box.label)} ${box.score.toFixed(2)}` }));
+  const truth = sample.truth
+    .filter(chosen)
+    .map((box) => ({ ...box, dashed: box.crowd, text: `${nameOf(box.label)}${box.crowd ? " (crowd)" : ""}` }));
+  const loss = sample.loss === undefined ? "" : `, loss ${sample.loss.toPrecision(3)}`;
+  const text = `${sample.name}: ${found.length} found, ${truth.length} known${loss}`;
+  const turn = {};
+  turns.set(figure, turn);
+  const fill = (bitmap) => {
+    const pair = element(
+      "div",
+      { class: "pair" },
+      canvasOf(bitmap, sample, found, "found"),
+      canvasOf(bitmap, sample, truth, "known"),
+    );
+    figure.replaceChildren(pair, element("figcaption", { textContent: text }));
+    Object.assign(figure.dataset, { found: String(found.length), truth: String(truth.length) });
+  };
+  if (figure.childElementCount === 0) fill(null);
+  const bitmap = await bitmapOf(run, sample);
+  if (turns.get(figure) !== turn) return;
+  fill(bitmap);
+  figure.dataset.image = bitmap ? "shown" : "none";
 }
+/** What a figure was given last counts. */
+const turns = new WeakMap();
