@@ -129,13 +129,14 @@ export class LiveServer implements AsyncDisposable {
   }
 
   #upgrade(request: Request, server: Bun.Server<Client>): Response | undefined {
-    if (!this.#gate.allowsOrigin(request)) return failure(403, "pages of this origin may not read here");
+    if (!this.#gate.allowsOrigin(request)) return failure(403, "pages of this origin may not read or write here");
     if (!this.#gate.mayEnter(request)) return denied();
     const name = `client ${++this.#clients}`;
     return server.upgrade(request, { data: { name, sink: null } }) ? undefined : failure(426, "expected a WebSocket");
   }
 
   #guarded(request: Request, answer: () => Response | Promise<Response>): Response | Promise<Response> {
+    if (!this.#gate.allowsOrigin(request)) return failure(403, "pages of this origin may not read or write here");
     return this.#gate.mayEnter(request) ? answer() : denied();
   }
 
@@ -160,9 +161,10 @@ export class LiveServer implements AsyncDisposable {
       if (!submit) throw new DlfsError(ErrorCode.argument, name, "this address is for reading alone");
       if (message) await submit(message, name);
     } catch (error) {
-      if (!(error instanceof DlfsError)) throw error;
+      // Whatever a client has sent, the training goes on.
+      if (!(error instanceof DlfsError)) console.error(error);
       // What cannot be read has no id that an event could name.
-      socket.close(1007, error.message.slice(0, 120));
+      socket.close(1007, (error as Error).message.slice(0, 120));
     }
   }
 

@@ -1,10 +1,11 @@
 /** What enters a training while it goes on: labels and commands, taken in between two steps. */
-import type { DataSource, ImageChange, ImageCodec, ImageRecord, TargetChange } from "../data";
+import type { ImageChange, ImageRecord, TargetChange } from "../data";
 import type { ControlMessage, EventContent, EventMessage, LabelMessage, Message } from "../formats";
 import { DlfsError } from "../native/error";
 import type { LiveBus } from "./bus";
 import type { Journal, JournalEntry } from "./journal";
-import { applyEdits, imageOf, type LabelledData, refuse } from "./label-edits";
+import { applyEdits, imageOf, refuse } from "./label-edits";
+import { admitImage, type GrowingData } from "./new-image";
 
 /** The training that labels and commands are for. */
 export interface LiveTraining {
@@ -20,15 +21,18 @@ export interface LiveTraining {
 }
 
 export interface LiveSessionOptions {
-  data: LabelledData & { source: DataSource; codec: ImageCodec };
+  data: GrowingData;
   training: LiveTraining;
   journal: Journal;
   /** Told of what is taken in, and what is refused. */
   bus: LiveBus;
   /** Of an earlier training, or of this one before it was stopped: commands that are given again at their steps. */
   entries?: readonly JournalEntry[];
-  /** The most messages that wait for the next step. Default 10,000. */
+  /** The most messages that wait for the next step, and their bytes. Default 10,000 and 256 MiB. */
   maxWaiting?: number;
+  maxWaitingBytes?: number;
+  /** Milliseconds before a step after which what still waits is left to the next one. Default 10. */
+  budgetMs?: number;
   /** Milliseconds since 1970-01-01 UTC. Default: `Date.now`. */
   clock?: () => number;
 }
@@ -36,18 +40,27 @@ export interface LiveSessionOptions {
 /** What became of a message. */
 export type Answer = { accepted: true; from: number } | { accepted: false; reason: string };
 
+type Incoming = LabelMessage | ControlMessage;
+
 interface Waiting {
-  message: LabelMessage | ControlMessage;
+  message: Incoming;
+  bytes: number;
   answer: (answer: Answer) => void;
 }
 
 /** Messages taken in before one step, at most: a flood of them must not keep the device waiting. */
 const PER_STEP = 256;
 
+/** What a message takes in memory, roughly. */
+function sizeOf(message: Incoming): number {
+  if ("command" in message) return 256;
+  return 256 + 128 * message.edits.length + (message.newImage?.bytes?.length ?? 0);
+}
+
 /**
  * Takes labels and commands in, one after the other, between two steps: beforeStep() is called before each. Each is checked, done
  * as a whole or refused by name, written to the journal, and answered; the same message again (by its id) changes nothing. What
- * cannot be written to the journal is answered when it can be.
+ * cannot be written to the journal is answered when it can be, and nothing more is taken in until then.
  */
 export class LiveSession {
   readonly #options: LiveSessionOptions;
@@ -55,7 +68,12 @@ export class LiveSession {
   readonly #seen = new Set<string>();
   /** Rate factors of an earlier training, by the step that they count from. */
   readonly #rates: { iteration: number; value: number }[];
-  #unwritten: { entry: JournalEntry; answer: () => void }[] = [];
+  /** When each author has last said what all boxes of an image are: by author and image. */
+  readonly #replaced = new Map<string, number>();
+  #waitingBytes = 0;
+  #unwritten: { entry: JournalEntry; answer: (answer: Answer) => void }[] = [];
+  /** Why the journal cannot be written. */
+  #failure: Error | null = null;
   #paused = false;
   #wake: (() => void) | null = null;
   #iteration = 0;
@@ -64,7 +82,10 @@ export class LiveSession {
   constructor(options: LiveSessionOptions) {
     this.#options = options;
     const entries = options.entries ?? options.journal.entries;
-    for (const { message } of entries) this.#seen.add(message);
+    for (const { message, author, time, content } of entries) {
+      this.#seen.add(message);
+      if ("change" in content) this.#labelled(author, content.change.image.id, time);
+    }
     this.#rates = entries.flatMap(({ iteration, content }) =>
       "command" in content && content.command === "learningRate" ? [{ iteration, value: content.value as number }] : [],
     );
@@ -92,12 +113,18 @@ export class LiveSession {
       this.#refused++;
       return Promise.resolve({ accepted: false, reason });
     }
-    const { maxWaiting = 10_000 } = this.#options;
+    const { maxWaiting = 10_000, maxWaitingBytes = 256 * 2 ** 20 } = this.#options;
     if (this.#waiting.length >= maxWaiting) {
       return Promise.resolve(this.#refuse(value.id, `${maxWaiting} messages wait already; try again later`));
     }
+    const bytes = sizeOf(value);
+    if (this.#waitingBytes + bytes > maxWaitingBytes) {
+      const waiting = `${this.#waitingBytes} bytes of messages wait already, of ${maxWaitingBytes} that may`;
+      return Promise.resolve(this.#refuse(value.id, `${waiting}; try again later`));
+    }
+    this.#waitingBytes += bytes;
     return new Promise((answer) => {
-      this.#waiting.push({ message: value, answer });
+      this.#waiting.push({ message: value, bytes, answer });
       this.#wake?.();
     });
   }
@@ -111,11 +138,15 @@ export class LiveSession {
   }
 
   /** Answers all that waits: the training has ended. */
-  close(): void {
+  async close(): Promise<void> {
     for (const { message, answer } of this.#waiting.splice(0))
       answer(this.#refuse(message.id, "the training has ended"));
+    this.#waitingBytes = 0;
     this.#paused = false;
     this.#wake?.();
+    await this.#write();
+    for (const { entry, answer } of this.#unwritten.splice(0))
+      answer(this.#refuse(entry.message, `it was taken in, and is not in the journal: ${this.#failure?.message}`));
   }
 
   #replayRates(): void {
@@ -126,19 +157,30 @@ export class LiveSession {
   }
 
   async #takeIn(): Promise<void> {
+    const { budgetMs = 10 } = this.#options;
     do {
-      for (const { message, answer } of this.#waiting.splice(0, PER_STEP)) {
-        try {
-          if (this.#seen.has(message.id)) answer(this.#accept(message.id));
-          else await ("command" in message ? this.#obey(message, answer) : this.#label(message, answer));
-        } catch (error) {
-          if (!(error instanceof DlfsError)) throw error;
-          answer(this.#refuse(message.id, error.message));
-        }
+      await this.#write();
+      const began = performance.now();
+      for (let count = 0; count < PER_STEP && this.#waiting.length > 0; count++) {
+        await this.#takeNext();
+        if (performance.now() - began >= budgetMs) break;
       }
       await this.#write();
       if (this.#paused && this.#waiting.length === 0) await this.#woken();
     } while (this.#paused);
+  }
+
+  async #takeNext(): Promise<void> {
+    const { message, bytes, answer } = this.#waiting.shift() as Waiting;
+    this.#waitingBytes -= bytes;
+    try {
+      if (this.#seen.has(message.id)) answer(this.#accept(message.id));
+      else if (this.#failure) refuse("journal", `${this.#failure.message}; try again later`);
+      else await ("command" in message ? this.#obey(message, answer) : this.#label(message, answer));
+    } catch (error) {
+      if (!(error instanceof DlfsError)) throw error;
+      answer(this.#refuse(message.id, error.message));
+    }
   }
 
   async #woken(): Promise<void> {
@@ -179,39 +221,41 @@ export class LiveSession {
   async #label(message: LabelMessage, answer: (answer: Answer) => void): Promise<void> {
     const { data, training } = this.#options;
     const { id, author, time, atOnce, weight } = message;
-    const image = imageOf(data, message) ?? (await this.#add(message));
-    const boxes = applyEdits(data, image, message);
-    const change = training.change({ image, boxes, atOnce, weight });
+    const known = imageOf(data, message);
+    if (known) this.#checkOrder(known, message);
+    const added = known ? null : await admitImage(data, message);
+    let taken: Pick<ImageChange, "image" | "boxes">;
+    try {
+      taken = data.store.transaction(() => {
+        const image = known ?? (added as NonNullable<typeof added>).add();
+        return { image, boxes: applyEdits(data, image, message) };
+      });
+    } catch (error) {
+      await added?.withdraw();
+      throw error;
+    }
+    const change = training.change({ ...taken, atOnce, weight });
+    this.#labelled(author, taken.image.id, time);
     this.#note({ message: id, author, time, iteration: this.#iteration, content: { change } }, answer);
   }
 
-  /** Adds an image that the data set has not had. */
-  async #add({ image: key, newImage, author, time }: LabelMessage): Promise<ImageRecord> {
-    const { store, split, source, codec } = this.#options.data;
-    if (!newImage) return refuse("image", `"${key}" is none of "${split}", and the message brings none`);
-    const bytes =
-      newImage.bytes ??
-      (await source.read(key).catch((error: Error) => {
-        if (!(error instanceof DlfsError)) throw error;
-        return refuse("image", `"${key}" cannot be read from the data set's source, and the message brings no bytes`);
-      }));
-    const { width, height } = codec.info(bytes);
-    const given = [newImage.width, newImage.height];
-    if (given.some((side) => side !== 0) && (given[0] !== width || given[1] !== height)) {
-      refuse("new_image", `the file is ${width}x${height}, the message says ${given.join("x")}`);
-    }
-    if (newImage.bytes) await source.write(key, newImage.bytes);
-    const where = "i.source_id = (SELECT MAX(source_id) FROM images WHERE split = ?)";
-    const largest = store.findImages({ split, where, parameters: [split] }, { limit: 1 })[0]?.sourceId ?? 0;
-    const by = { source: "human", author, time } as const;
-    const fileName = key.slice(key.lastIndexOf("/") + 1);
-    const [added] = store.addImages(split, [{ sourceId: largest + 1, fileName, key, width, height }], by);
-    return store.image(added as number) as ImageRecord;
+  #labelled(author: string, image: number, time: number): void {
+    const key = `${image} ${author}`;
+    this.#replaced.set(key, Math.max(time, this.#replaced.get(key) ?? 0));
+  }
+
+  /** Refuses what would undo its author's later work: messages may overtake one another. */
+  #checkOrder({ id, key, problem }: ImageRecord, { author, time, replace, seen }: LabelMessage): void {
+    if (problem !== null) refuse("image", `${key} cannot be used: ${problem}`);
+    const last = this.#replaced.get(`${id} ${author}`) ?? 0;
+    if (!replace || seen !== undefined || author === "" || time >= last) return;
+    const [own, later] = [time, last].map((at) => new Date(at).toISOString());
+    refuse("time", `${author} has labelled ${key} at ${later}, after this, which is of ${own}`);
   }
 
   #note(entry: JournalEntry, answer: (answer: Answer) => void): void {
     this.#seen.add(entry.message);
-    this.#unwritten.push({ entry, answer: () => answer(this.#accept(entry.message)) });
+    this.#unwritten.push({ entry, answer });
   }
 
   /** Writes what was taken in, and answers it; where that fails it is tried again before the next step. */
@@ -221,11 +265,16 @@ export class LiveSession {
     try {
       await this.#options.journal.append(written.map(({ entry }) => entry));
     } catch (error) {
-      this.#say({ kind: "log", level: "warning", text: (error as Error).message });
+      const { message } = error as Error;
+      const text = `${message}; labels and commands are refused until it can be`;
+      if (!this.#failure) this.#say({ kind: "log", level: "warning", text });
+      this.#failure = error as Error;
       return;
     }
+    if (this.#failure) this.#say({ kind: "log", level: "info", text: "the journal is written again" });
+    this.#failure = null;
     this.#unwritten = [];
-    for (const { answer } of written) answer();
+    for (const { entry, answer } of written) answer(this.#accept(entry.message));
   }
 
   #accept(id: string): Answer {

@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { encodeMessage } from "../../lib/formats";
 import { FileSink, LiveBus, LiveFileReader } from "../../lib/live";
 import { sampleMessages } from "../formats/sample-messages";
+import { runOnSmallDisk } from "../support/small-disk";
 
 const folder = mkdtempSync(join(tmpdir(), "dlfs-live-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -51,15 +52,8 @@ test("a file of another kind, or a damaged one, is left as it is, and named", as
 });
 
 test("on a full disk messages wait, are told of once, and come when there is room", () => {
-  const own = mkdtempSync(join(folder, "small-"));
-  const script = join(import.meta.dir, "full-live-file.ts");
-  const mount = `mount -t tmpfs -o size=256k none ${own} && exec ${process.execPath} ${script} ${own}`;
-  const inside = Bun.spawnSync(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount]);
-  const output = inside.stdout.toString() + inside.stderr.toString();
-  if (inside.exitCode !== 0 && /unshare|mount:/.test(output)) {
-    console.warn(`not tested, no file system of its own to be had: ${output.trim()}`);
-    return;
-  }
-  const said = `${join(own, "live.dlvs")}: cannot write the live file: no space left on the disk (ENOSPC)`;
-  expect(output).toBe(`${said}\n${Array.from({ length: 21 }, (_, i) => i + 1).join(" ")}\n`);
+  const ran = runOnSmallDisk(join(import.meta.dir, "full-live-file.ts"), folder, 256);
+  if (!ran) return;
+  const said = `${join(ran.folder, "live.dlvs")}: cannot write the live file: no space left on the disk (ENOSPC)`;
+  expect(ran.output).toBe(`${said}\n${Array.from({ length: 21 }, (_, i) => i + 1).join(" ")}\n`);
 });

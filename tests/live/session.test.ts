@@ -1,88 +1,13 @@
 /** Labels and commands that enter a training: done as a whole or refused by name, written down before they are answered, once. */
-import { afterAll, afterEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, truncateSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { type ImageChange, LocalDataSource, SQLiteAnnStore, type TargetChange } from "../../lib/data";
-import type { ControlCommand, EventMessage, LabelEdit, LabelMessage, Message } from "../../lib/formats";
-import { decodeMessage } from "../../lib/formats";
-import { Journal, LiveBus, LiveSession, type LiveTraining, seenOf } from "../../lib/live";
-import { FakeCodec, fakeJpeg } from "../data/fakes";
+import { afterEach, describe, expect, test } from "bun:test";
+import { truncateSync } from "node:fs";
+import type { TargetChange } from "../../lib/data";
+import type { Message } from "../../lib/formats";
+import { Journal, seenOf } from "../../lib/live";
+import { fakeJpeg } from "../data/fakes";
+import { add, cleanUp, closeJournals, control, labels, setUp } from "./session-fixture";
 
-const root = mkdtempSync(join(tmpdir(), "dlfs-session-"));
-afterAll(() => rmSync(root, { recursive: true }));
-const journals: Journal[] = [];
-afterEach(async () => {
-  for (const journal of journals.splice(0)) await journal[Symbol.asyncDispose]();
-});
-
-/** Two images of 64x48, the first with a box of class "cat". */
-function makeStore(): SQLiteAnnStore {
-  const store = new SQLiteAnnStore();
-  store.addCategories([
-    { id: 3, name: "cat", supercategory: null },
-    { id: 7, name: "dog", supercategory: null },
-  ]);
-  const images = [1, 2].map((i) => {
-    return { sourceId: 10 * i, fileName: `${i}.jpg`, key: `train/${i}.jpg`, width: 64, height: 48 };
-  });
-  const [first] = store.addImages("train", images) as [number];
-  const box = { imageId: first, sourceId: 5, categoryId: 3, bbox: [1, 2, 30, 20] as const, area: 600, isCrowd: false };
-  store.addAnnotations([box]);
-  return store;
-}
-
-class FakeTraining implements LiveTraining {
-  readonly changes: TargetChange[] = [];
-  readonly calls: string[] = [];
-  change({ image, boxes, weight = 1 }: ImageChange): TargetChange {
-    const from = { epoch: 1, index: this.changes.length };
-    this.changes.push({ from, image, before: null, after: boxes, pass: 2, weight, seat: null });
-    return this.changes.at(-1) as TargetChange;
-  }
-  setRateFactor(factor: number) {
-    this.calls.push(`rate ${factor}`);
-  }
-  evaluate() {
-    this.calls.push("evaluate");
-  }
-  save() {
-    this.calls.push("save");
-  }
-  stop() {
-    this.calls.push("stop");
-  }
-}
-
-async function setUp(
-  options: { path?: string; entries?: Awaited<ReturnType<typeof Journal.read>>; maxWaiting?: number } = {},
-) {
-  const folder = mkdtempSync(join(root, "run-"));
-  const { path = join(folder, "journal.dlvs"), ...rest } = options;
-  const [store, training, journal, bus] = [makeStore(), new FakeTraining(), await Journal.open(path), new LiveBus()];
-  journals.push(journal);
-  const events: EventMessage[] = [];
-  bus.attach({
-    name: "test",
-    send: async (frames) => {
-      for (const frame of frames) events.push(decodeMessage(frame, "bus")!.value as EventMessage);
-    },
-  });
-  const source = new LocalDataSource(folder);
-  const data = { store, split: "train", classes: store.classes(), boxesPerImage: 3, source, codec: new FakeCodec() };
-  const session = new LiveSession({ data, training, journal, bus, ...rest });
-  return { folder, path, store, training, journal, bus, events, session, source };
-}
-
-const add: LabelEdit = { action: "add", category: "dog", box: [5, 6, 20, 30] };
-const labels = (id: string, edits: readonly LabelEdit[], more: Partial<LabelMessage> = {}): Message => ({
-  type: "labels",
-  value: { id, author: "ada", time: 1_700_000_000_000, image: "train/1.jpg", edits, ...more },
-});
-const control = (id: string, command: ControlCommand, value?: number): Message => ({
-  type: "control",
-  value: { id, author: "ada", time: 1, command, ...(value !== undefined && { value }) },
-});
+afterEach(cleanUp);
 
 describe("labels", () => {
   test("are done to the store as their author's work, given to the training, written down, and answered", async () => {
@@ -251,7 +176,7 @@ describe("a new image", () => {
       { width: 5, height: 5, bytes: fakeJpeg(320, 200) },
       "new_image: the file is 320x200, the message says 5x5",
     ],
-    ["whose file is not there", { width: 5, height: 5 }, '"train/new.jpg" cannot be read from the data set\'s source'],
+    ["whose file is not there", { width: 5, height: 5 }, '"train/new.jpg" is not in the data set\'s source'],
   ] as const) {
     test(`${what} is refused`, async () => {
       const { store, session } = await setUp();
@@ -345,18 +270,18 @@ test("messages that a training says are none that it takes", async () => {
 test("what waits when the training ends is answered", async () => {
   const { session } = await setUp();
   const answer = session.submit(labels("m", [add]), "test");
-  session.close();
+  await session.close();
   expect(await answer).toEqual({ accepted: false, reason: "the training has ended" });
 });
 
 test("a journal whose writer was killed within an entry goes on behind the last whole one", async () => {
-  const { session, path, journal } = await setUp();
+  const { session, path } = await setUp();
   void session.submit(control("a", "save"), "test");
   await session.beforeStep(1);
   const whole = Bun.file(path).size;
   void session.submit(control("b", "save"), "test");
   await session.beforeStep(2);
-  await journal[Symbol.asyncDispose]();
+  await closeJournals();
   truncateSync(path, whole + 11);
   await using again = await Journal.open(path);
   expect(again.entries.map(({ message }) => message)).toEqual(["a"]);

@@ -195,7 +195,7 @@ export class LiveTrainingParts implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#session.close();
+    await this.#session.close();
     this.#event({ kind: "ended", text: this.#ended }, this.#trainer?.iteration ?? this.#parts.start);
     await this.bus.close();
     await this.#owned.disposeAsync();
