@@ -8,3 +8,4 @@ export { findLiveAddress, type LiveAddress, removeLiveAddress, writeLiveAddress 
 export { FileSink, LiveFileReader, writeLiveFile } from "./live-file";
 export { LiveServer, type LiveServerOptions } from "./server";
 export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";
+export { TensorBoardSink } from "./tensorboard-sink";

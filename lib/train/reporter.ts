@@ -36,7 +36,7 @@ export interface ReporterOptions {
   /** Images on the picture of predictions. Default 8. */
   pictures?: number;
   /** Has everything that metrics.jsonl has, and the pictures of predictions; closed by finish(). */
-  tensorboard?: TensorBoardWriter;
+  tensorboard?: Pick<TensorBoardWriter, "scalars" | "image" | "close">;
   /** Is given the lines of metrics.jsonl and of the log, too. */
   also?: { line(line: MetricsLine): void; text(text: string): void };
   /** Bytes of device memory in use. */

@@ -1,5 +1,6 @@
 /** A training with --dashboard: its page, by itself and at the live address, while it goes on; and its end. */
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { readdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { Journal } from "../../lib/live";
@@ -124,9 +125,15 @@ test("with --edit takes the boxes in that are drawn on its page", async () => {
   expect(train(["--live", "--edit"])).rejects.toThrow("--edit: needs --dashboard");
 });
 
-test("refuses a port that is taken by its name", async () => {
-  using taken = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
-  expect(train(["--dashboard", "--live-port", String(taken.port)])).rejects.toThrow(
-    `cannot listen on 127.0.0.1:${taken.port}`,
-  );
-});
+test.each(["--dashboard", "--live"])(
+  "refuses a port that is taken by its name, and leaves no run behind, with %s",
+  async (kind) => {
+    using taken = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
+    const runs = () => readdirSync(folder).includes("runs") && readdirSync(join(folder, "runs")).sort();
+    const before = runs();
+    await expect(train([kind, "--live-port", String(taken.port)])).rejects.toThrow(
+      `cannot listen on 127.0.0.1:${taken.port}`,
+    );
+    expect(runs()).toEqual(before);
+  },
+);

@@ -6,6 +6,7 @@ import { type ControlCommand, encodeMessage, type LabelMessage, type Message, re
 import { type Answer, Journal, LiveFileReader } from "../../lib/live";
 import { parseTrainArguments, type TrainerObserver, Training, type TrainingOutcome } from "../../lib/train";
 import { testDevice } from "../support/device";
+import { readEventFile } from "../support/event-file";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
 let folder = "";
@@ -94,7 +95,7 @@ describe("a live training", () => {
   beforeAll(async () => {
     frozen = await train(settings());
     const waiting: Promise<unknown>[] = [];
-    live = await train([...settings(), "--live"], (iteration, url) => {
+    live = await train([...settings(), "--live", "--tensorboard"], (iteration, url) => {
       // Not waited for before the step: what is told comes in between later ones, whenever that is.
       const tell = (...messages: Message[]) =>
         waiting.push(post(url, ...messages).then((answer) => answers.push(...answer)));
@@ -140,6 +141,19 @@ describe("a live training", () => {
       expect(resumed.weights).toEqual(live.weights);
     });
   }
+
+  test("shows all figures in TensorBoard, beside histograms and pictures, and what it took in", () => {
+    const [file, ...others] = [...new Bun.Glob("tensorboard/events.*").scanSync({ cwd: live.path, absolute: true })];
+    expect(others).toEqual([]);
+    const values = readEventFile(file!);
+    const steps = (name: string) => values.filter((value) => value.name === name).map(({ step }) => step);
+    expect(steps("train/learningRate")).toEqual(Array.from({ length: 24 }, (_, i) => i + 1));
+    expect(steps("evaluation/AP")).toEqual([24]);
+    expect(steps("predictions")).toEqual([24]);
+    expect(values.some(({ name }) => name.startsWith("weights/"))).toBe(true);
+    expect(values.filter(({ name }) => name === "live/accepted").at(-1)?.value).toBe(6);
+    expect(values.at(-1)).toMatchObject({ name: "live/ended", value: "done" });
+  });
 
   test("says all of it in its run folder", async () => {
     await using reader = await LiveFileReader.open(join(live.path, "live/live.dlvs"));

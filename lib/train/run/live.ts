@@ -14,10 +14,12 @@ import {
   LiveServer,
   LiveSession,
   removeLiveAddress,
+  TensorBoardSink,
   writeLiveAddress,
 } from "../../live";
 import type { CocoResult } from "../../metrics";
-import type { MetricsLine, RunFolder } from "../../monitor";
+import type { MetricsLine, RunFolder, TensorBoardWriter } from "../../monitor";
+import { DlfsError, ErrorCode } from "../../native";
 import type { Device } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
@@ -60,6 +62,21 @@ export const liveBoxesOf = ({ liveBoxes }: TrainConfig, { train }: Dataset): num
 
 const addressOf = ({ livePort: port = 0, liveHost: hostname }: TrainConfig) => ({ port, hostname });
 
+/**
+ * Tries the port that a training asks for, before it writes anything: one that is taken leaves no run folder behind.
+ *
+ * @throws DlfsError where the port cannot be had
+ */
+export async function tryPort(config: TrainConfig): Promise<void> {
+  const { port, hostname } = addressOf(config);
+  if (port === 0 || !(config.live || config.dashboard)) return;
+  try {
+    await Bun.serve({ port, hostname, fetch: () => new Response() }).stop(true);
+  } catch (error) {
+    throw new DlfsError(ErrorCode.io, "live", `cannot listen on ${hostname}:${port}: ${(error as Error).message}`);
+  }
+}
+
 /** The token, and what is printed of it: one of the user's own is for neither the log nor a file. */
 function tokenOf(): { token: string; shown: string; own: boolean } {
   const own = process.env.DLFS_LIVE_TOKEN;
@@ -94,6 +111,8 @@ interface LiveParts {
   readonly device: Device;
   readonly feed: Feed;
   readonly entries: readonly JournalEntry[];
+  /** Hears the figures; closed at the end. */
+  readonly tensorboard?: TensorBoardWriter;
   /** Iterations done before. */
   readonly start: number;
 }
@@ -174,6 +193,11 @@ export class LiveTrainingParts implements AsyncDisposable {
     this.#event({ kind: "started", ...about }, start);
   }
 
+  /** For who writes figures and pictures to TensorBoard: the figures come from the bus, and the file ends with it. */
+  picturesOnly(writer: TensorBoardWriter): Pick<TensorBoardWriter, "scalars" | "image" | "close"> {
+    return { image: (...picture) => writer.image(...picture), scalars() {}, close() {} };
+  }
+
   /** A line of metrics.jsonl. */
   line({ kind, iteration, epoch, time = Date.now(), ...rest }: MetricsLine): void {
     const numbers = Object.entries(rest).filter((entry): entry is [string, number] => typeof entry[1] === "number");
@@ -202,8 +226,10 @@ export class LiveTrainingParts implements AsyncDisposable {
   }
 
   async #openSinks(folder: string, log: (line: string) => void): Promise<void> {
-    const { livePost } = this.#parts.config;
+    const { config, tensorboard } = this.#parts;
+    const { livePost } = config;
     const report = (error: Error) => log(`warning: ${error.message}; training goes on`);
+    if (tensorboard) this.bus.attach(new TensorBoardSink(tensorboard, report));
     this.bus.attach(await FileSink.open(join(folder, "live.dlvs"), { onError: report }));
     if (livePost === undefined) return;
     const token = process.env.DLFS_LIVE_POST_TOKEN;

@@ -43,7 +43,7 @@ import { checkRecords, type Feed, openRecords, resizeOf, shareOf } from "./data-
 import { describeLeft, describePlan, describeRange, modelName } from "./descriptions";
 import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
-import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf, openDashboard } from "./live";
+import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf, openDashboard, tryPort } from "./live";
 import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
@@ -133,6 +133,7 @@ export class Training implements AsyncDisposable {
           });
     // Before the folder: a port that cannot be had leaves none behind.
     const endpoint = writes ? owned.use(new MetricsEndpoint(config)) : null;
+    if (writes) await tryPort(config);
     const run = writes ? await openRun() : null;
     const watchers: TrainerObserver[] = [];
     let copies: CheckpointCopies | null = null;
@@ -156,7 +157,7 @@ export class Training implements AsyncDisposable {
       if (config.dashboard && !config.live) owned.use(await openDashboard(config, run, say));
       if (isLive(config)) {
         live = owned.use(
-          await LiveTrainingParts.open({ config, run, dataset, codec, device, feed, entries, start }, say),
+          await LiveTrainingParts.open({ config, run, dataset, codec, device, feed, entries, start, tensorboard }, say),
         );
       }
       reporter = new Reporter({
@@ -167,7 +168,7 @@ export class Training implements AsyncDisposable {
         iterations,
         start,
         logEvery,
-        tensorboard,
+        tensorboard: tensorboard && live ? live.picturesOnly(tensorboard) : tensorboard,
         memory,
         also: live ?? undefined,
       });
