@@ -129,7 +129,7 @@ try {
   const before = await browser.evaluate<number>(points);
   for (let i = 200; i < 260; i++) going.appendMetrics({ kind: "train", iteration: i, classification: 0.1 });
   await until(`${points} === ${before + 60}`);
-  check((await text(`#runs li[data-run="going-1"]`)).includes("step 260 of 400"), "the list follows");
+  await until(`document.querySelector('#runs li[data-run="going-1"]').textContent.includes("step 260 of 400")`);
 
   // The log, followed and searched backwards.
   await browser.evaluate(

@@ -4,3 +4,4 @@ export { type EditorOptions, LabelEditor, type Outcome } from "./edits";
 export { MetricsFile } from "./metrics-file";
 export { RunList, type RunSummary, type RunVersions, RunView } from "./runs";
 export { DashboardServer, type DashboardServerOptions } from "./server";
+export { DashboardWorker, type DashboardWorkerOptions } from "./worker";

@@ -2,6 +2,7 @@
 import { AccessGate, failure } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 import { Dashboard } from "./dashboard";
+import { DashboardWorker } from "./worker";
 
 /** A message of labels. */
 const MAX_MESSAGE_BYTES = 2 << 20;
@@ -17,13 +18,15 @@ export interface DashboardServerOptions {
   token: string;
   /** Whether labels may be written. Default false. */
   edit?: boolean;
+  /** Whether a thread of its own reads the runs, so that this one, which trains, does not. Default false. */
+  thread?: boolean;
 }
 
 /** Serves a dashboard over run folders. */
 export class DashboardServer implements AsyncDisposable {
   private constructor(
     private readonly server: Bun.Server<undefined>,
-    private readonly dashboard: Dashboard,
+    private readonly owned: AsyncDisposableStack,
   ) {}
 
   /** @throws DlfsError where a folder is none, the token is empty, or the port cannot be had */
@@ -33,8 +36,14 @@ export class DashboardServer implements AsyncDisposable {
     hostname = "127.0.0.1",
     token,
     edit,
+    thread = false,
   }: DashboardServerOptions): Promise<DashboardServer> {
-    const dashboard = await Dashboard.open(folders, new AccessGate(token), { edit, token });
+    await using owned = new AsyncDisposableStack();
+    const dashboard = owned.use(
+      thread
+        ? await DashboardWorker.open({ folders, edit, token })
+        : await Dashboard.open(folders, new AccessGate(token), { edit, token }),
+    );
     try {
       const server = Bun.serve({
         ...{ port, hostname, maxRequestBodySize: edit ? MAX_MESSAGE_BYTES : 1024 },
@@ -43,7 +52,7 @@ export class DashboardServer implements AsyncDisposable {
         fetch: (request) => dashboard.handle(request),
         error: () => failure(500, "something went wrong here"),
       });
-      return new DashboardServer(server, dashboard);
+      return new DashboardServer(server, owned.move());
     } catch (error) {
       const { message } = error as Error;
       throw new DlfsError(ErrorCode.io, "dashboard", `cannot listen on ${hostname}:${port}: ${message}`);
@@ -57,6 +66,6 @@ export class DashboardServer implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.server.stop(true);
-    this.dashboard[Symbol.dispose]();
+    await this.owned.disposeAsync();
   }
 }

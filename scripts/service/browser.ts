@@ -106,7 +106,13 @@ export class Browser implements AsyncDisposable {
   /** Waits until an expression is true. */
   async until(expression: string, seconds = 20): Promise<void> {
     const deadline = performance.now() + seconds * 1000;
-    while (!(await this.evaluate<boolean>(`Boolean(${expression})`))) {
+    // A page that is left meanwhile answers nothing; the next one does.
+    const holds = () =>
+      this.evaluate<boolean>(`Boolean(${expression})`).catch((error: Error) => {
+        if (/navigated|context/i.test(error.message)) return false;
+        throw error;
+      });
+    while (!(await holds())) {
       if (performance.now() > deadline) throw new Error(`not so in ${seconds} s: ${expression}`);
       await Bun.sleep(25);
     }

@@ -1,11 +1,10 @@
 /** A training that is heard and told things while it goes on: docs/live.md. */
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { Dashboard, DashboardServer } from "../../dashboard";
+import { DashboardServer, DashboardWorker } from "../../dashboard";
 import { CocoDataLoader, type Dataset, type DeviceImageCodec, type TargetChange } from "../../data";
 import { type EventContent, type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
 import {
-  AccessGate,
   FileSink,
   HttpSink,
   Journal,
@@ -98,7 +97,13 @@ export async function openDashboard(
 ): Promise<AsyncDisposable> {
   const { token, shown } = tokenOf();
   const { edit } = config;
-  const server = await DashboardServer.open({ ...addressOf(config), folders: [dirname(run.path)], token, edit });
+  const server = await DashboardServer.open({
+    ...addressOf(config),
+    folders: [dirname(run.path)],
+    token,
+    edit,
+    thread: true,
+  });
   log(`dashboard: ${server.url}#token=${shown}`);
   return server;
 }
@@ -241,7 +246,7 @@ export class LiveTrainingParts implements AsyncDisposable {
     const { config, run, dataset } = this.#parts;
     const { token, shown, own } = tokenOf();
     const submit = this.#session.submit.bind(this.#session);
-    const open = () => Dashboard.open([dirname(run.path)], new AccessGate(token), { edit: config.edit, token });
+    const open = () => DashboardWorker.open({ folders: [dirname(run.path)], edit: config.edit, token });
     const dashboard = config.dashboard ? this.#owned.use(await open()) : null;
     const also = dashboard ? { also: (request: Request) => dashboard.handle(request) } : {};
     const server = this.#owned.use(new LiveServer({ ...addressOf(config), token, bus: this.bus, submit, ...also }));
