@@ -1,5 +1,5 @@
 /** What the parts of dlfs label have in common that take labels out of a data set, or into it. */
-import { DeviceImageCodec, loadDataset, SQLiteAnnStore, showProgress } from "../data";
+import { type DataSource, DeviceImageCodec, LocalDataSource, loadDataset, SQLiteAnnStore, showProgress } from "../data";
 import { intoDataset, intoTraining, type LabelTarget, type MergeReport } from "../label";
 import { check, ErrorCode } from "../native";
 import { Device } from "../tensor";
@@ -37,6 +37,8 @@ export interface OpenStore extends Disposable {
   readonly store: SQLiteAnnStore;
   /** Where it is, for messages. */
   readonly name: string;
+  /** Where its images are. */
+  source(): DataSource;
 }
 
 /** The store that --data or --store names, which must be there. */
@@ -46,7 +48,13 @@ export async function openLabels({ data, store, split }: StoreArgs): Promise<Ope
   if (store !== undefined) {
     if (!(await Bun.file(store).exists())) throw new UsageError(`--store: no such file, "${store}"`);
     const opened = new SQLiteAnnStore(store);
-    return { store: opened, name: store, [Symbol.dispose]: () => opened.close() };
+    const source = () => {
+      const folder = opened.getMetadata("images");
+      if (folder === null)
+        throw new UsageError(`${store} does not know where its images are: dlfs data check --images`);
+      return new LocalDataSource(folder);
+    };
+    return { store: opened, name: store, source, [Symbol.dispose]: () => opened.close() };
   }
   if (split === undefined) throw new UsageError("expected --split, of the data set");
   using device = new Device({ backend: "cpu" });
@@ -63,6 +71,7 @@ export async function openLabels({ data, store, split }: StoreArgs): Promise<Ope
   return {
     store: kept,
     name: dataset.folder,
+    source: () => dataset.source,
     [Symbol.dispose]: () => dataset[Symbol.dispose](),
   };
 }

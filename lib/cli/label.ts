@@ -2,13 +2,23 @@ import { basename } from "node:path";
 import { parseArgs } from "node:util";
 import { DeviceImageCodec, loadDataset, showProgress } from "../data";
 import { Engine } from "../engine";
-import { type Detector, intoAll, intoDataset, intoTraining, Retraining, StudioBackend, TaskImages } from "../label";
+import {
+  type Detector,
+  intoAll,
+  intoDataset,
+  intoTraining,
+  Retraining,
+  StudioBackend,
+  StudioClient,
+  TaskImages,
+} from "../label";
 import { Device } from "../tensor";
 import { stopOnSignals } from "../train";
 import { number, positiveInteger, UsageError } from "./arguments";
 import { audit, auditHelp } from "./label-audit";
 import { exportLabels, filesHelp, importLabelFile } from "./label-files";
 import { rank, rankHelp } from "./label-rank";
+import { pull, push, studioHelp } from "./label-studio";
 import type { Verb } from "./main";
 
 const help = `dlfs label serve: a machine-learning backend for Label Studio. Predicts boxes for its tasks, and passes on what is corrected.
@@ -23,7 +33,8 @@ Usage: dlfs label serve MODEL [options]
   --val-split NAME
   --live URL          pass corrections on to a training that goes on: the address that dlfs train --live prints
   --local-files DIR   the folder that Label Studio serves as /data/local-files/
-  --studio URL        Label Studio's address, for images that were uploaded to it; LABEL_STUDIO_API_KEY is sent to it
+  --studio URL        Label Studio's address, for images that were uploaded to it, and for who its users are; LABEL_STUDIO_API_KEY,
+                      a token of either kind, is sent to it
   --allow ORIGIN      fetch images from there, too, such as https://images.example (repeatable)
   --user NAME:PASS    what Label Studio must send as basic authentication; default DLFS_LABEL_USER, else nothing
   --train COMMAND     run by the shell when enough was corrected; when it ends with 0 MODEL is loaded again
@@ -37,6 +48,8 @@ In Label Studio: Settings, Model, Connect Model, with the address that is printe
 ${rankHelp}
 
 ${auditHelp}
+
+${studioHelp}
 
 ${filesHelp}`;
 
@@ -73,6 +86,8 @@ async function loadDetector(path: string, device: Device, scoreThreshold: number
 const parts = new Map([
   ["rank", rank],
   ["audit", audit],
+  ["pull", pull],
+  ["push", push],
   ["export", exportLabels],
   ["import", importLabelFile],
 ]);
@@ -132,10 +147,12 @@ export const verb: Verb = {
             }),
           );
     const token = process.env.LABEL_STUDIO_API_KEY;
+    const studio = args.studio && token ? new StudioClient({ url: args.studio, token }) : null;
     const backend = owned.use(
       new StudioBackend({
         ...{ port, hostname: args.host, user, retraining, log },
         detector: () => detector,
+        ...(studio && { userAddress: addressesOf(studio, log) }),
         images: new TaskImages({
           ...{ dataset, localFiles: args["local-files"], hosts: args.allow },
           ...(args.studio && { labelStudio: { url: args.studio, token } }),
@@ -151,6 +168,20 @@ export const verb: Verb = {
     return 0;
   },
 };
+
+/** Addresses of users, asked for once, and again for those that are new. */
+function addressesOf(client: StudioClient, log: (line: string) => void) {
+  let users = new Map<number, string>();
+  return async (id: number) => {
+    if (!users.has(id)) {
+      users = await client.users().catch((error: Error) => {
+        log(`who user ${id} is: ${error.message}`);
+        return users;
+      });
+    }
+    return users.get(id) || undefined;
+  };
+}
 
 function userOf(text: string | undefined): { name: string; password: string } | undefined {
   if (text === undefined) return undefined;

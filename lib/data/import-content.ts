@@ -4,7 +4,7 @@ import type { AnnotationStore, Attribution, Category, CocoBox, NewAnnotation, Ne
 import { ANNOTATION_FIELDS, sameId } from "./coco-reader";
 import { IdSet, ImageTable } from "./compact-tables";
 import { keyProblem } from "./local-data-source";
-import { ProblemList } from "./problems";
+import { type ProblemAction, ProblemList } from "./problems";
 import type { ProgressListener } from "./progress";
 import { RecordSpool } from "./record-spool";
 
@@ -32,8 +32,15 @@ export interface ImportReport {
   crowds: number;
   categories: number;
   problems: ProblemList;
-  /** Images, by sourceId, of which the file says something that boxes cannot: what it is. */
-  inexact: ReadonlyMap<number, string>;
+  inexact: Inexact;
+}
+
+/** What of a file boxes cannot say: turned ones, other shapes. */
+export interface Inexact {
+  /** Where it is, by the image's sourceId: of each image the last. */
+  readonly images: ReadonlyMap<number, string>;
+  /** The reasons under which `problems` has what became of it. */
+  readonly reasons: ReadonlySet<string>;
 }
 
 /** A box may reach this far, in pixels, outside its image before that is worth a word: files round coordinates. */
@@ -69,8 +76,7 @@ export class ImportContent implements Disposable {
   readonly categories: Category[] = [];
   readonly images: ImageTable;
   readonly problems = new ProblemList();
-  /** Images, by sourceId, of which a box is turned, or an object has no box: what it is. */
-  readonly inexact = new Map<number, string>();
+  readonly #inexact = { images: new Map<number, string>(), reasons: new Set<string>() };
   crowds = 0;
   readonly #categoryRows = new Map<number, number>();
   /** The categories that annotations name, and the first annotation that does. */
@@ -155,9 +161,19 @@ export class ImportContent implements Disposable {
 
   turned(values: Float64Array, index: number, degrees: number): void {
     const where = `annotations[${index}]`;
-    this.problems.add("box", "kept", "it is turned, the box before turning is used", where);
-    const message = `${where}.attributes.rotation: expected 0, got ${degrees}: boxes are upright`;
-    this.inexact.set(values[1] as number, message);
+    const place = `${where}.attributes.rotation: expected 0, got ${degrees}: boxes are upright`;
+    this.inexact(values[1] as number, place, "kept", "it is turned, the box before turning is used", where);
+  }
+
+  /**
+   * Something of an image that boxes cannot say, and what becomes of it.
+   *
+   * @param place where it is and what was expected; the other parameters are ProblemList.add's
+   */
+  inexact(image: number, place: string, action: ProblemAction, reason: string, example: string): void {
+    this.problems.add("box", action, reason, example);
+    this.#inexact.images.set(image, place);
+    this.#inexact.reasons.add(reason);
   }
 
   #attribution(by: Attribution): number {
@@ -294,7 +310,7 @@ export class ImportContent implements Disposable {
       const entries = problems.entries();
       store.recordImport({ split, source: name, ...from, importedAt: Date.now(), problems: entries });
       const counts = { images: ids.length, annotations, crowds: this.crowds, categories: this.categories.length };
-      return { split, source: name, ...counts, problems, inexact: this.inexact };
+      return { split, source: name, ...counts, problems, inexact: this.#inexact };
     });
   }
 

@@ -1,4 +1,5 @@
 export * from "./audit/index";
+export { ImageFinder } from "./find-image";
 export { type LabelConfig, labelConfigOf, parseLabelConfig } from "./label-config";
 export { importLabels, type LabelFile, type LabelFileOptions, labelFormats } from "./label-file";
 export { intoAll, intoDataset, intoTraining, type LabelTarget } from "./label-targets";
@@ -6,5 +7,9 @@ export { addClasses, editsFor, type MergeOptions, type MergeReport, mergeLabels 
 export * from "./rank/index";
 export { boxesOf, type NamedBox, regionOf } from "./regions";
 export { Retraining, type RetrainingOptions } from "./retraining";
+export { type PulledLabels, type PullOptions, pullLabels } from "./studio/pull";
+export { type PushOptions, type PushReport, pushLabels } from "./studio/push";
+export { StudioClient, type StudioClientOptions, type StudioProject } from "./studio/studio-client";
+export { StudioToken } from "./studio/studio-token";
 export { type DetectedImage, type Detector, StudioBackend, type StudioBackendOptions } from "./studio-backend";
 export { TaskImages, type TaskImagesOptions } from "./task-images";

@@ -2,7 +2,14 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { basename, extname, join } from "node:path";
-import { type ImportFormat, importDataset, type ProgressListener, SQLiteAnnStore } from "../data";
+import {
+  type ImportFormat,
+  type ImportReport,
+  importDataset,
+  ProblemList,
+  type ProgressListener,
+  SQLiteAnnStore,
+} from "../data";
 import { ZipArchive } from "../data/zip-archive";
 import { check, DlfsError, ErrorCode } from "../native/error";
 
@@ -14,6 +21,8 @@ export interface LabelFileOptions {
   format?: (typeof labelFormats)[number];
   /** What comes before images' names in Label Studio's tasks. */
   imagePrefix?: string;
+  /** The field of Label Studio's tasks that has the image's address. Default "image". */
+  imageField?: string;
   /** Addresses of Label Studio's users by their ids. */
   users?: ReadonlyMap<number, string>;
   progress?: ProgressListener;
@@ -40,7 +49,7 @@ const IN_ARCHIVE = /(?:^|\/)(?:annotations\/[^/]+\.json|annotations\.xml)$/;
  * @throws DlfsError naming the file and the field
  */
 export async function importLabels(path: string, options: LabelFileOptions = {}): Promise<LabelFile> {
-  const { format, ...others } = options;
+  const { format, ...how } = options;
   check(
     await Bun.file(path).exists(),
     path,
@@ -57,11 +66,15 @@ export async function importLabels(path: string, options: LabelFileOptions = {})
     for (const [i, file] of files.entries()) {
       const found = format ?? formatOf(file, await firstCharacter(file));
       const split = `${i}`;
-      const common = { ...others, format: found, split, predictions: "never", annotatedOnly: true } as const;
-      const [report] = await importDataset(store, file, common);
+      const common = { ...how, format: found, split, predictions: "never", annotatedOnly: true } as const;
+      const [report] = (await importDataset(store, file, common)) as [ImportReport];
       const ids = new Map(store.images(split).map(({ id, sourceId }) => [sourceId, id]));
-      for (const [sourceId, reason] of report?.inexact ?? []) inexact.set(ids.get(sourceId) as number, reason);
-      problems.push(...(report?.problems.lines() ?? []));
+      for (const [sourceId, place] of report.inexact.images) inexact.set(ids.get(sourceId) as number, place);
+      // Their images are refused, so nothing becomes of what boxes cannot say.
+      const others = report.problems.entries().filter(({ reason }) => !report.inexact.reasons.has(reason));
+      const list = new ProblemList();
+      list.merge(others);
+      problems.push(...list.lines());
       isExplicit &&= found === "label-studio";
     }
     return { store, inexact, isExplicit, problems, [Symbol.dispose]: () => store.close() };

@@ -35,6 +35,8 @@ export interface StudioBackendOptions {
   /** Is given what was labelled: to a data set, to a training that goes on. Rejects with a DlfsError for labels it cannot take. */
   labels?: (message: LabelMessage) => Promise<void>;
   retraining?: Retraining;
+  /** The address of a user of Label Studio, which says only numbers; undefined where it is not known. */
+  userAddress?: (id: number) => Promise<string | undefined>;
   log: (line: string, error?: Error) => void;
 }
 
@@ -51,7 +53,8 @@ export class StudioBackend implements AsyncDisposable {
   readonly #server: Bun.Server<undefined>;
   /** By project. */
   readonly #configs = new Map<string, LabelConfig>();
-  /** The image of each annotation, for those that are deleted. */
+  /** What annotations said, by their image and by their ids, the newest last; and their images: for those that are deleted. */
+  readonly #given = new Map<string, Map<number, LabelMessage>>();
   readonly #imageOf = new Map<number, string>();
 
   /** @throws DlfsError where the port cannot be had */
@@ -207,69 +210,96 @@ export class StudioBackend implements AsyncDisposable {
   }
 
   async #webhook(body: JsonObject): Promise<Response> {
-    const { action } = body;
+    const action = String(body.action);
     if (action === "START_TRAINING") {
       this.#options.retraining?.now();
       return Response.json({ result: {}, status: "ok" }, { status: 201 });
     }
-    if (action !== "ANNOTATION_CREATED" && action !== "ANNOTATION_UPDATED" && action !== "ANNOTATION_DELETED") {
-      return Response.json({ status: "Unknown event" });
+    // Label Studio says ANNOTATIONS_CREATED of those that were made of predictions, and ANNOTATIONS_DELETED of all.
+    const [, what] = /^ANNOTATIONS?_(CREATED|UPDATED|DELETED)$/.exec(action) ?? [];
+    if (what === undefined) return Response.json({ status: "Unknown event" });
+    const refused: string[] = [];
+    for (const annotation of annotationsIn(body)) {
+      try {
+        const message = what === "DELETED" ? this.#deleted(annotation) : await this.#annotated(body, annotation);
+        if (message) await this.#options.labels?.(message);
+        this.#options.retraining?.note();
+      } catch (error) {
+        if (!(error instanceof DlfsError)) throw error;
+        refused.push(error.message);
+      }
     }
-    const messages = action === "ANNOTATION_DELETED" ? this.#deleted(body) : [this.#annotated(body)];
-    for (const message of messages) {
-      if (message) await this.#options.labels?.(message);
-      this.#options.retraining?.note();
-    }
+    if (refused.length > 0) throw new DlfsError(ErrorCode.argument, "webhook", refused.join("; "));
     return Response.json({ result: {}, status: "ok" }, { status: 201 });
   }
 
   /** All boxes of the annotation's image; null where it was cancelled. */
-  #annotated(body: JsonObject): LabelMessage | null {
+  async #annotated(body: JsonObject, annotation: unknown): Promise<LabelMessage | null> {
     const fail = (field: string, message: string): never => {
       throw new DlfsError(ErrorCode.argument, field, message);
     };
     const config = this.#configOf(body, "label_config");
-    const annotation = isObject(body.annotation) ? body.annotation : fail("annotation", "expected an object");
+    if (!isObject(annotation)) return fail("annotation", "expected an object");
     if (annotation.was_cancelled === true) return null;
-    const data =
-      isObject(body.task) && isObject(body.task.data) ? body.task.data : fail("task.data", "expected an object");
+    const tasks: unknown[] = [body.task].flat();
+    const task = tasks.length === 1 ? tasks[0] : tasks.find((one) => isObject(one) && one.id === annotation.task);
+    const data = isObject(task) && isObject(task.data) ? task.data : fail("task.data", "expected an object");
     const address = data[config.field];
     if (typeof address !== "string") return fail(`task.data.${config.field}`, "expected the address of an image");
     const image = this.#options.images.keyOf(address) ?? address;
-    const id = Number(annotation.id);
-    if (Number.isSafeInteger(id)) this.#imageOf.set(id, image);
     const changed = String(annotation.updated_at ?? annotation.created_at ?? "");
     const time = Date.parse(changed);
     const edits = boxesOf(annotation.result, config).map(({ label, ...box }) => {
       return { action: "add", category: label, ...box } as const;
     });
-    return {
+    const message: LabelMessage = {
       id: `label-studio-${annotation.id}-${changed || Bun.hash(JSON.stringify(annotation.result)).toString(36)}`,
-      author: authorOf(annotation.completed_by),
+      author: await this.#authorOf(annotation.completed_by),
       time: Number.isNaN(time) ? Date.now() : time,
       ...{ image, edits, replace: true },
     };
+    const id = Number(annotation.id);
+    if (Number.isSafeInteger(id)) {
+      const given = this.#given.get(image) ?? new Map<number, LabelMessage>();
+      this.#given.set(image, given);
+      // The newest is the last.
+      given.delete(id);
+      given.set(id, message);
+      this.#imageOf.set(id, image);
+    }
+    return message;
   }
 
-  /** Images whose annotation is gone have no boxes any more, as far as is known which they were. */
-  #deleted(body: JsonObject): LabelMessage[] {
-    const list = Array.isArray(body.annotations) ? body.annotations : [body.annotation];
-    return list.flatMap((annotation): LabelMessage[] => {
-      const id = isObject(annotation) ? Number(annotation.id) : Number.NaN;
-      const image = this.#imageOf.get(id);
-      this.#imageOf.delete(id);
-      if (image === undefined) {
-        this.#options.log(`the annotation ${id} that was deleted is not known here: its boxes stay`);
-        return [];
-      }
-      return [{ id: `label-studio-${id}-deleted`, author: "", time: Date.now(), image, edits: [], replace: true }];
-    });
+  /** What the image of an annotation that is gone has now: the boxes of the one before, or none. As far as is known which it was. */
+  #deleted(annotation: unknown): LabelMessage | null {
+    const id = isObject(annotation) ? Number(annotation.id) : Number.NaN;
+    const image = this.#imageOf.get(id);
+    const given = image === undefined ? undefined : this.#given.get(image);
+    if (image === undefined || !given) {
+      this.#options.log(`the annotation ${id} that was deleted is not known here: its boxes stay`);
+      return null;
+    }
+    const wasNewest = [...given.keys()].at(-1) === id;
+    this.#imageOf.delete(id);
+    given.delete(id);
+    if (!wasNewest) return null;
+    const before = [...given.values()].at(-1);
+    const message = { id: `label-studio-${id}-deleted`, author: "", time: Date.now(), image, edits: [], replace: true };
+    return before ? { ...before, id: message.id, time: message.time } : message;
+  }
+
+  /** Who annotated, of a number the address where it is known. */
+  async #authorOf(who: unknown): Promise<string> {
+    const id = isObject(who) ? (who.email ?? who.id) : who;
+    const known = typeof id === "number" ? await this.#options.userAddress?.(id) : undefined;
+    return String(known ?? id ?? "");
   }
 }
 
-/** Who annotated: a number, an address, or an object with one. */
-function authorOf(who: unknown): string {
-  return String((isObject(who) ? (who.email ?? who.id) : who) ?? "");
+/** The annotations that an event is about. */
+function annotationsIn({ annotation, annotations }: JsonObject): unknown[] {
+  if (Array.isArray(annotations)) return annotations;
+  return Array.isArray(annotation) ? annotation : [annotation];
 }
 
 /**

@@ -3,13 +3,14 @@ import { join, resolve, sep } from "node:path";
 import { type Dataset, dataSource, isRemoteLocation } from "../data";
 import { DlfsError, ErrorCode } from "../native/error";
 import { decoded, namesIn } from "./find-image";
+import { StudioToken } from "./studio/studio-token";
 
 export interface TaskImagesOptions {
   /** A data set whose images tasks may name. */
   dataset?: Pick<Dataset, "store" | "source">;
   /** The folder that Label Studio serves as /data/local-files/?d=... (LOCAL_FILES_DOCUMENT_ROOT there). */
   localFiles?: string;
-  /** Label Studio's own address, for images that were uploaded to it, and the token it gives them out for. */
+  /** Label Studio's own address, for images that were uploaded to it, and the token, of either kind, that it gives them out for. */
   labelStudio?: { url: string; token?: string };
   /** Other addresses that images may be fetched from: "https://images.example". Default: none. */
   hosts?: readonly string[];
@@ -21,7 +22,12 @@ export interface TaskImagesOptions {
 
 /** Finds the bytes of images by what tasks say: data URLs, keys of a data set, local files, buckets, and some web addresses. */
 export class TaskImages {
-  constructor(private readonly options: TaskImagesOptions) {}
+  readonly #token: StudioToken | null;
+
+  constructor(private readonly options: TaskImagesOptions) {
+    const { url, token } = options.labelStudio ?? {};
+    this.#token = url && token ? new StudioToken(url, token) : null;
+  }
 
   /**
    * @param address what the task has: "data:image/jpeg;base64,...", "gs://bucket/1.jpg", "/data/upload/1/x.jpg", ...
@@ -78,8 +84,7 @@ export class TaskImages {
     if (!isOwn && !hosts.includes(url.origin)) {
       throw refused(`${shortened(address)}: images from ${url.origin} are not fetched, unless --allow names it`);
     }
-    const token = isOwn ? labelStudio?.token : undefined;
-    const headers: Record<string, string> = token ? { Authorization: `Token ${token}` } : {};
+    const headers: Record<string, string> = isOwn && this.#token ? { Authorization: await this.#token.header() } : {};
     return await this.#fetch(url.href, headers);
   }
 

@@ -1,10 +1,11 @@
-/** dlfs label export and import: to a tool and back, of a store and of a data set without any boxes yet. */
+/** dlfs label export, import, push and pull: to a tool and back, of a store and of a data set without any boxes yet. */
 import { afterAll, expect, test } from "bun:test";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SQLiteAnnStore } from "../../lib/data";
 import { parseLabelConfig } from "../../lib/label";
+import { FakeLabelStudio, LEGACY_TOKEN } from "../support/fake-label-studio";
 import { runDlfs } from "../support/run-dlfs";
 import { tinyJpeg } from "../support/tiny-model";
 
@@ -96,6 +97,69 @@ test("are called wrongly", async () => {
     [["export", "--split", "x", "--out", "y", "--format", "voc"], "--format: expected one of label-studio"],
   ] as const) {
     const { exitCode, stderr } = await label(...args);
+    expect([exitCode, stderr]).toEqual([2, expect.stringContaining(expected)]);
+  }
+}, 60_000);
+
+test("push and pull take a store's images to a project of Label Studio that they make, and its labels back", async () => {
+  using studio = new FakeLabelStudio();
+  const path = join(folder, "pushed.sqlite");
+  {
+    using store = new SQLiteAnnStore(path);
+    store.addCategories([{ id: 1, name: "cell", supercategory: null }]);
+    const images = [1, 2].map((id) => ({
+      sourceId: id,
+      fileName: `${id}.jpg`,
+      key: `x/${id}.jpg`,
+      width: 100,
+      height: 50,
+    }));
+    store.addImages("x", images);
+    store.setMetadata("images", folder);
+  }
+  await Bun.write(join(folder, "x", "2.jpg"), "an image");
+  const list = join(folder, "next.jsonl");
+  await Bun.write(list, `{"image": "x/2.jpg"}\n`);
+  const env = { LABEL_STUDIO_URL: studio.url, LABEL_STUDIO_API_KEY: LEGACY_TOKEN };
+  const at = ["--store", path, "--split", "x", "--title", "mine"];
+  const pushed = await runDlfs(["label", "push", ...at, "--list", list, "--upload"], { env });
+  expect([pushed.exitCode, pushed.stdout]).toEqual([
+    0,
+    "project 2: mine\n1 tasks added, 0 annotations, 0 predictions; 0 were there\n",
+  ]);
+  const [task] = studio.tasks;
+  expect([task!.data, studio.uploads]).toEqual([
+    { image: "/data/upload/1/0a1b2c3d-2.jpg" },
+    [{ name: "2.jpg", bytes: 8 }],
+  ]);
+  const region = {
+    id: "r",
+    from_name: "label",
+    to_name: "image",
+    type: "rectanglelabels",
+    original_width: 100,
+    original_height: 50,
+  };
+  const value = { x: 10, y: 20, width: 30, height: 40, rotation: 0, rectanglelabels: ["cell"] };
+  task!.annotations.push({
+    id: 9,
+    completed_by: 2,
+    updated_at: "2026-01-02T03:04:05Z",
+    result: [{ ...region, value }],
+  });
+  const pulled = await runDlfs(["label", "pull", ...at], { env });
+  expect([pulled.exitCode, pulled.stdout]).toEqual([
+    0,
+    `project 2: mine, 1 of 1 tasks annotated\n1 images compared, 1 changed in ${path}\nboxes: 0 as they were, 1 added, 0 changed, 0 deleted\n`,
+  ]);
+  using store = new SQLiteAnnStore(path);
+  expect(store.annotationsOf(2)).toMatchObject([{ bbox: [10, 10, 30, 20], author: "eve@x.org" }]);
+  for (const [args, expected, more] of [
+    [["push", ...at.slice(0, 4)], "expected --project, a number, or --title", {}],
+    [["push", ...at, "--list", join(folder, "none")], "--list: ENOENT", {}],
+    [["pull", "--store", path, "--project", "1"], "expected LABEL_STUDIO_API_KEY", { LABEL_STUDIO_API_KEY: "" }],
+  ] as const) {
+    const { exitCode, stderr } = await runDlfs(["label", ...args], { env: { ...env, ...more } });
     expect([exitCode, stderr]).toEqual([2, expect.stringContaining(expected)]);
   }
 }, 60_000);

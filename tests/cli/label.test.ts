@@ -79,7 +79,7 @@ test("answers Label Studio, writes what is corrected to the data set, and ends w
     { status: 200, body: { model_version: expect.stringContaining("@") } },
     { status: 200, body: { results: [expect.objectContaining({ score: expect.any(Number) }), expect.anything()] } },
     { status: 201, body: empty },
-    { status: 400, body: { error: 'image: the data set has no "gs://bucket/other/7.jpg"' } },
+    { status: 400, body: { error: 'webhook: image: the data set has no "gs://bucket/other/7.jpg"' } },
   ]);
   const before = process.env.DLFS_CACHE;
   process.env.DLFS_CACHE = env.DLFS_CACHE;
@@ -118,7 +118,7 @@ test("passes labels on to a training's address, and says what that refuses", asy
 
 test("is called wrongly", async () => {
   for (const [args, expected] of [
-    [["label"], "expected serve, rank, audit, export, import, got nothing"],
+    [["label"], "expected serve, rank, audit, pull, push, export, import, got nothing"],
     [["label", "serve"], "expected one MODEL"],
     [["label", "serve", model, "--user", "x"], "--user: expected NAME:PASSWORD"],
   ] as const) {

@@ -180,8 +180,8 @@ describe("what is exported is imported as it was", () => {
       const options = { split: "train", progress: quiet, annotatedOnly: true };
       const { images, annotations: boxes, inexact } = await importLabelStudio(store, path, options);
       expect([images, boxes]).toEqual([1, 1]);
-      expect([...inexact.values()]).toEqual([
-        '[1].annotations[0].result[1]: "polygonlabels", expected "rectanglelabels"',
+      expect([...inexact.images.values()]).toEqual([
+        '[1].annotations[0].result[1].type: expected "rectanglelabels", got "polygonlabels"',
       ]);
       using whole = new SQLiteAnnStore();
       expect((await importLabelStudio(whole, path, { split: "train", progress: quiet })).images).toBe(2);

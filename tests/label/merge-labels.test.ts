@@ -250,7 +250,7 @@ describe("what was changed in Label Studio", () => {
         image: "sub/1 ü.jpg",
         reason: "[0].annotations[0].result[2].value.rotation: expected 0, got 30: boxes are upright",
       },
-      { image: "2.jpg", reason: '[1].annotations[0].result[0]: "polygonlabels", expected "rectanglelabels"' },
+      { image: "2.jpg", reason: '[1].annotations[0].result[0].type: expected "rectanglelabels", got "polygonlabels"' },
       { image: "none.jpg", reason: 'edits[0].category: "moth" is none of the 2 classes: cell, a "dust"' },
       { image: "7.jpg", reason: "the data set has no such image" },
     ]);

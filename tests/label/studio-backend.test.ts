@@ -178,7 +178,7 @@ describe("images", () => {
     const { post } = start({}, { labelStudio, hosts: [other.url.origin] });
     const answer = await post("/predict", predict("/data/upload/3/x.jpg", `${other.url}y.jpg`));
     expect(resultsOf(answer).map(({ result }) => result.length)).toEqual([2, 2]);
-    expect(seen).toEqual([
+    expect(seen.sort()).toEqual([
       ["/data/upload/3/x.jpg", "Token secret"],
       ["/y.jpg", null],
     ]);
@@ -235,9 +235,51 @@ describe("a webhook", () => {
   test("of a deletion takes the boxes away that it had given", async () => {
     const { post, heard, said } = start({}, makeData());
     await post("/webhook", webhook([region()]));
-    await post("/webhook", { action: "ANNOTATION_DELETED", project: { id: 3 }, annotations: [{ id: 5 }, { id: 77 }] });
+    await post("/webhook", { action: "ANNOTATIONS_DELETED", project: { id: 3 }, annotations: [{ id: 5 }, { id: 77 }] });
+    expect(heard.length).toBe(2);
     expect(heard[1]).toMatchObject({ id: "label-studio-5-deleted", image: "train/2.jpg", edits: [], replace: true });
     expect(said).toEqual(["the annotation 77 that was deleted is not known here: its boxes stay"]);
+  });
+
+  test("of a deletion gives back what an earlier annotation of the image said, and nothing where a later one did", async () => {
+    const { post, heard } = start({}, makeData());
+    await post("/webhook", webhook([region()]));
+    await post("/webhook", webhook([], { id: 6 }));
+    const gone = (id: number) => post("/webhook", { action: "ANNOTATIONS_DELETED", annotations: [{ id }] });
+    await gone(6);
+    expect(heard[2]).toMatchObject({ image: "train/2.jpg", edits: [{ category: "Car" }], author: "ada@x.org" });
+    await post("/webhook", webhook([], { id: 7 }));
+    await gone(5);
+    expect(heard.length).toBe(4);
+    await gone(7);
+    expect(heard[4]).toMatchObject({ image: "train/2.jpg", edits: [], replace: true });
+  });
+
+  test("of several annotations, made of predictions, gives each on with its own image; what is wrong takes nothing from the others", async () => {
+    const asked: number[] = [];
+    const userAddress = async (id: number) => {
+      asked.push(id);
+      return id === 1 ? "eve@x.org" : undefined;
+    };
+    const { post, heard } = start({ userAddress }, makeData());
+    const of = (id: number, task: number, completed_by: number, result: unknown[]) => ({
+      id,
+      task,
+      completed_by,
+      result,
+    });
+    const task = [10, 11].map((id) => ({ id, data: { image: `gs://b/train/${id === 10 ? "2" : "a b"}.jpg` } }));
+    const annotation = [of(1, 11, 1, []), of(2, 11, 1, [region({}, { rotation: 3 })]), of(3, 10, 2, [region()])];
+    const answer = await post("/webhook", { ...webhook([]), action: "ANNOTATIONS_CREATED", task, annotation });
+    expect(answer).toEqual({
+      status: 400,
+      body: { error: "webhook: annotation.result[0]: rotation: expected 0, got 3: boxes are upright" },
+    });
+    expect(heard.map(({ image, author, edits }) => [image, author, edits.length])).toEqual([
+      ["train/a b.jpg", "eve@x.org", 0],
+      ["train/2.jpg", "2", 1],
+    ]);
+    expect(asked).toEqual([1, 2]);
   });
 
   test("that is not known is answered, and does nothing", async () => {
@@ -255,7 +297,7 @@ describe("a webhook", () => {
     const labels = () =>
       Promise.reject(new DlfsError(ErrorCode.argument, "edits[0].category", '"Car" is none of the 2 classes'));
     const { post } = start({ labels }, makeData());
-    const refused = { status: 400, body: { error: 'edits[0].category: "Car" is none of the 2 classes' } };
+    const refused = { status: 400, body: { error: 'webhook: edits[0].category: "Car" is none of the 2 classes' } };
     expect(await post("/webhook", webhook([region()]))).toEqual(refused);
   });
 });

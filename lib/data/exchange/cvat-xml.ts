@@ -54,7 +54,6 @@ export async function importCvatXml(
 }
 
 function readImage(image: Element, place: string, content: NamedContent, fail: (message: string) => never): void {
-  const { problems, inexact } = content.content;
   const name = attribute(image, "name") || fail(`${place}.name: missing`);
   const number = (of: Element, key: string, where: string): number => {
     const text = attribute(of, key);
@@ -66,8 +65,8 @@ function readImage(image: Element, place: string, content: NamedContent, fail: (
   for (const shape of OTHER_SHAPES) {
     const count = children(image, shape).length;
     if (count === 0) continue;
-    problems.add("box", "skipped", "it is no rectangle", `${count} ${shape} of ${name}`);
-    inexact.set(id, `${place}.${shape}: expected boxes`);
+    const expected = `${place}.${shape}: expected boxes`;
+    content.content.inexact(id, expected, "skipped", "it is no rectangle", `${count} ${shape} of ${name}`);
   }
   for (const [k, box] of children(image, "box").entries()) {
     const where = `${place}.box[${k}]`;
@@ -75,8 +74,9 @@ function readImage(image: Element, place: string, content: NamedContent, fail: (
     const bbox: CocoBox = [x, y, number(box, "xbr", where) - x, number(box, "ybr", where) - y];
     const rotation = attribute(box, "rotation") === "" ? 0 : number(box, "rotation", where);
     if (rotation % 360 !== 0) {
-      problems.add("box", "kept", "it is turned, the box before turning is used", `${where} of ${name}`);
-      inexact.set(id, `${where}.rotation: expected 0, got ${rotation}: boxes are upright`);
+      const reason = "it is turned, the box before turning is used";
+      const upright = `${where}.rotation: expected 0, got ${rotation}: boxes are upright`;
+      content.content.inexact(id, upright, "kept", reason, `${where} of ${name}`);
     }
     const label = attribute(box, "label") || fail(`${where}.label: missing`);
     const crowd = children(box, "attribute").some((one) => attribute(one, "name") === CROWD && textOf(one) === "true");

@@ -23,7 +23,7 @@ export type ExportFormat = (typeof exportFormats)[number];
 
 export interface ImportDatasetOptions
   extends VocOptions,
-    Pick<LabelStudioImportOptions, "imagePrefix" | "predictions" | "annotatedOnly" | "users"> {
+    Pick<LabelStudioImportOptions, "imagePrefix" | "imageField" | "predictions" | "annotatedOnly" | "users"> {
   /** Default: as the input looks. */
   format?: ImportFormat;
   /**
@@ -81,9 +81,10 @@ export async function importDataset(
     case "cvat-xml":
       return [await importCvatXml(store, input, withImages(given ?? resolve(dirname(input))))];
     case "label-studio": {
-      const { predictions, annotatedOnly, users } = options;
+      const { imageField, predictions, annotatedOnly, users } = options;
       const images = withImages(given ?? resolve(dirname(input)));
-      return [await importLabelStudio(store, input, { ...images, imagePrefix, predictions, annotatedOnly, users })];
+      const how = { imagePrefix, imageField, predictions, annotatedOnly, users };
+      return [await importLabelStudio(store, input, { ...images, ...how })];
     }
   }
 }

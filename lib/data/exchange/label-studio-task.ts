@@ -91,12 +91,12 @@ function urlName({ fileName }: ImageRecord, prefix: string): string {
 }
 
 function region(
-  { id, categoryId, bbox, isCrowd, score }: AnnotationRecord,
+  { id, categoryId, bbox, isCrowd, score, source }: AnnotationRecord,
   { width, height }: { width: number; height: number },
   names: ReadonlyMap<number, string>,
   { control = { fromName: "label", toName: "image" } }: StudioTaskOptions,
 ): unknown {
-  const [x, y, w, h] = bbox;
+  const [x, y, w, h] = source === "model" ? within(bbox, width, height) : bbox;
   const value = {
     x: (100 * x) / width,
     y: (100 * y) / height,
@@ -117,6 +117,12 @@ function region(
     ...(score === null ? {} : { score }),
     ...(isCrowd ? { meta: { text: ["crowd"] } } : {}),
   };
+}
+
+/** Label Studio refuses predictions that reach outside the image. */
+function within([x, y, w, h]: CocoBox, width: number, height: number): CocoBox {
+  const [left, top] = [Math.max(0, x), Math.max(0, y)];
+  return [left, top, Math.min(width, x + w) - left, Math.min(height, y + h) - top];
 }
 
 /** Pixels by which an edge may be off for the box to count as untouched: tools round. */

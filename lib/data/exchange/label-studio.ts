@@ -106,7 +106,7 @@ class Field {
 
 function readTask(task: Field, content: NamedContent, options: LabelStudioImportOptions): void {
   const { predictions = "unlabeled", imageField = "image", imagePrefix = "", annotatedOnly = false, users } = options;
-  const { problems, inexact } = content.content;
+  const { problems } = content.content;
   const meta = studioMeta(task.of("meta").value);
   const url = task.of("data").of(imageField).text();
   const fileName = meta?.file ?? nameOf(url, imagePrefix);
@@ -145,22 +145,27 @@ function readTask(task: Field, content: NamedContent, options: LabelStudioImport
     const where = `${region.path} of ${fileName}`;
     const type = region.of("type").value;
     if (type !== "rectanglelabels") {
-      problems.add("box", "skipped", "it is no rectangle with a label", `${where}: ${JSON.stringify(type)}`);
-      if (studioShapes.has(String(type))) inexact.set(image, `${region.path}: "${type}", expected "rectanglelabels"`);
+      const example = `${where}: ${JSON.stringify(type)}`;
+      if (studioShapes.has(String(type))) {
+        const place = `${region.path}.type: expected "rectanglelabels", got "${type}"`;
+        content.content.inexact(image, place, "skipped", "it is no rectangle with a label", example);
+      } else {
+        problems.add("result", "skipped", "it is no rectangle with a label", example);
+      }
       continue;
     }
     const value = region.of("value");
     const [label, ...more] = value.of("rectanglelabels").list();
     if (!label) {
-      problems.add("box", "skipped", "it has no label", where);
-      inexact.set(image, `${region.path}.value.rectanglelabels: expected a label`);
+      const place = `${region.path}.value.rectanglelabels: expected a label`;
+      content.content.inexact(image, place, "skipped", "it has no label", where);
       continue;
     }
     if (more.length > 0) problems.add("box", "kept", "it has several labels, the first is used", where);
     const turned = value.of("rotation").value ?? 0;
     if (turned !== 0) {
-      problems.add("box", "kept", "it is turned, its upright hull is used", where);
-      inexact.set(image, `${region.path}.value.rotation: expected 0, got ${JSON.stringify(turned)}: boxes are upright`);
+      const place = `${region.path}.value.rotation: expected 0, got ${JSON.stringify(turned)}: boxes are upright`;
+      content.content.inexact(image, place, "kept", "it is turned, its upright hull is used", where);
     }
     const score = region.of("score");
     const marks = region.of("meta").value === undefined ? [] : region.of("meta").of("text").list();
