@@ -1,6 +1,6 @@
 /**
  * Uses the dashboard in a headless Chromium, on a desktop and on a phone, by mouse and by keyboard, over a run of 100,000 lines, one
- * that goes on, one with samples, and one with an evaluation of 10,000 images:
+ * that goes on, one with samples, and one with an evaluation of 10,000 images; and the box editor, by touch as well:
  *
  *   bun run scripts/check-dashboard.ts [--out DIR]
  *
@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { DashboardServer } from "../lib/dashboard";
 import { sampleOf, writeRun, writeSamples } from "../tests/dashboard/run-fixture";
+import { checkEditor } from "./dashboard/check-editor";
 import { checkEvaluations, writeEvaluatedRun } from "./dashboard/check-evaluations";
 import { Browser } from "./service/browser";
 
@@ -193,6 +194,12 @@ try {
   check(await browser.evaluate("document.getElementById('access').hidden"), "an address opened again brings its token");
   check(browser.complaints.length === 0, `nothing was complained of: ${browser.complaints.join("; ")}`);
   going.close();
+
+  const editing = join(root, "editor");
+  await mkdir(editing);
+  await checkEditor({ browser, root: editing, out: args.out, jpeg: thumbnail, check });
+  const unexpected = browser.complaints.filter((line) => !line.includes("/labels"));
+  check(unexpected.length === 0, `nothing was complained of but what was refused: ${unexpected.join("; ")}`);
   console.log(`${checks} checks of the dashboard passed; screenshots: ${args.out}`);
 } finally {
   await rm(root, { recursive: true });

@@ -18,16 +18,21 @@ const MAX_LOG_BYTES = 1 << 20;
 const page = (file: string): string => new URL(`page/${file}`, import.meta.url).pathname;
 const plot = (file: string): string => Bun.resolveSync(`uplot/dist/${file}`, import.meta.dir);
 
+const EDITOR_FILES = [
+  ...["editor.js", "editor-images.js", "editor-keys.js", "editor-model.js", "editor-session.js", "editor-stage.js"],
+];
+
 /** Paths of the page's files, which anybody may see: they tell nothing. */
 const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
   "/": { path: () => page("index.html"), type: "text/html; charset=utf-8" },
   "/page.css": { path: () => page("page.css"), type: "text/css; charset=utf-8" },
+  "/editor.css": { path: () => page("editor.css"), type: "text/css; charset=utf-8" },
   "/uplot.css": { path: () => plot("uPlot.min.css"), type: "text/css; charset=utf-8" },
   "/uplot.js": { path: () => plot("uPlot.esm.js"), type: "text/javascript; charset=utf-8" },
   ...Object.fromEntries(
     [
       ...["page.js", "api.js", "dom.js", "charts.js", "evaluations.js", "grid.js", "samples.js"],
-      ...["pr.js", "confusion.js", "histograms.js"],
+      ...["pr.js", "confusion.js", "histograms.js", ...EDITOR_FILES],
     ].map((file) => [`/${file}`, { path: () => page(file), type: "text/javascript; charset=utf-8" }]),
   ),
 };

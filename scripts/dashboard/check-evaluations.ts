@@ -66,12 +66,19 @@ export async function checkEvaluations(
   await browser.press("Home");
   await until(`${place} === 0`);
   check((await loss("0")) > least + 1, "the hardest come first");
-  await browser.evaluate(`document.addEventListener("dlfs-open", ({ detail }) => { window.opened = detail; })`);
-  await browser.press("Enter");
-  check(
-    await browser.evaluate(`window.opened?.sample.name === document.activeElement.dataset.name`),
-    "Enter opens an image",
+  const names = [0, 1].map((at) =>
+    browser.evaluate<string>(`document.querySelectorAll(".sample")[${at}].dataset.name`),
   );
+  const [hardest, next] = await Promise.all(names);
+  await browser.press("Enter");
+  const opened = (name?: string) => until(`document.getElementById("editor").dataset.shown === "${name}"`);
+  await opened(hardest);
+  await browser.press("PageDown");
+  await opened(next);
+  check((await text("#editor-place")) === `2 of ${IMAGES}, val`, "Enter opens an image, and Page Down the next one");
+  await browser.press("Escape");
+  await until(`!document.getElementById("editor").open`);
+  check((await browser.evaluate(place)) === 0, "the focus is where it was");
   await browser.evaluate(`document.getElementById("samples").scrollTop = 1e6`);
   await until(`document.querySelectorAll(".sample[data-image=shown]").length >= 4`);
 

@@ -7,6 +7,22 @@ const PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "google-chrom
 
 type Json = Record<string, unknown>;
 
+/** In the window, in pixels. */
+export interface Place {
+  x: number;
+  y: number;
+}
+
+const between = (from: Place, to: Place, share: number): Place => ({
+  x: from.x + (to.x - from.x) * share,
+  y: from.y + (to.y - from.y) * share,
+});
+
+const KEY_CODES: Readonly<Record<string, number>> = {
+  ...{ Backspace: 8, Tab: 9, Enter: 13, Escape: 27, PageUp: 33, PageDown: 34, End: 35, Home: 36 },
+  ...{ ArrowLeft: 37, ArrowUp: 38, ArrowRight: 39, ArrowDown: 40, Delete: 46 },
+};
+
 export class Browser implements AsyncDisposable {
   readonly #socket: WebSocket;
   readonly #pending = new Map<number, { done: (value: Json) => void; fail: (error: Error) => void }>();
@@ -161,20 +177,42 @@ export class Browser implements AsyncDisposable {
     await send("mouseReleased", at(to));
   }
 
-  /** Presses a key: "Tab", "Enter", "ArrowRight", or one character. */
-  async press(key: string): Promise<void> {
-    const codes: Record<string, number> = {
-      ...{ Tab: 9, Enter: 13, PageUp: 33, PageDown: 34, End: 35, Home: 36 },
-      ...{ ArrowLeft: 37, ArrowUp: 38, ArrowRight: 39, ArrowDown: 40 },
+  /** Drags with the mouse from one place of the window to another. */
+  async dragTo(from: Place, to: Place): Promise<void> {
+    const send = (type: string, { x, y }: Place, more: Json) =>
+      this.call("Input.dispatchMouseEvent", { type, x, y, button: "left", clickCount: 1, ...more });
+    await send("mouseMoved", from, { button: "none" });
+    await send("mousePressed", from, {});
+    for (let i = 1; i <= 4; i++) await send("mouseMoved", between(from, to, i / 4), { buttons: 1 });
+    await send("mouseReleased", to, {});
+  }
+
+  /** Moves fingers over the screen, each from one place to another; one that stays where it is taps. */
+  async touch(...fingers: { from: Place; to: Place }[]): Promise<void> {
+    const send = (type: string, share: number | null) => {
+      const touchPoints =
+        share === null ? [] : fingers.map(({ from, to }, id) => ({ ...between(from, to, share), id }));
+      return this.call("Input.dispatchTouchEvent", { type, touchPoints });
     };
-    const text = key === "Enter" ? "\r" : key.length === 1 ? key : undefined;
-    const event = { key, code: key, windowsVirtualKeyCode: codes[key] ?? key.charCodeAt(0), ...(text && { text }) };
+    await send("touchStart", 0);
+    const moves = fingers.some(({ from, to }) => from.x !== to.x || from.y !== to.y);
+    for (let i = 1; i <= 4 && moves; i++) await send("touchMove", i / 4);
+    await send("touchEnd", null);
+  }
+
+  /** Presses a key, "Tab", "Enter", "ArrowRight", or one character, with others held down. */
+  async press(key: string, ...held: ("Alt" | "Control" | "Shift")[]): Promise<void> {
+    const text = key === "Enter" ? "\r" : key.length === 1 && held.length === 0 ? key : undefined;
+    const modifiers = held.reduce((sum, one) => sum + { Alt: 1, Control: 2, Shift: 8 }[one], 0);
+    const code = { key, code: key, windowsVirtualKeyCode: KEY_CODES[key] ?? key.toUpperCase().charCodeAt(0) };
+    const event = { ...code, modifiers, ...(text && { text }) };
     await this.call("Input.dispatchKeyEvent", { type: "keyDown", ...event });
     await this.call("Input.dispatchKeyEvent", { type: "keyUp", ...event });
   }
 
-  async screenshot(path: string): Promise<void> {
-    const { data } = await this.call("Page.captureScreenshot", { format: "png", captureBeyondViewport: true });
+  /** @param window what is seen alone, rather than all of the page */
+  async screenshot(path: string, window = false): Promise<void> {
+    const { data } = await this.call("Page.captureScreenshot", { format: "png", captureBeyondViewport: !window });
     await Bun.write(path, Buffer.from(data as string, "base64"));
   }
 

@@ -1,6 +1,6 @@
 /** What the dashboard answers, to whom, and that it follows runs that grow, are resumed, appear and vanish. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { appendFile, mkdir, mkdtemp, rm, symlink } from "node:fs/promises";
+import { appendFile, mkdir, mkdtemp, readdir, rm, symlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DashboardServer } from "../../lib/dashboard";
@@ -35,16 +35,10 @@ describe("access", () => {
       expect((await ask(path, { headers: { Authorization: "Bearer other" } })).status).toBe(401);
     }
     expect((await ask("/api/runs?token=secret", {})).status).toBe(200);
-    for (const path of [
-      "/",
-      "/page.js",
-      "/api.js",
-      "/charts.js",
-      "/samples.js",
-      "/page.css",
-      "/uplot.js",
-      "/uplot.css",
-    ]) {
+    const files = await readdir(new URL("../../lib/dashboard/page", import.meta.url));
+    const served = files.filter((name) => /\.(js|css)$/.test(name)).map((name) => `/${name}`);
+    expect(served).toContain("/page.js");
+    for (const path of ["/", "/uplot.js", "/uplot.css", ...served]) {
       const answer = await ask(path, {});
       expect([path, answer.status]).toEqual([path, 200]);
       expect(answer.headers.get("content-security-policy")).toContain("script-src 'self'");

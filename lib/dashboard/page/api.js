@@ -14,8 +14,10 @@ export class AccessError extends Error {}
 
 export const setToken = (token) => sessionStorage.setItem(KEY, token);
 
+const authorization = () => ({ Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` });
+
 async function ask(path) {
-  const answer = await fetch(path, { headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` } });
+  const answer = await fetch(path, { headers: authorization() });
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   const message = error ?? `the server answered ${answer.status}`;
@@ -25,7 +27,8 @@ async function ask(path) {
 const runPath = (run) => `api/runs/${encodeURIComponent(run)}`;
 const json = async (path) => await (await ask(path)).json();
 
-export const listRuns = async () => (await json("api/runs")).runs;
+/** { runs, edit: whether labels may be written } */
+export const listRuns = () => json("api/runs");
 export const states = async (runs) =>
   (await json(`api/state?${new URLSearchParams(runs.map((run) => ["run", run]))}`)).runs;
 export const log = (run, before) => json(`${runPath(run)}/log${before === undefined ? "" : `?before=${before}`}`);
@@ -49,4 +52,20 @@ export function curves(run, names, { range, buckets, smooth }) {
     query.set("to", String(range[1]));
   }
   return json(`${runPath(run)}/curves?${query}`);
+}
+
+/** The boxes of an image, and what was found on it: by the last evaluation, or by another one. */
+export const annotations = (run, { key, split, iteration }) =>
+  json(
+    `${runPath(run)}/annotations?${new URLSearchParams({ image: key, split, ...(iteration !== undefined && { iteration }) })}`,
+  );
+/** Keys of a data set's images. */
+export const listImages = (run, query) => json(`${runPath(run)}/images?${new URLSearchParams(query)}`);
+
+/** Writes labels. @returns what the server says, with its `status`; it throws where the server says nothing */
+export async function writeLabels(run, message) {
+  const headers = { ...authorization(), "Content-Type": "application/json" };
+  const answer = await fetch(`${runPath(run)}/labels`, { method: "POST", headers, body: JSON.stringify(message) });
+  const said = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  return { ...said, status: answer.status };
 }

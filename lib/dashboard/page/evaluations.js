@@ -40,9 +40,9 @@ export class Evaluations {
         figure.dataset.name = sample.name;
         void drawSample(figure, this.#shown.run, sample, this.#shown.classes, this.#boxes());
       },
-      open: (sample) => {
-        const { run, iteration, classes } = this.#shown;
-        document.dispatchEvent(new CustomEvent("dlfs-open", { detail: { run, iteration, sample, classes } }));
+      open: (_, place) => {
+        const detail = { list: this.#list(), place, score: Number($("score").value) };
+        document.dispatchEvent(new CustomEvent("dlfs-open", { detail }));
       },
       fail: (error) =>
         doing("images", async () => {
@@ -163,6 +163,23 @@ export class Evaluations {
       ...(text !== "" && { text }),
       ...(this.#cell && { row: this.#cell.row, column: this.#cell.column, iou: $("iou").value }),
     };
+  }
+
+  /** The images that are shown, to be gone through: {at(place), total}. */
+  #list() {
+    const { run, iteration } = this.#shown;
+    const query = this.#query();
+    const list = {
+      total: Number($("samples").dataset.total),
+      at: async (place) => {
+        if (place < 0) return null;
+        const { images, total } = await api.evaluation(run, iteration, "images", { ...query, from: place, count: 1 });
+        list.total = total;
+        const [sample] = images;
+        return sample ? { run, iteration, image: sample.name, split: sample.split } : null;
+      },
+    };
+    return list;
   }
 
   #showCell(cell) {

@@ -27,7 +27,7 @@ export class Grid {
   /**
    * @param load (from, count) => promise of { total, items }
    * @param draw (figure, item) fills a figure, or fills it again
-   * @param open told of an item that is clicked, or entered
+   * @param open told of an item that is clicked, or entered, and of its place
    * @param fail told of what went wrong; null: nothing
    */
   constructor(host, { load, draw, open, fail }) {
@@ -177,7 +177,7 @@ export class Grid {
   #enter(place) {
     this.#move(place);
     const item = this.#item(place);
-    if (item) this.#open(item);
+    if (item) this.#open(item, place);
   }
 
   #move(place) {

@@ -2,6 +2,8 @@
 import * as api from "./api.js";
 import { Chart, colorOf, onTheme, PANELS } from "./charts.js";
 import { $, fill } from "./dom.js";
+import { openEditor } from "./editor.js";
+import { ImagesPanel } from "./editor-images.js";
 import { Evaluations } from "./evaluations.js";
 
 const POLL_MS = 1000;
@@ -37,6 +39,10 @@ async function doing(what, work) {
 const said = new Map();
 
 const evaluations = new Evaluations(doing);
+
+/** What may be written to; null where nothing may. */
+let images = null;
+document.addEventListener("dlfs-open", ({ detail: { list, place, score } }) => void openEditor(list, place, score));
 
 const placeOf = (run) => {
   if (!places.has(run)) places.set(run, places.size);
@@ -98,6 +104,7 @@ function showRuns() {
   }
   const names = runs.map(({ name }) => name);
   evaluations.setRuns(names, newest());
+  images?.setRuns(names, newest());
   fill(
     $("log-run"),
     names.map((name) => [name, name]),
@@ -166,7 +173,10 @@ const loadEarlier = () =>
   });
 
 async function refreshRuns() {
-  runs = await api.listRuns();
+  const listed = await api.listRuns();
+  runs = listed.runs;
+  if (listed.edit) images ??= new ImagesPanel(doing, (list) => openEditor(list));
+  $("label-panel").hidden = !listed.edit;
   for (const name of chosen) if (!runs.some((run) => run.name === name)) chosen.delete(name);
   showRuns();
 }
