@@ -79,14 +79,22 @@ export async function checkEvaluations(
   await browser.press("Escape");
   await until(`!document.getElementById("editor").open`);
   check((await browser.evaluate(place)) === 0, "the focus is where it was");
-  await browser.evaluate(`document.getElementById("samples").scrollTop = 1e6`);
-  await until(`document.querySelectorAll(".sample[data-image=shown]").length >= 4`);
+  await browser.evaluate(`document.activeElement.blur(); document.getElementById("samples").scrollTop = 1e6`);
+  await until(`document.querySelector(".sample[tabindex='0']") && !document.querySelector(".sample[data-place='0']")`);
+  check(
+    await browser.evaluate(`document.querySelectorAll(".sample[tabindex='0']").length === 1`),
+    "one of those in sight is reached by Tab",
+  );
 
   // Filters.
   await choose("sample-text", "val/777");
   await total(`=== "11 images"`);
   await choose("sample-text", "");
   await total(`=== "${IMAGES} images"`);
+
+  // A run whose curves are shown is compared here, too.
+  await until(`document.querySelector("#pr svg").dataset.others === "1"`);
+  check((await text("#pr-others")).startsWith("beside: going-1 AP "), "the other run is told");
 
   // The curve: read off and used by keys.
   await choose("sample-class", "1");

@@ -91,6 +91,18 @@ test("are listed, those of which only samples were kept too", async () => {
   expect((await ask("evaluations/x")).status).toBe(404);
 });
 
+test("that are damaged are refused by their file's name, and the others are there", async () => {
+  const path = join(root, "cells-1", "evaluations", "evaluation-00000040.dlvs");
+  const bytes = await Bun.file(path.replace("40", "20")).bytes();
+  bytes[bytes.length - 20]! ^= 1;
+  await Bun.write(path, bytes);
+  const answer = await ask("evaluations/40");
+  expect([answer.status, await answer.text()]).toEqual([500, expect.stringContaining("evaluation-00000040.dlvs")]);
+  expect((await ask("evaluations/20")).status).toBe(200);
+  await rm(path);
+  expect((await ask("evaluations/40")).status).toBe(404);
+});
+
 describe("curves", () => {
   test("of classes in short, and of one in full", async () => {
     const { classes, points } = await get("/20/curves?class=0");

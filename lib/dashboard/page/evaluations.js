@@ -25,10 +25,15 @@ export class Evaluations {
   #confusion;
   #classes;
   #sizes;
+  #compared;
 
-  /** @param doing (what, work) runs what a control asks for, and says what goes wrong */
-  constructor(doing) {
+  /**
+   * @param doing (what, work) runs what a control asks for, and says what goes wrong
+   * @param compared () => [{ run, color }]: runs whose curves are shown together
+   */
+  constructor(doing, compared) {
     this.#doing = doing;
+    this.#compared = compared;
     this.#grid = new Grid($("samples"), {
       load: async (from, count) => {
         const { run, iteration } = this.#shown;
@@ -90,6 +95,11 @@ export class Evaluations {
       names.map((name) => [name, name]),
       first,
     );
+  }
+
+  /** Other runs are compared. */
+  compare() {
+    void this.#showFigures();
   }
 
   /** Draws again what depends on colours and widths. */
@@ -204,8 +214,10 @@ export class Evaluations {
       const iou = $("iou").value;
       const ofClass = label === "" ? {} : { class: label };
       const ask = (part, query) => api.evaluation(run, iteration, part, query);
-      const [curves, confusion, boxes] = await Promise.all([
+      const compared = this.#compared();
+      const [curves, others, confusion, boxes] = await Promise.all([
         ask("curves", { iou, ...ofClass }),
+        Promise.all(compared.filter((other) => other.run !== run).map((other) => curveOf(other, iou, classes[label]))),
         ask("confusion", { iou, score }),
         ask("histograms", { score, ...ofClass }),
       ]);
@@ -214,7 +226,10 @@ export class Evaluations {
       const name = own?.name ?? "mean of the classes";
       $("pr-name").textContent =
         `${name}, AP ${figure(own ? own.AP : curves.mean.AP)} at an IoU of ${Number(iou).toFixed(2)}`;
-      this.#curve.show(name, curves.points, own?.best ?? null, score);
+      const lines = others.filter((line) => line !== null);
+      const color = lines.length > 0 ? compared.find((one) => one.run === run)?.color : undefined;
+      this.#curve.show(name, curves.points, { best: own?.best ?? null, score, color, others: lines });
+      $("pr-others").textContent = lines.length > 0 ? `beside: ${lines.map((line) => line.name).join(", ")}` : "";
       this.#confusion.show(confusion);
       const training = dataset?.splits[0];
       const trained = (i) => training?.boxes[dataset.classes.indexOf(classes[i])] ?? null;
@@ -274,4 +289,17 @@ function noteOf(chosen, hasPictures) {
 function sizesOf(sizes, label) {
   if (label !== null) return sizes[label] ?? null;
   return sizes.reduce((sum, own) => sum.map((count, i) => count + own[i]));
+}
+
+/** The curve of another run's last evaluation, of the class of that name, or the mean; null where it has none. */
+async function curveOf({ run, color }, iou, name) {
+  const { iteration } = (await api.evaluations(run)).at(-1) ?? {};
+  if (iteration === undefined) return null;
+  const label = name === undefined ? -1 : (await api.evaluation(run, iteration, "")).classes.indexOf(name);
+  if (name !== undefined && label < 0) return null;
+  const { points, mean, classes } = await api.evaluation(run, iteration, "curves", {
+    iou,
+    ...(label >= 0 && { class: label }),
+  });
+  return { name: `${run} AP ${figure(label < 0 ? mean.AP : classes[label].AP)}`, color, points };
 }

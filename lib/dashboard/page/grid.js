@@ -42,6 +42,9 @@ export class Grid {
     host.addEventListener("scroll", () => this.#place(), { passive: true });
     new ResizeObserver(() => this.#place()).observe(host);
     host.addEventListener("keydown", (event) => this.#press(event));
+    host.addEventListener("focusin", ({ target }) => {
+      if (target.dataset.place !== undefined) this.#active = Number(target.dataset.place);
+    });
     host.addEventListener("click", (event) => {
       const figure = event.target.closest("[data-place]");
       if (figure) this.#enter(Number(figure.dataset.place));
@@ -59,6 +62,7 @@ export class Grid {
       this.#fail(null);
       this.#total = part.total;
       this.#parts = new Map([[from, part.items]]);
+      const focused = this.#host.contains(document.activeElement) && document.activeElement !== this.#host;
       for (const figure of this.#figures.values()) figure.remove();
       this.#figures.clear();
       this.#host.dataset.total = String(part.total);
@@ -68,6 +72,7 @@ export class Grid {
         this.#host.scrollTop = 0;
       }
       this.#place();
+      if (focused) this.#move(this.#active);
     } catch (error) {
       if (this.#turn === turn) this.#fail(error);
     }
@@ -116,7 +121,10 @@ export class Grid {
       figure.remove();
       this.#figures.delete(place);
     }
-    for (const place of [...wanted].sort((a, b) => a - b)) this.#show(place, side);
+    // One of them is reached by Tab: what had the focus last, or what is at the top.
+    const first = Math.min(Math.ceil(this.#host.scrollTop / row) * this.#columns, to - 1);
+    const reached = wanted.has(this.#active) ? this.#active : first;
+    for (const place of [...wanted].sort((a, b) => a - b)) this.#show(place, side, place === reached);
     this.#host.dataset.shown = String(this.#figures.size);
     const missing = new Set(
       [...wanted].map((place) => Math.floor(place / PART)).filter((part) => !this.#parts.has(part)),
@@ -128,7 +136,7 @@ export class Grid {
     return Math.ceil(this.#total / this.#columns);
   }
 
-  #show(place, width) {
+  #show(place, width, reached) {
     let figure = this.#figures.get(place);
     if (!figure) {
       figure = element("figure", {
@@ -145,7 +153,7 @@ export class Grid {
       const item = this.#item(place);
       if (item) this.#draw(figure, item);
     }
-    figure.tabIndex = place === this.#active ? 0 : -1;
+    figure.tabIndex = reached ? 0 : -1;
     const { style } = figure;
     style.width = `${width}px`;
     style.left = `${(place % this.#columns) * (width + GAP)}px`;

@@ -38,7 +38,7 @@ async function doing(what, work) {
 }
 const said = new Map();
 
-const evaluations = new Evaluations(doing);
+const evaluations = new Evaluations(doing, () => [...chosen].map((run) => ({ run, color: colorOf(placeOf(run)) })));
 
 /** What may be written to; null where nothing may. */
 let images = null;
@@ -124,6 +124,7 @@ function runItem(name) {
     else chosen.delete(name);
     showRuns();
     void showCurves();
+    evaluations.compare();
   });
   const swatch = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   for (const [key, value] of [
@@ -248,6 +249,7 @@ addEventListener("resize", () => {
 onTheme(() => {
   showRuns();
   evaluations.resize();
+  evaluations.compare();
   void showCurves();
 });
 void start();

@@ -9,6 +9,7 @@ const TICKS = [0, 0.25, 0.5, 0.75, 1];
 export class PrecisionRecall {
   #chart;
   #line = svg("polyline", { class: "line", fill: "none" });
+  #others = svg("g");
   #best = svg("circle", { class: "best", r: 5 });
   #chosen = svg("circle", { class: "chosen", r: 6 });
   #cursor;
@@ -26,7 +27,7 @@ export class PrecisionRecall {
       text(LEFT - 6, y(at) + 4, "end", at),
     ]);
     const names = [text(x(0.5), y(0) + 34, "middle", "recall"), text(12, y(0.5), "middle", "precision", true)];
-    this.#chart.append(...grid, ...names, this.#line, this.#best, this.#chosen);
+    this.#chart.append(...grid, ...names, this.#others, this.#line, this.#best, this.#chosen);
     host.replaceChildren(this.#chart);
     this.#cursor = new Cursor(this.#chart, told);
     this.#chart.setAttribute("aria-label", "precision over recall");
@@ -42,13 +43,23 @@ export class PrecisionRecall {
    * @param points { score, precision, recall, f1 }: columns, by falling score; score and f1 null for the mean
    * @param best where F1 is highest, or null
    * @param score whose point is shown until another one is chosen
+   * @param color of the line; null: the page's own
+   * @param others lines of other runs: { name, color, points }
    */
-  show(name, { score: scores, precision, recall, f1 }, best, score) {
+  show(name, { score: scores, precision, recall, f1 }, { best, score, color, others }) {
     this.#points = { scores, precision, recall };
-    this.#line.setAttribute(
-      "points",
-      recall.map((at, i) => `${x(at).toFixed(1)},${y(precision[i]).toFixed(1)}`).join(" "),
+    this.#line.setAttribute("points", corners({ recall, precision }));
+    this.#line.style.stroke = color ?? "";
+    this.#others.replaceChildren(
+      ...others.map((other) => {
+        const line = svg("polyline", { class: "line other", fill: "none", points: corners(other.points) });
+        line.style.stroke = other.color;
+        line.append(svg("title"));
+        line.firstChild.textContent = other.name;
+        return line;
+      }),
     );
+    this.#chart.dataset.others = String(others.length);
     this.#chart.dataset.points = String(recall.length);
     const hasBest = best !== null && scores !== null;
     this.#best.setAttribute("visibility", hasBest ? "visible" : "hidden");
@@ -59,13 +70,16 @@ export class PrecisionRecall {
       if (scores === null) return `${name}: ${ends}`;
       return `${name}, score from ${scores[i].toFixed(3)}: ${ends}, F1 ${f1[i].toFixed(3)}`;
     };
+    // The mean has points at all recalls: it is shown where it was read before, in its middle at first.
+    const before = this.#chart.dataset.of === "mean" ? this.#cursor.place : Math.floor(recall.length / 2);
     const place =
       scores === null
-        ? Math.min(this.#cursor.place, recall.length - 1)
+        ? before
         : Math.max(
             0,
             scores.findLastIndex((one) => one >= score),
           );
+    this.#chart.dataset.of = scores === null ? "mean" : "class";
     this.#cursor.set(recall.length, place, (i) => at(this.#chosen, recall[i], precision[i]), describe);
   }
 
@@ -102,3 +116,6 @@ export function text(x, y, anchor, content, upright = false) {
   made.textContent = String(content);
   return made;
 }
+
+const corners = ({ recall, precision }) =>
+  recall.map((at, i) => `${x(at).toFixed(1)},${y(precision[i]).toFixed(1)}`).join(" ");
