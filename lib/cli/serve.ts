@@ -50,6 +50,13 @@ Limits:
   --max-requests N    answered at a time; more are answered with 503; default 512
   --drain SECONDS     for requests under way when it is to end; default 30
 
+Publishing of some of the images, with what was found on them, to be looked at and labelled (docs/service.md):
+  --publish DIR       keep them in a folder: images/, live.dlvs
+  --publish-post URL  post them to another system
+  --publish-port N    let who has DLFS_LIVE_TOKEN listen at this port, /live; 0: any free one
+  --publish-share X   share of the images, 0 to 1; default 0.01
+  --publish-rate N    images a second at most; default 1
+
   --log-level LEVEL   ${logLevels.join(", ")}; default info: a JSON line on standard output for each request
 
 GET /v2/health/ready answers 200 once all models have warmed up. SIGTERM and Ctrl-C end it behind the requests under way, a second
@@ -87,6 +94,11 @@ const options = {
   "max-pixels": { type: "string" },
   "max-requests": { type: "string" },
   drain: { type: "string" },
+  publish: { type: "string" },
+  "publish-post": { type: "string" },
+  "publish-port": { type: "string" },
+  "publish-share": { type: "string" },
+  "publish-rate": { type: "string" },
   "log-level": { type: "string" },
 } as const;
 
@@ -130,6 +142,13 @@ export const verb: Verb = {
         defaultTimeoutMs: given("queue-timeout", milliseconds),
       },
     };
+    const publish = withoutUndefined({
+      folder: args.publish,
+      post: args["publish-post"],
+      port: given("publish-port", port),
+      share: given("publish-share", number),
+      perSecond: given("publish-rate", number),
+    });
     const over: GivenServiceConfig = {
       models: positionals,
       model: withoutUndefined(model),
@@ -145,6 +164,7 @@ export const verb: Verb = {
       page: args["no-page"] ? false : undefined,
       defaultModel: args["default-model"],
       keepGoing: args["keep-going"],
+      publish: Object.keys(publish).length > 0 ? publish : undefined,
       limits: {
         maxBodyBytes: given("max-body", bytes),
         maxPixels: given("max-pixels", positiveInteger),

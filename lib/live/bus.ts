@@ -36,6 +36,8 @@ export interface LiveBusOptions {
 /** Frames given to a reader at once, at most. */
 const BATCH_MESSAGES = 256;
 const BATCH_BYTES = 1 << 20;
+/** A service has a run for each version of a model, and loads others as long as it goes on. */
+const MAX_STARTED = 64;
 
 interface Waiting {
   frame: Uint8Array;
@@ -194,8 +196,8 @@ export class LiveBus implements AsyncDisposable {
   readonly #onError: (reader: string, error: Error) => void;
   #order = 0;
   #iteration = 0;
-  /** What a reader that comes later needs to understand the rest. */
-  #started: Uint8Array | null = null;
+  /** What a reader that comes later needs to understand the rest: how runs began, by their names. */
+  readonly #started = new Map<string, Uint8Array>();
 
   constructor({ onError }: LiveBusOptions = {}) {
     this.#onError = onError ?? ((reader, { message }) => console.warn(`warning: ${reader} is given up: ${message}`));
@@ -214,13 +216,19 @@ export class LiveBus implements AsyncDisposable {
   publish(message: Message): void {
     const { type, value } = message;
     if ("iteration" in value) this.#iteration = value.iteration;
-    const isStart = type === "event" && value.kind === "started";
-    if (!isStart && this.#readers.size === 0) return;
+    const started = type === "event" && value.kind === "started" ? value.run : null;
+    if (started === null && this.#readers.size === 0) return;
     const frame = encodeMessage(message);
-    if (isStart) this.#started = frame;
+    if (started !== null) this.#remember(started, frame);
     const weight = weightOf(message);
     const order = this.#order++;
     for (const reader of this.#readers) reader.put(frame, order, weight);
+  }
+
+  #remember(run: string, frame: Uint8Array): void {
+    this.#started.delete(run);
+    this.#started.set(run, frame);
+    if (this.#started.size > MAX_STARTED) this.#started.delete(this.#started.keys().next().value as string);
   }
 
   /** Gives a sink all messages from now on, after the training's start. The function that is returned ends that. */
@@ -232,7 +240,7 @@ export class LiveBus implements AsyncDisposable {
       this.#onError(sink.name, error);
     });
     this.#readers.add(reader);
-    if (this.#started) reader.put(this.#started, this.#order++, 2);
+    for (const frame of this.#started.values()) reader.put(frame, this.#order++, 2);
     return async (graceMs = 0) => {
       this.#readers.delete(reader);
       await reader.close(graceMs);

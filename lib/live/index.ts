@@ -1,6 +1,7 @@
 export { AccessGate, denied, failure } from "./access";
 export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type ReaderStatus } from "./bus";
 export { postMessage } from "./client";
+export { type CollectOptions, CollectSink } from "./collect-sink";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { Journal, type JournalEntry } from "./journal";
 export { applyEdits, imageOf, type LabelledData, seenOf } from "./label-edits";

@@ -3,6 +3,7 @@ import { check, DlfsError, ErrorCode } from "../native";
 import { ApiKeys } from "./access";
 import { createLog, type Logger } from "./log";
 import { ModelRepository } from "./model-repository";
+import { openPublishing } from "./publishing";
 import { InferenceService } from "./server";
 import type { ServiceConfig } from "./service-config";
 import type { ServiceLog } from "./service-log";
@@ -72,7 +73,9 @@ export async function runService(config: ServiceConfig): Promise<number> {
     "defaultModel",
     () => `expected one of ${repository.names.join(", ")}, got ${JSON.stringify(defaultModel)}`,
   );
-  const service = new InferenceService(repository, {
+  const publish = config.publish && (await openPublishing(config.publish, repository, serviceLogOf(log)));
+  await using publishing = publish ?? { backend: repository, url: null, [Symbol.asyncDispose]: async () => {} };
+  const service = new InferenceService(publishing.backend, {
     ...{ ...config, apiKeys, tls, log, starting: true },
     readiness: config.keepGoing ? "any" : "all",
   });
@@ -91,7 +94,8 @@ export async function runService(config: ServiceConfig): Promise<number> {
     void load();
   });
 
-  const shared = { url: service.url.href, metrics: service.metricsUrl, pid: process.pid };
+  const live = publishing.url === null ? {} : { live: `${publishing.url}live` };
+  const shared = { url: service.url.href, metrics: service.metricsUrl, ...live, pid: process.pid };
   log.info({ ...shared, apiKeys: apiKeys.length, models: repository.names }, "listening");
   const failure = await Promise.race([load(), asked.then(() => null)]);
   try {

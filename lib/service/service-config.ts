@@ -16,6 +16,17 @@ const urls = {
   maxBytes: optional(integer(1), "bytes of an image; default: limits.maxBodyBytes"),
 } satisfies Settings;
 
+const publish = {
+  folder: optional(text("DIR"), "keep them there, to be labelled: images/, and what was found in live.dlvs"),
+  maxFolderBytes: byDefault(integer(1), 2 ** 30, "bytes of that folder; what comes then is not kept"),
+  post: optional(text("URL"), "post them there, with DLFS_LIVE_POST_TOKEN as a bearer token where that is set"),
+  port: optional(port, "let who has DLFS_LIVE_TOKEN listen at this port, /live; 0: any free one"),
+  hostname: byDefault(text("HOST"), "127.0.0.1", "the address of that port; 0.0.0.0: all"),
+  share: byDefault(number({ from: 0, to: 1 }), 0.01, "share of the images that are published"),
+  perSecond: byDefault(number({ above: 0 }), 1, "images a second at most"),
+  maxImageBytes: byDefault(integer(0), 8 * 2 ** 20, "of larger files what was found is published alone"),
+} satisfies Settings;
+
 const whole = integer(1);
 const seconds = number({ above: 0 });
 const limits = {
@@ -64,6 +75,10 @@ const settings = {
     record("an object with settings of fetching", urls),
     "fetch images that are named by URL; default: no",
   ),
+  publish: optional(
+    record("an object with settings of publishing", publish),
+    "publish a part of the images with what was found on them; default: none",
+  ),
   limits: optional(record("an object with limits", limits), "what is taken of a client at most"),
   logLevel: byDefault(choice(logLevels), "info", "the least level of lines in the log"),
   drainSeconds: byDefault(
@@ -84,10 +99,14 @@ export type ServiceConfig = Omit<Read, "limits" | "models"> & {
   readonly limits: ServiceLimits;
 };
 
+/** What is published, and where. */
+export type PublishConfig = NonNullable<Read["publish"]>;
+
 /** What may be said of it. */
-export type GivenServiceConfig = Omit<{ [N in keyof Read]?: Read[N] }, "limits" | "urls"> & {
+export type GivenServiceConfig = Omit<{ [N in keyof Read]?: Read[N] }, "limits" | "urls" | "publish"> & {
   limits?: Partial<ServiceLimits>;
   urls?: Partial<NonNullable<Read["urls"]>>;
+  publish?: Partial<PublishConfig>;
 };
 
 /** JSON Schema of the settings. */
@@ -133,10 +152,14 @@ export function serviceConfigOf(
       ...((given.model || over.model) && { model: mergeConfigs(given.model, over.model) }),
       ...((given.limits || over.limits) && { limits: { ...given.limits, ...defined(over.limits) } }),
       ...((given.urls || over.urls) && { urls: { ...given.urls, ...defined(over.urls) } }),
+      ...((given.publish || over.publish) && { publish: { ...given.publish, ...defined(over.publish) } }),
     },
     file?.at ?? "settings",
   );
-  const { tlsCert, tlsKey } = merged;
+  const { tlsCert, tlsKey, publish: published } = merged;
+  if (published && published.folder === undefined && published.post === undefined && published.port === undefined) {
+    refuse(`${file?.at ?? "settings"}.publish`, "one of folder, post and port at least", given.publish ?? over.publish);
+  }
   if ((tlsCert === undefined) !== (tlsKey === undefined)) {
     refuse(
       `${file?.at ?? "settings"}.${tlsCert === undefined ? "tlsCert" : "tlsKey"}`,

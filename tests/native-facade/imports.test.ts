@@ -71,7 +71,7 @@ describe("imports point down", () => {
     engine: ["native", "tensor", "formats", "data", "monitor", "train"],
     live: ["native", "formats", "data", "monitor"],
     dashboard: ["native", "metrics", "formats", "data", "monitor", "live"],
-    service: ["native", "tensor", "formats", "data", "monitor", "train", "engine"],
+    service: ["native", "tensor", "formats", "data", "monitor", "live", "train", "engine"],
     label: ["native", "formats", "data", "live"],
     bench: ["native", "tensor", "graph", "layers", "models", "data", "train"],
     cli: [
