@@ -2,7 +2,7 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type Category, formatCocoResults, type ResultRow } from "../data";
-import { writeFileAtomic } from "../formats";
+import { type MetricsMessage, writeFileAtomic } from "../formats";
 import {
   analyzeErrors,
   type CocoEvaluator,
@@ -44,6 +44,33 @@ export async function writeMetricPictures(
     "f1-curve.svg": f1CurveSvg(curves, names),
   };
   for (const [name, svg] of Object.entries(pictures)) await writeFileAtomic(join(folder, name), svg);
+}
+
+/** A confusion matrix of more classes than this is not sent along: it would be larger than all else of an evaluation. */
+const MAX_CONFUSED = 255;
+
+/** What is said of an evaluation's classes to those who listen. */
+export type EvaluatedClasses = Required<Pick<MetricsMessage, "classes">> & Pick<MetricsMessage, "confusion">;
+
+/**
+ * What MetricsMessage has of classes.
+ *
+ * @param names of the categories by ascending id
+ */
+export function evaluatedClasses(
+  evaluator: CocoEvaluator,
+  { perCategory }: CocoResult,
+  curves: DetectionCurves,
+  names: readonly string[],
+): EvaluatedClasses {
+  const known = (value: number | undefined): number => (value === undefined || value < 0 ? Number.NaN : value);
+  const classes = curves.categories.map(({ categoryId, positives, interpolated }, i) => {
+    const { AP, AP50 } = perCategory.get(categoryId) ?? {};
+    const precision = Float32Array.from(positives > 0 ? interpolated : []);
+    return { category: names[i] as string, objects: positives, ap: known(AP), ap50: known(AP50), precision };
+  });
+  if (classes.length > MAX_CONFUSED) return { classes };
+  return { classes, confusion: Uint32Array.from(confusionMatrix(evaluator, { iouThreshold: 0.5 }).counts) };
 }
 
 /** The measures of an evaluation beside the twelve figures. */

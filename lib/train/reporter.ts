@@ -1,5 +1,5 @@
 import type { Dataset, DeviceImageCodec } from "../data";
-import type { CocoResult } from "../metrics";
+import { type CocoResult, detectionCurves } from "../metrics";
 import {
   EpochTable,
   type MeterReading,
@@ -17,7 +17,7 @@ import { DlfsError } from "../native";
 import { summarizeDataset } from "./dataset-summary";
 import { EpochReports } from "./epoch-report";
 import { EvaluationFiles } from "./evaluation-files";
-import { writeMetricPictures } from "./evaluation-report";
+import { type EvaluatedClasses, evaluatedClasses, writeMetricPictures } from "./evaluation-report";
 import { collectForMetrics, type EvaluatedSplit, type ImageDetections } from "./evaluator";
 import type { TrainerObserver } from "./observers";
 import type { StepResult } from "./train-step";
@@ -38,7 +38,7 @@ export interface ReporterOptions {
   /** Has everything that metrics.jsonl has, and the pictures of predictions; closed by finish(). */
   tensorboard?: Pick<TensorBoardWriter, "scalars" | "image" | "close">;
   /** Is given the lines of metrics.jsonl and of the log, too. */
-  also?: { line(line: MetricsLine): void; text(text: string): void };
+  also?: { line(line: MetricsLine, classes?: EvaluatedClasses): void; text(text: string): void };
   /** Bytes of device memory in use. */
   memory?: () => number;
   /** Where progress is shown. Default: `process.stdout`. */
@@ -129,14 +129,18 @@ export class Reporter implements TrainerObserver {
   }
 
   async onEvaluation(iteration: number, result: CocoResult, detections: ImageDetections[]): Promise<void> {
-    this.#record({ kind: "evaluation", iteration, ...result.stats });
+    const { also, run, dataset, evaluated } = this.#options;
+    const { store, classes } = dataset;
+    const evaluator = collectForMetrics(store, evaluated, detections);
+    const curves = detectionCurves(evaluator);
+    const of = also && evaluatedClasses(evaluator, result, curves, classes.names);
+    this.#record({ kind: "evaluation", iteration, ...result.stats }, of);
     this.print(`iteration ${iteration}: ${statsLine(result)}`);
-    const { also, run, dataset } = this.#options;
     // Labels may have come since.
     if (also) await this.#writeLater("dataset.json", () => run.writeDataset(summarizeDataset(dataset)));
     await this.#writeLater("evaluations", () => this.#evaluations.write(iteration, detections));
     await this.#writeLater("pictures", () => this.#draw(iteration, result, detections));
-    await this.#writeLater("pictures", () => this.#drawMetrics(detections));
+    await this.#writeLater("pictures", () => writeMetricPictures(run.picturesFolder, evaluator, classes.names, curves));
     this.#progress.resume();
     this.#meter.resume();
   }
@@ -156,10 +160,10 @@ export class Reporter implements TrainerObserver {
   }
 
   /** A line of metrics.jsonl; its numbers go to TensorBoard, too. */
-  #record(line: MetricsLine): void {
+  #record(line: MetricsLine, classes?: EvaluatedClasses): void {
     const { run, tensorboard } = this.#options;
     this.#write("metrics.jsonl", () => run.appendMetrics(line));
-    this.#options.also?.line(line);
+    this.#options.also?.line(line, classes);
     if (!tensorboard) return;
     const { kind, iteration, ...values } = line;
     // There, all is named by the steps done, so that a training that goes on from a checkpoint can hide what it does again.
@@ -231,13 +235,6 @@ export class Reporter implements TrainerObserver {
     const jpeg = codec.encode(sheet, 90);
     tensorboard?.image(iteration, "predictions", { bytes: jpeg, width: sheet.width, height: sheet.height });
     await Bun.write(run.picturePath(iteration), jpeg);
-  }
-
-  /** Draws the confusion matrix and the curves of this evaluation over those of the one before. */
-  async #drawMetrics(detections: ImageDetections[]): Promise<void> {
-    const { dataset, run, evaluated } = this.#options;
-    const { store, classes } = dataset;
-    await writeMetricPictures(run.picturesFolder, collectForMetrics(store, evaluated, detections), classes.names);
   }
 }
 

@@ -165,10 +165,24 @@ describe("a live training", () => {
     expect(told.sort()).toEqual(["a", "b", "c", "d", "e", "f", "x"]);
     const steps = messages.flatMap(({ type, value }) => (type === "metrics" && value.what === "train" ? [value] : []));
     expect(steps.map(({ iteration }) => iteration)).toEqual(Array.from({ length: 24 }, (_, i) => i + 1));
+    const evaluations = messages.flatMap(({ type, value }) =>
+      type === "metrics" && value.what === "evaluation" ? [value] : [],
+    );
+    const { classes, confusion, values } = evaluations[0]!;
+    expect(evaluations.map(({ iteration }) => iteration)).toEqual([24]);
+    expect(classes!.map(({ category, ap50, precision }) => [category, ap50 >= 0, precision.length])).toEqual([
+      ["red", true, 101],
+      ["green", true, 101],
+    ]);
+    expect((classes![0]!.ap + classes![1]!.ap) / 2).toBeCloseTo(values.AP!, 12);
+    // Each object is in its class's row, found or not.
+    const rows = [0, 1].map((row) => [0, 1, 2].reduce((sum, column) => sum + confusion![3 * row + column]!, 0));
+    expect(rows).toEqual(classes!.map(({ objects }) => objects));
     const samples = messages.flatMap(({ type, value }) => (type === "sample" ? [value] : []));
     expect(samples.length).toBe(8);
     expect(samples[0]!.thumbnail!.length).toBeGreaterThan(100);
     expect(samples[0]!.truth.labels.length).toBeGreaterThan(0);
+    expect(samples.every(({ loss }) => loss! > 0)).toBe(true);
   });
 });
 

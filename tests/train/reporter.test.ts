@@ -7,9 +7,10 @@ import { DeviceImageCodec, loadDataset } from "../../lib/data";
 import type { SampleMessage } from "../../lib/formats";
 import { LiveFileReader } from "../../lib/live";
 import { detectionLoss } from "../../lib/metrics";
-import { RunFolder, readMetrics, TensorBoardWriter } from "../../lib/monitor";
+import { type MetricsLine, RunFolder, readMetrics, TensorBoardWriter } from "../../lib/monitor";
 import { type ImageDetections, measure, Reporter, type ReporterOptions, type StepResult } from "../../lib/train";
 import { EvaluationFiles } from "../../lib/train/evaluation-files";
+import type { EvaluatedClasses } from "../../lib/train/evaluation-report";
 import { testDevice } from "../support/device";
 import { writeTinyDataset } from "../support/tiny-dataset";
 
@@ -246,6 +247,36 @@ describe("what an evaluation found on each image is kept", () => {
       expect.stringMatching(/blocked-1\/evaluations.*; training goes on\n$/),
     ]);
   });
+});
+
+test("those who listen are told of each class of an evaluation", async () => {
+  const heard: [string, EvaluatedClasses | undefined][] = [];
+  const also = {
+    line: ({ kind }: MetricsLine, classes?: EvaluatedClasses) => void heard.push([kind, classes]),
+    text: () => {},
+  };
+  using watched = await watch("told", null, { also });
+  const { reporter, dataset, result } = watched;
+  result(0);
+  const detections = dataset.store.images("val2017", { usable: true }).map(({ id, fileName }): ImageDetections => {
+    const objects = dataset.store.annotationsOf(id).map(({ bbox: [x, y, w, h] }) => {
+      return { box: [x, y, x + w, y + h] as [number, number, number, number], score: 0.75, label: 0 };
+    });
+    return { imageId: id, fileName, detections: objects };
+  });
+  await reporter.onEvaluation(1, measure(dataset.store, "val2017", detections), detections);
+  reporter.finish();
+  expect(heard.map(([kind, classes]) => [kind, classes !== undefined])).toEqual([
+    ["train", false],
+    ["evaluation", true],
+  ]);
+  const { classes, confusion } = heard[1]![1]!;
+  const [red, green] = classes.map(({ objects }) => objects) as [number, number];
+  expect(classes.map(({ category, ap }) => [category, ap > 0])).toEqual([
+    ["red", true],
+    ["green", false],
+  ]);
+  expect([...confusion!]).toEqual([red, 0, 0, green, 0, 0, 0, 0, 0]);
 });
 
 test("of a part of a split, only the images that were looked at count", async () => {

@@ -60,6 +60,8 @@ export class Cursor {
     this.#host = host;
     this.#told = told;
     host.tabIndex = 0;
+    // The slider says it already.
+    told.setAttribute("aria-live", "off");
     host.setAttribute("role", "slider");
     host.setAttribute("aria-valuemin", "0");
     host.addEventListener("keydown", (event) => this.#press(event));

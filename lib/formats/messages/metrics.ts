@@ -27,7 +27,10 @@ export interface MetricsMessage {
   values: Readonly<Record<string, number>>;
   /** Of an evaluation. */
   classes?: readonly ClassMetrics[];
-  /** (classes + 1, classes + 1): rows are true classes, columns detected ones, the last of each stands for none; IoU 0.5. */
+  /**
+   * (classes + 1, classes + 1): rows are true classes, columns detected ones, the last of each stands for none; of detections with a
+   * score above 0.25, at an IoU above 0.5. Left out of more than 255 classes.
+   */
   confusion?: Uint32Array;
 }
 

@@ -23,6 +23,7 @@ import type { Device } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
 import { evaluatedImage } from "../evaluation-files";
+import type { EvaluatedClasses } from "../evaluation-report";
 import type { ImageDetections } from "../evaluator";
 import type { TrainerObserver } from "../observers";
 import type { Trainer } from "../trainer";
@@ -203,12 +204,12 @@ export class LiveTrainingParts implements AsyncDisposable {
     return { image: (...picture) => writer.image(...picture), scalars() {}, close() {} };
   }
 
-  /** A line of metrics.jsonl. */
-  line({ kind, iteration, epoch, time = Date.now(), ...rest }: MetricsLine): void {
+  /** A line of metrics.jsonl, one about an evaluation with what was found of each class. */
+  line({ kind, iteration, epoch, time = Date.now(), ...rest }: MetricsLine, classes?: EvaluatedClasses): void {
     const numbers = Object.entries(rest).filter((entry): entry is [string, number] => typeof entry[1] === "number");
     const done = kind === "train" ? iteration + 1 : iteration;
     const place = { iteration: done, epoch: typeof epoch === "number" ? epoch : 0, time };
-    const value: MetricsMessage = { what: kind, ...place, values: Object.fromEntries(numbers) };
+    const value: MetricsMessage = { what: kind, ...place, values: Object.fromEntries(numbers), ...classes };
     this.bus.publish({ type: "metrics", value });
   }
 
