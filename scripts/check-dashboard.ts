@@ -193,6 +193,8 @@ try {
   await until("document.body?.dataset.curves && location.hash === ''");
   check(await browser.evaluate("document.getElementById('access').hidden"), "an address opened again brings its token");
   check(browser.complaints.length === 0, `nothing was complained of: ${browser.complaints.join("; ")}`);
+  await server[Symbol.asyncDispose]();
+  await until("document.getElementById('error').textContent.startsWith('nobody answers at this address')");
   going.close();
 
   const editing = join(root, "editor");

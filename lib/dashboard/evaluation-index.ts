@@ -6,9 +6,10 @@ import { evaluationOf } from "../monitor";
 import { EvaluationSet } from "./evaluation-set";
 import type { SampleIndex } from "./sample-index";
 
-/** Evaluations of all runs together that stay in memory: of 10,000 images some dozens of megabytes each. */
-const MAX_LOADED = 4;
-const loaded = new Map<string, Promise<EvaluationSet>>();
+/** Evaluations of all runs that stay in memory: as many as their files have bytes together, the last one in any case. */
+const MAX_BYTES = 64 * 2 ** 20;
+const MAX_LOADED = 8;
+const loaded = new Map<string, { bytes: number; set: Promise<EvaluationSet> }>();
 
 export interface ListedEvaluation {
   iteration: number;
@@ -44,14 +45,14 @@ export class EvaluationIndex {
     const file = await stat(path).catch(() => null);
     if (file) {
       const read = async () => await EvaluationSet.read(path, iteration, await this.classes());
-      return await kept(`${path}/${file.ino}/${file.mtimeMs}/${file.size}`, read);
+      return await kept(`${path}/${file.ino}/${file.mtimeMs}/${file.size}`, file.size, read);
     }
     await this.samples.refresh();
     const { places, path: live } = this.samples;
     // An evaluation that was done again: what is later counts.
     const wanted = new Map(places.flatMap((place, i) => (place.iteration === iteration ? [[place.name, i]] : [])));
     if (wanted.size === 0) return null;
-    return await kept(`${live}/${iteration}/${[...wanted.values()]}`, async () => {
+    return await kept(`${live}/${iteration}/${[...wanted.values()]}`, 0, async () => {
       const images: SampleMessage[] = [];
       for (const index of wanted.values()) {
         const { thumbnail: _, ...image } = await this.samples.read(index);
@@ -62,15 +63,17 @@ export class EvaluationIndex {
   }
 }
 
-async function kept(key: string, read: () => Promise<EvaluationSet>): Promise<EvaluationSet> {
-  const set = loaded.get(key) ?? read();
+async function kept(key: string, bytes: number, read: () => Promise<EvaluationSet>): Promise<EvaluationSet> {
+  const entry = loaded.get(key) ?? { bytes, set: read() };
   loaded.delete(key);
-  loaded.set(key, set);
-  for (const old of loaded.keys()) {
-    if (loaded.size <= MAX_LOADED) break;
+  loaded.set(key, entry);
+  let total = [...loaded.values()].reduce((sum, one) => sum + one.bytes, 0);
+  for (const [old, one] of loaded) {
+    if (old === key || (total <= MAX_BYTES && loaded.size <= MAX_LOADED)) break;
     loaded.delete(old);
+    total -= one.bytes;
   }
   // One that could not be read is tried again.
-  set.catch(() => loaded.delete(key));
-  return await set;
+  entry.set.catch(() => loaded.delete(key));
+  return await entry.set;
 }

@@ -163,6 +163,35 @@ describe("confusion", () => {
   });
 });
 
+test("what makes no sense is refused, and nothing breaks", async () => {
+  const refused = [
+    "confusion?score=2",
+    "confusion?iou=1",
+    "histograms?class=9",
+    "histograms?class=-1",
+    "histograms?score=x",
+  ];
+  refused.push(
+    "images?count=1000",
+    "images?from=-1",
+    "images?row=3&column=0",
+    "images?row=0&column=7",
+    "images?sort=name",
+  );
+  for (const path of refused) expect([path, (await ask(`evaluations/20/${path}`)).status]).toEqual([path, 400]);
+  const missing = [
+    "20/images/-1/image",
+    "20/images/x/image",
+    "20/nothing",
+    "20/images/0",
+    "1e400",
+    "5.5",
+    "..%2f20",
+    "",
+  ];
+  for (const path of missing) expect([path, (await ask(`evaluations/${path}`)).status]).toEqual([path, 404]);
+});
+
 test("histograms count boxes by class and size, crowds apart", async () => {
   const { classes, sizes } = await get("/20/histograms?score=0.5");
   expect(classes).toEqual({ truth: [2, 1], found: [2, 0] });

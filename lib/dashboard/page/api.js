@@ -17,7 +17,9 @@ export const setToken = (token) => sessionStorage.setItem(KEY, token);
 const authorization = () => ({ Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` });
 
 async function ask(path) {
-  const answer = await fetch(path, { headers: authorization() });
+  const answer = await fetch(path, { headers: authorization() }).catch(() => {
+    throw new Error("nobody answers at this address: the training, or dlfs dashboard, has ended");
+  });
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
   const message = error ?? `the server answered ${answer.status}`;

@@ -26,12 +26,11 @@ import { evaluatedImage } from "../evaluation-files";
 import type { EvaluatedClasses } from "../evaluation-report";
 import type { ImageDetections } from "../evaluator";
 import type { TrainerObserver } from "../observers";
+import { Thumbnails } from "../thumbnails";
 import type { Trainer } from "../trainer";
 import { versionsOf } from "../versions";
 import type { Feed } from "./data-feeds";
 
-/** A JPEG that is larger than this is not sent along with what was found on it. */
-const MAX_THUMBNAIL_BYTES = 256 * 1024;
 /** Images of an evaluation that are sent along. */
 const SAMPLES = 8;
 
@@ -131,6 +130,7 @@ export class LiveTrainingParts implements AsyncDisposable {
   readonly #owned: AsyncDisposableStack;
   readonly #parts: LiveParts;
   readonly #session: LiveSession;
+  readonly #thumbnails: Thumbnails;
   #trainer: Trainer | null = null;
   #ended = "the training has ended";
 
@@ -139,6 +139,7 @@ export class LiveTrainingParts implements AsyncDisposable {
     this.#owned = owned;
     const { dataset, codec, entries } = parts;
     const { store, source, classes, trainSplit } = dataset;
+    this.#thumbnails = new Thumbnails(source, codec);
     const loader = parts.feed.loader as CocoDataLoader;
     const trainer = () => this.#trainer as Trainer;
     this.#session = new LiveSession({
@@ -267,11 +268,10 @@ export class LiveTrainingParts implements AsyncDisposable {
       const { imageId, detections: found } = detections[Math.floor((i * detections.length) / count)] as ImageDetections;
       const record = dataset.store.image(imageId);
       if (!record) continue;
-      const bytes = await dataset.source.read(record.key).catch(() => null); // the loader has told of it
-      const thumbnail = bytes && bytes.length <= MAX_THUMBNAIL_BYTES ? { thumbnail: bytes } : {};
+      const thumbnail = await this.#thumbnails.of(record.key);
       this.bus.publish({
         type: "sample",
-        value: { ...evaluatedImage(dataset, iteration, record, found), ...thumbnail },
+        value: { ...evaluatedImage(dataset, iteration, record, found), ...(thumbnail && { thumbnail }) },
       });
     }
   }
