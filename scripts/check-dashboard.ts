@@ -193,8 +193,6 @@ try {
   await until("document.body?.dataset.curves && location.hash === ''");
   check(await browser.evaluate("document.getElementById('access').hidden"), "an address opened again brings its token");
   check(browser.complaints.length === 0, `nothing was complained of: ${browser.complaints.join("; ")}`);
-  await server[Symbol.asyncDispose]();
-  await until("document.getElementById('error').textContent.startsWith('nobody answers at this address')");
   going.close();
 
   const editing = join(root, "editor");
@@ -202,6 +200,12 @@ try {
   await checkEditor({ browser, root: editing, out: args.out, jpeg: thumbnail, check });
   const unexpected = browser.complaints.filter((line) => !line.includes("/labels"));
   check(unexpected.length === 0, `nothing was complained of but what was refused: ${unexpected.join("; ")}`);
+
+  // The end of a server, on an open page.
+  await browser.open(`${server.url}#token=a%20token%20of%20the%20check`, 390, 844, true);
+  await until("document.body.dataset.figures");
+  await server[Symbol.asyncDispose]();
+  await until("document.getElementById('error').textContent.startsWith('nobody answers at this address')");
   console.log(`${checks} checks of the dashboard passed; screenshots: ${args.out}`);
 } finally {
   await rm(root, { recursive: true });
