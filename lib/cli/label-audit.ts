@@ -1,7 +1,15 @@
 import { parseArgs } from "node:util";
 import { showProgress } from "../data";
 import { Engine } from "../engine";
-import { type AuditedImage, auditLabels, findingTable, type GivenBox, gatherCandidates, writeFindings } from "../label";
+import {
+  type AuditedImage,
+  auditLabels,
+  confidentScore,
+  findingTable,
+  type GivenBox,
+  gatherCandidates,
+  writeFindings,
+} from "../label";
 import { Device } from "../tensor";
 import { stopOnSignals } from "../train";
 import { number, positiveInteger, UsageError } from "./arguments";
@@ -16,7 +24,7 @@ Usage: dlfs label audit MODEL --data DIR --split S [options]
   --split S           default val2017
   --out FILE          all of them as JSON lines
   --count N           how many are shown; default 30
-  --score X           detections from it on count as confident; default by class: from which on three of four lie on its boxes
+  --score X           detections from it on count as confident; default: from which on three of four lie on boxes of their class
   --batch N           most images at a time; default 32 on a GPU, 8 on the CPU
   --backend NAME      cuda or cpu; default: DLFS_BACKEND, else cuda where it finds a device`;
 
@@ -80,9 +88,11 @@ export async function audit(argv: string[]): Promise<number> {
       });
       return { name, found, given: boxes };
     });
-    const findings = auditLabels(audited, { classes: classes.length, score });
+    const confident = score ?? confidentScore(audited);
+    const findings = auditLabels(audited, { score: confident });
     if (out !== undefined) await writeFindings(out, findings, classes);
     for (const line of findingTable(findings, classes, count)) console.log(line);
+    if (score === undefined) console.log(confidenceOf(confident, audited));
     tellFailures(failures);
     if (out !== undefined) console.log(`written: ${out}`);
     return 0;
@@ -90,4 +100,13 @@ export async function audit(argv: string[]): Promise<number> {
     if (stop.signal.aborted) return stop.exitStatus;
     throw error;
   }
+}
+
+/** What the findings rest on. */
+function confidenceOf(score: number, images: readonly AuditedImage[]): string {
+  const detections = images.reduce((sum, { found }) => sum + found.length, 0);
+  if (score <= 1)
+    return `the model counts as confident from ${score.toFixed(2)} on: three of four such detections lie on boxes`;
+  const none = `of its ${detections} detections three of four lie on boxes of their class from no score on`;
+  return `the model is never confident, so this says nothing of the labels: ${none}; a better model does, or --score`;
 }

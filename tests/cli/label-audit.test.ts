@@ -79,6 +79,20 @@ test("finds a box that is missing, and boxes of another class and place, and not
   );
   expect(run.stdout).toMatch(/^value +problem +image +class +score +box$/m);
   expect(run.stdout).toContain(`${rows.length} boxes in question: `);
+  expect(run.stdout).not.toContain("confident");
+}, 60_000);
+
+test("says so where the model is never confident", async () => {
+  const data = join(folder, "elsewhere");
+  const annotations = [{ id: 1, image_id: 1, category_id: 4, bbox: [0, 0, 2, 2], area: 4, iscrowd: 0 }];
+  const images = [{ id: 1, file_name: "1.jpg", width: 90, height: 60 }];
+  await Bun.write(join(data, "annotations", "instances_val.json"), JSON.stringify({ images, annotations, categories }));
+  await Bun.write(join(data, "val", "1.jpg"), tinyJpeg(90, 60, 1));
+  const { exitCode, stdout } = await runDlfs(["label", "audit", model, "--data", data, "--split", "val"], { env });
+  expect([exitCode, stdout]).toEqual([
+    0,
+    expect.stringContaining("0 boxes in question: 0 missing, 0 wrong, 0 loose\nthe model is never confident"),
+  ]);
 }, 60_000);
 
 test("is called wrongly", async () => {

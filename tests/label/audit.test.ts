@@ -4,7 +4,7 @@ import { EpochRandom } from "../../lib/data";
 import {
   type AuditedImage,
   auditLabels,
-  confidentScores,
+  confidentScore,
   type FoundBox,
   findingLines,
   findingTable,
@@ -18,9 +18,11 @@ const given = (x: number, label = 0, more: Partial<GivenBox> = {}): GivenBox => 
 });
 const found = (x: number, score: number, label = 0): FoundBox => ({ box: [x, 0, x + 10, 10], score, label });
 const audit = (boxes: GivenBox[], detections: FoundBox[], score: number | undefined = 0.5) =>
-  auditLabels([{ name: "a.jpg", given: boxes, found: detections }], { classes: 3, score }).map(
-    ({ problem, value, iou }) => [problem, Number(value.toFixed(4)), Number(iou.toFixed(4))],
-  );
+  auditLabels([{ name: "a.jpg", given: boxes, found: detections }], { score }).map(({ problem, value, iou }) => [
+    problem,
+    Number(value.toFixed(4)),
+    Number(iou.toFixed(4)),
+  ]);
 
 describe("one image", () => {
   test("where labels and model agree has no findings", () => {
@@ -53,21 +55,21 @@ describe("one image", () => {
 
   test("a model that is not confident says nothing", () => {
     expect(audit([given(0)], [found(0, 0.4, 1), found(3, 0.4), found(50, 0.4)])).toEqual([]);
-    expect(() => audit([], [], 2)).toThrow("score: expected 0 to 1, got 2");
+    expect(() => audit([], [], 2)).toThrow("score: expected 0 to 1, or Infinity, got 2");
   });
 });
 
-test("confidence begins where three of four detections of a class lie on its boxes", () => {
+test("confidence begins where three of four detections lie on boxes of their class", () => {
   // Right at 0.8, 0.6 and 0.4 but not at 0.5, right at 0.2 below two that are not: 3 of 4 from 0.4 on, 4 of 7 from 0.2 on.
   const ignored = given(80, 1, { ignore: true });
   const one = (score: number, ...more: FoundBox[]): AuditedImage => ({
     ...{ name: "", given: [given(0), ignored], found: [found(0, score), found(80, 0.01, 1), ...more] },
   });
   const images = [one(0.8), one(0.6, found(50, 0.5)), one(0.4, found(50, 0.3), found(50, 0.25)), one(0.2)];
-  expect(confidentScores(images, 2)).toEqual([0.4, 0.4]);
+  expect(confidentScore(images)).toBe(0.4);
   const wrong = { name: "", given: [given(0)], found: [found(50, 0.9)] };
-  expect(confidentScores([wrong], 1)).toEqual([Number.POSITIVE_INFINITY]);
-  expect(auditLabels([wrong], { classes: 1 })).toEqual([]);
+  expect([confidentScore([wrong]), confidentScore([])]).toEqual([Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY]);
+  expect(auditLabels([wrong])).toEqual([]);
 });
 
 /** Scenes with three classes, a model that finds nine of ten objects a bit beside their boxes, and finds things that are not there. */
@@ -112,7 +114,7 @@ function plant(seed: number) {
 test.each([1, 2, 3])("most planted errors are among the first, seed %i", (seed) => {
   const { images, planted } = plant(seed);
   expect(planted.length).toBe(30);
-  const first = auditLabels(images, { classes: 3 }).slice(0, planted.length);
+  const first = auditLabels(images).slice(0, planted.length);
   const isPlanted = (finding: (typeof first)[0]) =>
     planted.some(({ image, problem, box }) => {
       const { box: at } = finding.given ?? finding.found;
@@ -130,7 +132,7 @@ test.each([1, 2, 3])("most planted errors are among the first, seed %i", (seed) 
 
 test("findings are lines for programs and a table for people", () => {
   const image = { name: "a.jpg", given: [given(0, 0, { id: 7 })], found: [found(0, 0.9, 1), found(50.04, 0.8)] };
-  const findings = auditLabels([image], { classes: 2, score: 0.5 });
+  const findings = auditLabels([image], { score: 0.5 });
   const lines = findingLines(findings, ["cell", "dog"]).trimEnd().split("\n");
   expect(lines.map((line) => JSON.parse(line) as unknown)).toEqual([
     {

@@ -2,7 +2,7 @@ export {
   type AuditedImage,
   type AuditOptions,
   auditLabels,
-  confidentScores,
+  confidentScore,
   type GivenBox,
   type LabelFinding,
   type LabelProblem,
