@@ -1,7 +1,8 @@
 import { parseArgs } from "node:util";
-import { DashboardServer } from "../dashboard";
+import { DashboardServer, type Predictor } from "../dashboard";
+import { RunPredictor } from "../engine";
 import { stopOnSignals } from "../train";
-import { UsageError } from "./arguments";
+import { oneOf, UsageError } from "./arguments";
 import type { Verb } from "./main";
 
 const help = `dlfs dashboard: a page that shows trainings while they go on, and those that have ended.
@@ -14,6 +15,7 @@ Usage: dlfs dashboard RUNS... [options]
   --token TEXT  what readers must know; default DLFS_LIVE_TOKEN, else one that is made up and printed
   --edit        boxes of images may be drawn, changed and deleted on the page: in a training that goes on with --live, else in
                 the data set that the run was trained on
+  --backend NAME  with --edit: what a run's last checkpoint predicts on, cpu (default) or cuda
 
 Without --edit it reads the folders and writes nothing. docs/live.md has more. Ctrl-C ends it.`;
 
@@ -22,6 +24,7 @@ const options = {
   host: { type: "string" },
   token: { type: "string" },
   edit: { type: "boolean" },
+  backend: { type: "string" },
 } as const;
 
 export const verb: Verb = {
@@ -36,7 +39,12 @@ export const verb: Verb = {
     const own = args.token ?? (process.env.DLFS_LIVE_TOKEN || undefined);
     const token = own ?? crypto.randomUUID().replaceAll("-", "");
     const folders = positionals.length > 0 ? positionals : ["runs"];
-    await using server = await DashboardServer.open({ folders, port, hostname: args.host, token, edit: args.edit });
+    const { edit, host: hostname } = args;
+    if (args.backend !== undefined && !edit) throw new UsageError("--backend is for --edit");
+    const backend = oneOf("backend", args.backend ?? "cpu", ["cpu", "cuda"] as const);
+    await using predictor = new RunPredictor({ backend, tuneMs: 0 });
+    const predict: Predictor = (run, image) => predictor.predict(run, image);
+    await using server = await DashboardServer.open({ folders, port, hostname, token, edit, predict });
     // Behind the #, where browsers keep it to themselves. A token of the user's own is not for the screen.
     console.log(`dashboard: ${server.url}${own === undefined ? `#token=${token}` : ""}`);
     using stop = stopOnSignals(() => console.error("\nending"));

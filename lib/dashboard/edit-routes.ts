@@ -15,7 +15,8 @@ const WAIT_MS = 20_000;
  * Of a run, below /api/runs/R/:
  *
  * - `GET annotations?image=KEY&split=S&iteration=N`: the image's boxes, what was found on it (in an evaluation), `seen`, the boxes
- *   in short, and `into`, what labels of it would go to: "training" or "data set".
+ *   in short, and `into`, what labels of it would go to ("training" or "data set"), and `predicts`, whether predictions can be asked for.
+ * - `GET predictions?image=KEY&split=S`: what the run's model makes of it: FoundBoxes. With --edit alone.
  * - `GET images?split=S&boxes=any|none|some&text=T&after=ID&limit=N`: keys of the data set's images. With --edit alone.
  * - `POST labels`: JSON as labelMessageOf has it. 200 when it is done, with the image as it is now; 202 where the training has not
  *   answered yet: the same again asks on; 409 where somebody else has changed the image, with the image as it is now; 422 where it
@@ -33,8 +34,11 @@ export class EditRoutes {
       const iteration = optionalInteger(query, "iteration");
       return json(await this.editor.describe(run, needed(query, "image"), needed(query, "split"), iteration));
     }
-    if (part !== "images") return null;
-    if (!this.editor.writable) return failure(403, "images are listed with --edit alone");
+    if (part !== "images" && part !== "predictions") return null;
+    if (!this.editor.writable) return failure(403, `${part} are there with --edit alone`);
+    if (part === "predictions") {
+      return json(await this.editor.predict(run, needed(query, "image"), needed(query, "split")));
+    }
     const boxes = word(query, "boxes", ["any", "none", "some"] as const);
     const [split, text] = [query.get("split") ?? "", query.get("text") ?? ""];
     const [after, limit] = [optionalInteger(query, "after") ?? 0, integer(query, "limit", 100, 1, 500)];

@@ -1,7 +1,7 @@
 /** The boxes of images as the page's editor shows them and writes them back: to a training that goes on, or to the data set. */
 import type { AnnotationRecord, ImageQuery, ImageRecord } from "../data";
 import type { LabelMessage, SampleMessage } from "../formats";
-import { applyEdits, findLiveAddress, imageOf, postMessage, seenOf } from "../live";
+import { applyEdits, askPredictions, type FoundBoxes, findLiveAddress, imageOf, postMessage, seenOf } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 import { type RunData, RunDataSets } from "./run-data";
 import type { RunView } from "./runs";
@@ -28,11 +28,16 @@ export interface ImageFilter {
   limit: number;
 }
 
+/** Finds objects on an image with the weights that a run has kept last. */
+export type Predictor = (run: string, image: Uint8Array) => Promise<FoundBoxes>;
+
 export interface EditorOptions {
   /** Whether labels may be written. Default false. */
   edit?: boolean;
   /** The token of trainings that do not leave theirs in their run folder: the user's own, DLFS_LIVE_TOKEN. */
   token?: string;
+  /** Of runs whose training does not go on. Default: of those nothing is predicted. */
+  predict?: Predictor;
 }
 
 /** Labels that were made of what the image has no more. */
@@ -46,11 +51,13 @@ export class LabelEditor implements Disposable {
   readonly #data = new RunDataSets();
   readonly #outcomes = new Map<string, Promise<Outcome>>();
   readonly #token: string | undefined;
+  readonly #predict: Predictor | undefined;
   readonly writable: boolean;
 
-  constructor({ edit = false, token }: EditorOptions = {}) {
+  constructor({ edit = false, token, predict }: EditorOptions = {}) {
     this.writable = edit;
     this.#token = token;
+    this.#predict = predict;
   }
 
   /**
@@ -66,15 +73,18 @@ export class LabelEditor implements Disposable {
       if (!sample) throw unseen(run, key);
       const { width, height } = sample.predictions;
       const image = { key, split, width, height };
-      return { image, classes: await run.classes(), boxes: truthOf(sample), seen: null, into: null, found };
+      const rest = { seen: null, into: null, predicts: false, found };
+      return { image, classes: await run.classes(), boxes: truthOf(sample), ...rest };
     }
     const data = await this.#data.of(run);
     const { id, width, height } = imageIn(data, key, split);
     const present = data.store.annotationsOf(id);
     const classes = data.classes.names;
     const boxes = present.map((annotation) => boxOf(annotation, data));
-    const into = (await this.#addressFor(run, split)) ? "training" : "data set";
-    return { image: { key, split, width, height }, classes, boxes, seen: seenOf(present), into, found };
+    const address = await this.#address(run);
+    const into = address?.split === split ? "training" : "data set";
+    const predicts = address !== null || this.#predict !== undefined;
+    return { image: { key, split, width, height }, classes, boxes, seen: seenOf(present), into, predicts, found };
   }
 
   /** Images of a run's data set, by ascending id; `total` of them, on the first page. */
@@ -100,6 +110,21 @@ export class LabelEditor implements Disposable {
   }
 
   /**
+   * What a run's model makes of an image: with the weights that it has now where its training goes on, else with the last ones that
+   * were kept.
+   *
+   * @throws DlfsError where the image or the model cannot be had
+   */
+  async predict(run: RunView, key: string, split: string): Promise<FoundBoxes> {
+    imageIn(await this.#data.of(run), key, split);
+    const address = await this.#address(run);
+    if (address) return await askPredictions(address, { image: key, split }, { timeoutMs: ANSWER_MS });
+    const predict = this.#predict;
+    if (predict) return await predict(run.path, (await run.images.read(key)).bytes);
+    throw new NotFoundError(ErrorCode.unsupported, "predictions", `${run.name} has no training that goes on`);
+  }
+
+  /**
    * Writes labels: the training takes them in that goes on with the image's split, else the data set does. The same message again
    * (by its id) has the same outcome.
    *
@@ -121,12 +146,12 @@ export class LabelEditor implements Disposable {
   }
 
   async #write(run: RunView, message: LabelMessage & { split: string; seen: string }): Promise<Outcome> {
-    const address = await this.#addressFor(run, message.split);
+    const address = await this.#address(run);
     const data = await this.#data.of(run);
     const { store, classes } = data;
     const image = imageIn(data, message.image, message.split);
     const conflicting = () => seenOf(store.annotationsOf(image.id)) !== message.seen;
-    if (!address) {
+    if (address?.split !== message.split) {
       try {
         const boxesPerImage = Number.POSITIVE_INFINITY;
         applyEdits({ store, classes, split: message.split, boxesPerImage }, image, message);
@@ -142,12 +167,12 @@ export class LabelEditor implements Disposable {
     throw new DlfsError(ErrorCode.argument, "labels", answer.reason);
   }
 
-  /** The training that takes labels of a split; null where none goes on. */
-  async #addressFor(run: RunView, split: string): Promise<{ url: string; token: string } | null> {
+  /** The training that goes on, and the split that it takes labels of; null where none does. */
+  async #address(run: RunView): Promise<{ url: string; token: string; split: string } | null> {
     const found = await findLiveAddress(run.path);
-    if (found?.split !== split) return null;
+    if (!found) return null;
     const token = found.token ?? this.#token;
-    if (token !== undefined) return { url: found.url, token };
+    if (token !== undefined) return { ...found, token };
     throw new DlfsError(ErrorCode.io, "live", `${run.name}: DLFS_LIVE_TOKEN must be the one that its training has`);
   }
 

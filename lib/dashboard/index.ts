@@ -1,6 +1,6 @@
 export { Curve, type CurvePoints, type CurveRange } from "./curve";
 export { Dashboard } from "./dashboard";
-export { type EditorOptions, LabelEditor, type Outcome } from "./edits";
+export { type EditorOptions, LabelEditor, type Outcome, type Predictor } from "./edits";
 export { MetricsFile } from "./metrics-file";
 export { RunList, type RunSummary, type RunVersions, RunView } from "./runs";
 export { DashboardServer, type DashboardServerOptions } from "./server";

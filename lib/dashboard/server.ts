@@ -2,6 +2,7 @@
 import { AccessGate, failure } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 import { Dashboard } from "./dashboard";
+import type { Predictor } from "./edits";
 import { DashboardWorker } from "./worker";
 
 /** A message of labels. */
@@ -18,6 +19,8 @@ export interface DashboardServerOptions {
   token: string;
   /** Whether labels may be written. Default false. */
   edit?: boolean;
+  /** What finds objects on images of runs whose training does not go on; not with `thread`. */
+  predict?: Predictor;
   /** Whether a thread of its own reads the runs, so that this one, which trains, does not. Default false. */
   thread?: boolean;
 }
@@ -36,13 +39,14 @@ export class DashboardServer implements AsyncDisposable {
     hostname = "127.0.0.1",
     token,
     edit,
+    predict,
     thread = false,
   }: DashboardServerOptions): Promise<DashboardServer> {
     await using owned = new AsyncDisposableStack();
     const dashboard = owned.use(
       thread
         ? await DashboardWorker.open({ folders, edit, token })
-        : await Dashboard.open(folders, new AccessGate(token), { edit, token }),
+        : await Dashboard.open(folders, new AccessGate(token), { edit, token, predict }),
     );
     try {
       const server = Bun.serve({

@@ -3,7 +3,7 @@ import { failure } from "../live";
 import { DlfsError, ErrorCode } from "../native/error";
 import type { EditorOptions } from "./edits";
 
-export interface DashboardWorkerOptions extends EditorOptions {
+export interface DashboardWorkerOptions extends Pick<EditorOptions, "edit"> {
   /** Of runs, or folders that hold such. */
   folders: readonly string[];
   /** Who knows it may read, and write where `edit` is true. */

@@ -143,6 +143,7 @@ export type { ImportOptions, ImportReport } from "./import-content";
 export { LocalDataSource } from "./local-data-source";
 export { type DataSourceOptions, dataSource, isRemoteLocation } from "./open-data-source";
 export { type PackOptions, type PackReport, packRecords } from "./pack";
+export { planInput } from "./plan-input";
 export { type Problem, type ProblemAction, ProblemList } from "./problems";
 export { type ProgressListener, showProgress } from "./progress";
 export {

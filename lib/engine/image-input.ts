@@ -1,12 +1,11 @@
 /** What an engine detects on, and where it lies in the network's input. */
 import {
-  CounterRandom,
   type DeviceImageCodec,
   type InputMapping,
   mappingOf,
   type Pixels,
   type PreprocessOp,
-  startPlan,
+  planInput,
   writeTransform,
 } from "../data";
 import type { InputSize } from "../data/codec";
@@ -69,7 +68,7 @@ export function planImage(
   image: EngineImage,
   codec: DeviceImageCodec,
   preprocessing: readonly PreprocessOp[],
-  [inputHeight, inputWidth]: InputSize,
+  size: InputSize,
 ): PlannedImage {
   const { width, height } = sizeOf(image, codec);
   check(
@@ -78,8 +77,6 @@ export function planImage(
     () => `${width} x ${height} pixels are more than the limit of 2^28`,
     ErrorCode.image,
   );
-  const random = new CounterRandom({ seed: 0, epoch: 0, image: 0, operation: 0, repeat: 0 });
-  const start = startPlan(width, height, inputWidth, inputHeight, new Float64Array(0), new Int32Array(0));
-  const plan = preprocessing.reduce((before, op) => op.apply(before, random), start);
+  const plan = planInput({ width, height }, preprocessing, size);
   return { image, width, height, toInput: mappingOf(plan), writeTransform: (out, i) => writeTransform(out, i, plan) };
 }

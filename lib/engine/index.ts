@@ -23,4 +23,5 @@ export {
   type PredictionFormat,
   predictionFormats,
 } from "./prediction-formats";
+export { RunPredictor, type RunPredictorOptions } from "./run-predictor";
 export { type FrameChoice, isVideo, type VideoFrame, type VideoOptions, videoFrames } from "./video-frames";

@@ -1,6 +1,6 @@
 export { AccessGate, denied, failure } from "./access";
 export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type ReaderStatus } from "./bus";
-export { postMessage } from "./client";
+export { askPredictions, type FoundBoxes, postMessage } from "./client";
 export { type CollectOptions, CollectSink } from "./collect-sink";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { Journal, type JournalEntry } from "./journal";

@@ -5,6 +5,7 @@ import { decodeFrame } from "../formats/framed-stream";
 import { DlfsError, ErrorCode } from "../native/error";
 import { AccessGate, denied, failure } from "./access";
 import type { LiveBus, LiveSink } from "./bus";
+import type { FoundBoxes } from "./client";
 import type { Answer } from "./session";
 
 /** The largest message that is taken: an image with its boxes. */
@@ -22,6 +23,8 @@ export interface LiveServerOptions {
   bus: LiveBus;
   /** Takes messages in; without it the address is for reading alone. */
   submit?: (message: Message, sender: string) => Promise<Answer>;
+  /** What the training makes of an image now, by its key and split. Default: that cannot be asked. */
+  predict?: (image: string, split: string) => Promise<FoundBoxes>;
   /** Pages of other addresses that may open a WebSocket here, such as "https://labels.example". Default: none. */
   origins?: readonly string[];
   /** Answers what is asked for at other paths; whether the asker may know the answer is its affair. */
@@ -77,6 +80,7 @@ class SocketSink implements LiveSink {
  *   commands that a client sends are taken in, and answered by events "accepted" and "refused", which all clients hear.
  * - `POST /messages`: frames of labels and commands, one behind the other; the answer is JSON, `{"answers": [...]}` with an entry
  *   for each, when all are taken in or refused.
+ * - `GET /predictions?image=KEY&split=S`: JSON, what the training makes of an image of its data set now: FoundBoxes.
  * - `GET /status`: JSON, how readers keep up.
  */
 export class LiveServer implements AsyncDisposable {
@@ -97,11 +101,12 @@ export class LiveServer implements AsyncDisposable {
         routes: {
           "/live": { GET: (request: Request, server: Bun.Server<Client>) => this.#upgrade(request, server) },
           "/messages": { POST: (request: Request) => this.#guarded(request, () => this.#post(request)) },
+          "/predictions": { GET: (request: Request) => this.#guarded(request, () => this.#predict(request)) },
           "/status": {
             GET: (request: Request) => this.#guarded(request, () => Response.json({ readers: options.bus.readers })),
           },
         },
-        fetch: also ?? (() => failure(404, "not found: /live, /messages and /status are here")),
+        fetch: also ?? (() => failure(404, "not found: /live, /messages, /predictions and /status are here")),
         error: () => failure(500, "something went wrong here"),
         websocket: {
           maxPayloadLength: MAX_MESSAGE_BYTES,
@@ -187,5 +192,18 @@ export class LiveServer implements AsyncDisposable {
       throw error;
     }
     return Response.json({ answers: await Promise.all(messages.map((message) => submit(message, "POST"))) });
+  }
+  async #predict(request: Request): Promise<Response> {
+    const { predict } = this.#options;
+    if (!predict) return failure(404, "this training cannot be asked about images");
+    const { searchParams } = new URL(request.url);
+    const [image, split] = [searchParams.get("image"), searchParams.get("split")];
+    if (!image || !split) return failure(400, "expected image, the key of one, and split");
+    try {
+      return Response.json(await predict(image, split));
+    } catch (error) {
+      if (error instanceof DlfsError) return failure(422, error.message);
+      throw error;
+    }
   }
 }

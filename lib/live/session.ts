@@ -1,7 +1,7 @@
 /** What enters a training while it goes on: labels and commands, taken in between two steps. */
 import type { ImageChange, ImageRecord, TargetChange } from "../data";
 import type { ControlMessage, EventContent, EventMessage, LabelMessage, Message } from "../formats";
-import { DlfsError } from "../native/error";
+import { DlfsError, ErrorCode } from "../native/error";
 import type { LiveBus } from "./bus";
 import type { Journal, JournalEntry } from "./journal";
 import { applyEdits, imageOf, refuse } from "./label-edits";
@@ -48,6 +48,9 @@ interface Waiting {
   answer: (answer: Answer) => void;
 }
 
+/** Questions that wait for their turn between two steps, at most. */
+const MAX_ERRANDS = 16;
+
 /** Messages taken in before one step, at most: a flood of them must not keep the device waiting. */
 const PER_STEP = 256;
 
@@ -70,11 +73,14 @@ export class LiveSession {
   readonly #rates: { iteration: number; value: number }[];
   /** When each author has last said what all boxes of an image are: by author and image. */
   readonly #replaced = new Map<string, number>();
+  /** What is to be done between steps that changes nothing. */
+  readonly #errands: { run: () => Promise<void>; refuse: () => void }[] = [];
   #waitingBytes = 0;
   #unwritten: { entry: JournalEntry; answer: (answer: Answer) => void }[] = [];
   /** Why the journal cannot be written. */
   #failure: Error | null = null;
   #paused = false;
+  #ended = false;
   #wake: (() => void) | null = null;
   #iteration = 0;
   #refused = 0;
@@ -129,16 +135,35 @@ export class LiveSession {
     });
   }
 
+  /**
+   * Does something between two steps that changes nothing of the training, one such thing between two of them.
+   *
+   * @throws DlfsError where many wait already, or the training has ended before it came to it
+   */
+  async between<T>(work: () => Promise<T>): Promise<T> {
+    const refused = (reason: string) => new DlfsError(ErrorCode.argument, "training", reason);
+    if (this.#ended) throw refused("it has ended");
+    if (this.#errands.length >= MAX_ERRANDS)
+      throw refused(`${MAX_ERRANDS} such questions wait already; try again later`);
+    const { promise, resolve, reject } = Promise.withResolvers<T>();
+    this.#errands.push({ run: () => work().then(resolve, reject), refuse: () => reject(refused("it has ended")) });
+    this.#wake?.();
+    return await promise;
+  }
+
   /** Takes in what waits; resolves when the step may be taken, at once where nothing does. `iteration`: steps done. */
   beforeStep(iteration: number): Promise<void> | undefined {
     this.#iteration = iteration;
     this.#replayRates();
-    const idle = this.#waiting.length === 0 && this.#unwritten.length === 0 && !this.#paused;
+    const rests = this.#waiting.length === 0 && this.#unwritten.length === 0 && this.#errands.length === 0;
+    const idle = rests && !this.#paused;
     return idle ? undefined : this.#takeIn();
   }
 
   /** Answers all that waits: the training has ended. */
   async close(): Promise<void> {
+    this.#ended = true;
+    for (const { refuse } of this.#errands.splice(0)) refuse();
     for (const { message, answer } of this.#waiting.splice(0))
       answer(this.#refuse(message.id, "the training has ended"));
     this.#waitingBytes = 0;
@@ -166,7 +191,8 @@ export class LiveSession {
         if (performance.now() - began >= budgetMs) break;
       }
       await this.#write();
-      if (this.#paused && this.#waiting.length === 0) await this.#woken();
+      await this.#errands.shift()?.run();
+      if (this.#paused && this.#waiting.length === 0 && this.#errands.length === 0) await this.#woken();
     } while (this.#paused);
   }
 

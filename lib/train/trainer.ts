@@ -394,7 +394,7 @@ export class Trainer implements Disposable {
     this.#state.evaluationDue = false;
     await this.#observers.call("onEvaluationStart", iteration, iteration, this.#overlaps);
     if (!this.#overlaps) {
-      const evaluation = await this.#withAverages(() => evaluator.evaluate());
+      const evaluation = await this.withAverages(() => evaluator.evaluate());
       return await this.#noteEvaluation(iteration, loader.epoch, evaluation);
     }
     evaluator.takeWeights(new Map([...this.#options.model.stateDict(), ...(this.ema?.averages ?? [])]));
@@ -445,8 +445,8 @@ export class Trainer implements Disposable {
     return evaluation;
   }
 
-  /** Runs `work` with the averages in place of the weights. */
-  async #withAverages<T>(work: () => Promise<T>): Promise<T> {
+  /** Runs `work` with the weights that are evaluated: the averages, where there are such. Between two steps alone. */
+  async withAverages<T>(work: () => Promise<T>): Promise<T> {
     this.ema?.swap();
     try {
       return await work();

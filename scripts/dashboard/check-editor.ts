@@ -333,7 +333,9 @@ async function checkTraining({
   check,
 }: Pick<EditorChecks, "browser" | "out" | "check"> & { page: EditorPage; run: string }): Promise<void> {
   let answer: () => Promise<Answer> = async () => ({ accepted: true, from: 123 });
-  await using training = new LiveServer({ port: 0, token: "live", bus: new LiveBus(), submit: () => answer() });
+  const predict = async () => ({ iteration: 200, boxes: [{ box: [150, 60, 190, 95], label: 1, score: 0.8 }] });
+  const heard = { bus: new LiveBus(), submit: () => answer(), predict };
+  await using training = new LiveServer({ port: 0, token: "live", ...heard });
   await mkdir(join(run, "live"), { recursive: true });
   await writeLiveAddress(run, { url: training.url, token: "live", split: "train" });
   await browser.click("#label-open");
@@ -362,6 +364,15 @@ async function checkTraining({
   await page.until("document.querySelector('#editor .unwritten').hidden");
   answer = async () => ({ accepted: true, from: 125 });
   await page.drag([70, 20], [90, 60]);
+  await browser.press("s", "Control");
+  await page.said("the training has it, from step 125 on");
+  // What it makes of the image now is asked for.
+  const known = Number(await browser.evaluate("document.getElementById('editor-stage').dataset.boxes"));
+  await browser.press("p");
+  await page.count(known + 1);
+  check((await page.text("#editor-found")).startsWith("1 predictions after step 200"), "how far it was is told");
+  await browser.screenshot(join(out, "editor-predicted.png"), true);
+  await browser.press("A", "Shift");
   await browser.press("s", "Control");
   await page.said("the training has it, from step 125 on");
   await removeLiveAddress(run);

@@ -3,13 +3,21 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdir, mkdtemp, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { DashboardServer } from "../../lib/dashboard";
+import { DashboardServer, type Predictor } from "../../lib/dashboard";
 import { EditRoutes } from "../../lib/dashboard/edit-routes";
 import { LabelEditor } from "../../lib/dashboard/edits";
 import { RunView } from "../../lib/dashboard/runs";
 import { type AnnotationRecord, loadDataset, openKeptStore } from "../../lib/data";
 import type { LabelMessage, Message } from "../../lib/formats";
-import { type Answer, findLiveAddress, LiveBus, LiveServer, removeLiveAddress, writeLiveAddress } from "../../lib/live";
+import {
+  type Answer,
+  findLiveAddress,
+  LiveBus,
+  LiveServer,
+  type LiveServerOptions,
+  removeLiveAddress,
+  writeLiveAddress,
+} from "../../lib/live";
 import { FakeCodec, fakeJpeg } from "../data/fakes";
 import { sampleOf, writeRun, writeSamples } from "./run-fixture";
 
@@ -79,13 +87,16 @@ const labels = (seen: string, edits: readonly object[], more: object = {}) => ({
 const add = { action: "add", category: "clot", box: [100, 10, 180, 90], score: 0.6 };
 
 /** A training's address, which answers as it is told. */
-async function startTraining(answer: (message: LabelMessage) => Promise<Answer>) {
+async function startTraining(
+  answer: (message: LabelMessage) => Promise<Answer>,
+  predict?: LiveServerOptions["predict"],
+) {
   const heard: LabelMessage[] = [];
   const submit = async ({ value }: Message) => {
     heard.push(value as LabelMessage);
     return await answer(value as LabelMessage);
   };
-  const server = new LiveServer({ port: 0, token: "live", bus: new LiveBus(), submit });
+  const server = new LiveServer({ port: 0, token: "live", bus: new LiveBus(), submit, predict });
   await mkdir(join(run, "live"), { recursive: true });
   await writeLiveAddress(run, { url: server.url, token: "live", split: "train" });
   const end = async () => {
@@ -331,6 +342,44 @@ describe("a training that goes on", () => {
     expect(await findLiveAddress(run)).toEqual({ url: training.server.url, token: "live", split: "train" });
     await training[Symbol.asyncDispose]();
     expect(await findLiveAddress(run)).toBeNull();
+  });
+});
+
+describe("predictions", () => {
+  const found = { iteration: 12, boxes: [{ box: [1, 2, 3, 4], label: 1, score: 0.5 }] };
+  const ask = async (path: string, server = writable) => {
+    const answer = await get(`predictions?${path}`, server);
+    return [answer.status, await answer.json()];
+  };
+
+  test("are the training's, of any split, where it goes on", async () => {
+    const asked: string[][] = [];
+    const accept = async (): Promise<Answer> => ({ accepted: true, from: 1 });
+    await using _ = await startTraining(accept, async (...image) => {
+      asked.push(image);
+      return found;
+    });
+    expect((await look("val/b.jpg", "val")).predicts).toBe(true);
+    expect(await ask("image=val/b.jpg&split=val")).toEqual([200, found]);
+    expect(asked).toEqual([["val/b.jpg", "val"]]);
+    expect(await ask("image=val/z.jpg&split=val")).toMatchObject([404, {}]);
+    expect((await ask("image=val/b.jpg&split=val", readOnly))[0]).toBe(403);
+  });
+
+  test("are the kept weights' where it does not, and none where nothing makes them", async () => {
+    expect((await look("val/b.jpg", "val")).predicts).toBe(false);
+    expect((await ask("image=val/b.jpg&split=val"))[0]).toBe(404);
+    const asked: [string, number][] = [];
+    const predict: Predictor = async (path, bytes) => {
+      asked.push([path, bytes.length]);
+      return found;
+    };
+    await using server = await DashboardServer.open({
+      folders: [join(root, "runs")],
+      ...{ port: 0, token: "secret", edit: true, predict },
+    });
+    expect(await ask("image=val/b.jpg&split=val", server)).toEqual([200, found]);
+    expect(asked).toEqual([[run, fakeJpeg(200, 100).length]]);
   });
 });
 

@@ -2,7 +2,8 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { connect } from "node:net";
 import { decodeMessage, encodeMessage, type Message } from "../../lib/formats";
-import { type Answer, LiveBus, LiveServer, type LiveServerOptions } from "../../lib/live";
+import { type Answer, askPredictions, LiveBus, LiveServer, type LiveServerOptions } from "../../lib/live";
+import { DlfsError, ErrorCode } from "../../lib/native";
 
 const owned: AsyncDisposable[] = [];
 afterEach(async () => {
@@ -133,6 +134,25 @@ describe("a WebSocket", () => {
     expect(slow!.waitingBytes).toBeLessThanOrEqual(32 * 2 ** 20);
     stalled.destroy();
     await until(() => bus.readers.length === 1);
+  });
+});
+
+describe("GET /predictions", () => {
+  test("answers what the training makes of an image, or why it does not", async () => {
+    const predict = async (image: string, split: string) => {
+      if (image !== "a.jpg") throw new DlfsError(ErrorCode.io, "image", `none "${image}"`);
+      return { iteration: 7, boxes: [{ box: [1, 2, 3, 4], label: split === "val" ? 1 : 0, score: 0.5 }] };
+    };
+    const { server } = start({ predict });
+    const reached = { url: server.url, token: "secret" };
+    const ask = (image: string, token = "secret") => askPredictions({ ...reached, token }, { image, split: "val" });
+    expect(await ask("a.jpg")).toEqual({ iteration: 7, boxes: [{ box: [1, 2, 3, 4], label: 1, score: 0.5 }] });
+    expect(ask("b.jpg")).rejects.toThrow('answers 422: image: none "b.jpg"');
+    expect(ask("a.jpg", "other")).rejects.toThrow("wants another token");
+    const bare = await fetch(new URL("/predictions", server.url), { headers: authorized });
+    expect(bare.status).toBe(400);
+    const { server: without } = start();
+    expect(askPredictions({ ...reached, url: without.url }, { image: "a.jpg", split: "val" })).rejects.toThrow("404");
   });
 });
 

@@ -288,3 +288,43 @@ test("a journal whose writer was killed within an entry goes on behind the last 
   await again.append([{ message: "c", author: "", time: 0, iteration: 3, content: { command: "stop" } }]);
   expect((await Journal.read(path)).map(({ message }) => message)).toEqual(["a", "c"]);
 });
+
+describe("what is asked between steps", () => {
+  test("is done one at a time, also while the training pauses", async () => {
+    const { session } = await setUp();
+    const done: number[] = [];
+    const ask = (i: number) =>
+      session.between(async () => {
+        done.push(i);
+        return 10 * i;
+      });
+    const answers = [ask(1), ask(2)];
+    expect(done).toEqual([]); // not before a step
+    await session.beforeStep(1);
+    expect([done, await answers[0]]).toEqual([[1], 10]);
+    await session.beforeStep(2);
+    expect(await answers[1]).toBe(20);
+    expect(session.beforeStep(3)).toBeUndefined();
+    const paused = session.submit(control("p", "pause"), "test");
+    const waiting = session.beforeStep(4);
+    await paused;
+    expect(await ask(3)).toBe(30);
+    void session.submit(control("r", "resume"), "test");
+    await waiting;
+  });
+
+  test("has its failures told to whoever asked, and is refused when many wait or the training has ended", async () => {
+    const { session } = await setUp();
+    const ask = (work: () => Promise<unknown>) => session.between(work).catch(({ message }: Error) => message);
+    const failing = ask(async () => {
+      throw new Error("no room");
+    });
+    await session.beforeStep(1);
+    expect(await failing).toBe("no room");
+    const waiting = Array.from({ length: 16 }, () => ask(async () => 1));
+    expect(session.between(async () => 1)).rejects.toThrow("16 such questions wait already");
+    await session.close();
+    expect(await Promise.all(waiting)).toEqual(new Array(16).fill("training: it has ended"));
+    expect(session.between(async () => 1)).rejects.toThrow("it has ended");
+  });
+});

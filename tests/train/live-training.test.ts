@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { cp, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ControlCommand, encodeMessage, type LabelMessage, type Message, readCheckpoint } from "../../lib/formats";
-import { type Answer, Journal, LiveFileReader } from "../../lib/live";
+import { type Answer, askPredictions, type FoundBoxes, Journal, LiveFileReader } from "../../lib/live";
 import { parseTrainArguments, type TrainerObserver, Training, type TrainingOutcome } from "../../lib/train";
 import { testDevice } from "../support/device";
 import { readEventFile } from "../support/event-file";
@@ -184,6 +184,27 @@ describe("a live training", () => {
     expect(samples[0]!.truth.labels.length).toBeGreaterThan(0);
     expect(samples.every(({ loss }) => loss! > 0)).toBe(true);
   });
+});
+
+test("what it makes of images is told between steps, with the weights that are evaluated, and changes nothing", async () => {
+  const averaged = [...settings(), "--ema", "0.9"];
+  const plain = await train(averaged);
+  const asked: Promise<FoundBoxes>[] = [];
+  const wrong: Promise<string>[] = [];
+  const ask = (url: string, image: string) =>
+    askPredictions({ url, token: new URL(url).searchParams.get("token") as string }, { image, split: "val2017" });
+  const live = await train([...averaged, "--live"], (iteration, url) => {
+    if (iteration % 6 === 3) asked.push(ask(url, `val2017/${1 + (iteration % 8)}.jpg`));
+    if (iteration === 4) wrong.push(ask(url, "val2017/99.jpg").then(String, ({ message }: Error) => message));
+    return Bun.sleep(15);
+  });
+  expect(live.weights).toEqual(plain.weights);
+  const found = await Promise.all(asked);
+  expect(found.map(({ iteration }) => iteration).every((at, i) => at > 6 * i + 3)).toBe(true);
+  for (const { boxes } of found) {
+    for (const { box, score } of boxes) expect(score > 0 && Math.max(...box) <= 64).toBe(true);
+  }
+  expect(await Promise.all(wrong)).toEqual([expect.stringContaining('the data set has no "val2017/99.jpg"')]);
 });
 
 test("a stop that it is told ends a training with its state saved, also while it pauses", async () => {

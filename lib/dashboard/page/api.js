@@ -61,6 +61,8 @@ export const annotations = (run, { key, split, iteration }) =>
   json(
     `${runPath(run)}/annotations?${new URLSearchParams({ image: key, split, ...(iteration !== undefined && { iteration }) })}`,
   );
+/** What a run's model makes of an image: {iteration, boxes}. */
+export const predictions = (run, query) => json(`${runPath(run)}/predictions?${new URLSearchParams(query)}`);
 /** Keys of a data set's images. */
 export const listImages = (run, query) => json(`${runPath(run)}/images?${new URLSearchParams(query)}`);
 

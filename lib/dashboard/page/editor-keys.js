@@ -31,6 +31,7 @@ const KEYS = [
   [["n"], "a new box in the middle", "addBox"],
   [["d"], "draw over other boxes, or no longer", "toggleDrawing"],
   [["Delete", "Backspace"], "delete the box", "remove"],
+  [["p"], "predict: what the model makes of the image now", "predict"],
   [["a"], "accept the prediction", "accept"],
   [["Shift+A"], "accept all predictions that are shown", "acceptAll"],
   ...Array.from({ length: 9 }, (_, i) => [

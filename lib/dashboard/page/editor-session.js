@@ -7,13 +7,15 @@ const newId = () =>
 
 /** An image that is edited, until all of it is written. */
 export class Session {
-  /** What the server said last: {image, classes, boxes, seen, into, found}. */
+  /** What the server said last: {image, classes, boxes, seen, into, predicts, found}. */
   state;
   model;
   /** "": at rest; "saving"; "failed": it was refused, or lost; "conflict": somebody else has changed the image, to `theirs`. */
   status = "";
   said = "";
   theirs = null;
+  /** What was found when it was asked for: {iteration, boxes}. */
+  predicted = null;
   #api;
   #sent = null;
 
@@ -81,6 +83,26 @@ export class Session {
   #say(status, said, tell) {
     this.status = status;
     this.said = said;
+    tell();
+  }
+
+  /** What is there of predictions: null where nothing is. */
+  get found() {
+    return this.predicted ?? this.state.found;
+  }
+
+  /** Asks what the model makes of the image now. */
+  async predict(tell) {
+    if (!this.state.predicts || this.status === "saving") return;
+    const { key, split } = this.state.image;
+    this.said = "predicting";
+    tell();
+    try {
+      this.predicted = await this.#api.predictions(this.run, { image: key, split });
+      this.said = "";
+    } catch (error) {
+      this.said = `not predicted: ${error.message}`;
+    }
     tell();
   }
 

@@ -13,7 +13,9 @@ const LOOK_MS = 3000;
 const MAX_BITMAPS = 6;
 /** A prediction is known already where a box of its class overlaps it so much. */
 const COVERED = 0.5;
+/** What a browser remembers. */
 const AUTHOR = "dlfs-author";
+const ALWAYS = "dlfs-predict-always";
 
 class Editor {
   /** By keyOf: the one that is shown, and those that are not written yet. */
@@ -49,6 +51,11 @@ class Editor {
     $("editor-class").addEventListener("change", () => this.relabel(Number($("editor-class").value)));
     $("editor-class").addEventListener("keydown", ({ key }) => key === "Enter" && $("editor-stage").focus());
     $("editor-score").addEventListener("input", () => this.#show());
+    $("editor-always").checked = localStorage.getItem(ALWAYS) === "true";
+    $("editor-always").addEventListener("change", ({ target }) => {
+      localStorage.setItem(ALWAYS, String(target.checked));
+      if (target.checked && this.#session && !this.#session.found) void this.predict();
+    });
     $("editor-author").value = localStorage.getItem(AUTHOR) ?? "";
     $("editor-author").addEventListener("change", () => localStorage.setItem(AUTHOR, $("editor-author").value.trim()));
     $("editor-boxes").addEventListener("click", (event) => {
@@ -103,6 +110,7 @@ class Editor {
       const bitmap = await this.#bitmapOf(run, image);
       if (late()) return;
       this.#stage.setImage(bitmap, session.state.image);
+      if (!session.found && $("editor-always").checked) void this.predict();
       if (!bitmap) $("editor-said").textContent = "its file cannot be had, or not be shown";
       $("editor").dataset.shown = image;
       const following = await this.#list.at(place + 1);
@@ -150,11 +158,11 @@ class Editor {
 
   /** What was found, from the score on that is chosen, and is not known yet. */
   get #predictions() {
-    const { state, model } = this.#session;
+    const { found, model } = this.#session;
     const least = Number($("editor-score").value);
     const known = (one) =>
       model.boxes.some(({ label, box }) => label === one.label && overlap(box, one.box) >= COVERED);
-    return (state.found?.boxes ?? [])
+    return (found?.boxes ?? [])
       .map((one, i) => ({ ...one, key: `found-${i}` }))
       .filter((one) => one.score >= least && !known(one));
   }
@@ -185,9 +193,10 @@ class Editor {
     $("editor-place").textContent =
       this.#list.total > 1 ? `${this.#place + 1} of ${this.#list.total}, ${state.image.split}` : state.image.split;
     $("editor-score-value").textContent = Number($("editor-score").value).toFixed(2);
-    $("editor-found").textContent = state.found
-      ? `${predictions.length} predictions after step ${state.found.iteration} that are not known`
+    $("editor-found").textContent = session.found
+      ? `${predictions.length} predictions after step ${session.found.iteration} that are not known`
       : "no predictions are here of this image";
+    $("editor-always").closest("label").hidden = !state.predicts;
     $("editor-into").textContent =
       { training: "labels go into the training that goes on", "data set": "labels go into the data set" }[state.into] ??
       "";
@@ -201,12 +210,14 @@ class Editor {
     this.#tellUnwritten();
   }
 
-  #enable({ editable }, model, predictions) {
+  #enable(session, model, predictions) {
+    const { editable } = session;
     const own = editable && model.current !== null;
     const can = {
       ...{ "editor-undo": editable && model.canUndo, "editor-redo": editable && model.canRedo },
       ...{ "editor-delete": own, "editor-group": own, "editor-accept": editable && this.#found !== null },
       ...{ "editor-accept-all": editable && predictions > 0, "editor-draw": editable, "editor-add": editable },
+      "editor-predict": session.state.predicts && editable,
       ...{ "editor-save": editable && model.dirty, "editor-save-next": editable, "editor-class": editable },
     };
     for (const [id, may] of Object.entries(can)) {
@@ -331,6 +342,11 @@ class Editor {
   acceptAll() {
     const all = this.#predictions.map(({ box, label, score }) => ({ box, label, score }));
     this.#edit((model) => model.add(all));
+  }
+
+  async predict() {
+    const session = this.#session;
+    await session?.predict(() => this.#tell(session));
   }
 
   relabel(label) {

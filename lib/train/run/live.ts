@@ -2,10 +2,11 @@
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { DashboardServer, DashboardWorker } from "../../dashboard";
-import { CocoDataLoader, type Dataset, type DeviceImageCodec, type TargetChange } from "../../data";
+import { CocoDataLoader, type Dataset, type DeviceImageCodec, parsePreprocessing, type TargetChange } from "../../data";
 import { type EventContent, type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
 import {
   FileSink,
+  type FoundBoxes,
   HttpSink,
   Journal,
   type JournalEntry,
@@ -17,8 +18,9 @@ import {
   writeLiveAddress,
 } from "../../live";
 import type { CocoResult } from "../../metrics";
+import type { DetectionModel } from "../../models";
 import type { MetricsLine, RunFolder, TensorBoardWriter } from "../../monitor";
-import { DlfsError, ErrorCode } from "../../native";
+import { check, DlfsError, ErrorCode } from "../../native";
 import type { Device } from "../../tensor";
 import { ConfigError } from "../config/kinds";
 import type { TrainConfig } from "../config/train-config";
@@ -30,6 +32,7 @@ import { Thumbnails } from "../thumbnails";
 import type { Trainer } from "../trainer";
 import { versionsOf } from "../versions";
 import type { Feed } from "./data-feeds";
+import { LivePredictor } from "./live-predictor";
 
 /** Images of an evaluation that are sent along. */
 const SAMPLES = 8;
@@ -114,6 +117,7 @@ interface LiveParts {
   readonly dataset: Dataset;
   readonly codec: DeviceImageCodec;
   readonly device: Device;
+  readonly model: DetectionModel;
   readonly feed: Feed;
   readonly entries: readonly JournalEntry[];
   /** Hears the figures; closed at the end. */
@@ -251,13 +255,33 @@ export class LiveTrainingParts implements AsyncDisposable {
     const open = () => DashboardWorker.open({ folders: [dirname(run.path)], edit: config.edit, token });
     const dashboard = config.dashboard ? this.#owned.use(await open()) : null;
     const also = dashboard ? { also: (request: Request) => dashboard.handle(request) } : {};
-    const server = this.#owned.use(new LiveServer({ ...addressOf(config), token, bus: this.bus, submit, ...also }));
+    const predict = this.#predictor();
+    const heard = { bus: this.bus, submit, predict };
+    const server = this.#owned.use(new LiveServer({ ...addressOf(config), token, ...heard, ...also }));
     // Dashboards of other processes write labels there.
     const address = { url: server.url, split: dataset.trainSplit, ...(!own && { token }) };
     await writeLiveAddress(run.path, address);
     this.#owned.defer(() => removeLiveAddress(run.path));
     log(`live: ${server.url}live?token=${shown}`);
     if (dashboard) log(`dashboard: ${server.url}#token=${shown}`);
+  }
+
+  /** What the training makes of an image of its data set, between two steps. */
+  #predictor() {
+    const { config, model, codec, dataset } = this.#parts;
+    const preprocessing = parsePreprocessing(config.preprocessing);
+    const predictor = this.#owned.use(new LivePredictor({ model, codec, size: config.size, preprocessing }));
+    return async (key: string, split: string): Promise<FoundBoxes> => {
+      const { store, source } = dataset;
+      const [image] = store.findImages({ split, where: "i.key = ?", parameters: [key] }, { limit: 1 });
+      check(image !== undefined, "image", () => `the data set has no "${key}" in "${split}"`, ErrorCode.io);
+      const bytes = await source.read(key);
+      return await this.#session.between(async () => {
+        const trainer = this.#trainer as Trainer;
+        const boxes = await trainer.withAverages(() => predictor.predict(bytes));
+        return { iteration: trainer.iteration, boxes };
+      });
+    };
   }
 
   /** What was found on some images, the same ones each time, beside what is known of them. */

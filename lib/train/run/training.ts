@@ -157,7 +157,10 @@ export class Training implements AsyncDisposable {
       if (config.dashboard && !config.live) owned.use(await openDashboard(config, run, say));
       if (isLive(config)) {
         live = owned.use(
-          await LiveTrainingParts.open({ config, run, dataset, codec, device, feed, entries, start, tensorboard }, say),
+          await LiveTrainingParts.open(
+            { config, run, dataset, codec, device, model, feed, entries, start, tensorboard },
+            say,
+          ),
         );
       }
       reporter = new Reporter({
