@@ -14,6 +14,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { DashboardServer } from "../lib/dashboard";
 import { sampleOf, writeRun, writeSamples } from "../tests/dashboard/run-fixture";
+import { checkControls } from "./dashboard/check-controls";
 import { checkEditor } from "./dashboard/check-editor";
 import { checkEvaluations, writeEvaluatedRun } from "./dashboard/check-evaluations";
 import { Browser } from "./service/browser";
@@ -200,6 +201,8 @@ try {
   await checkEditor({ browser, root: editing, out: args.out, jpeg: thumbnail, check });
   const unexpected = browser.complaints.filter((line) => !line.includes("/labels"));
   check(unexpected.length === 0, `nothing was complained of but what was refused: ${unexpected.join("; ")}`);
+
+  await checkControls(browser, root, going.path, args.out, check);
 
   // The end of a server, on an open page.
   await browser.open(`${server.url}#token=a%20token%20of%20the%20check`, 390, 844, true);

@@ -3,6 +3,7 @@ import type { AccessGate } from "../live";
 import { denied, failure } from "../live";
 import { PAGE_HEADERS, PICTURE_HEADERS } from "../monitor";
 import { DlfsError, ErrorCode } from "../native/error";
+import { ControlRoutes } from "./control-routes";
 import { EditRoutes } from "./edit-routes";
 import { type EditorOptions, LabelEditor, NotFoundError } from "./edits";
 import { evaluations, imageNamed, sampleJson } from "./evaluation-routes";
@@ -32,7 +33,7 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
   ...Object.fromEntries(
     [
       ...["page.js", "api.js", "dom.js", "charts.js", "evaluations.js", "grid.js", "samples.js"],
-      ...["pr.js", "confusion.js", "histograms.js", ...EDITOR_FILES],
+      ...["controls.js", "pr.js", "confusion.js", "histograms.js", ...EDITOR_FILES],
     ].map((file) => [`/${file}`, { path: () => page(file), type: "text/javascript; charset=utf-8" }]),
   ),
 };
@@ -52,6 +53,7 @@ const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
  *   `images?sort=loss&score=0.3&class=2&text=T&row=0&column=1&from=0&count=50`, and `images/I/image`: the I-th one's file.
  * - `GET /api/runs/R/image?key=KEY`: an image of the run's data set by its key.
  * - `GET /api/runs/R/pictures`, `pictures/FILE`: of evaluations. `config`, `dataset`, `summary`: JSON.
+ * - `POST /api/runs/R/control`: see ControlRoutes.
  * - `.../annotations`, `images`, `labels`: see EditRoutes.
  */
 export class Dashboard implements Disposable {
@@ -59,6 +61,7 @@ export class Dashboard implements Disposable {
     private readonly runs: RunList,
     private readonly gate: AccessGate,
     private readonly editor: LabelEditor,
+    private readonly control: ControlRoutes,
     private readonly edits = new EditRoutes(editor),
   ) {}
 
@@ -67,7 +70,7 @@ export class Dashboard implements Disposable {
    * @throws DlfsError naming one that is no folder
    */
   static async open(folders: readonly string[], gate: AccessGate, options: EditorOptions = {}): Promise<Dashboard> {
-    return new Dashboard(await RunList.open(folders), gate, new LabelEditor(options));
+    return new Dashboard(await RunList.open(folders), gate, new LabelEditor(options), new ControlRoutes(options.token));
   }
 
   /** The answer to a request, of whatever path. */
@@ -122,10 +125,11 @@ export class Dashboard implements Disposable {
   }
 
   async #write([what, name, part, ...rest]: string[], request: Request): Promise<Response | null> {
-    if (what !== "runs" || name === undefined || part !== "labels" || rest.length > 0) return null;
+    const routes = { labels: this.edits, control: this.control }[part ?? ""];
+    if (what !== "runs" || name === undefined || !routes || rest.length > 0) return null;
     if (request.method !== "POST") return failure(405, "expected POST");
     const run = await this.#run(name);
-    return run ? await this.edits.write(run, request) : failure(404, `there is no run "${name}"`);
+    return run ? await routes.write(run, request) : failure(404, `there is no run "${name}"`);
   }
 
   async #run(name: string): Promise<RunView | undefined> {

@@ -2,6 +2,7 @@
 import { open, readdir, readFile, stat } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { fileError } from "../formats/atomic-file";
+import { findLiveAddress } from "../live";
 import { check, DlfsError } from "../native/error";
 import { EvaluationIndex } from "./evaluation-index";
 import { MetricsFile } from "./metrics-file";
@@ -22,6 +23,8 @@ export interface RunSummary {
   iterations: number | null;
   /** Its results are there: it has come to its end. */
   done: boolean;
+  /** It goes on, and can be told things. */
+  live: boolean;
   generation: number;
   /** Names of its curves. */
   curves: string[];
@@ -80,6 +83,7 @@ export class RunView {
       ...{ name: this.name, started: metrics.started, written: metrics.written, iteration: metrics.iteration },
       iterations: typeof iterations === "number" ? iterations : null,
       done: (await stat(join(this.path, "summary.json")).catch(() => null)) !== null,
+      live: (await findLiveAddress(this.path).catch(() => null)) !== null,
       generation: metrics.generation,
       curves: [...metrics.curves.keys()].sort(),
       evaluation: metrics.evaluation ? (Object.fromEntries(evaluation) as Record<string, number>) : null,

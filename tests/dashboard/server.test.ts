@@ -82,7 +82,7 @@ test("runs are listed with what is known of them", async () => {
   const { runs } = await get("/api/runs");
   expect(runs.find(({ name }: { name: string }) => name === "cells-1")).toEqual({
     ...{ name: "cells-1", started: 1_700_000_000_000, written: 1_700_000_000_000, iteration: 100, iterations: 200 },
-    ...{ done: false, generation: 0, evaluation: { iteration: 100, AP: 0.99, AP50: 1 }, samples: 0 },
+    ...{ done: false, live: false, generation: 0, evaluation: { iteration: 100, AP: 0.99, AP50: 1 }, samples: 0 },
     curves: [
       ...["evaluation/AP", "evaluation/AP50", "train/boxRegression", "train/classification", "train/epoch"],
       ...["train/imagesPerSecond", "train/learningRate", "train/loss", "train/waitShare"],

@@ -73,3 +73,12 @@ export async function writeLabels(run, message) {
   const said = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
   return { ...said, status: answer.status };
 }
+
+/** Tells a training that goes on something. @returns { from: the steps that are done before it counts } */
+export async function tell(run, message) {
+  const headers = { ...authorization(), "Content-Type": "application/json" };
+  const answer = await fetch(`${runPath(run)}/control`, { method: "POST", headers, body: JSON.stringify(message) });
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(said.error ?? `the server answered ${answer.status}`);
+  return said;
+}

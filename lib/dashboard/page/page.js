@@ -1,6 +1,7 @@
 // The page's script: asks each second what has changed, and shows it. Its panels are charts.js and evaluations.js.
 import * as api from "./api.js";
 import { Chart, colorOf, onTheme, PANELS } from "./charts.js";
+import { Controls } from "./controls.js";
 import { $, fill } from "./dom.js";
 import { openEditor } from "./editor.js";
 import { ImagesPanel } from "./editor-images.js";
@@ -39,6 +40,8 @@ async function doing(what, work) {
 const said = new Map();
 
 const evaluations = new Evaluations(doing, () => [...chosen].map((run) => ({ run, color: colorOf(placeOf(run)) })));
+
+const controls = new Controls(doing);
 
 /** What may be written to; null where nothing may. */
 let images = null;
@@ -176,6 +179,7 @@ const loadEarlier = () =>
 async function refreshRuns() {
   const listed = await api.listRuns();
   runs = listed.runs;
+  controls.setRuns(listed.edit ? runs.filter(({ live }) => live).map(({ name }) => name) : []);
   if (listed.edit) images ??= new ImagesPanel(doing, (list) => openEditor(list));
   $("label-panel").hidden = !listed.edit;
   for (const name of chosen) if (!runs.some((run) => run.name === name)) chosen.delete(name);
