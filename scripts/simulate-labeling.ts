@@ -5,22 +5,27 @@
  *
  *   bun run scripts/simulate-labeling.ts --data DIR [--train-split train] [--val-split val] [--by mixed,uncertainty]
  *     [--round 20] [--rounds 5] [--seeds 3] [--model compact] [--size 320] [--batch 8] [--iterations 400] [--lr X]
- *     [--precision P] [--out DIR]
+ *     [--precision P] [--jobs 1] [--seconds S] [--out DIR]
  *
  * Prints AP on the validation split by the number of labelled images, and for each order the mean gain over random images: of AP
  * and AP50, over all rounds after the first, by seed. It is a gain where it is above two standard errors of the seeds' differences;
- * with three seeds that is a hint. Writes all figures to OUT/simulation.json. The same command goes on where it was stopped:
- * trainings whose figures are in OUT are not repeated.
+ * with three seeds that is a hint. Writes all figures to OUT/simulation.json, and OUT/simulation.svg shows them. --jobs runs several
+ * trainings at a time: those of different seeds and orders wait for nothing of each other. The same command goes on where it was
+ * stopped: trainings whose figures are in OUT are not repeated. After --seconds no further training begins, and it ends with 3 where
+ * some are left.
  */
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, symlink } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { evaluateResultsFile, shuffledOrder } from "dlfs";
+import { shuffledOrder } from "dlfs";
 import { table } from "../lib/bench/table";
+import { Semaphore } from "../lib/data/queues";
+import { writeFileAtomic } from "../lib/formats";
 import { criteria } from "../lib/label/rank";
+import { labelingPicture } from "./labeling/picture";
 
 const { values: args } = parseArgs({
   options: {
@@ -37,6 +42,8 @@ const { values: args } = parseArgs({
     iterations: { type: "string", default: "400" },
     lr: { type: "string" },
     precision: { type: "string" },
+    jobs: { type: "string", default: "1" },
+    seconds: { type: "string" },
     out: { type: "string" },
   },
 });
@@ -46,7 +53,7 @@ function fail(message: string): never {
   process.exit(2);
 }
 
-function integer(name: "round" | "rounds" | "seeds", least: number): number {
+function integer(name: "round" | "rounds" | "seeds" | "jobs" | "seconds", least: number): number {
   const value = Number(args[name]);
   return Number.isInteger(value) && value >= least
     ? value
@@ -61,6 +68,9 @@ interface CocoFile {
 
 const data = args.data === undefined ? fail("--data: expected the folder of a data set") : resolve(args.data);
 const [round, rounds, seeds] = [integer("round", 1), integer("rounds", 1), integer("seeds", 2)];
+const jobs = new Semaphore(integer("jobs", 1));
+const deadline =
+  performance.now() + 1000 * (args.seconds === undefined ? Number.POSITIVE_INFINITY : integer("seconds", 1));
 const known: readonly string[] = [...criteria, "mixed"];
 const orders = args.by.split(",");
 for (const by of orders) if (!known.includes(by)) fail(`--by: expected of ${known.join(", ")}, got "${by}"`);
@@ -94,16 +104,25 @@ if (existsSync(aboutFile)) {
   await Bun.write(aboutFile, JSON.stringify(about));
 }
 
-/** Runs dlfs to its end; its standard output. */
+/** There is no time for more. */
+class OutOfTime extends Error {}
+
+/** Runs dlfs to its end, as soon as there is room for it; its standard output. */
 async function dlfs(what: string, ...command: string[]): Promise<string> {
-  const program = fileURLToPath(new URL("../lib/cli/main.ts", import.meta.url));
-  const child = Bun.spawn([process.execPath, "run", program, ...command], { stdout: "pipe", stderr: "pipe" });
-  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
-  if ((await child.exited) === 0) return stdout;
-  console.error(
-    `simulate-labeling: ${what} ended with ${child.exitCode}: ${(stderr.trim() || stdout.trim()).slice(-1000)}`,
-  );
-  process.exit(1);
+  await jobs.acquire();
+  try {
+    if (performance.now() > deadline) throw new OutOfTime();
+    const program = fileURLToPath(new URL("../lib/cli/main.ts", import.meta.url));
+    const env = { ...process.env, DLFS_CACHE: join(out, "cache") };
+    const child = Bun.spawn([process.execPath, "run", program, ...command], { env, stdout: "pipe", stderr: "pipe" });
+    const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+    if ((await child.exited) === 0) return stdout;
+    const said = (stderr.trim() || stdout.trim()).slice(-1000);
+    console.error(`simulate-labeling: ${what} ended with ${child.exitCode}: ${said}`);
+    process.exit(1);
+  } finally {
+    jobs.release();
+  }
 }
 
 /** The folder of a split's images, as loadDataset looks for it. */
@@ -146,30 +165,37 @@ interface Step extends Figures {
   /** Ids of the images that are labelled. */
   labelled: number[];
   run: string;
+  /** That training and evaluation took, waiting for room included. */
+  seconds: number;
 }
 
 /** Trains on what is labelled, from scratch, and evaluates. */
 async function train(folder: string, seed: number, labelled: readonly number[]): Promise<Step> {
   const kept = Bun.file(join(folder, "step.json"));
   if (await kept.exists()) return (await kept.json()) as Step;
+  const started = performance.now();
   const set = join(folder, "data");
   await writeData(set, new Set(labelled));
   const splits = ["--data", set, "--train-split", "labelled", "--val-split", "evaluated"];
   const settings = [...splits, ...recipe, "--seed", `${seed}`, `evaluateEvery=${args.iterations}`];
   const stdout = await dlfs("training", "train", ...settings, "--out", join(folder, "runs"));
   const run = /^run folder: (.*)$/m.exec(stdout)?.[1] ?? fail("training says no run folder");
-  const results = join(folder, "evaluation");
-  await dlfs("evaluation", "eval", "--run", run, "--out", results);
-  const { result } = await evaluateResultsFile(annotationsOf(valSplit), join(results, "detections.json"), {
-    progress: () => {},
-  });
-  const { AP, AP50 } = result.stats;
-  const step: Step = { AP, AP50, labelled: [...labelled], run };
-  await Bun.write(kept, JSON.stringify(step));
-  console.error(
-    `${folder.slice(out.length + 1)}: ${labelled.length} labelled, AP ${AP.toFixed(4)}, AP50 ${AP50.toFixed(4)}`,
-  );
+  const { AP, AP50 } = await evaluationOf(run);
+  const seconds = Math.round((performance.now() - started) / 100) / 10;
+  const step: Step = { AP, AP50, labelled: [...labelled], run, seconds };
+  await writeFileAtomic(join(folder, "step.json"), JSON.stringify(step));
+  const figures = `AP ${AP.toFixed(4)}, AP50 ${AP50.toFixed(4)}, ${seconds} s`;
+  console.error(`${folder.slice(out.length + 1)}: ${labelled.length} labelled, ${figures}`);
   return step;
+}
+
+/** The figures of a run's last evaluation. */
+async function evaluationOf(run: string): Promise<Figures> {
+  const path = join(run, "metrics.jsonl");
+  const lines = (await readFile(path, "utf8")).trimEnd().split("\n");
+  const rows = lines.map((line) => JSON.parse(line) as { kind: string } & Partial<Figures>);
+  const { AP, AP50 } = rows.findLast(({ kind }) => kind === "evaluation") ?? fail(`${path}: no evaluation is in it`);
+  return { AP: AP as number, AP50: AP50 as number };
 }
 
 const idOf = new Map(truth.images.map(({ id, file_name }) => [file_name, id]));
@@ -179,7 +205,8 @@ async function choose(folder: string, step: Step, by: string, random: readonly n
   const known = new Set(step.labelled);
   if (by === "random") return random.filter((id) => !known.has(id)).slice(0, round);
   const chosen = join(folder, `next-${by}.jsonl`);
-  const set = join(folder, "data");
+  // Of its own: several orders may choose from the same images at a time.
+  const set = join(folder, `data-${by}`);
   if (!existsSync(chosen)) {
     await writeData(set, known);
     const from = ["--data", set, "--split", "pool", "--labelled", "labelled"];
@@ -192,31 +219,54 @@ async function choose(folder: string, step: Step, by: string, random: readonly n
   });
 }
 
-/** By order, seed and round. */
-const all = new Map<string, Step[][]>();
-for (let seed = 0; seed < seeds; seed++) {
-  const random = [...shuffledOrder(truth.images.length, seed, 0)].map((i) => truth.images[i]!.id);
-  const start = join(out, `seed-${seed}`, "start");
-  const first = await train(start, seed, random.slice(0, round));
-  for (const by of ["random", ...orders]) {
-    const steps = [first];
-    let folder = start;
-    for (let r = 1; r <= rounds; r++) {
-      const last = steps.at(-1) as Step;
-      const next = await choose(folder, last, by, random);
-      folder = join(out, `seed-${seed}`, by, `${r}`);
-      steps.push(await train(folder, seed, [...last.labelled, ...next]));
-    }
-    all.set(by, [...(all.get(by) ?? []), steps]);
+/** All rounds of a seed and an order, after the first, which the seed's orders share. */
+async function play(seed: number, by: string, random: readonly number[], first: Step): Promise<Step[]> {
+  const steps = [first];
+  let folder = join(out, `seed-${seed}`, "start");
+  for (let r = 1; r <= rounds; r++) {
+    const last = steps.at(-1) as Step;
+    const next = await choose(folder, last, by, random);
+    folder = join(out, `seed-${seed}`, by, `${r}`);
+    steps.push(await train(folder, seed, [...last.labelled, ...next]));
   }
+  return steps;
 }
+
+const columns = ["random", ...orders];
+/** By order and seed. */
+const played = await Promise.allSettled(
+  Array.from({ length: seeds }, async (_, seed) => {
+    const random = [...shuffledOrder(truth.images.length, seed, 0)].map((i) => truth.images[i]!.id);
+    const first = await train(join(out, `seed-${seed}`, "start"), seed, random.slice(0, round));
+    // What has been stopped in one order has not been in the others, which go on to the end of their trainings.
+    const results = await Promise.allSettled(columns.map((by) => play(seed, by, random, first)));
+    return results.map(valueOf);
+  }),
+);
+
+function valueOf<T>(result: PromiseSettledResult<T>): T {
+  if (result.status === "fulfilled") return result.value;
+  throw result.reason;
+}
+
+const stopped = played.find((result) => result.status === "rejected");
+if (stopped) {
+  if (!(stopped.reason instanceof OutOfTime)) throw stopped.reason;
+  const steps = [...new Bun.Glob("seed-*/**/step.json").scanSync({ cwd: out })].length;
+  console.log(
+    `out of time after ${steps} of ${seeds * (1 + columns.length * rounds)} trainings; the same command goes on`,
+  );
+  process.exit(3);
+}
+/** By order, seed and round. */
+const bySeed = played.map(valueOf);
+const all = new Map(columns.map((by, k) => [by, bySeed.map((results) => results[k] as Step[])]));
 
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const error = (values: readonly number[]) =>
   Math.sqrt(values.reduce((sum, value) => sum + (value - mean(values)) ** 2, 0) / (values.length - 1) / values.length);
 const shown = (values: readonly number[]) => `${mean(values).toFixed(4)} ± ${error(values).toFixed(4)}`;
 
-const columns = ["random", ...orders];
 const at = (by: string, r: number, name: keyof Figures) => (all.get(by) as Step[][]).map((steps) => steps[r]![name]);
 const rows = Array.from({ length: rounds + 1 }, (_, r) => [
   `${round * (r + 1)}`,
@@ -230,18 +280,22 @@ if (mean(at("random", rounds, "AP50")) < 0.1) {
 }
 const gains = orders.flatMap((by) =>
   (["AP", "AP50"] as const).map((name) => {
-    const bySeed = (all.get(by) as Step[][]).map((steps, seed) => {
+    const gains = (all.get(by) as Step[][]).map((steps, seed) => {
       const others = (all.get("random") as Step[][])[seed] as Step[];
       return mean(steps.slice(1).map((step, i) => step[name] - others[i + 1]![name]));
     });
-    const [gain, uncertain] = [mean(bySeed), 2 * error(bySeed)];
+    const [gain, uncertain] = [mean(gains), 2 * error(gains)];
     const said = gain > uncertain ? "a gain" : gain < -uncertain ? "a loss" : "no gain beyond chance";
-    console.log(`${by} - random, ${name}: ${shown(bySeed)} over ${seeds} seeds: ${said}`);
-    return { by, name, gain, bySeed, said };
+    console.log(`${by} - random, ${name}: ${shown(gains)} over ${seeds} seeds: ${said}`);
+    return { by, name, gain, bySeed: gains, said };
   }),
 );
 await Bun.write(
   join(out, "simulation.json"),
   `${JSON.stringify({ ...about, rounds, gains, steps: Object.fromEntries(all) }, null, 1)}\n`,
 );
-console.log(`written: ${join(out, "simulation.json")}`);
+const counts = Array.from({ length: rounds + 1 }, (_, r) => round * (r + 1));
+const values = new Map([...all].map(([by, runs]) => [by, runs.map((steps) => steps.map(({ AP }) => AP))]));
+const title = `${basename(data)}: ${args.model} at ${args.size}, rounds of ${round} images`;
+await Bun.write(join(out, "simulation.svg"), labelingPicture(title, counts, values));
+for (const name of ["simulation.json", "simulation.svg"]) console.log(`written: ${join(out, name)}`);
