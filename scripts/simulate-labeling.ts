@@ -240,11 +240,11 @@ const played = await Promise.allSettled(
     const first = await train(join(out, `seed-${seed}`, "start"), seed, random.slice(0, round));
     // What has been stopped in one order has not been in the others, which go on to the end of their trainings.
     const results = await Promise.allSettled(columns.map((by) => play(seed, by, random, first)));
-    return results.map(valueOf);
+    return results.map(settledValue);
   }),
 );
 
-function valueOf<T>(result: PromiseSettledResult<T>): T {
+function settledValue<T>(result: PromiseSettledResult<T>): T {
   if (result.status === "fulfilled") return result.value;
   throw result.reason;
 }
@@ -259,7 +259,7 @@ if (stopped) {
   process.exit(3);
 }
 /** By order, seed and round. */
-const bySeed = played.map(valueOf);
+const bySeed = played.map(settledValue);
 const all = new Map(columns.map((by, k) => [by, bySeed.map((results) => results[k] as Step[])]));
 
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
