@@ -148,6 +148,12 @@ try {
   await until("document.querySelectorAll('.sample').length === 2");
   const found = "document.querySelector('.sample').dataset.found";
   check((await browser.evaluate(found)) === "2", "two boxes have a score from 0.3");
+  // What is no evaluation leaves them as they are: the log, figures of steps.
+  await browser.evaluate("document.querySelector('.sample').dataset.mark = 'here'");
+  await writeSamples(going.path, []);
+  going.appendLog("a line after that");
+  await until("document.getElementById('log').value.includes('a line after that')");
+  check(await browser.evaluate("document.querySelector('.sample').dataset.mark === 'here'"), "images stay as they are");
   await input("score", 0);
   await until(`${found} === "3"`);
   await browser.evaluate(

@@ -15,6 +15,8 @@ export interface ListedEvaluation {
   iteration: number;
   /** Whether all images that were measured are there, or some alone. */
   whole: boolean;
+  /** Another text, another content: an evaluation may be done again. */
+  version: string;
 }
 
 export class EvaluationIndex {
@@ -27,12 +29,17 @@ export class EvaluationIndex {
   /** By iteration. */
   async list(): Promise<ListedEvaluation[]> {
     await this.samples.refresh();
-    const found = new Map(this.samples.places.map(({ iteration }) => [iteration, false]));
+    const found = new Map<number, ListedEvaluation>();
+    for (const { iteration, position } of this.samples.places) {
+      found.set(iteration, { iteration, whole: false, version: String(position) });
+    }
     for (const name of await readdir(this.folder).catch(() => [])) {
       const iteration = evaluationOf(name);
-      if (iteration !== null) found.set(iteration, true);
+      const file = iteration === null ? null : await stat(join(this.folder, name)).catch(() => null);
+      if (iteration === null || !file) continue;
+      found.set(iteration, { iteration, whole: true, version: `${file.ino}-${file.mtimeMs}` });
     }
-    return [...found].map(([iteration, whole]) => ({ iteration, whole })).sort((a, b) => a.iteration - b.iteration);
+    return [...found.values()].sort((a, b) => a.iteration - b.iteration);
   }
 
   async latest(): Promise<number | null> {

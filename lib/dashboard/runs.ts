@@ -9,7 +9,7 @@ import { MetricsFile } from "./metrics-file";
 import { RunImages } from "./run-images";
 import { SampleIndex } from "./sample-index";
 
-/** Where a file or folder is at: another number, another content. */
+/** Where a file or folder is at: another text, another content. Of samples: how many there are, as others write to their file. */
 export type RunVersions = Record<"metrics" | "log" | "samples" | "evaluations" | "pictures", string>;
 
 /** What is said of a run in a list. */
@@ -65,10 +65,13 @@ export class RunView {
       const found = await stat(join(this.path, ...parts)).catch(() => null);
       return found ? `${found.ino}-${found.size}-${Math.floor(found.mtimeMs)}` : "";
     };
-    const [metrics, log, samples, evaluations, pictures] = await Promise.all([
-      ...[of("metrics.jsonl"), of("log.txt"), of("live", "live.dlvs"), of("evaluations"), of("pictures")],
+    const [metrics, log, evaluations, pictures] = await Promise.all([
+      ...[of("metrics.jsonl"), of("log.txt"), of("evaluations"), of("pictures")],
     ]);
-    return { metrics, log, samples, evaluations, pictures } as RunVersions;
+    // A file that is damaged is told of where its samples are asked for.
+    await this.samples.refresh().catch(() => undefined);
+    const { samples } = this;
+    return { metrics, log, samples: samples.version, evaluations, pictures } as RunVersions;
   }
 
   async summary(): Promise<RunSummary> {

@@ -28,6 +28,12 @@ export class SampleIndex {
     return this.#places;
   }
 
+  /** Another text, other samples; empty where there are none. */
+  get version(): string {
+    const last = this.#places.at(-1);
+    return last ? `${this.#inode}-${this.#places.length}-${last.position}` : "";
+  }
+
   /** Reads what has come since the last call. A file that is not there is empty. */
   async refresh(): Promise<void> {
     const reading = this.#reading.then(() => this.#readOn());

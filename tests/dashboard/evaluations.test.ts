@@ -80,9 +80,9 @@ const namesOf = async (query: string): Promise<string[]> =>
 test("are listed, those of which only samples were kept too", async () => {
   expect(await get("")).toEqual({
     evaluations: [
-      { iteration: 5, whole: false },
-      { iteration: 10, whole: true },
-      { iteration: 20, whole: true },
+      { iteration: 5, whole: false, version: expect.any(String) },
+      { iteration: 10, whole: true, version: expect.any(String) },
+      { iteration: 20, whole: true, version: expect.any(String) },
     ],
   });
   expect(await get("/latest")).toEqual({ iteration: 20, classes: ["cell", "clot"], images: 5, truth: 4, found: 3 });

@@ -190,10 +190,16 @@ describe("samples", () => {
     for (const item of ["1", "2", "x", "-1"]) {
       expect([item, (await ask(`/api/runs/seen-1/samples/${item}/image`)).status]).toEqual([item, 404]);
     }
+    // What else is written to their file makes no others of them.
+    const state = async () => (await get("/api/state?run=seen-1")).runs["seen-1"].samples;
+    const before = await state();
+    await writeSamples(run.path, []);
+    expect(await state()).toBe(before);
     // The first evaluation's a.jpg was done again.
     await writeSamples(run.path, [sampleOf(9, "a.jpg", jpeg), sampleOf(5, "a.jpg")]);
     const later = await get("/api/runs/seen-1/samples");
     expect([later.iterations, later.iteration, later.samples.length]).toEqual([[5, 9], 9, 1]);
+    expect(await state()).not.toBe(before);
     const again = await get("/api/runs/seen-1/samples?iteration=5");
     expect(again.samples.map(({ index }: { index: number }) => index)).toEqual([3, 1]);
   });

@@ -16,7 +16,7 @@ const PICTURES = {
 
 export class Evaluations {
   #doing;
-  /** { run, iteration, classes, whole, dataset } */
+  /** { run, iteration, classes, dataset, key }: `key` is another one where the evaluation is */
   #shown = null;
   /** A cell of the confusion matrix whose images are shown. */
   #cell = null;
@@ -129,11 +129,13 @@ export class Evaluations {
         this.#shown = null;
         return;
       }
+      const key = [run, chosen.iteration, chosen.version].join();
+      if (changed && this.#shown?.key === key) return;
       const about = await api.evaluation(run, chosen.iteration, "");
       if (late()) return;
       const same = changed && this.#shown?.run === run;
       const before = this.#shown?.classes;
-      this.#shown = { run, ...about, dataset };
+      this.#shown = { run, ...about, dataset, key };
       // A class of the same number is another one where classes have other names.
       if (String(before) !== String(about.classes)) $("sample-class").value = "";
       fill($("sample-class"), [["", "all"], ...about.classes.map((name, i) => [String(i), name])], "");

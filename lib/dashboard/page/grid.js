@@ -97,12 +97,12 @@ export class Grid {
   #place() {
     const { clientWidth: width, clientHeight: height } = this.#host;
     if (width === 0) return;
+    const first = this.#firstPlace();
     this.#columns = Math.max(1, Math.floor((width + GAP) / (LEAST_WIDTH + GAP)));
     const side = (width - GAP * (this.#columns - 1)) / this.#columns;
     // Two pictures beside each other, 4 : 3.
     const row = Math.round((side / 2) * 0.75) + CAPTION + GAP;
     if (row !== this.#row) {
-      const first = this.#firstPlace();
       this.#row = row;
       this.#host.style.setProperty("--picture", `${row - CAPTION - GAP}px`);
       this.#space.style.height = `${this.#rows * row}px`;
@@ -122,8 +122,8 @@ export class Grid {
       this.#figures.delete(place);
     }
     // One of them is reached by Tab: what had the focus last, or what is at the top.
-    const first = Math.min(Math.ceil(this.#host.scrollTop / row) * this.#columns, to - 1);
-    const reached = wanted.has(this.#active) ? this.#active : first;
+    const top = Math.min(Math.ceil(this.#host.scrollTop / row) * this.#columns, to - 1);
+    const reached = wanted.has(this.#active) ? this.#active : top;
     for (const place of [...wanted].sort((a, b) => a - b)) this.#show(place, side, place === reached);
     this.#host.dataset.shown = String(this.#figures.size);
     const missing = new Set(
