@@ -20,7 +20,15 @@ const page = (file: string): string => new URL(`page/${file}`, import.meta.url).
 const plot = (file: string): string => Bun.resolveSync(`uplot/dist/${file}`, import.meta.dir);
 
 const EDITOR_FILES = [
-  ...["editor.js", "editor-images.js", "editor-keys.js", "editor-model.js", "editor-session.js", "editor-stage.js"],
+  ...[
+    "editor.js",
+    "editor-images.js",
+    "editor-keys.js",
+    "editor-lists.js",
+    "editor-model.js",
+    "editor-session.js",
+    "editor-stage.js",
+  ],
 ];
 
 /** Paths of the page's files, which anybody may see: they tell nothing. */

@@ -375,7 +375,21 @@ async function checkTraining({
   await browser.press("A", "Shift");
   await browser.press("s", "Control");
   await page.said("the training has it, from step 125 on");
+  // Closed while it waits, and refused then: the page tells, and it is opened again.
+  const late = Promise.withResolvers<Answer>();
+  answer = () => late.promise;
+  await page.drag([5, 5], [25, 25]);
+  await browser.press("s", "Control");
+  await browser.press("Escape");
+  await browser.press("Escape");
+  await page.until("!document.getElementById('editor').open");
+  late.resolve({ accepted: false, reason: "the training has ended" });
+  await page.until("document.querySelector('#label-panel .unwritten').textContent.includes('has ended')");
+  await browser.click("#label-panel .unwritten button");
+  await page.said("not written: labels: the training has ended");
   await removeLiveAddress(run);
+  await browser.click("#editor-save");
+  await page.said("the data set has it");
   await browser.press("Escape");
   await browser.press("Escape");
   await page.until("!document.getElementById('editor').open");

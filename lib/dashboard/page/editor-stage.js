@@ -209,7 +209,10 @@ export class Stage {
   #handleAt(point, reach) {
     const selected = this.#boxes.find(({ key, kind }) => key === this.#selected && kind === "own");
     if (!selected || !this.editable) return -1;
-    let [found, nearest] = [-1, reach];
+    const [x1, y1, x2, y2] = selected.box;
+    // Of a small box there is something left to take it by.
+    const least = (Math.min(x2 - x1, y2 - y1) * this.#view.scale) / 3;
+    let [found, nearest] = [-1, Math.min(reach, Math.max(3, least))];
     for (let i = 0; i < HANDLES.length; i++) {
       const [x, y] = this.#toScreen(handleAt(selected.box, i));
       const distance = Math.max(Math.abs(x - point[0]), Math.abs(y - point[1]));

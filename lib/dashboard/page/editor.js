@@ -2,10 +2,10 @@
 import * as api from "./api.js";
 import { $ } from "./dom.js";
 import { actionOf, keyRows } from "./editor-keys.js";
+import { listBoxes, listUnwritten } from "./editor-lists.js";
 import { overlap } from "./editor-model.js";
 import { keyOf, Session } from "./editor-session.js";
 import { Stage } from "./editor-stage.js";
-import { color } from "./samples.js";
 
 /** How often others' changes are looked for. */
 const LOOK_MS = 3000;
@@ -186,7 +186,7 @@ class Editor {
       return { key: `theirs-${id}`, kind: "theirs", box, label, crowd, text: `theirs: ${nameOf(label)}` };
     });
     this.#stage.show([...own, ...predictions, ...theirs], selected);
-    this.#listBoxes(own, predictions, selected);
+    listBoxes([...own, ...predictions], selected);
     const current = model.current ?? predictions.find(({ key }) => key === this.#found);
     $("editor-class").value = String(current?.label ?? this.#label);
     $("editor-title").textContent = state.image.key;
@@ -225,44 +225,6 @@ class Editor {
       if (!may && document.activeElement === $(id)) $("editor-stage").focus({ preventScroll: true });
       $(id).disabled = !may;
     }
-  }
-
-  /** Boxes as a list, for those who do not see or point. */
-  #listBoxes(own, predictions, selected) {
-    const items = [...own, ...predictions].map(({ key, kind, box, label, text }) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.dataset.key = String(key);
-      button.setAttribute("aria-pressed", String(key === selected));
-      const mark = document.createElement("span");
-      mark.className = `mark ${kind}`;
-      mark.style.borderColor = color(label);
-      const sides = box.map((side) => Math.round(side)).join(", ");
-      button.append(mark, `${text} at ${sides}`);
-      const item = document.createElement("li");
-      item.append(button);
-      return item;
-    });
-    const focused = document.activeElement?.closest("#editor-boxes button")?.dataset.key;
-    $("editor-boxes").replaceChildren(...items);
-    if (focused !== undefined) {
-      const again = $("editor-boxes").querySelector(`[data-key="${focused}"]`) ?? $("editor-stage");
-      again.focus({ preventScroll: true });
-    }
-    this.#scrollTo($("editor-boxes").querySelector("[aria-pressed=true]"));
-    const [one] = [...own, ...predictions].filter(({ key }) => key === selected);
-    $("editor-told").textContent = one
-      ? `${one.text} at ${one.box.map((side) => Math.round(side)).join(", ")}`
-      : "no box is chosen";
-  }
-
-  /** Brings a box of the list into sight, and moves nothing else. */
-  #scrollTo(item) {
-    const list = $("editor-boxes");
-    if (!item) return;
-    const [top, bottom] = [item.offsetTop - list.offsetTop, item.offsetTop - list.offsetTop + item.offsetHeight];
-    if (top < list.scrollTop) list.scrollTop = top;
-    else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
   }
 
   #select(key) {
@@ -445,7 +407,8 @@ class Editor {
   /** Shows one that is not written yet. */
   async #openUnwritten({ run, state: { image } }) {
     const one = { run, image: image.key, split: image.split };
-    await this.open({ total: 1, at: async (place) => (place === 0 ? one : null) });
+    const open = () => this.open({ total: 1, at: async (place) => (place === 0 ? one : null) });
+    await ($("editor").open ? this.#leaving(open) : open());
   }
 
   /** What became of a save. */
@@ -455,21 +418,11 @@ class Editor {
     else this.#tellUnwritten();
   }
 
-  /** Other images that are not written: in the editor, and on the page. */
+  /** Other images that are not written. */
   #tellUnwritten() {
-    const open = $("editor").open;
-    const others = [...this.#sessions.values()].filter((one) => one.unwritten && !(open && one === this.#session));
-    for (const place of document.querySelectorAll(".unwritten")) {
-      const buttons = others.map((one) => {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.textContent = `${one.state.image.key}: ${one.said || "not saved"}`;
-        button.addEventListener("click", () => void this.#leaving(() => this.#openUnwritten(one)));
-        return button;
-      });
-      place.replaceChildren(...(others.length > 0 ? ["not written yet: ", ...buttons] : []));
-      place.hidden = others.length === 0;
-    }
+    const shown = $("editor").open ? this.#session : null;
+    const others = [...this.#sessions.values()].filter((one) => one.unwritten && one !== shown);
+    listUnwritten(others, (one) => void this.#openUnwritten(one));
   }
 
   async #look() {
