@@ -32,6 +32,7 @@ export async function checkControls(
 
   await browser.open(`${server.url}#token=controls`, 1280, 900, false);
   await browser.until("!document.getElementById('control').hidden");
+  await browser.rests();
   await browser.click(button("evaluate"));
   await told("evaluates, before step 8");
   await browser.evaluate("document.getElementById('control-rate').select()");

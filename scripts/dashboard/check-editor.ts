@@ -36,15 +36,6 @@ class EditorPage {
     return this.browser.until(expression);
   }
 
-  /** Waits until nothing moves on the page: what is clicked at is where it was. */
-  async rests(): Promise<void> {
-    const height = () => this.browser.evaluate<number>("document.documentElement.scrollHeight");
-    for (let before = -1, now = await height(); now !== before; now = await height()) {
-      before = now;
-      await Bun.sleep(200);
-    }
-  }
-
   /** Waits until an image is shown whole. */
   shows(image: string): Promise<void> {
     return this.until(`document.getElementById("editor").dataset.shown === "${image}"`);
@@ -121,7 +112,7 @@ export async function checkEditor({ browser, root, out, jpeg, check }: EditorChe
   const opened = async (url: string, width: number, height: number, mobile: boolean) => {
     await browser.open(`${url}?${crypto.randomUUID()}#token=${encodeURIComponent(TOKEN)}`, width, height, mobile);
     await page.until("document.body.dataset.curves === 'edited-1'");
-    await page.rests();
+    await browser.rests();
   };
   const openSample = async () => {
     await page.until("document.querySelector('.sample[data-image=shown]')");

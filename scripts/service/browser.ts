@@ -134,6 +134,15 @@ export class Browser implements AsyncDisposable {
     }
   }
 
+  /** Waits until the page grows no more: what is clicked at is where it was. */
+  async rests(): Promise<void> {
+    const height = () => this.evaluate<number>("document.documentElement.scrollHeight");
+    for (let before = -1, now = await height(); now !== before; now = await height()) {
+      before = now;
+      await Bun.sleep(200);
+    }
+  }
+
   async open(url: string, width: number, height: number, mobile: boolean): Promise<void> {
     await this.call("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: mobile ? 2 : 1, mobile });
     await this.call("Page.navigate", { url });
