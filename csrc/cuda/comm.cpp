@@ -8,7 +8,9 @@
 
 #include <dlfcn.h>
 
+#include <chrono>
 #include <cstring>
+#include <future>
 #include <thread>
 
 #include "cuda/nccl.hpp"
@@ -97,6 +99,8 @@ class Comm {
     cudaSetDevice(context->device);
     if (connecting_.joinable()) connecting_.join();
     if (comm_ && !aborted_) nccl().CommDestroy(comm_);
+    // At most, as graphs may outlive this.
+    if (aborting_.valid()) aborting_.wait_for(std::chrono::milliseconds(500));
     if (event_) cudaEventDestroy(event_);
     cudaFreeHost(progress_);
   }
@@ -179,7 +183,16 @@ class Comm {
     if (aborted_) return;
     aborted_ = true;
     if (failure_.empty()) failure_ = "the communicator was aborted";
-    if (comm_) NCCL_CHECK(nullptr, nccl().CommAbort(comm_));
+    if (!comm_) return;
+    // NCCL lets kernels end at once, but returns only when no captured graph has its collectives any more: graphs of the
+    // caller, who waits here. Whether it worked shows when the device's work ends.
+    std::promise<void> done;
+    aborting_ = done.get_future();
+    std::thread([comm = comm_, device = context->device, done = std::move(done)]() mutable {
+      cudaSetDevice(device);
+      nccl().CommAbort(comm);
+      done.set_value();
+    }).detach();
   }
 
   void synchronize() { stream_.synchronize(); }
@@ -199,6 +212,7 @@ class Comm {
   ncclComm_t comm_ = nullptr;
   std::string failure_;
   bool aborted_ = false;
+  std::future<void> aborting_;  // done when NCCL has let go of all
 };
 
 using CommTable = HandleTable<Comm, HandleKind::comm>;

@@ -1,9 +1,9 @@
-/** One rank of communicator.test.ts: RANK WORLD CASE. Prints what it found as JSON. */
+/** One rank of communicator.test.ts: RANK WORLD CASE [MORE]. Prints what it found as JSON. */
 import { Communicator, Device, Event, Tensor } from "../../lib/tensor";
 import { exchange } from "../support/ranks";
 
 const [rank = 0, world = 1] = process.argv.slice(2, 4).map(Number);
-const what = process.argv[4] ?? "";
+const [what = "", more = ""] = process.argv.slice(4);
 const device = new Device({ backend: process.env.DLFS_BACKEND, index: process.env.DLFS_BACKEND === "cuda" ? rank : 0 });
 const { stream, native } = device;
 const comm = new Communicator(device, { rank, world, host: "127.0.0.1", timeoutMs: 60_000 });
@@ -83,19 +83,30 @@ async function graph(): Promise<object> {
   return { x: (x.read() as Float32Array)[999], y: (y.read() as Float32Array)[0], before, captured, after };
 }
 
-/** The last rank does not come; the others are aborted, and say so. */
+/** The last rank does not come to a reduction, or to `more` launches of a graph of it; the others are aborted, and say so. */
 async function abort(): Promise<object> {
+  using x = Tensor.full(device, [1000], 1);
+  const launches = Number(more);
+  const reduce = () => {
+    comm.allReduce(stream, [x], "bucket 3");
+    comm.wait(stream);
+  };
+  if (launches > 0) reduce(); // the first of a size is not captured
+  stream.synchronize();
   if (rank === world - 1) {
     await exchange("waiting");
     return {};
   }
-  using x = Tensor.full(device, [1000], 1);
-  comm.allReduce(stream, [x], "bucket 3");
-  comm.wait(stream);
+  const { begun } = comm.progress();
+  const graph = new BigInt64Array(1);
+  if (launches > 0) native.graphBegin(stream.handle);
+  reduce();
+  if (launches > 0) native.graphEnd(stream.handle, graph);
+  for (let i = 0; i < launches; i++) native.graphLaunch(stream.handle, Number(graph[0]));
   using end = new Event(device);
   end.record(stream);
   const started = performance.now();
-  while (comm.progress().begun < 1) await Bun.sleep(1);
+  while (comm.progress().begun === begun) await Bun.sleep(1);
   const { collective } = comm.progress();
   comm.abort();
   const messages: string[] = [];
@@ -108,6 +119,7 @@ async function abort(): Promise<object> {
     }
   }
   const seconds = (performance.now() - started) / 1000;
+  if (launches > 0) native.graphDestroy(Number(graph[0]));
   await exchange("waiting");
   return { collective, messages, prompt: seconds < 5 };
 }

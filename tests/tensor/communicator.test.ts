@@ -9,8 +9,8 @@ const device = testDevice();
 const absent = missing(device, "f32", ["collectives"]);
 const script = "tests/tensor/communicator-rank.ts";
 
-async function found(world: number, what: string): Promise<Record<string, unknown>[]> {
-  const ranks = await runRanks(script, world, [what]);
+async function found(world: number, what: string, more = ""): Promise<Record<string, unknown>[]> {
+  const ranks = await runRanks(script, world, [what, more]);
   for (const { exitCode, stderr } of ranks) expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: "" });
   return ranks.map(({ stdout }) => JSON.parse(stdout.split("\n").at(-1)!)); // NCCL may have printed before
 }
@@ -55,13 +55,20 @@ describe.skipIf(absent !== null)(`collectives${absent ? ` (${absent})` : ""}`, (
       });
   });
 
-  test.skipIf(mostRanks < 2)("that wait for a missing rank end by abort(), and there are no more", async () => {
-    const ranks = await found(2, "abort");
-    const aborted = expect.stringContaining("the communicator was aborted");
-    // On a GPU the work behind a reduction that was given up goes on, with what that left.
-    const first = device.backend === "cuda" ? "none" : aborted;
-    expect(ranks[0]).toEqual({ collective: "bucket 3", messages: [first, aborted, aborted], prompt: true });
-  });
+  const waits = [
+    ["once", ""],
+    ["in a captured graph", "3"],
+  ] as const;
+  test.skipIf(mostRanks < 2).each([...waits])(
+    "that wait for a missing rank end by abort(), and there are no more: %s",
+    async (_, launches) => {
+      const ranks = await found(2, "abort", launches);
+      const aborted = expect.stringContaining("the communicator was aborted");
+      // On a GPU the work behind a reduction that was given up goes on, with what that left.
+      const first = device.backend === "cuda" ? "none" : aborted;
+      expect(ranks[0]).toEqual({ collective: "bucket 3", messages: [first, aborted, aborted], prompt: true });
+    },
+  );
 
   // NCCL's operations wait for ever: who watches the ranks aborts them (tests/distributed).
   test.skipIf(mostRanks < 2 || device.backend === "cuda")("fail when a rank dies", async () => {

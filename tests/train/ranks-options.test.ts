@@ -114,7 +114,7 @@ describe.skipIf(reason !== null)(`two ranks${reason ? ` (${reason})` : ""}`, () 
         report,
         ...range,
       ];
-      const alike = ["--sync-bn", "--flip", "none", "--augment", "none"];
+      const alike = ["--precision", "fp32", "--sync-bn", "--flip", "none", "--augment", "none"];
       const { exitCode, stdout } = await runDlfs(["lr-find", ...gpus, ...args, ...alike]);
       expect([exitCode, stdout]).toEqual([0, expect.stringContaining("suggested:  --lr ")]);
       return JSON.parse(readFileSync(join(report, "lr-find.json"), "utf8"));
