@@ -3,15 +3,14 @@ import { align, type Device, Event, PinnedBuffer, type Tensor } from "../tensor"
 
 /**
  * Copies of tensors in pinned host memory, taken between two steps while more steps are enqueued behind: the device pauses for the
- * copies alone, and what is written from them is as it was at that point. One snapshot at a time; its memory is kept for the next.
+ * copies alone, and what is written from them is as it was at that point. One snapshot at a time; its memory is kept for all.
  */
 export class Snapshot implements Disposable {
   readonly #device: Device;
   readonly #tensors: ReadonlyMap<string, Tensor>;
   readonly #offsets: ReadonlyMap<string, number>;
-  readonly #bytes: number;
   readonly #event: Event;
-  #pinned: PinnedBuffer | null = null;
+  readonly #pinned: PinnedBuffer;
 
   constructor(device: Device, tensors: Iterable<[string, Tensor]>) {
     this.#device = device;
@@ -23,14 +22,14 @@ export class Snapshot implements Disposable {
       at += align(byteLength);
     }
     this.#offsets = offsets;
-    this.#bytes = at;
+    // Before training starts: pinning takes longer than the steps that are enqueued ahead.
+    this.#pinned = new PinnedBuffer(device, Math.max(1, at));
     this.#event = new Event(device);
   }
 
   /** Enqueues the copies behind the work enqueued so far. */
   take(): void {
     const { native, stream } = this.#device;
-    this.#pinned ??= new PinnedBuffer(this.#device, Math.max(1, this.#bytes));
     for (const [name, { address, byteLength }] of this.#tensors) {
       const to = this.#pinned.address + (this.#offsets.get(name) as number);
       native.copyToHost(stream.handle, to, address, byteLength);
@@ -48,7 +47,7 @@ export class Snapshot implements Disposable {
   bytes(name: string): Uint8Array<ArrayBuffer> {
     const offset = this.#offsets.get(name) as number;
     const { byteLength } = this.#tensors.get(name) as Tensor;
-    return (this.#pinned as PinnedBuffer).bytes.subarray(offset, offset + byteLength);
+    return this.#pinned.bytes.subarray(offset, offset + byteLength);
   }
 
   /** The copies of all tensors but some, as a checkpoint has them. */
@@ -61,8 +60,7 @@ export class Snapshot implements Disposable {
 
   dispose(): void {
     this.#event.dispose();
-    this.#pinned?.dispose();
-    this.#pinned = null;
+    this.#pinned.dispose();
   }
 
   [Symbol.dispose](): void {
