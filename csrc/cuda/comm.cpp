@@ -185,7 +185,7 @@ class Comm {
     if (failure_.empty()) failure_ = "the communicator was aborted";
     if (!comm_) return;
     // NCCL lets kernels end at once, but returns only when no captured graph has its collectives any more: graphs of the
-    // caller, who waits here. Whether it worked shows when the device's work ends.
+    // caller, who is not kept waiting for himself. Whether it worked shows when the device's work ends.
     std::promise<void> done;
     aborting_ = done.get_future();
     std::thread([comm = comm_, device = context->device, done = std::move(done)]() mutable {
@@ -193,6 +193,7 @@ class Comm {
       nccl().CommAbort(comm);
       done.set_value();
     }).detach();
+    aborting_.wait_for(std::chrono::seconds(1));
   }
 
   void synchronize() { stream_.synchronize(); }

@@ -86,10 +86,11 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
   }, 60_000);
 
   test("go on from the last checkpoint after one was killed, also with fewer", async () => {
-    const options = ["--iterations", "30", "--checkpoint-every", "5", "--evaluate-every", "10"];
+    // By the evaluation the third checkpoint at least is written, as each waits for the one before, however fast the steps are.
+    const options = ["--iterations", "30", "--checkpoint-every", "5", "--evaluate-every", "20"];
     const { exitCode, stdout, stderr } = await dlfs(
       train(2, ...options, "--max-restarts", "1", "--min-gpus", "1"),
-      "iteration 10: AP",
+      "iteration 20: AP",
       (launcher) => process.kill(processOf(launcher, 1), "SIGKILL"),
     );
     expect(stderr).toMatch(/rank 1 \(process \d+ on .*\) ended (in step \d+|during \w+, step \d+), /);
@@ -101,14 +102,14 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
   }, 120_000);
 
   test("end with the bytes of a training that was left alone, after kills of either rank", async () => {
-    const options = ["--iterations", "26", "checkpointEvery=4", "evaluateEvery=8", "--deterministic", "--ema", "0.9"];
+    const options = ["--iterations", "26", "checkpointEvery=4", "evaluateEvery=9", "--deterministic", "--ema", "0.9"];
     const [whole, wholeRun] = await withRun(() => dlfs(train(2, ...options)));
     expect(whole.exitCode).toBe(0);
     const killed = (args: string[], after: string, rank: number) =>
       dlfs(args, after, (launcher) => process.kill(processOf(launcher, rank), "SIGKILL"));
-    const [first, run] = await withRun(() => killed(train(2, ...options), "iteration 8: AP", 1));
+    const [first, run] = await withRun(() => killed(train(2, ...options), "iteration 9: AP", 1));
     const resume = ["train", "--gpus", "2", "--resume", run];
-    const second = await killed(resume, "iteration 16: AP", 0);
+    const second = await killed(resume, "iteration 18: AP", 0);
     expect([first.exitCode, second.exitCode]).not.toContain(0);
     const { exitCode, stdout } = await dlfs(resume);
     expect([exitCode, stdout]).toEqual([0, expect.stringContaining("trained 26 iterations")]);
