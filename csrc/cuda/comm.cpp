@@ -137,8 +137,12 @@ class Comm {
         made = nullptr;
       }
       const std::lock_guard guard(mutex_);
+      if (made && aborted_) {
+        nccl().CommAbort(made);
+        made = nullptr;
+      }
       comm_ = made;
-      failure_ = std::move(failure);
+      if (failure_.empty()) failure_ = std::move(failure);
     });
   }
 
@@ -155,19 +159,24 @@ class Comm {
   // Enqueues a collective behind what `from` has so far: run(NCCL's communicator, the CUDA stream).
   template <class Run>
   void enqueue(Stream& from, int32_t label, Run&& run) {
-    const std::lock_guard lock(mutex_);
-    check_failure();
-    DLFS_CHECK(comm_, DLFS_ERROR_ARGUMENT,
+    const std::lock_guard order(order_mutex_);
+    const ncclComm_t comm = usable();
+    DLFS_CHECK(comm, DLFS_ERROR_ARGUMENT,
                "the communicator is not connected (dlfs_comm_connect, then dlfs_comm_query until it is)");
     CUDA_CHECK(cudaEventRecord(event_, from.stream));
     CUDA_CHECK(cudaStreamWaitEvent(stream_.stream, event_, 0));
     mark_progress(stream_, progress_, label);
-    run(comm_, stream_.stream);
+    try {
+      run(comm, stream_.stream);
+    } catch (const Error&) {
+      usable();  // throws what is behind it: that it was aborted
+      throw;
+    }
   }
 
   void wait(Stream& from) {
-    const std::lock_guard lock(mutex_);
-    check_failure();
+    const std::lock_guard order(order_mutex_);
+    usable();
     CUDA_CHECK(cudaEventRecord(event_, stream_.stream));
     CUDA_CHECK(cudaStreamWaitEvent(from.stream, event_, 0));
   }
@@ -178,8 +187,9 @@ class Comm {
     values[1] = counters[1];
   }
 
+  // From any thread, also while another one enqueues: NCCL waits there for the other ranks when it first reaches them.
   void abort() {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (aborted_) return;
     aborted_ = true;
     if (failure_.empty()) failure_ = "the communicator was aborted";
@@ -187,13 +197,15 @@ class Comm {
     // NCCL lets kernels end at once, but returns only when no captured graph has its collectives any more: graphs of the
     // caller, who is not kept waiting for himself. Whether it worked shows when the device's work ends.
     std::promise<void> done;
-    aborting_ = done.get_future();
+    aborting_ = done.get_future().share();
     std::thread([comm = comm_, device = context->device, done = std::move(done)]() mutable {
       cudaSetDevice(device);
       nccl().CommAbort(comm);
       done.set_value();
     }).detach();
-    aborting_.wait_for(std::chrono::seconds(1));
+    const std::shared_future<void> aborting = aborting_;
+    lock.unlock();
+    aborting.wait_for(std::chrono::seconds(1));
   }
 
   void synchronize() { stream_.synchronize(); }
@@ -204,16 +216,24 @@ class Comm {
  private:
   void check_failure() const { DLFS_CHECK(failure_.empty(), DLFS_ERROR_COLLECTIVE, "%s", failure_.c_str()); }
 
+  // NCCL's communicator; null while it is not connected. Throws where it has failed.
+  ncclComm_t usable() const {
+    const std::lock_guard lock(mutex_);
+    check_failure();
+    return comm_;
+  }
+
   Stream stream_;
   DeviceBuffer barrier_;
   cudaEvent_t event_ = nullptr;
   int64_t* progress_ = nullptr;  // pinned: collectives begun, the last one's label
   std::thread connecting_;
-  mutable std::mutex mutex_;  // guards what follows, and the order of what is enqueued
+  std::mutex order_mutex_;    // of what is enqueued; taken before the other one
+  mutable std::mutex mutex_;  // guards what follows; held for moments only
   ncclComm_t comm_ = nullptr;
   std::string failure_;
   bool aborted_ = false;
-  std::future<void> aborting_;  // done when NCCL has let go of all
+  std::shared_future<void> aborting_;  // done when NCCL has let go of all
 };
 
 using CommTable = HandleTable<Comm, HandleKind::comm>;

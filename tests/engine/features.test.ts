@@ -64,8 +64,9 @@ test("an engine gives them of any number of images, in their order, and says wha
   const [alone] = await engine.features([files[1]!]);
   expect([...all[2]!.features!]).toEqual([...alone!.features!]);
   expect(all[0]!.features!.some((value, i) => value !== all[2]!.features![i])).toBe(true);
+  // On a GPU a JPEG may be decoded by another unit alone than within a batch.
   for (const [i, value] of all[4]!.features!.entries())
-    expect(Math.abs(value - all[0]!.features![i]!)).toBeLessThan(1e-3);
+    expect(Math.abs(value - all[0]!.features![i]!)).toBeLessThan(5e-3);
   // Detections are what they were, while features are computed as well.
   const before = await engine.detect(files);
   const [between] = await Promise.all([engine.detect(files), engine.features(files)]);
