@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { DeviceImageCodec, generateDemo } from "../lib/data";
 import { Device } from "../lib/tensor";
-import { playLiveLoop } from "../tests/support/live-loop";
+import { playLiveLoop, type Trained } from "../tests/support/live-loop";
 
 const { values: args, positionals } = parseArgs({
   allowPositionals: true,
@@ -36,7 +36,8 @@ try {
   const backend = args.backend ? ["--backend", args.backend] : [];
   const demo = ["--size", "192", "--batch", "8", "--lr", "0.04", "--iterations", "1500", "--augment", "none"];
   const settings = [...demo, "--checkpoint-every", "100", ...backend, ...positionals];
-  const { frozen, live, again, refused, killedAt, resumedFrom } = await playLiveLoop(whole, work, settings);
+  const { live, again, refused, killedAt, resumedFrom, ...rest } = await playLiveLoop(whole, work, settings);
+  const frozen = rest.frozen as Trained;
   console.log(`killed after step ${killedAt}, gone on with from ${resumedFrom}`);
   console.log(
     `AP on val: ${frozen.ap.toFixed(3)} with a third of the labels, ${live.ap.toFixed(3)} corrected while it trained`,

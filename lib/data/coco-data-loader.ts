@@ -335,6 +335,22 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
     return change;
   }
 
+  /**
+   * Takes in what a loader of another rank has, at the same step: ranks whose loaders prepare as many batches ahead have come as far
+   * then.
+   *
+   * @throws DlfsError where this loader has prepared a batch that the change is for
+   */
+  take(change: TargetChange): void {
+    const { from, image } = change;
+    const next = this.#queue.frontier;
+    check(!isBefore(from, next), `change of ${image.fileName}`, () => {
+      const text = ({ epoch, index }: BatchPlace) => `epoch ${epoch}, batch ${index}`;
+      return `it counts from ${text(from)} on, and this rank has prepared what is before ${text(next)}`;
+    });
+    this.#targets.add(change);
+  }
+
   /** A place in a batch that is not prepared yet; no more than half of a batch are given away. */
   #seatFrom(from: BatchPlace): { at: BatchPlace; slot: number } {
     for (let at = from; ; at = this.#schedule.after(at)) {

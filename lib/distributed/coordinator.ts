@@ -1,7 +1,7 @@
 import { createServer, type Server, type Socket } from "node:net";
 import { differences, listed } from "./differences";
 import { encodeFrame, FrameReader } from "./frames";
-import type { Patience, RankProgress, ToCoordinator, ToRank } from "./messages";
+import type { Agreement, Patience, RankProgress, ToCoordinator, ToRank } from "./messages";
 
 interface Member {
   readonly rank: number;
@@ -28,9 +28,11 @@ export class Coordinator {
   readonly #members = new Map<number, Member>();
   readonly #exchanges = new Map<string, Exchange>();
   readonly #agreements = new Map<string, Map<number, Record<string, string>>>();
-  /** Answers to "hold", while ranks agree on a last step. */
+  /** Answers to "hold", while ranks agree on a step. */
   #held: Map<number, number> | null = null;
-  #stopAsked = false;
+  /** What the step is for. */
+  readonly #asked = new Set<Agreement>();
+  #stops = false;
   #welcomed = false;
   #over: string | null = null;
   readonly #timer: ReturnType<typeof setInterval>;
@@ -155,19 +157,21 @@ export class Coordinator {
       case "agree":
         this.#compare(member, message);
         break;
-      case "stop":
-        if (this.#stopAsked) break;
-        this.#stopAsked = true;
+      case "ask":
+        if (message.what === "stop" && this.#stops) break;
+        this.#stops ||= message.what === "stop";
+        this.#asked.add(message.what);
+        if (this.#held) break; // it is agreed on with what was asked before
         this.#held = new Map();
         this.#tellAll({ kind: "hold" });
         break;
-      case "held": {
+      case "held":
         this.#held?.set(member.rank, message.step);
         if (this.#held?.size !== this.world) break;
-        this.#tellAll({ kind: "stopAt", step: Math.max(...this.#held.values()) });
+        this.#tellAll({ kind: "agreed", step: Math.max(...this.#held.values()), on: [...this.#asked] });
         this.#held = null;
+        this.#asked.clear();
         break;
-      }
       case "failed":
         member.leaving = true; // it ends by itself, and the others hear why
         this.#abort(`${this.#name(member)} failed ${this.#place(member)}: ${message.message}`, member.rank);

@@ -18,6 +18,9 @@ export interface RankProgress {
   collective: string | null;
 }
 
+/** What ranks agree on a step for: "stop", no step from that one on; "meet", they do something together before it. */
+export type Agreement = "stop" | "meet";
+
 export type ToCoordinator =
   | { kind: "hello"; rank: number; world: number; pid: number; machine: string; attempt: number; facts: Facts }
   | { kind: "beat"; progress: RankProgress }
@@ -25,8 +28,8 @@ export type ToCoordinator =
   | { kind: "part"; key: string; to: "all" | "root" }
   /** What must be the same on all ranks at a step: names and checksums. */
   | { kind: "agree"; step: number; what: string; values: Record<string, string> }
-  /** Asks all ranks to end at the same step. */
-  | { kind: "stop" }
+  /** Asks all ranks to end at the same step, or to meet before the same one. */
+  | { kind: "ask"; what: Agreement }
   /** The answer to "hold": the first step that this rank has not begun. */
   | { kind: "held"; step: number }
   | { kind: "failed"; message: string }
@@ -38,8 +41,8 @@ export type ToRank =
   /** All ranks' parts of an exchange, one behind the other. */
   | { kind: "parts"; key: string; sizes: number[] }
   | { kind: "hold" }
-  /** No step from this one on. */
-  | { kind: "stopAt"; step: number }
+  /** Before which step that is done. */
+  | { kind: "agreed"; step: number; on: Agreement[] }
   | { kind: "abort"; message: string }
   /** All have said bye, and may go. */
   | { kind: "bye" };

@@ -57,6 +57,10 @@ export class ProcessGroup implements AsyncDisposable {
   #next = 0;
   #stopAt = Number.POSITIVE_INFINITY;
   #stopping = false;
+  /** Steps before which the ranks have agreed to meet. */
+  readonly #meetings = new Set<number>();
+  /** One was asked for, and has not been. */
+  #meeting = false;
 
   private constructor({ ranks, facts = {}, patience, attempt, onFailure }: ProcessGroupOptions) {
     const { rank, world, rendezvous } = ranks;
@@ -179,20 +183,31 @@ export class ProcessGroup implements AsyncDisposable {
   requestStop(): void {
     if (this.#stopping) return;
     this.#stopping = true;
-    this.#tell({ kind: "send", message: { kind: "stop" } });
+    this.#tell({ kind: "send", message: { kind: "ask", what: "stop" } });
+  }
+
+  /** Asks all ranks to meet before the same step, soon; again only when they have. */
+  requestMeeting(): void {
+    if (this.#meeting) return;
+    this.#meeting = true;
+    this.#tell({ kind: "send", message: { kind: "ask", what: "meet" } });
+  }
+
+  /** Whether the ranks meet before a step, which mayBegin() has let begin: true once for each meeting, on all of them. */
+  meetsBefore(step: number): boolean {
+    if (!this.#meetings.delete(step)) return false;
+    this.#meeting = false;
+    return true;
   }
 
   /**
    * Whether a step, which is about to begin, is to be done: false from the one on that the ranks agreed to stop at. While they
-   * are agreeing, this waits.
+   * are agreeing on a step, this waits.
    */
   async mayBegin(step: number): Promise<boolean> {
     Atomics.store(this.#steps, 0, step);
     if (this.#communicator) this.#tellNames(this.#communicator);
-    if (this.#hold) {
-      await this.#hold.promise;
-      this.#hold = null;
-    }
+    while (this.#hold) await this.#hold.promise;
     if (step >= this.#stopAt) return false;
     this.#next = step + 1;
     return true;
@@ -294,10 +309,15 @@ export class ProcessGroup implements AsyncDisposable {
         // At once: this rank may be waiting for a step that others, which wait here, have not begun.
         this.#tell({ kind: "send", message: { kind: "held", step: this.#next } });
         break;
-      case "stopAt":
-        this.#stopAt = message.step;
-        this.#hold?.resolve();
+      case "agreed": {
+        const { step, on } = message;
+        if (on.includes("stop")) this.#stopAt = step;
+        if (on.includes("meet")) this.#meetings.add(step);
+        const hold = this.#hold;
+        this.#hold = null;
+        hold?.resolve();
         break;
+      }
     }
   }
 

@@ -3,10 +3,11 @@ export { LiveBus, type LiveBusOptions, type LiveSink, type ReaderOptions, type R
 export { askPredictions, type FoundBoxes, postMessage } from "./client";
 export { type CollectOptions, CollectSink } from "./collect-sink";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
-export { Journal, type JournalEntry } from "./journal";
+export { decodeEntries, encodeEntries, Journal, type JournalEntry } from "./journal";
 export { applyEdits, imageOf, type LabelledData, seenOf } from "./label-edits";
 export { findLiveAddress, type LiveAddress, removeLiveAddress, writeLiveAddress } from "./live-address";
 export { FileSink, LiveFileReader, writeLiveFile } from "./live-file";
+export { RateReplay } from "./rate-replay";
 export { LiveServer, type LiveServerOptions } from "./server";
 export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";
 export { TensorBoardSink } from "./tensorboard-sink";

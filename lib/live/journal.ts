@@ -3,7 +3,13 @@ import { existsSync } from "node:fs";
 import { Builder } from "flatbuffers";
 import type { ImageBoxes, ImageRecord, TargetChange } from "../data";
 import type { ControlCommand } from "../formats";
-import { FramedFileReader, FramedFileWriter, type FramedFormat } from "../formats/framed-stream";
+import {
+  decodeFrame,
+  encodeFrame,
+  FramedFileReader,
+  FramedFileWriter,
+  type FramedFormat,
+} from "../formats/framed-stream";
 import { Command } from "../formats/generated/dlfs/control/command";
 import { Boxes } from "../formats/generated/dlfs/journal/boxes";
 import { Change } from "../formats/generated/dlfs/journal/change";
@@ -11,6 +17,7 @@ import { Entry } from "../formats/generated/dlfs/journal/entry";
 import { Image } from "../formats/generated/dlfs/journal/image";
 import { MessageReader } from "../formats/messages/codec";
 import { commandCodes } from "../formats/messages/control";
+import { DlfsError, ErrorCode } from "../native/error";
 
 const FORMAT: FramedFormat = { magic: "DLFSJRNL", version: 1, what: "journal" };
 const KIND = "DLJE";
@@ -64,6 +71,23 @@ export class Journal implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file[Symbol.asyncDispose]();
   }
+}
+
+/** Entries as bytes, one behind the other: for other ranks of a training. */
+export function encodeEntries(entries: readonly JournalEntry[]): Uint8Array {
+  return Buffer.concat(entries.map((entry) => encodeFrame({ kind: KIND, message: encodeEntry(entry) })));
+}
+
+/** @throws DlfsError naming `source` where they are no entries */
+export function decodeEntries(bytes: Uint8Array, source: string): JournalEntry[] {
+  const entries: JournalEntry[] = [];
+  for (let at = 0; at < bytes.length; ) {
+    const decoded = decodeFrame(bytes, at, source);
+    if (!decoded) throw new DlfsError(ErrorCode.io, source, `it ends within an entry, at ${at}`);
+    entries.push(decodeEntry(decoded.frame.message, source));
+    at = decoded.next;
+  }
+  return entries;
 }
 
 async function readAll(path: string): Promise<{ entries: JournalEntry[]; position: number }> {

@@ -6,6 +6,7 @@ import type { LiveBus } from "./bus";
 import type { Journal, JournalEntry } from "./journal";
 import { applyEdits, imageOf, refuse } from "./label-edits";
 import { admitImage, type GrowingData } from "./new-image";
+import { RateReplay } from "./rate-replay";
 
 /** The training that labels and commands are for. */
 export interface LiveTraining {
@@ -33,6 +34,10 @@ export interface LiveSessionOptions {
   maxWaitingBytes?: number;
   /** Milliseconds before a step after which what still waits is left to the next one. Default 10. */
   budgetMs?: number;
+  /** Told that something waits to be taken in. */
+  onWaiting?: () => void;
+  /** Told of what was taken in, when it is in the training. */
+  onTaken?: (entry: JournalEntry) => void;
   /** Milliseconds since 1970-01-01 UTC. Default: `Date.now`. */
   clock?: () => number;
 }
@@ -69,8 +74,7 @@ export class LiveSession {
   readonly #options: LiveSessionOptions;
   readonly #waiting: Waiting[] = [];
   readonly #seen = new Set<string>();
-  /** Rate factors of an earlier training, by the step that they count from. */
-  readonly #rates: { iteration: number; value: number }[];
+  readonly #rates: RateReplay;
   /** When each author has last said what all boxes of an image are: by author and image. */
   readonly #replaced = new Map<string, number>();
   /** What is to be done between steps that changes nothing. */
@@ -92,10 +96,12 @@ export class LiveSession {
       this.#seen.add(message);
       if ("change" in content) this.#labelled(author, content.change.image.id, time);
     }
-    this.#rates = entries.flatMap(({ iteration, content }) =>
-      "command" in content && content.command === "learningRate" ? [{ iteration, value: content.value as number }] : [],
-    );
-    this.#rates.sort((a, b) => a.iteration - b.iteration);
+    this.#rates = new RateReplay(entries);
+  }
+
+  /** Whether messages or questions wait for the next step. */
+  get isAsked(): boolean {
+    return this.#waiting.length > 0 || this.#errands.length > 0;
   }
 
   get paused(): boolean {
@@ -131,6 +137,7 @@ export class LiveSession {
     this.#waitingBytes += bytes;
     return new Promise((answer) => {
       this.#waiting.push({ message: value, bytes, answer });
+      this.#options.onWaiting?.();
       this.#wake?.();
     });
   }
@@ -147,16 +154,22 @@ export class LiveSession {
       throw refused(`${MAX_ERRANDS} such questions wait already; try again later`);
     const { promise, resolve, reject } = Promise.withResolvers<T>();
     this.#errands.push({ run: () => work().then(resolve, reject), refuse: () => reject(refused("it has ended")) });
+    this.#options.onWaiting?.();
     this.#wake?.();
     return await promise;
   }
 
-  /** Takes in what waits; resolves when the step may be taken, at once where nothing does. `iteration`: steps done. */
-  beforeStep(iteration: number): Promise<void> | undefined {
+  /**
+   * Takes in what waits; resolves when the step may be taken, at once where nothing does.
+   *
+   * @param iteration steps done
+   * @param takes whether this is a step before which something may be taken in
+   */
+  beforeStep(iteration: number, takes = true): Promise<void> | undefined {
     this.#iteration = iteration;
-    this.#replayRates();
-    const rests = this.#waiting.length === 0 && this.#unwritten.length === 0 && this.#errands.length === 0;
-    const idle = rests && !this.#paused;
+    this.#rates.before(iteration, (factor) => this.#options.training.setRateFactor(factor));
+    if (!takes) return this.#unwritten.length > 0 ? this.#write() : undefined;
+    const idle = !this.isAsked && this.#unwritten.length === 0 && !this.#paused;
     return idle ? undefined : this.#takeIn();
   }
 
@@ -174,13 +187,6 @@ export class LiveSession {
       answer(this.#refuse(entry.message, `it was taken in, and is not in the journal: ${this.#failure?.message}`));
   }
 
-  #replayRates(): void {
-    while (this.#rates.length > 0 && (this.#rates[0] as { iteration: number }).iteration <= this.#iteration) {
-      const { value } = this.#rates.shift() as { value: number };
-      this.#options.training.setRateFactor(value);
-    }
-  }
-
   async #takeIn(): Promise<void> {
     const { budgetMs = 10 } = this.#options;
     do {
@@ -192,7 +198,7 @@ export class LiveSession {
       }
       await this.#write();
       await this.#errands.shift()?.run();
-      if (this.#paused && this.#waiting.length === 0 && this.#errands.length === 0) await this.#woken();
+      if (this.#paused && !this.isAsked) await this.#woken();
     } while (this.#paused);
   }
 
@@ -281,6 +287,7 @@ export class LiveSession {
 
   #note(entry: JournalEntry, answer: (answer: Answer) => void): void {
     this.#seen.add(entry.message);
+    this.#options.onTaken?.(entry);
     this.#unwritten.push({ entry, answer });
   }
 

@@ -60,7 +60,7 @@ function content(batch: DetectionBatch) {
   const { epoch, index } = batch;
   const images = batch.images.map(({ sourceId, repeat = 0 }, i) => {
     const count = batch.counts[i] as number;
-    const start = i * (batch.labels.length / BATCH);
+    const start = i * (batch.labels.length / batch.counts.length);
     const boxes = [...batch.boxes.subarray(4 * start, 4 * (start + count))];
     return { id: sourceId - 100, repeat, boxes, labels: [...batch.labels.subarray(start, start + count)] };
   });
@@ -253,4 +253,47 @@ describe("refused, by the image's name, and nothing has changed", () => {
       });
     });
   }
+});
+
+describe("ranks", () => {
+  test("that take the first one's changes at the same step have the batches of one loader, each its share", async () => {
+    await inFolder(async (folder) => {
+      const data = await prepare(folder);
+      const ranks = [0, 1].map((rank) => make(data, { batchSize: BATCH / 2, rank, ranks: 2, preprocessing: random }));
+      const [leader, follower] = ranks as [CocoDataLoader, CocoDataLoader];
+      const found: Content[][] = [];
+      const step = async () => found.push((await Promise.all(ranks.map((rank) => take(rank, 1)))).flat());
+      const tell = (change: Parameters<CocoDataLoader["change"]>[0]) => {
+        const taken = leader.change(change);
+        follower.take(taken);
+        return taken;
+      };
+      const changes: TargetChange[] = [];
+      for (let i = 0; i < 3; i++) await step();
+      changes.push(tell({ image: imageOf(data, 2), boxes: boxesOf([1, 2, 30, 40]), atOnce: true, weight: 3 }));
+      const added = await addImage(data, COUNT, []);
+      for (let i = 0; i < 2; i++) await step();
+      changes.push(tell({ image: added, boxes: boxesOf([3, 4, 20, 30]), atOnce: true }));
+      for (let i = 0; i < 13; i++) await step();
+      const whole = await take(make(data, { changes, preprocessing: random }), found.length);
+      const images = found.map((parts) => parts.flatMap((part) => part.images));
+      expect(images).toEqual(whole.map((batch) => batch.images));
+      expect(turnsOf(whole, COUNT).length).toBeGreaterThan(1);
+      for (const rank of ranks) await rank.dispose();
+    });
+  });
+
+  test("that have come further than the first one say so", async () => {
+    await inFolder(async (folder) => {
+      const data = await prepare(folder);
+      const [leader, follower] = [0, 1].map((rank) => make(data, { batchSize: 2, rank, ranks: 2 }));
+      await take(leader!, 1);
+      await take(follower!, 2);
+      const change = leader!.change({ image: imageOf(data, 2), boxes: boxesOf() });
+      expect(() => follower!.take(change)).toThrow(
+        "change of 2.jpg: it counts from epoch 1, batch 0 on, and this rank has prepared what is before epoch 1, batch 1",
+      );
+      for (const rank of [leader, follower]) await rank!.dispose();
+    });
+  });
 });

@@ -21,6 +21,9 @@ function train(steps: number, before: (step: number) => Promise<void> | void): P
   return group.run(() => loop(steps, before));
 }
 
+/** What is done where the ranks meet. */
+let meet: (step: number) => Promise<void> = () => Promise.reject(new Error("nobody has asked for a meeting"));
+
 async function loop(steps: number, before: (step: number) => Promise<void> | void): Promise<number> {
   using device = new Device(deviceOfRank(ranks, process.env.DLFS_BACKEND ?? "cpu"));
   const communicator = await group.connect(device);
@@ -30,6 +33,7 @@ async function loop(steps: number, before: (step: number) => Promise<void> | voi
   for (; step < steps; step++) {
     await before(step);
     if (!(await group.mayBegin(step))) break;
+    if (group.meetsBefore(step)) await meet(step);
     communicator.allReduce(device.stream, [x], `bucket ${step % 2}`, "average");
     communicator.wait(device.stream);
     await device.stream.done();
@@ -99,6 +103,21 @@ switch (what) {
       if (rank === 1 && step === 9) group.requestStop();
     });
     print({ steps });
+    break;
+  }
+  case "meet": {
+    // Rank 0 asks again and again, also while they meet; rank 1 asks for the end meanwhile.
+    const met: string[] = [];
+    meet = async (step) => {
+      if (rank === 0 && met.length === 3) group.requestMeeting();
+      met.push((await group.exchangeJson("meeting", { rank, step })).map((one) => one.step).join(" "));
+      if (rank === 0 && met.length < 9) group.requestMeeting();
+    };
+    const steps = await train(100_000, (step) => {
+      if (rank === 0 && step === 4) group.requestMeeting();
+      if (rank === 1 && met.length === 6) group.requestStop();
+    });
+    print({ steps, met });
     break;
   }
   case "restart": {

@@ -104,6 +104,18 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
     expect(steps[0]).toBeLessThan(1000);
   });
 
+  test("meet before the same steps, as often as one asks, also when they are to end", async () => {
+    const { exitCode, found } = await run(Math.min(3, mostRanks), ["meet"]);
+    expect(exitCode).toBe(0);
+    for (const { steps, met } of found) expect([steps, met]).toEqual([found[0]!.steps, found[0]!.met]);
+    const meetings = (found[0]!.met as string[]).map((each) => each.split(" ").map(Number));
+    for (const each of meetings) expect(each).toEqual(each.map(() => each[0]!));
+    const steps = meetings.map(([step]) => step!);
+    expect(steps.length).toBeGreaterThanOrEqual(6);
+    expect(steps).toEqual([...new Set(steps)].sort((a, b) => a - b));
+    expect(steps[0]).toBeGreaterThanOrEqual(5);
+  });
+
   test("are started again after a failure, without the devices that failed where that is wanted", async () => {
     const again = await run(2, ["restart", "1"], ["--max-restarts", "1"]);
     expect(again.exitCode).toBe(0);

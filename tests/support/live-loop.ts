@@ -5,7 +5,14 @@
 import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { decodeMessage, type EventMessage, encodeMessage, type Message, readCheckpoint } from "../../lib/formats";
+import {
+  type ControlCommand,
+  decodeMessage,
+  type EventMessage,
+  encodeMessage,
+  type Message,
+  readCheckpoint,
+} from "../../lib/formats";
 import { readMetrics } from "../../lib/monitor";
 
 const program = fileURLToPath(new URL("../../lib/cli/main.ts", import.meta.url));
@@ -115,8 +122,11 @@ export class TrainingProcess {
     return this.#said + (await this.#errors);
   }
 
+  /** Kills it, and its ranks where it has launched some. */
   async kill(): Promise<void> {
-    this.#child.kill("SIGKILL");
+    const { pid } = this.#child;
+    const ranks = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim().split(" ").filter(Boolean);
+    for (const each of [pid, ...ranks.map(Number)]) process.kill(each, "SIGKILL");
     await this.#child.exited;
     await this.#output;
   }
@@ -214,8 +224,15 @@ export class Annotator implements Disposable {
   }
 }
 
+export interface LiveLoopOptions {
+  /** How trainings are launched: "--gpus 2". */
+  launch?: readonly string[];
+  /** Whether there is one that is told nothing, too. Default true. */
+  frozen?: boolean;
+}
+
 export interface LiveLoop {
-  frozen: Trained;
+  frozen: Trained | null;
   /** Corrected while it goes on, killed, and gone on with. */
   live: Trained;
   /** The live training, done again by its journal where nothing else is left of it. */
@@ -237,12 +254,17 @@ export interface LiveLoop {
  * @param work a folder that is there, for all that comes about
  * @param settings of `dlfs train`; checkpoints come often enough for some to be there in the middle
  */
-export async function playLiveLoop(whole: string, work: string, settings: readonly string[]): Promise<LiveLoop> {
+export async function playLiveLoop(
+  whole: string,
+  work: string,
+  settings: readonly string[],
+  { launch = [], frozen: withFrozen = true }: LiveLoopOptions = {},
+): Promise<LiveLoop> {
   const data = join(work, "data");
   const messages = withholdLabels(whole, data);
-  const common = ["--data", data, "--out", join(work, "runs"), "--deterministic", ...settings];
+  const common = [...launch, "--data", data, "--out", join(work, "runs"), "--deterministic", ...settings];
   const caches = ["frozen", "live", "again"].map((name) => join(work, `cache-${name}`)) as [string, string, string];
-  const frozen = new TrainingProcess(common, caches[0]).result();
+  const frozen = withFrozen ? new TrainingProcess(common, caches[0]).result() : Promise.resolve(null);
   frozen.catch(() => {}); // told below, where it is waited for
 
   const start = [...common, "--live", "--dashboard"];
@@ -269,14 +291,18 @@ export async function playLiveLoop(whole: string, work: string, settings: readon
     killedAt = annotator.iteration;
   }
 
-  const second = new TrainingProcess(["--resume", path, "--live", "--dashboard"], caches[1]);
+  const second = new TrainingProcess([...launch, "--resume", path, "--live", "--dashboard"], caches[1]);
   let resumedFrom: number;
   let shown: string[];
   {
     using annotator = await Annotator.connect(second);
     resumedFrom = (await annotator.started()).iteration;
-    const rate = { id: "rate", author: "annotator", time: 2, command: "learningRate", value: 0.9 } as const;
-    refused.push(...(await annotator.told(...portion(2), ...portion(3), { type: "control", value: rate })));
+    const command = (id: string, more: { command: ControlCommand; value?: number }): Message => ({
+      ...{ type: "control", value: { id, author: "annotator", time: 2, ...more } },
+    });
+    const rate = command("rate", { command: "learningRate", value: 0.9 });
+    const evaluate = command("evaluate", { command: "evaluate" });
+    refused.push(...(await annotator.told(...portion(2), ...portion(3), rate, evaluate)));
     shown = (await second.ask<{ runs: { name: string }[] }>("api/runs")).runs.map(({ name }) => name);
   }
   const live = await second.result();

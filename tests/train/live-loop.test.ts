@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { Journal } from "../../lib/live";
-import { testDevice } from "../support/device";
+import { missing, mostRanks, testDevice } from "../support/device";
 import { type LiveLoop, playLiveLoop } from "../support/live-loop";
 import { writeSquares } from "../support/squares-dataset";
 
@@ -28,6 +28,31 @@ const settings = [
   ...['model={"name":"compact","width":4,"headConvs":1,"anchorBase":16}', "logEvery=1"],
 ];
 
+const device = testDevice();
+const reason = missing(device, "f32", ["collectives"]) ?? (mostRanks < 2 ? "one GPU has one rank" : null);
+
+test.skipIf(reason !== null)(
+  `two ranks are told things alike, killed, gone on with, and done again${reason ? ` (${reason})` : ""}`,
+  async () => {
+    const own = join(work, "ranks");
+    writeSquares(device, join(own, "whole"), { train: 24, val: 4 });
+    const short = ["--iterations", "40", "--evaluate-every", "40", "--batch", "4", "--checksum-every", "2"];
+    const options = { launch: ["--gpus", "2"], frozen: false };
+    const { live, again, refused, killedAt, resumedFrom } = await playLiveLoop(
+      join(own, "whole"),
+      own,
+      [...settings, ...short],
+      options,
+    );
+    expect(refused).toEqual([]);
+    expect(killedAt).toBeGreaterThan(resumedFrom);
+    const entries = await Journal.read(join(live.run, "live/journal.dlvs"));
+    expect(entries.filter(({ content }) => "change" in content).length).toBe(16);
+    expect(again.tensors).toEqual(live.tensors);
+    expect(again.steps).toEqual(live.steps);
+  },
+);
+
 describe("a training on a third of the labels, told the rest while it goes on", () => {
   let loop: LiveLoop;
 
@@ -40,7 +65,7 @@ describe("a training on a third of the labels, told the rest while it goes on", 
     expect(loop.refused).toEqual([]);
     const entries = await Journal.read(join(loop.live.run, "live/journal.dlvs"));
     expect(entries.filter(({ content }) => "change" in content).length).toBe(40);
-    expect(loop.live.ap).toBeGreaterThan(loop.frozen.ap + 0.05);
+    expect(loop.live.ap).toBeGreaterThan(loop.frozen!.ap + 0.05);
   });
 
   test("goes on where it was killed", () => {
@@ -55,6 +80,6 @@ describe("a training on a third of the labels, told the rest while it goes on", 
   });
 
   test("is on its dashboard, beside the other one", () => {
-    expect(loop.shown.sort()).toEqual([loop.live, loop.frozen].map(({ run }) => basename(run)).sort());
+    expect(loop.shown.sort()).toEqual([loop.live, loop.frozen!].map(({ run }) => basename(run)).sort());
   });
 });

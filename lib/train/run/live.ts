@@ -2,7 +2,14 @@
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { DashboardServer, DashboardWorker } from "../../dashboard";
-import { CocoDataLoader, type Dataset, type DeviceImageCodec, parsePreprocessing, type TargetChange } from "../../data";
+import {
+  type CocoDataLoader,
+  type Dataset,
+  type DeviceImageCodec,
+  parsePreprocessing,
+  type TargetChange,
+} from "../../data";
+import type { ProcessGroup } from "../../distributed";
 import { type EventContent, type EventMessage, type MetricsMessage, makeFolder } from "../../formats";
 import {
   FileSink,
@@ -33,6 +40,7 @@ import type { Trainer } from "../trainer";
 import { versionsOf } from "../versions";
 import type { Feed } from "./data-feeds";
 import { LivePredictor } from "./live-predictor";
+import { LiveLeader } from "./live-ranks";
 
 /** Images of an evaluation that are sent along. */
 const SAMPLES = 8;
@@ -122,6 +130,8 @@ interface LiveParts {
   readonly entries: readonly JournalEntry[];
   /** Hears the figures; closed at the end. */
   readonly tensorboard?: TensorBoardWriter;
+  /** Ranks that train together; this is the first of them. */
+  readonly group?: ProcessGroup;
   /** Iterations done before. */
   readonly start: number;
 }
@@ -135,15 +145,18 @@ export class LiveTrainingParts implements AsyncDisposable {
   readonly #parts: LiveParts;
   readonly #session: LiveSession;
   readonly #thumbnails: Thumbnails;
+  readonly #leader: LiveLeader | null;
   #trainer: Trainer | null = null;
   #ended = "the training has ended";
 
   private constructor(parts: LiveParts, journal: Journal, owned: AsyncDisposableStack) {
     this.#parts = parts;
     this.#owned = owned;
-    const { dataset, codec, entries } = parts;
+    const { dataset, codec, entries, group } = parts;
     const { store, source, classes, trainSplit } = dataset;
     this.#thumbnails = new Thumbnails(source, codec);
+    const leader = group ? new LiveLeader(group) : null;
+    this.#leader = leader;
     const loader = parts.feed.loader as CocoDataLoader;
     const trainer = () => this.#trainer as Trainer;
     this.#session = new LiveSession({
@@ -158,13 +171,13 @@ export class LiveTrainingParts implements AsyncDisposable {
         stop: () => this.#stop.abort(),
       },
       ...{ journal, entries, bus: this.bus },
+      ...(leader && { onWaiting: () => leader.onWaiting(), onTaken: (entry) => leader.onTaken(entry) }),
     });
   }
 
-  /** @throws DlfsError, ConfigError where an address or a file cannot be had */
+  /** @throws DlfsError where an address or a file cannot be had */
   static async open(parts: LiveParts, log: (line: string) => void): Promise<LiveTrainingParts> {
-    const { config, run, feed, entries } = parts;
-    if (!(feed.loader instanceof CocoDataLoader)) throw new ConfigError("live", "needs images, not records");
+    const { config, run, entries } = parts;
     await using owned = new AsyncDisposableStack();
     const folder = join(run.path, "live");
     await makeFolder(folder);
@@ -189,10 +202,17 @@ export class LiveTrainingParts implements AsyncDisposable {
   /** Hears what happens in a training, and lets what waits in before each step. */
   get observer(): TrainerObserver {
     return {
-      onStepStart: (iteration) => this.#session.beforeStep(iteration),
+      onStepStart: (iteration) => this.#beforeStep(iteration),
       onCheckpoint: (path, iteration) => this.#event({ kind: "checkpoint", text: basename(path) }, iteration),
       onEvaluation: (iteration, result, detections) => this.#showSamples(iteration, result, detections),
     };
+  }
+
+  #beforeStep(iteration: number): Promise<void> | undefined {
+    const session = this.#session;
+    if (!this.#leader) return session.beforeStep(iteration);
+    const takeIn = (at: number, takes: boolean) => session.beforeStep(at, takes);
+    return this.#leader.beforeStep(iteration, takeIn, () => session.isAsked);
   }
 
   /** Begins: the trainer is there. */

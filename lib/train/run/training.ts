@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import {
+  type CocoDataLoader,
   type Dataset,
   DeviceImageCodec,
   demoFolder,
@@ -44,6 +45,7 @@ import { describeLeft, describePlan, describeRange, modelName } from "./descript
 import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
 import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf, openDashboard, tryPort } from "./live";
+import { LiveFollower, shareEntries } from "./live-ranks";
 import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
@@ -158,7 +160,7 @@ export class Training implements AsyncDisposable {
       if (isLive(config)) {
         live = owned.use(
           await LiveTrainingParts.open(
-            { config, run, dataset, codec, device, model, feed, entries, start, tensorboard },
+            { config, run, dataset, codec, device, model, feed, entries, start, tensorboard, group },
             say,
           ),
         );
@@ -178,6 +180,9 @@ export class Training implements AsyncDisposable {
       const further = [...(copies ? [copies] : []), ...(live ? [live.observer] : [])];
       watchers.push(reporter, ...further, ...watch.observers, ...observers);
     }
+    const follows = group && !group.isRoot && isLive(config);
+    const follower = follows ? new LiveFollower(group, feed.loader as CocoDataLoader, entries) : null;
+    if (follower) watchers.push(follower.observer);
     if (group) {
       // A restart goes on from there; each machine's launcher keeps it.
       const [path] = await group.exchangeJson("run folder", run?.path ?? "");
@@ -200,6 +205,7 @@ export class Training implements AsyncDisposable {
       reporter?.print(`resumed ${checkpoint.path} at iteration ${trainer.iteration}`);
     }
     live?.attach(trainer);
+    follower?.attach(trainer);
     const parts = { config, device, dataset, model, feed, evaluator, run, reporter, trainer, copies, live };
     return new Training(parts, { command, log }, owned.move());
   }
@@ -448,10 +454,10 @@ async function openAll(
   const lines = describeConfig(config);
   for (const line of lines) log(line);
   if (!resumed) await loadInitialWeights(model, config, log);
-  const entries = isLive(config) ? await enteredBefore(config, resumed?.run ?? null) : [];
+  const read = () => enteredBefore(config, resumed?.run ?? null);
+  const entries = isLive(config) ? await shareEntries(group, read) : [];
   if (isLive(config)) {
-    if (group)
-      throw new ConfigError(config.live ? "live" : "replay", "one rank alone can be told things while it trains");
+    if (records) throw new ConfigError(config.live ? "live" : "replay", "needs images, not records");
     config.liveBoxes = liveBoxesOf(config, dataset);
   }
   const live = isLive(config) && { live: { changes: changesOf(entries), boxesPerImage: config.liveBoxes as number } };
@@ -460,6 +466,7 @@ async function openAll(
   const checkpoint = resumed && (await openCheckpoint(resumed));
   const start = checkpoint?.metadata.iteration ?? 0;
   if (start >= iterations) {
+    await checkpoint?.close();
     const more = "--iterations with a larger number goes on";
     throw new ConfigError("--resume", `${start} of ${iterations} iterations are done, ${more}`);
   }
