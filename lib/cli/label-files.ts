@@ -1,7 +1,6 @@
-import { writeFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
-import { cvatLabels, exportDataset, showProgress } from "../data";
-import { addClasses, importLabels, labelConfigOf, labelFormats, mergeLabels } from "../label";
+import { exportDataset, showProgress } from "../data";
+import { addClasses, importLabels, labelFormats, mergeLabels, writeLabelSetup } from "../label";
 import { stopOnSignals } from "../train";
 import { oneOf, UsageError } from "./arguments";
 import { mergeHelp, mergeOptions, openLabels, storeHelp, storeOptions, targetOf, tellMerge } from "./label-store";
@@ -17,7 +16,8 @@ ${storeHelp}
   --image-prefix TEXT of Label Studio: what comes before the images' names in tasks: /data/local-files/?d=
 
 export:
-  --format NAME       label-studio (tasks), cvat (COCO as CVAT takes it) or cvat-xml (CVAT for images 1.1)
+  --format NAME       label-studio (tasks), cvat (COCO as CVAT takes it), cvat-xml (CVAT for images 1.1), or coco, with the ids
+                      that the data set came with: its annotation file as people have corrected it
   --out FILE          and FILE.labels.xml or FILE.labels.json: the labeling configuration, or CVAT's labels (Raw)
   --unusable          images with a problem too
 
@@ -27,7 +27,7 @@ where images were refused: with turned boxes, with shapes that are no boxes, unk
   --negatives         of CVAT, which does not say what was looked at: images without boxes have none
 ${mergeHelp}`;
 
-const exportFormats = ["label-studio", "cvat", "cvat-xml"] as const;
+const exportFormats = ["label-studio", "cvat", "cvat-xml", "coco"] as const;
 
 export async function exportLabels(argv: string[]): Promise<number> {
   const { values: args } = parseArgs({
@@ -48,11 +48,9 @@ export async function exportLabels(argv: string[]): Promise<number> {
   const { store } = labels;
   const report = await exportDataset(store, format, out, { split, unusable, imagePrefix: args["image-prefix"] });
   console.log(`${split}: ${report.images} images, ${report.annotations} boxes`);
-  const isStudio = format === "label-studio";
-  const setup = `${out}.labels.${isStudio ? "xml" : "json"}`;
-  const content = isStudio ? labelConfigOf(store.classes().names) : `${JSON.stringify(cvatLabels(store), null, 1)}\n`;
-  await writeFile(setup, content);
-  for (const path of [...report.paths, setup]) console.log(`written: ${path}`);
+  const written = [...report.paths];
+  if (format !== "coco") written.push(await writeLabelSetup(out, format, store));
+  for (const path of written) console.log(`written: ${path}`);
   return 0;
 }
 

@@ -251,7 +251,7 @@ async function openStore(folder: string, local: boolean, options: LoadDatasetOpt
     await mkdir(dirname(path), { recursive: true });
     return new SQLiteAnnStore(path);
   } catch (error) {
-    const warn = options.warn ?? ((message: string) => console.warn(`warning: ${message}`));
+    const { warn = warning } = options;
     warn(`annotations are not kept between runs: ${(error as Error).message}`);
     return new SQLiteAnnStore();
   }
@@ -281,7 +281,7 @@ async function importSplits(
   parts: readonly SplitFiles[],
   ownStore: boolean,
   source: DataSource,
-  { progress, signal }: LoadDatasetOptions,
+  { progress, signal, warn = warning }: LoadDatasetOptions,
 ): Promise<void> {
   const keptUnder = (split: string): string => `dataset ${split}`;
   const signature = (part: SplitFiles): string => JSON.stringify({ ...part, version: IMPORT_VERSION });
@@ -290,6 +290,7 @@ async function importSplits(
     (part) => !present.includes(part.split) || store.getMetadata(keptUnder(part.split)) !== signature(part),
   );
   const stale = wanted.filter((part) => present.includes(part.split));
+  if (stale.length > 0 && store instanceof SQLiteAnnStore) keepWorkOfPeople(store, stale, warn);
   // Splits of a data set that has changed may not agree on its categories any more: all are read again.
   if (stale.length > 0 && ownStore) {
     store.clear();
@@ -310,6 +311,27 @@ async function importSplits(
       if (!done) throw error;
     }
   }
+}
+
+const warning = (message: string) => console.warn(`warning: ${message}`);
+
+/** The last change that a copy was made of. */
+const COPIED = "changes copied";
+
+/** Copies a store that is about to be filled anew where people have changed annotations in it since the last copy. */
+function keepWorkOfPeople(store: SQLiteAnnStore, stale: readonly SplitFiles[], warn: (message: string) => void): void {
+  const changes = store.changesOfPeople(Number(store.getMetadata(COPIED) ?? 0));
+  if (changes === 0 || store.path === ":memory:") return;
+  const copy = store.path.replace(/(\.sqlite)?$/, `-${new Date().toISOString().replaceAll(":", "")}.sqlite`);
+  store.copyTo(copy);
+  store.setMetadata(COPIED, String(store.lastChange()));
+  const files = stale.map(({ annotations }) => annotations).join(", ");
+  const [first] = stale as [SplitFiles, ...SplitFiles[]];
+  const command = `dlfs label export --store ${copy} --split ${first.split} --format coco --out FILE`;
+  warn(
+    `${files} has changed and is read again; what was there with ${counted(changes, "change")} of people since the last ` +
+      `time is kept in ${copy}: ${command} writes it`,
+  );
 }
 
 /** The annotation file as a file on disk, or its bytes where the source has none and no cache makes one. */

@@ -443,6 +443,22 @@ export class SQLiteAnnStore extends AnnotationStore {
     ).map((row) => ({ ...row, detail: row.detail === null ? null : JSON.parse(row.detail) }));
   }
 
+  /** How many changes of annotations are people's work, after number `since`. */
+  changesOfPeople(since = 0): number {
+    return (
+      this.#all<{ n: number }>(
+        `SELECT count(*) AS n FROM changes c JOIN origins o ON o.id = c.origin
+         WHERE c.number > ? AND c.entity = 'annotation' AND o.source = 'human'`,
+        since,
+      )[0]?.n ?? 0
+    );
+  }
+
+  /** Writes all of the store to another file, which must not be there yet. */
+  copyTo(path: string): void {
+    this.#guard("copyTo", () => this.#database().run("VACUUM INTO ?", [path]));
+  }
+
   override checkIntegrity(): string[] {
     const lines = this.#all<{ integrity_check: string }>("PRAGMA integrity_check")
       .map((row) => row.integrity_check)

@@ -1,6 +1,6 @@
 export * from "./audit/index";
 export { ImageFinder } from "./find-image";
-export { type LabelConfig, labelConfigOf, parseLabelConfig } from "./label-config";
+export { type LabelConfig, labelConfigOf, parseLabelConfig, writeLabelSetup } from "./label-config";
 export { importLabels, type LabelFile, type LabelFileOptions, labelFormats } from "./label-file";
 export { intoAll, intoDataset, intoTraining, type LabelTarget } from "./label-targets";
 export { addClasses, editsFor, type MergeOptions, type MergeReport, mergeLabels } from "./merge-labels";

@@ -1,4 +1,6 @@
 /** What a project of Label Studio labels: its configuration (https://labelstud.io/tags/rectanglelabels). */
+import { type AnnotationStore, cvatLabels } from "../data";
+import { writeFileAtomic } from "../formats";
 import { DlfsError, ErrorCode } from "../native/error";
 
 /** The one image of a task, and the rectangles that are drawn on it. */
@@ -70,4 +72,17 @@ export function labelConfigOf(classes: readonly string[]): string {
     RectangleLabels: { "@name": "label", "@toName": "image", Label: classes.map((name) => ({ "@value": name })) },
   };
   return `${Bun.XML.stringify({ View: view }, null, 2)}\n`;
+}
+
+/** Writes, beside a file of labels, what a project or a task must be set up with to take it; the path. */
+export async function writeLabelSetup(
+  labels: string,
+  format: "label-studio" | "cvat" | "cvat-xml",
+  store: AnnotationStore,
+): Promise<string> {
+  const isStudio = format === "label-studio";
+  const path = `${labels}.labels.${isStudio ? "xml" : "json"}`;
+  const content = isStudio ? labelConfigOf(store.classes().names) : `${JSON.stringify(cvatLabels(store), null, 1)}\n`;
+  await writeFileAtomic(path, content);
+  return path;
 }

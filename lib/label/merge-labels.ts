@@ -1,6 +1,7 @@
 /** Labels from elsewhere into a data set: what is different is changed, as the work of who did it, and all else stays as it is. */
 import { type AnnotationRecord, type AnnotationStore, type ImageRecord, isSameBox } from "../data";
 import type { LabelEdit, LabelMessage } from "../formats";
+import { seenOf } from "../live";
 import { DlfsError } from "../native/error";
 import { ImageFinder } from "./find-image";
 import type { LabelTarget } from "./label-targets";
@@ -160,7 +161,8 @@ export async function mergeLabels(
       }
       seen.set(image.id, from.fileName);
       const wanted = (boxes[i] as AnnotationRecord[]).map((row) => withName(row, givenNames));
-      const present = store.annotationsOf(image.id).map((row) => withName(row, names));
+      const rows = store.annotationsOf(image.id);
+      const present = rows.map((row) => withName(row, names));
       report.images++;
       if (wanted.length === 0 && present.length > 0 && !negatives) {
         report.kept++;
@@ -169,7 +171,7 @@ export async function mergeLabels(
       const { same, edits, by } = editsFor(present, wanted, options);
       report.same += same;
       if (edits.length === 0) continue;
-      const error = await give(target, image, edits, by, author);
+      const error = await give(target, image, seenOf(rows), edits, by, author);
       if (error !== null) {
         refuse(error);
         continue;
@@ -193,6 +195,7 @@ function withName(row: AnnotationRecord, names: ReadonlyMap<number, string>) {
 async function give(
   target: LabelTarget,
   { key, split, width, height }: ImageRecord,
+  seen: string,
   edits: LabelEdit[],
   by: readonly Named[],
   nobody: string,
@@ -204,7 +207,7 @@ async function give(
   const time = newest && newest.modified > 0 ? newest.modified : Date.now();
   const content = JSON.stringify([author, newest?.modified, edits]);
   const id = `merge-${split}/${key}-${Bun.hash(content).toString(36)}`;
-  const message: LabelMessage = { id, author, time, image: key, split, edits };
+  const message: LabelMessage = { id, author, time, image: key, split, edits, seen };
   try {
     await target(message);
     return null;

@@ -6,7 +6,7 @@ import { isObject, type JsonObject } from "../native/json";
 import { type LabelConfig, parseLabelConfig } from "./label-config";
 import { boxesOf, type NamedBox, regionOf } from "./regions";
 import type { Retraining } from "./retraining";
-import type { TaskImages } from "./task-images";
+import type { Credentials, TaskImages } from "./task-images";
 
 /** What finds boxes: an engine. */
 export interface Detector {
@@ -39,6 +39,9 @@ export interface StudioBackendOptions {
   userAddress?: (id: number) => Promise<string | undefined>;
   log: (line: string, error?: Error) => void;
 }
+
+/** Images that are read at a time for one request. */
+const READS = 16;
 
 /** Requests are this large at most: many tasks, or images within them. */
 const MAX_BODY_BYTES = 256 * 2 ** 20;
@@ -162,42 +165,42 @@ export class StudioBackend implements AsyncDisposable {
     const { tasks } = body;
     if (!Array.isArray(tasks)) throw new DlfsError(ErrorCode.argument, "tasks", "expected a list");
     const config = this.#configOf(body, "label_config");
+    const files = await this.#filesOf(tasks, config, credentialsIn(body.params));
+    // Not before: while images come another model may take this one's place.
     const detector = this.#options.detector();
-    const found = await this.#detect(detector, tasks, config);
+    const good = files.filter((file) => typeof file !== "string");
+    const results = good.length === 0 ? [] : await detector.detect(good);
+    let next = 0;
     return tasks.map((task, i) => {
-      const { image, error } = found[i] as (typeof found)[0];
-      if (!image) {
-        this.#options.log(`task ${isObject(task) ? task.id : i}: ${error}`);
+      const file = files[i] as Uint8Array | string;
+      const id = isObject(task) ? task.id : i;
+      const image = typeof file === "string" ? null : (results[next++] as DetectedImage);
+      const error = typeof file === "string" ? file : image?.error?.message;
+      if (!image || error !== undefined) {
+        this.#options.log(`task ${id}: ${error}`);
         return { model_version: detector.version, score: 0, result: [] };
       }
       const boxes = this.#named(image, detector, config);
-      const result = boxes.map((box, k) => regionOf(box, image, config, `${isObject(task) ? task.id : i}-${k}`));
+      const result = boxes.map((box, k) => regionOf(box, image, config, `${id}-${k}`));
       return { model_version: detector.version, score: certainty(boxes), result };
     });
   }
 
-  async #detect(detector: Detector, tasks: readonly unknown[], config: LabelConfig) {
-    const files = await Promise.all(
-      tasks.map(async (task): Promise<Uint8Array | string> => {
-        const address = isObject(task) && isObject(task.data) ? task.data[config.field] : undefined;
-        if (typeof address !== "string") return `data.${config.field}: expected the address of an image`;
-        return await this.#options.images.read(address).catch((error: unknown) => {
+  /** The images of tasks, some at a time; of one that cannot be had, why. */
+  async #filesOf(tasks: readonly unknown[], { field }: LabelConfig, credentials?: Credentials) {
+    const files: (Uint8Array | string)[] = [];
+    for (let at = 0; at < tasks.length; at += READS) {
+      const part = tasks.slice(at, at + READS).map(async (task): Promise<Uint8Array | string> => {
+        const address = isObject(task) && isObject(task.data) ? task.data[field] : undefined;
+        if (typeof address !== "string") return `data.${field}: expected the address of an image`;
+        return await this.#options.images.read(address, credentials).catch((error: unknown) => {
           if (error instanceof DlfsError) return error.message;
           throw error;
         });
-      }),
-    );
-    const good = files.flatMap((file, i) => (typeof file === "string" ? [] : [{ file, i }]));
-    const results = good.length === 0 ? [] : await detector.detect(good.map(({ file }) => file));
-    const out = files.map((file) => ({
-      image: null as DetectedImage | null,
-      error: typeof file === "string" ? file : "",
-    }));
-    for (const [k, { i }] of good.entries()) {
-      const result = results[k] as DetectedImage;
-      out[i] = result.error ? { image: null, error: result.error.message } : { image: result, error: "" };
+      });
+      files.push(...(await Promise.all(part)));
     }
-    return out;
+    return files;
   }
 
   /** What was found, by the project's own labels; classes that it does not have are left out. */
@@ -294,6 +297,12 @@ export class StudioBackend implements AsyncDisposable {
     const known = typeof id === "number" ? await this.#options.userAddress?.(id) : undefined;
     return String(known ?? id ?? "");
   }
+}
+
+/** What Label Studio is told to ask images' servers with (a project's "task data login"). */
+function credentialsIn(params: unknown): Credentials | undefined {
+  if (!isObject(params) || typeof params.login !== "string" || params.login === "") return undefined;
+  return { name: params.login, password: typeof params.password === "string" ? params.password : "" };
 }
 
 /** The annotations that an event is about. */

@@ -1,6 +1,6 @@
 /** The images of Label Studio's tasks, wherever they lie. */
 import { join, resolve, sep } from "node:path";
-import { type Dataset, dataSource, isRemoteLocation } from "../data";
+import { type DataSource, type Dataset, dataSource, isRemoteLocation } from "../data";
 import { DlfsError, ErrorCode } from "../native/error";
 import { decoded, namesIn } from "./find-image";
 import { StudioToken } from "./studio/studio-token";
@@ -20,9 +20,19 @@ export interface TaskImagesOptions {
   timeoutMs?: number;
 }
 
+/** HTTP Basic authentication. */
+export interface Credentials {
+  readonly name: string;
+  readonly password: string;
+}
+
+/** Folders of buckets that are kept open. */
+const SOURCES = 16;
+
 /** Finds the bytes of images by what tasks say: data URLs, keys of a data set, local files, buckets, and some web addresses. */
 export class TaskImages {
   readonly #token: StudioToken | null;
+  readonly #sources = new Map<string, DataSource>();
 
   constructor(private readonly options: TaskImagesOptions) {
     const { url, token } = options.labelStudio ?? {};
@@ -31,9 +41,10 @@ export class TaskImages {
 
   /**
    * @param address what the task has: "data:image/jpeg;base64,...", "gs://bucket/1.jpg", "/data/upload/1/x.jpg", ...
+   * @param credentials what the project has for its images' servers: sent to `hosts`
    * @throws DlfsError saying what cannot be had
    */
-  async read(address: string): Promise<Uint8Array> {
+  async read(address: string, credentials?: Credentials): Promise<Uint8Array> {
     if (address.startsWith("data:")) return await this.#fetch(address, {});
     const known = this.keyOf(address);
     if (known !== null) return await (this.options.dataset as Pick<Dataset, "source">).source.read(known);
@@ -41,9 +52,9 @@ export class TaskImages {
     if (local !== undefined && this.options.localFiles !== undefined) return await this.#readLocal(decoded(local));
     if (isRemoteLocation(address) && !/^https?:/.test(address)) {
       const slash = address.lastIndexOf("/");
-      return await dataSource(address.slice(0, slash)).read(address.slice(slash + 1));
+      return await this.#sourceOf(address.slice(0, slash)).read(address.slice(slash + 1));
     }
-    return await this.#fetchAllowed(address);
+    return await this.#fetchAllowed(address, credentials);
   }
 
   /** The key of a data set's image that a task's address names, by its end; null where there is none. */
@@ -74,7 +85,18 @@ export class TaskImages {
     return await bytes.bytes();
   }
 
-  async #fetchAllowed(address: string): Promise<Uint8Array> {
+  /** Kept: its first request asks for credentials. */
+  #sourceOf(folder: string): DataSource {
+    const source = this.#sources.get(folder) ?? dataSource(folder);
+    // The one that was used longest ago makes room.
+    this.#sources.delete(folder);
+    this.#sources.set(folder, source);
+    const [oldest] = this.#sources.keys();
+    if (this.#sources.size > SOURCES && oldest !== undefined) this.#sources.delete(oldest);
+    return source;
+  }
+
+  async #fetchAllowed(address: string, credentials?: Credentials): Promise<Uint8Array> {
     const { labelStudio, hosts = [] } = this.options;
     const base = labelStudio?.url;
     if (!URL.canParse(address, base))
@@ -84,7 +106,9 @@ export class TaskImages {
     if (!isOwn && !hosts.includes(url.origin)) {
       throw refused(`${shortened(address)}: images from ${url.origin} are not fetched, unless --allow names it`);
     }
-    const headers: Record<string, string> = isOwn && this.#token ? { Authorization: await this.#token.header() } : {};
+    const headers: Record<string, string> = {};
+    if (isOwn && this.#token) headers.Authorization = await this.#token.header();
+    if (!isOwn && credentials) headers.Authorization = basic(credentials);
     return await this.#fetch(url.href, headers);
   }
 
@@ -104,6 +128,8 @@ export class TaskImages {
     }
   }
 }
+
+const basic = ({ name, password }: Credentials) => `Basic ${Buffer.from(`${name}:${password}`).toString("base64")}`;
 
 const refused = (message: string): DlfsError => new DlfsError(ErrorCode.io, "image", message);
 

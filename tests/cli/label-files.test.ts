@@ -81,6 +81,12 @@ test("a data set without boxes gets its first ones, which a training will find",
     0,
     expect.stringContaining("new class: dust\n1 images compared, 1 changed"),
   ]);
+  const coco = join(folder, "corrected.json");
+  await label("export", ...at, "--format", "coco", "--out", coco);
+  expect(JSON.parse(readFileSync(coco, "utf8"))).toMatchObject({
+    images: [{ id: 1 }],
+    annotations: [{ id: 1, category_id: 2 }],
+  });
   const again = await label("import", labels, ...at);
   expect([again.exitCode, again.stdout]).toEqual([
     0,
@@ -93,7 +99,7 @@ test("are called wrongly", async () => {
     [["import"], "expected one FILE"],
     [["import", "x.json"], "expected --data, a data set, or --store"],
     [["import", "x.json", "--store", join(folder, "none")], "--store: no such file"],
-    [["export", "--split", "x", "--out", "y"], "expected --format: label-studio, cvat, cvat-xml"],
+    [["export", "--split", "x", "--out", "y"], "expected --format: label-studio, cvat, cvat-xml, coco"],
     [["export", "--split", "x", "--out", "y", "--format", "voc"], "--format: expected one of label-studio"],
   ] as const) {
     const { exitCode, stderr } = await label(...args);

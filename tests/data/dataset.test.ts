@@ -131,6 +131,36 @@ describe("loadDataset", () => {
     });
   });
 
+  test("keeps what people have changed in a copy, where the annotation file is read again", async () => {
+    await inFolder(async (folder) => {
+      await write(folder);
+      const said: string[] = [];
+      const loadAgain = async () => {
+        using dataset = await load(folder, { warn: (line) => said.push(line) });
+        const [first] = dataset.store.images("train2017");
+        return { store: dataset.store as SQLiteAnnStore, boxes: dataset.store.annotationsOf(first!.id) };
+      };
+      {
+        using dataset = await load(folder);
+        const [box] = dataset.store.annotationsOf(dataset.store.images("train2017")[0]!.id);
+        dataset.store.updateAnnotations([{ id: box!.id, bbox: [5, 5, 9, 9] }], { source: "human", author: "ada" });
+      }
+      await write(folder, { train2017: annotations(1, 4), val2017: FILES.val2017 });
+      expect((await loadAgain()).boxes).toMatchObject([{ bbox: [1, 2, 10, 10] }]);
+      const [, copy] = /1 change of people .* is kept in (\S+\.sqlite):/.exec(said.join("\n")) ?? [];
+      {
+        using kept = new SQLiteAnnStore(copy as string);
+        expect(kept.annotationsOf(kept.images("train2017")[0]!.id)).toMatchObject([
+          { bbox: [5, 5, 9, 9], author: "ada" },
+        ]);
+      }
+      // What is in the copy is not kept once more.
+      await write(folder, { train2017: annotations(1, 5), val2017: FILES.val2017 });
+      await loadAgain();
+      expect(said.length).toBe(1);
+    });
+  });
+
   test("notices images that have moved", async () => {
     await inFolder(async (folder) => {
       await write(folder);

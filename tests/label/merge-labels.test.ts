@@ -325,6 +325,29 @@ test("new classes get new ids; a try says what is refused, and changes nothing",
   expect(everything(store).slice(1)).toEqual(before.slice(1));
 });
 
+test("an image that somebody changes meanwhile keeps that, and is named", async () => {
+  using store = filled();
+  const into = intoDataset({ store, classes: store.classes() });
+  const target: typeof into = async (message) => {
+    store.updateAnnotations([{ id: 1, bbox: [0, 0, 5, 5] }], { source: "human", author: "zoe" });
+    await into(message);
+  };
+  const change = inStudio(([first]) => {
+    first!.annotations[0]!.result[0]!.value.x += 10;
+  });
+  const { refused, changedImages } = await roundTrip("label-studio", store, change, { target });
+  expect([changedImages, refused]).toEqual([
+    0,
+    [
+      {
+        image: "sub/1 ü.jpg",
+        reason: "seen: train/sub/1 ü.jpg has been changed since it was looked at: boxes now: 2, the last one by zoe",
+      },
+    ],
+  ]);
+  expect(store.annotationsOf(1)[0]).toMatchObject({ bbox: [0, 0, 5, 5], author: "zoe" });
+});
+
 test("a name that several splits have is nobody's, unless the split is said", async () => {
   using store = filled();
   const change = inStudio((tasks) => tasks.splice(0, 3, { ...tasks[1]!, annotations: [{ result: [] }] }));

@@ -123,6 +123,24 @@ describe("a prediction", () => {
     ]);
   });
 
+  test("is the model's that there is once its image has come, not of one that was replaced meanwhile", async () => {
+    let current = {
+      ...detector,
+      version: "old",
+      detect: () => Promise.reject(new Error("used after dispose()")) as never,
+    };
+    const server = Bun.serve({
+      port: 0,
+      fetch() {
+        current = { ...detector, version: "new" } as never;
+        return new Response(Uint8Array.of(1));
+      },
+    });
+    const { post } = start({ detector: () => current as typeof detector }, { hosts: [server.url.origin] });
+    expect(resultsOf(await post("/predict", predict(server.url.href)))).toMatchObject([{ model_version: "new" }]);
+    await server.stop(true);
+  });
+
   test("knows a project by its set-up, below a path, too", async () => {
     const { post } = start();
     const set = { project, schema: xml, hostname: "http://ls:8080", access_token: "t" };
@@ -181,6 +199,13 @@ describe("images", () => {
     expect(seen.sort()).toEqual([
       ["/data/upload/3/x.jpg", "Token secret"],
       ["/y.jpg", null],
+    ]);
+    // What the project has for its images' servers goes to those that are allowed, and never to Label Studio.
+    const asked = predict("/data/upload/3/x.jpg", `${other.url}z.jpg`);
+    await post("/predict", { ...asked, params: { login: "ada", password: "p\u00fc" } });
+    expect(seen.slice(2).sort()).toEqual([
+      ["/data/upload/3/x.jpg", "Token secret"],
+      ["/z.jpg", `Basic ${Buffer.from("ada:p\u00fc").toString("base64")}`],
     ]);
     await Promise.all([studio.stop(true), other.stop(true)]);
   });
