@@ -149,16 +149,18 @@ function imagesOf(set: EvaluationSet, query: URLSearchParams) {
   const size = set.classes.length + 1;
   const row = query.has("row") ? integer(query, "row", 0, 0, size - 1) : null;
   const cell = row === null ? undefined : { row, column: integer(query, "column", 0, 0, size - 1) };
+  const score = share(query, "score", 0.3);
   const places = set.find({
     sort: word(query, "sort", ["loss", "data", "objects"] as const),
-    score: share(query, "score", 0.3),
+    score,
     label: labelOf(set, query),
     text: query.get("text") ?? undefined,
     ...(cell && { cell: { ...cell, iou: matchIou(query, 0.45) } }),
   });
-  const images = places
-    .slice(from, from + count)
-    .map((place) => ({ ...sampleJson(place, set.images[place] as SampleMessage), hasImage: true }));
+  const images = places.slice(from, from + count).map((place) => {
+    const sample = sampleJson(place, set.images[place] as SampleMessage);
+    return { ...sample, hasImage: true, found: sample.found.filter((box) => box.score >= score) };
+  });
   return { iteration: set.iteration, total: places.length, from, images };
 }
 

@@ -210,6 +210,8 @@ describe("images", () => {
       [3, "val/nothing.jpg"],
     ]);
     expect(images[0]).toMatchObject({ loss: 4.6, split: "val", truth: [{ box: A, label: 0, id: 0, crowd: false }] });
+    const found = async (score: number) => (await get(`/20/images?text=nothing&score=${score}`)).images[0].found;
+    expect([await found(0.3), await found(0.5)]).toEqual([[{ box: B, score: 0.4, label: 1 }], []]);
     expect(await namesOf("sort=data")).toEqual(["right", "missed", "confused", "nothing", "crowd"]);
   });
 
