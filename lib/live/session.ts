@@ -3,6 +3,7 @@ import type { ImageChange, ImageRecord, TargetChange } from "../data";
 import type { ControlMessage, EventContent, EventMessage, LabelMessage, Message } from "../formats";
 import { DlfsError, ErrorCode } from "../native/error";
 import type { LiveBus } from "./bus";
+import { type ChangedImage, changedMeanwhile } from "./catch-up";
 import type { Journal, JournalEntry } from "./journal";
 import { applyEdits, imageOf, refuse } from "./label-edits";
 import { admitImage, type GrowingData } from "./new-image";
@@ -29,6 +30,8 @@ export interface LiveSessionOptions {
   bus: LiveBus;
   /** Of an earlier training, or of this one before it was stopped: commands that are given again at their steps. */
   entries?: readonly JournalEntry[];
+  /** Whether the training goes on after it stood still: what was done to its images meanwhile is taken in. Default false. */
+  resumed?: boolean;
   /** The most messages that wait for the next step, and their bytes. Default 10,000 and 256 MiB. */
   maxWaiting?: number;
   maxWaitingBytes?: number;
@@ -85,6 +88,8 @@ export class LiveSession {
   #failure: Error | null = null;
   #paused = false;
   #ended = false;
+  /** What was done while the training stood still, and is not taken in yet. */
+  readonly #behind: ChangedImage[];
   #wake: (() => void) | null = null;
   #iteration = 0;
   #refused = 0;
@@ -92,6 +97,7 @@ export class LiveSession {
   constructor(options: LiveSessionOptions) {
     this.#options = options;
     const entries = options.entries ?? options.journal.entries;
+    this.#behind = options.resumed ? changedMeanwhile(options.data, entries) : [];
     for (const { message, author, time, content } of entries) {
       this.#seen.add(message);
       if ("change" in content) this.#labelled(author, content.change.image.id, time);
@@ -168,6 +174,10 @@ export class LiveSession {
   beforeStep(iteration: number, takes = true): Promise<void> | undefined {
     this.#iteration = iteration;
     this.#rates.before(iteration, (factor) => this.#options.training.setRateFactor(factor));
+    if (this.#behind.length > 0) {
+      if (takes) this.#catchUp();
+      else this.#options.onWaiting?.();
+    }
     if (!takes) return this.#unwritten.length > 0 ? this.#write() : undefined;
     const idle = !this.isAsked && this.#unwritten.length === 0 && !this.#paused;
     return idle ? undefined : this.#takeIn();
@@ -185,6 +195,22 @@ export class LiveSession {
     await this.#write();
     for (const { entry, answer } of this.#unwritten.splice(0))
       answer(this.#refuse(entry.message, `it was taken in, and is not in the journal: ${this.#failure?.message}`));
+  }
+
+  /** Takes in what the store has of images otherwise than the training that stood still. */
+  #catchUp(): void {
+    const { training } = this.#options;
+    for (const { image, boxes, seen, author, time } of this.#behind.splice(0)) {
+      try {
+        const content = { change: training.change({ image, boxes }) };
+        const message = `store ${image.id} ${seen}`;
+        this.#note({ message, author, time, iteration: this.#iteration, content }, () => {});
+      } catch (error) {
+        if (!(error instanceof DlfsError)) throw error;
+        const text = `${image.key} was changed meanwhile, and is trained on as it was: ${error.message}`;
+        this.#say({ kind: "log", level: "warning", text });
+      }
+    }
   }
 
   async #takeIn(): Promise<void> {

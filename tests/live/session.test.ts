@@ -4,8 +4,9 @@ import { truncateSync } from "node:fs";
 import type { TargetChange } from "../../lib/data";
 import type { Message } from "../../lib/formats";
 import { Journal, seenOf } from "../../lib/live";
+import { DlfsError, ErrorCode } from "../../lib/native";
 import { fakeJpeg } from "../data/fakes";
-import { add, cleanUp, closeJournals, control, labels, setUp } from "./session-fixture";
+import { add, cleanUp, closeJournals, control, FakeTraining, labels, setUp } from "./session-fixture";
 
 afterEach(cleanUp);
 
@@ -287,6 +288,63 @@ test("a journal whose writer was killed within an entry goes on behind the last 
   expect(again.entries.map(({ message }) => message)).toEqual(["a"]);
   await again.append([{ message: "c", author: "", time: 0, iteration: 3, content: { command: "stop" } }]);
   expect((await Journal.read(path)).map(({ message }) => message)).toEqual(["a", "c"]);
+});
+
+describe("a training that goes on after it stood still", () => {
+  const images = (training: FakeTraining) =>
+    training.changes.map(({ image, after }) => [image.key, [...after.boxes], [...after.labels]]);
+
+  test("takes in what others have done meanwhile to images that it knows otherwise, once", async () => {
+    const { store, session, path } = await setUp();
+    for (const [id, image] of ["train/1.jpg", "train/2.jpg"].entries()) {
+      void session.submit(labels(`m${id}`, [add], { image }), "test");
+    }
+    await session.beforeStep(5);
+    await closeJournals();
+    store.updateAnnotations([{ id: 1, bbox: [3, 4, 10, 10] }], {
+      source: "human",
+      author: "eve",
+      time: 1_800_000_000_000,
+    });
+
+    let asked = 0;
+    const again = await setUp({ path, store, resumed: true, onWaiting: () => asked++ });
+    // Of several ranks, only before a step that they have agreed on.
+    expect([again.session.beforeStep(4, false), again.training.changes.length, asked]).toEqual([undefined, 0, 1]);
+    await again.session.beforeStep(5);
+    expect(images(again.training)).toEqual([["train/1.jpg", [3, 4, 13, 14, 5, 6, 20, 30], [0, 1]]]);
+    const entries = await Journal.read(path);
+    expect(entries.slice(2)).toMatchObject([
+      {
+        message: expect.stringMatching(/^store 1 [0-9a-f]{16}$/),
+        author: "eve",
+        time: 1_800_000_000_000,
+        iteration: 5,
+      },
+    ]);
+    await closeJournals();
+    store.updateAnnotations([{ id: 1, bbox: [3, 4, 10 + 1e-12, 10] }]); // as much as rounding does
+    const third = await setUp({ path, store, resumed: true });
+    expect(third.session.beforeStep(5)).toBeUndefined();
+    expect(third.training.changes).toEqual([]);
+  });
+
+  test("goes on without what it has no room for, and says so", async () => {
+    const { store, session, path } = await setUp();
+    void session.submit(labels("m", [add]), "test");
+    await session.beforeStep(5);
+    await closeJournals();
+    store.deleteAnnotations([1]);
+    const training = new FakeTraining();
+    training.change = () => {
+      throw new DlfsError(ErrorCode.argument, "change of 1.jpg", "no room");
+    };
+    const again = await setUp({ path, store, resumed: true, training });
+    expect(again.session.beforeStep(5)).toBeUndefined();
+    await again.bus.close();
+    const text = "train/1.jpg was changed meanwhile, and is trained on as it was: change of 1.jpg: no room";
+    expect(again.events).toMatchObject([{ kind: "log", level: "warning", text }]);
+  });
 });
 
 describe("what is asked between steps", () => {

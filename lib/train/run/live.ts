@@ -170,7 +170,7 @@ export class LiveTrainingParts implements AsyncDisposable {
         save: () => trainer().requestCheckpoint(),
         stop: () => this.#stop.abort(),
       },
-      ...{ journal, entries, bus: this.bus },
+      ...{ journal, entries, bus: this.bus, resumed: parts.start > 0 && parts.config.replay === undefined },
       ...(leader && { onWaiting: () => leader.onWaiting(), onTaken: (entry) => leader.onTaken(entry) }),
     });
   }
