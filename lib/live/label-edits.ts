@@ -6,6 +6,7 @@ import {
   type ClassMap,
   type ImageBoxes,
   type ImageRecord,
+  isSameBox,
   targetsOf,
 } from "../data";
 import type { LabelEdit, LabelMessage } from "../formats";
@@ -74,9 +75,10 @@ export function applyEdits(data: LabelledData, image: ImageRecord, message: Labe
       refuse("seen", `${image.key} has been changed since it was looked at: boxes now: ${present.length}${whose}`);
     }
     const ids = new Set(present.map(({ id }) => id));
-    if (message.replace) store.deleteAnnotations(ids, by);
+    const stay = message.replace ? keepSame(data, image, present, message.edits, by) : new Set<number>();
     let next = present.reduce((most, { sourceId }) => Math.max(most, sourceId), 0);
     for (const [i, edit] of message.edits.entries()) {
+      if (stay.has(i)) continue;
       applyEdit({ store, classes, image, ids, by, place: `edits[${i}]`, next: () => ++next }, edit);
     }
     const boxes = targetsOf(store.annotationsOf(image.id), image, (id) => classes.indexOf(id));
@@ -86,6 +88,40 @@ export function applyEdits(data: LabelledData, image: ImageRecord, message: Labe
     }
     return boxes;
   });
+}
+
+/**
+ * Where the edits are all boxes of an image: boxes that it has already stay as they are, whose they are included, but those that a
+ * model proposed, which are their author's who accepts them; the others go.
+ *
+ * @returns the places of edits that are done with that
+ */
+function keepSame(
+  { store, classes }: LabelledData,
+  image: ImageRecord,
+  present: readonly AnnotationRecord[],
+  edits: readonly LabelEdit[],
+  by: Attribution,
+): Set<number> {
+  const [left, done] = [new Set(present), new Set<number>()];
+  for (const [i, edit] of edits.entries()) {
+    if (edit.action !== "add") continue;
+    const bbox = bboxOf(edit.box, image, `edits[${i}].box`);
+    const categoryId = categoryOf(classes, edit.category, `edits[${i}].category`);
+    const row = [...left].find((one) => {
+      return one.categoryId === categoryId && one.isCrowd === (edit.crowd ?? false) && isSameBox(one.bbox, bbox);
+    });
+    if (!row) continue;
+    left.delete(row);
+    done.add(i);
+    if (row.source !== "model") continue;
+    store.updateAnnotations([{ id: row.id, ...(edit.score !== undefined && { score: edit.score }) }], by);
+  }
+  store.deleteAnnotations(
+    [...left].map(({ id }) => id),
+    by,
+  );
+  return done;
 }
 
 interface Editing {

@@ -70,6 +70,39 @@ describe("labels", () => {
     expect(store.annotationsOf(1)).toEqual([]);
   });
 
+  test("that replace all leave boxes that are the same whose they were, and those that a model proposed to who accepts them", async () => {
+    const { store, session } = await setUp();
+    const proposal = {
+      imageId: 1,
+      sourceId: 6,
+      categoryId: 7,
+      bbox: [40, 2, 10, 20] as const,
+      area: 200,
+      isCrowd: false,
+    };
+    store.addAnnotations([{ ...proposal, score: 0.5, by: { source: "model", author: "m1" } }]);
+    const [first, proposed] = store.annotationsOf(1);
+    const same = { action: "add", category: "cat", box: [1.01, 2, 31, 22] } as const;
+    const accepted = { action: "add", category: "dog", box: [40, 2, 50, 22] } as const;
+    void session.submit(labels("m", [accepted, add, same], { replace: true }), "test");
+    await session.beforeStep(0);
+    const rows = store.annotationsOf(1);
+    expect(rows.slice(0, 2)).toEqual([
+      first!,
+      { ...proposed!, source: "human", author: "ada", modified: 1_700_000_000_000 },
+    ]);
+    expect(rows.slice(2)).toMatchObject([{ bbox: [5, 6, 15, 24], author: "ada" }]);
+    // Two of the same are two; a crowd is not the box that it was.
+    void session.submit(labels("n", [same, same, { ...accepted, crowd: true }], { replace: true }), "test");
+    await session.beforeStep(1);
+    const after = store.annotationsOf(1).map(({ id, author, isCrowd }) => [id, author, isCrowd]);
+    expect(after).toEqual([
+      [first!.id, first!.author, false],
+      [4, "ada", false],
+      [5, "ada", true],
+    ]);
+  });
+
   test("sent again change nothing, in this training and in one that goes on from its journal", async () => {
     const { store, training, session, path } = await setUp();
     const answers = ["first", "again"].map(() => session.submit(labels("m", [add]), "test"));
