@@ -18,7 +18,7 @@ import type { DataSource } from "./data-source";
 import type { InputMapping } from "./image-plan";
 import { Semaphore } from "./queues";
 import type { Sampler } from "./sampler";
-import { type ImageBoxes, isBefore, type TargetChange, Targets } from "./targets";
+import { type ImageBoxes, isBefore, type TargetChange, Targets, type TargetsStart } from "./targets";
 import { Normalize, normalizationOf, type PreprocessOp, Resize } from "./transforms";
 
 /** An image of a batch. */
@@ -302,6 +302,11 @@ export class CocoDataLoader extends DataLoader<DetectionBatch> {
   /** Images that could not be read or decoded, of the batches handed out since the loader was made. */
   get failures(): ImageFailure[] {
     return [...this.#failures.values()];
+  }
+
+  /** What the images were before all changes. */
+  get start(): TargetsStart {
+    return this.#targets.start;
   }
 
   /** Boxes that an image may have, or come to have by changes. */

@@ -182,7 +182,7 @@ export {
 } from "./sampler";
 export { seededFraction, splitOf } from "./split-hash";
 export { SQLiteAnnStore } from "./sqlite-ann-store";
-export { type ImageBoxes, type TargetChange, targetsOf } from "./targets";
+export { type ImageBoxes, type TargetChange, type TargetsStart, targetsOf } from "./targets";
 export {
   HorizontalFlip,
   IMAGENET_MEAN,

@@ -40,6 +40,13 @@ export interface Insertion {
 export const isBefore = (a: BatchPlace, b: BatchPlace): boolean =>
   a.epoch < b.epoch || (a.epoch === b.epoch && a.index < b.index);
 
+/** Images and boxes that a training has begun with. */
+export interface TargetsStart {
+  readonly images: number;
+  readonly boxes: number;
+  readonly fingerprint: string;
+}
+
 const NONE: ImageBoxes = { boxes: new Float64Array(0), labels: new Int32Array(0) };
 
 /**
@@ -68,8 +75,12 @@ export class Targets {
 
   /** @throws DlfsError where the changes are not of these images */
   constructor(store: AnnotationStore, split: string, changes: readonly TargetChange[] = []) {
-    const added = new Set(changes.flatMap(({ before, image }) => (before === null ? image.id : [])));
-    this.#records = store.images(split, { usable: true }).filter(({ id }) => !added.has(id));
+    const added = new Map(changes.flatMap(({ before, image }) => (before === null ? [[image.id, image]] : [])));
+    this.#records = store.images(split, { usable: true }).filter((record) => {
+      const image = added.get(record.id);
+      if (image) checkSame(image, record);
+      return !image;
+    });
     const collected = collectTargets(store, split, this.#records, originals(changes));
     this.#base = collected;
     this.#starts = collected.starts;
@@ -78,6 +89,17 @@ export class Targets {
     this.#classes = store.classes().length;
     for (let i = 0; i < this.#baseLength; i++) this.#count(this.#baseBoxes(i));
     for (const change of changes) this.add(change);
+  }
+
+  /** What the images were at the start, in short: the same for the same images, of the same sizes, with the same boxes. */
+  get start(): TargetsStart {
+    const hash = new Bun.CryptoHasher("sha256");
+    for (const { key, width, height } of this.#records.slice(0, this.#baseLength))
+      hash.update(`${width}x${height} ${key}\n`);
+    const { boxes, labels } = this.#base;
+    for (const array of [this.#starts, boxes, labels])
+      hash.update(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+    return { images: this.#baseLength, boxes: labels.length, fingerprint: hash.digest("hex").slice(0, 32) };
   }
 
   get records(): readonly ImageRecord[] {
@@ -168,6 +190,7 @@ export class Targets {
       this.#joins.push(Math.max(pass, this.#joins.at(-1) ?? 0));
     }
     check(place !== undefined, "Targets", () => `${image.fileName} is none of the images`, ErrorCode.io);
+    checkSame(image, this.#records[place] as ImageRecord);
     const changes = this.#changes.get(place) ?? [];
     const last = changes.at(-1);
     if (last && isBefore(from, last.from)) {
@@ -198,6 +221,16 @@ export class Targets {
   #firstOf(place: number): ImageBoxes {
     return this.#changes.get(place)?.[0]?.after ?? NONE;
   }
+}
+
+/** Changes know images by the ids of a store: one that was made anew may have given them to others. */
+function checkSame({ id, key }: ImageRecord, found: ImageRecord): void {
+  check(
+    found.key === key,
+    "Targets",
+    () => `image ${id} was ${key}, and is ${found.key} in this data set`,
+    ErrorCode.io,
+  );
 }
 
 /** What the images that have been changed had before, by id: the store may say otherwise by now. */

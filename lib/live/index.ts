@@ -8,6 +8,7 @@ export { applyEdits, imageOf, type LabelledData, seenOf } from "./label-edits";
 export { findLiveAddress, type LiveAddress, removeLiveAddress, writeLiveAddress } from "./live-address";
 export { FileSink, LiveFileReader, writeLiveFile } from "./live-file";
 export { RateReplay } from "./rate-replay";
+export { restoreStore } from "./restore";
 export { LiveServer, type LiveServerOptions } from "./server";
 export { type Answer, LiveSession, type LiveSessionOptions, type LiveTraining } from "./session";
 export { TensorBoardSink } from "./tensorboard-sink";

@@ -235,7 +235,7 @@ export interface LiveLoop {
   frozen: Trained | null;
   /** Corrected while it goes on, killed, and gone on with. */
   live: Trained;
-  /** The live training, done again by its journal where nothing else is left of it. */
+  /** The live training, done again by its journal where nothing else is left of it but the data. */
   again: Trained;
   /** Of the live training, what was refused. */
   refused: string[];
@@ -291,6 +291,8 @@ export async function playLiveLoop(
     killedAt = annotator.iteration;
   }
 
+  // As on another machine: the run folder and the data are all that is left.
+  rmSync(caches[1], { recursive: true });
   const second = new TrainingProcess([...launch, "--resume", path, "--live", "--dashboard"], caches[1]);
   let resumedFrom: number;
   let shown: string[];
@@ -306,7 +308,6 @@ export async function playLiveLoop(
     shown = (await second.ask<{ runs: { name: string }[] }>("api/runs")).runs.map(({ name }) => name);
   }
   const live = await second.result();
-  rmSync(caches[1], { recursive: true });
   const again = await new TrainingProcess([...common, "--replay", path], caches[2]).result();
   return { frozen: await frozen, live, again, refused, killedAt, resumedFrom, shown };
 }

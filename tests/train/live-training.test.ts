@@ -43,9 +43,11 @@ async function train(
   argv: readonly string[],
   tell?: (iteration: number, url: string) => Promise<void> | undefined,
   iterations: number[] = [],
+  lines: string[] = [],
 ): Promise<Trained> {
   let url = "";
   const log = (line: string) => {
+    lines.push(line);
     url = /^live: (\S+)$/.exec(line)?.[1] ?? url;
   };
   const observer: TrainerObserver = {
@@ -205,6 +207,23 @@ test("what it makes of images is told between steps, with the weights that are e
     for (const { box, score } of boxes) expect(score > 0 && Math.max(...box) <= 64).toBe(true);
   }
   expect(await Promise.all(wrong)).toEqual([expect.stringContaining('the data set has no "val2017/99.jpg"')]);
+});
+
+test("what others have done to the data since is told of, and nothing is done again without saying so", async () => {
+  const tellOne = (id: string, image: number) => (iteration: number, url: string) =>
+    iteration === 3
+      ? void post(url, labels(id, image, { action: "add", category: "red", box: [1, 1, 30, 30] }))
+      : Bun.sleep(5);
+  const first = await train([...settings(), "--live"], tellOne("first", 5));
+  await train([...settings(), "--live"], tellOne("second", 6));
+  await expect(train([...settings(), "--replay", first.path])).rejects.toThrow(
+    new RegExp(`replay: the data set has been changed by others than ${first.path} since that began: 8 images with`),
+  );
+  await rm(join(first.path, "checkpoints", "checkpoint-00000024.dlck"));
+  const lines: string[] = [];
+  await train(["--resume", first.path], undefined, [], lines);
+  const warning = `warning: the data set has been changed by others than ${first.path}`;
+  expect(lines.filter((line) => line.startsWith(warning) && line.endsWith("again to the same bytes"))).toHaveLength(1);
 });
 
 test("a stop that it is told ends a training with its state saved, also while it pauses", async () => {

@@ -41,6 +41,7 @@ import { versionsOf } from "../versions";
 import type { Feed } from "./data-feeds";
 import { LivePredictor } from "./live-predictor";
 import { LiveLeader } from "./live-ranks";
+import { findAgain, keepStart } from "./live-start";
 
 /** Images of an evaluation that are sent along. */
 const SAMPLES = 8;
@@ -177,13 +178,18 @@ export class LiveTrainingParts implements AsyncDisposable {
 
   /** @throws DlfsError where an address or a file cannot be had */
   static async open(parts: LiveParts, log: (line: string) => void): Promise<LiveTrainingParts> {
-    const { config, run, entries } = parts;
+    const { config, run, entries, dataset, feed, start } = parts;
+    const loader = feed.loader as CocoDataLoader;
     await using owned = new AsyncDisposableStack();
     const folder = join(run.path, "live");
     await makeFolder(folder);
     const journal = owned.use(await Journal.open(journalOf(run.path)));
     // A training that does another one's again can be resumed, and done again, itself.
     if (journal.entries.length === 0 && entries.length > 0) await journal.append(entries);
+    if (start === 0) await keepStart(run.path, loader.start, dataset.store);
+    else if (config.live && config.replay === undefined) {
+      for (const line of await findAgain(run.path, loader.start, dataset, entries)) log(line);
+    }
     const live = new LiveTrainingParts(parts, journal, owned.move());
     try {
       await live.#openSinks(folder, log);

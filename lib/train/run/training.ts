@@ -46,6 +46,7 @@ import { findBatch } from "./find-batch";
 import { loadInitialWeights } from "./initial-weights";
 import { changesOf, enteredBefore, isLive, LiveTrainingParts, liveBoxesOf, openDashboard, tryPort } from "./live";
 import { LiveFollower, shareEntries } from "./live-ranks";
+import { checkReplay } from "./live-start";
 import { openFeeds } from "./open-feeds";
 import { openCopies } from "./remote-run";
 import { checkFreeze, checkGroups, trainerOptions } from "./trainer-options";
@@ -462,6 +463,7 @@ async function openAll(
   }
   const live = isLive(config) && { live: { changes: changesOf(entries), boxesPerImage: config.liveBoxes as number } };
   const { feed, evaluator, evaluated } = openFeeds(config, { ...sources, ...live }, owned);
+  if (config.replay !== undefined && !resumed) await checkReplay(config.replay, (feed.loader as CocoDataLoader).start);
 
   const checkpoint = resumed && (await openCheckpoint(resumed));
   const start = checkpoint?.metadata.iteration ?? 0;
