@@ -35,7 +35,6 @@ export class DashboardWorker implements AsyncDisposable {
     // Without it a thread has the environment that the process was started with.
     const env = { ...process.env } as Record<string, string>;
     this.#thread = new Worker(new URL("./worker-thread.ts", import.meta.url).href, { env });
-    this.#thread.unref();
     this.#thread.onmessage = ({ data }: MessageEvent<DashboardReply>) => this.#hear(data);
     this.#thread.onerror = ({ message }) => this.#end(`the dashboard's thread has failed: ${message}`);
     this.#tell({ kind: "open", options });
@@ -45,6 +44,7 @@ export class DashboardWorker implements AsyncDisposable {
   static async open(options: DashboardWorkerOptions): Promise<DashboardWorker> {
     const worker = new DashboardWorker(options);
     await worker.#opened.promise;
+    worker.#thread.unref(); // nobody's process goes on for it
     return worker;
   }
 
@@ -62,7 +62,10 @@ export class DashboardWorker implements AsyncDisposable {
 
   /** Ends the thread, after what it is at. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#over === null) this.#tell({ kind: "close" });
+    if (this.#over === null) {
+      this.#thread.ref();
+      this.#tell({ kind: "close" });
+    }
     await this.#closed.promise;
   }
 

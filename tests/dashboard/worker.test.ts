@@ -67,6 +67,22 @@ test("says that it has ended", async () => {
   expect([answer.status, await answer.json()]).toEqual([503, { error: "the dashboard has ended" }]);
 });
 
+test("keeps no process alive, and is waited for by one that ends it", async () => {
+  const run = async (end: string) => {
+    const path = join(import.meta.dir, "../../lib/dashboard/index.ts");
+    const options = JSON.stringify({ folders: [root], token: "secret" });
+    const code = `import { DashboardWorker } from ${JSON.stringify(path)};
+      const worker = await DashboardWorker.open(${options}); ${end} console.log("end");`;
+    const child = Bun.spawn([process.execPath, "-e", code], { stdout: "pipe", stderr: "inherit" });
+    return [(await child.stdout.text()).trim(), await child.exited];
+  };
+  const ends = ["", "await worker[Symbol.asyncDispose]();"].map(run);
+  expect(await Promise.all(ends)).toEqual([
+    ["end", 0],
+    ["end", 0],
+  ]);
+});
+
 test("is ended by a server that cannot have its port", async () => {
   using taken = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response() });
   const port = taken.port as number;
