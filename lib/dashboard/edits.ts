@@ -63,27 +63,29 @@ export class LabelEditor implements Disposable {
   /**
    * An image with its boxes and what was found on it. Where nothing may be written, its boxes are those that its sample has.
    *
+   * @param name its key, or its file name where that is one image's alone
    * @param iteration of the evaluation that found it. Default: the last one
    * @throws DlfsError where there is no such image
    */
-  async describe(run: RunView, key: string, split: string, iteration?: number) {
-    const sample = await sampleOf(run, key, split, iteration);
-    const found = sample && { iteration: sample.iteration, boxes: foundOf(sample) };
+  async describe(run: RunView, name: string, split: string, iteration?: number) {
     if (!this.writable) {
-      if (!sample) throw unseen(run, key);
+      const sample = await sampleOf(run, name, split, iteration);
+      if (!sample) throw unseen(run, name);
       const { width, height } = sample.predictions;
-      const image = { key, split, width, height };
-      const rest = { seen: null, into: null, predicts: false, found };
+      const image = { key: name, split, width, height };
+      const rest = { seen: null, into: null, predicts: false, found: foundOf(sample) };
       return { image, classes: await run.classes(), boxes: truthOf(sample), ...rest };
     }
     const data = await this.#data.of(run);
-    const { id, width, height } = imageIn(data, key, split);
+    const { id, key, width, height } = imageIn(data, name, split);
+    const sample = await sampleOf(run, key, split, iteration);
     const present = data.store.annotationsOf(id);
     const classes = data.classes.names;
     const boxes = present.map((annotation) => boxOf(annotation, data));
     const address = await this.#address(run);
     const into = address?.split === split ? "training" : "data set";
     const predicts = address !== null || this.#predict !== undefined;
+    const found = sample && foundOf(sample);
     return { image: { key, split, width, height }, classes, boxes, seen: seenOf(present), into, predicts, found };
   }
 
@@ -199,11 +201,12 @@ const unseen = ({ name }: RunView, key: string) =>
 
 const sidesOf = (boxes: ArrayLike<number>, i: number) => Array.from({ length: 4 }, (_, k) => boxes[4 * i + k] ?? 0);
 
-function foundOf({ predictions: { boxes, scores, labels } }: SampleMessage) {
+function foundOf({ iteration, predictions: { boxes, scores, labels } }: SampleMessage) {
   const count = Math.min(MAX_FOUND, scores.length);
-  return Array.from({ length: count }, (_, i) => {
+  const found = Array.from({ length: count }, (_, i) => {
     return { box: sidesOf(boxes, i), label: labels[i], score: Number((scores[i] ?? 0).toFixed(4)) };
   });
+  return { iteration, boxes: found };
 }
 
 function truthOf({ truth: { boxes, labels, ids, crowd } }: SampleMessage) {

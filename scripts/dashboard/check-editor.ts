@@ -258,6 +258,26 @@ export async function checkEditor({ browser, root, out, jpeg, check }: EditorChe
   await browser.press("Escape");
   await browser.press("Escape");
 
+  // A list of dlfs label audit: what it says is told, and what is not there is gone past.
+  const findings = [
+    { image: "train/d.jpg", problem: "missing", found: { class: "cell", score: 0.94 } },
+    { image: "train/none.jpg", problem: "missing", found: { class: "cell", score: 0.9 } },
+    { image: "e.jpg", problem: "wrong", given: { class: "cell" }, found: { class: "clot", score: 0.8 } },
+    { image: "train/d.jpg", problem: "loose", given: { class: "cell" }, found: { class: "cell", score: 0.7 } },
+  ];
+  const list = join(root, "findings.jsonl");
+  await Bun.write(list, findings.map((one) => `${JSON.stringify(one)}\n`).join(""));
+  await browser.choose("#label-list", [list]);
+  await page.shows("train/d.jpg");
+  await page.said("missing: cell 0.94; loose: cell 0.70");
+  await browser.press("PageDown");
+  await page.said('the data set has no "train/none.jpg"');
+  await browser.press("PageDown");
+  await page.shows("train/e.jpg");
+  await page.said("wrong: cell, rather clot 0.80");
+  check((await page.text("#editor-place")) === "3 of 3, train", "how long the list is, is told");
+  await browser.press("Escape");
+
   await checkTraining({ browser, page, run, out, check });
 
   // Dark, and a phone: by touch.

@@ -31,6 +31,53 @@ export class ImageList {
   }
 }
 
+/**
+ * Images that a file names, in its order: JSON lines with `image`, as dlfs label rank and audit write them, or a path a line. What a
+ * line says besides is told with its image.
+ */
+export class NamedList {
+  #entries;
+
+  /** @throws Error where a line is none */
+  constructor(run, split, text) {
+    this.run = run;
+    this.split = split;
+    const notes = new Map();
+    for (const [i, line] of text.split(/\r?\n/).entries()) {
+      if (line.trim() === "") continue;
+      const { image, note } = entryOf(line.trim(), i + 1);
+      notes.set(image, [...(notes.get(image) ?? []), ...(note === "" ? [] : [note])]);
+    }
+    this.#entries = [...notes];
+  }
+
+  get total() {
+    return this.#entries.length;
+  }
+
+  async at(place) {
+    const entry = this.#entries[place];
+    return entry ? { run: this.run, split: this.split, image: entry[0], note: entry[1].join("; ") } : null;
+  }
+}
+
+/** What a line of a list says of an image. */
+function entryOf(line, number) {
+  // Of a path, what comes last is the image's name.
+  if (!line.startsWith("{")) return { image: line.split("/").at(-1), note: "" };
+  let row;
+  try {
+    row = JSON.parse(line);
+  } catch (error) {
+    throw new Error(`line ${number} of the list: ${error.message}`);
+  }
+  if (typeof row.image !== "string") throw new Error(`line ${number} of the list: expected "image"`);
+  const { image, problem, given, found, value } = row;
+  if (typeof problem !== "string") return { image, note: typeof value === "number" ? `worth ${value.toFixed(3)}` : "" };
+  const was = given?.class === undefined || given.class === found?.class ? "" : `${given.class}, rather `;
+  return { image, note: `${problem}: ${was}${found?.class ?? ""} ${found?.score?.toFixed(2) ?? ""}`.trim() };
+}
+
 /** The panel that chooses which of them. @param open (list) => void */
 export class ImagesPanel {
   #doing;
@@ -45,6 +92,7 @@ export class ImagesPanel {
       settled(250, () => void this.#look()),
     );
     $("label-open").addEventListener("click", () => open(this.#list()));
+    $("label-list").addEventListener("change", () => void this.#openFile(open));
   }
 
   /** @param runs names, the one that is shown first being `first` */
@@ -59,6 +107,19 @@ export class ImagesPanel {
   #list() {
     const filter = { split: $("label-split").value, boxes: $("label-boxes").value, text: $("label-text").value.trim() };
     return new ImageList($("label-run").value, filter);
+  }
+
+  #openFile(open) {
+    return this.#doing("list", async () => {
+      const [file] = $("label-list").files;
+      if (!file) return;
+      const text = await file.text();
+      // The same file may be chosen again.
+      $("label-list").value = "";
+      const list = new NamedList($("label-run").value, $("label-split").value, text);
+      if (list.total === 0) throw new Error(`${file.name}: it names no image`);
+      open(list);
+    });
   }
 
   /** Says how many there are. */

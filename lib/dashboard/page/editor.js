@@ -70,7 +70,7 @@ class Editor {
   /**
    * Shows an image of a list.
    *
-   * @param list {at(place) => {run, image, split, iteration}, total}
+   * @param list {at(place) => {run, image, split, iteration, note}, total}
    * @param score from which on predictions are shown
    */
   async open(list, place = 0, score = undefined) {
@@ -95,16 +95,18 @@ class Editor {
         $("editor-said").textContent = "there is no further image";
         return;
       }
-      const { run, image, split, iteration } = wanted;
-      const before = this.#sessions.get(keyOf(run, split, image));
-      const session = before ?? new Session(api, run, await api.annotations(run, { key: image, split, iteration }));
+      // One that cannot be shown is gone past.
+      this.#place = place;
+      const { run, iteration } = wanted;
+      const session = await this.#sessionOf(wanted);
+      const image = session.state.image.key;
       if (late()) return;
       this.#drop();
-      [this.#session, this.#place, this.#iteration, this.#found] = [session, place, iteration, null];
+      [this.#session, this.#iteration, this.#found] = [session, iteration, null];
       this.#sessions.set(session.key, session);
       this.#then = null;
       this.#fillClasses();
-      $("editor-said").textContent = session.said;
+      if (session.said === "") session.said = wanted.note ?? "";
       this.#stage.setImage(null, session.state.image);
       this.#show();
       const bitmap = await this.#bitmapOf(run, image);
@@ -118,6 +120,14 @@ class Editor {
     } catch (error) {
       if (!late()) $("editor-said").textContent = error.message;
     }
+  }
+
+  /** The session of an image that is not written yet, or a new one. */
+  async #sessionOf({ run, image, split, iteration }) {
+    const before = this.#sessions.get(keyOf(run, split, image));
+    if (before) return before;
+    const session = new Session(api, run, await api.annotations(run, { key: image, split, iteration }));
+    return this.#sessions.get(session.key) ?? session;
   }
 
   /** Forgets the image that was shown, unless there is something to be written of it. */
