@@ -16,7 +16,7 @@ import { DashboardServer } from "../lib/dashboard";
 import { sampleOf, writeRun, writeSamples } from "../tests/dashboard/run-fixture";
 import { checkControls } from "./dashboard/check-controls";
 import { checkEditor } from "./dashboard/check-editor";
-import { checkEvaluations, writeEvaluatedRun } from "./dashboard/check-evaluations";
+import { checkEvaluations, checkEvaluationsByTouch, writeEvaluatedRun } from "./dashboard/check-evaluations";
 import { Browser } from "./service/browser";
 
 const { values: args } = parseArgs({
@@ -192,6 +192,7 @@ try {
   check(await browser.evaluate("location.hash === '' && location.search === ''"), "the token leaves the address");
   check(await fits(), "nothing is wider than a phone");
   await browser.screenshot(join(args.out, "phone.png"));
+  await checkEvaluationsByTouch(browser, args.out, check);
   await browser.evaluate(`(() => {
     sessionStorage.clear();
     delete document.body.dataset.curves;

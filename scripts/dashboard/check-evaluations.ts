@@ -157,3 +157,39 @@ export async function checkEvaluations(
   await browser.place("#analysis");
   await browser.screenshot(join(out, "desktop-evaluation.png"));
 }
+
+/** The same page on a phone, by touch; it shows the run. */
+export async function checkEvaluationsByTouch(
+  browser: Browser,
+  out: string,
+  check: (good: boolean, what: string) => void,
+): Promise<void> {
+  const tap = async (x: number, y: number) => await browser.touch({ from: { x, y }, to: { x, y } });
+  const total = `document.getElementById("samples-count").textContent`;
+  await browser.until(`${total} === "${IMAGES} images"`);
+  const columns = `new Set([...document.querySelectorAll(".sample")].map(({ style }) => style.left)).size`;
+  check((await browser.evaluate(columns)) === 1, "a phone has room for one image beside another");
+  const matrix = await browser.place("#confusion canvas");
+  const size = await browser.evaluate<number>(`document.querySelector("#confusion canvas").clientWidth`);
+  // The first row's second cell: beside the names are four cells of at most 48 pixels.
+  const side = Math.min(48, Math.floor((size - 48) / (NAMES.length + 1)));
+  const margin = size - side * (NAMES.length + 1);
+  await tap(matrix.x + margin + 1.5 * side, matrix.y + margin + 0.5 * side);
+  await browser.until(`${total} !== "${IMAGES} images"`);
+  const cell = await browser.evaluate<string>(`document.getElementById("sample-cell").textContent`);
+  check(cell.startsWith("only red cell taken for platelet: "), `a cell is taken by touch: ${cell}`);
+  await browser.screenshot(join(out, "phone-cell.png"), true);
+  const button = await browser.place("#sample-cell");
+  await tap(button.x + button.width / 2, button.y + button.height / 2);
+  await browser.until(`${total} === "${IMAGES} images"`);
+  const curve = await browser.place("#pr svg");
+  await tap(curve.x + 0.3 * curve.width, curve.y + 0.1 * curve.height);
+  const told = await browser.evaluate<string>(`document.getElementById("pr-told").textContent`);
+  const recall = Number(/recall ([\d.]+)/.exec(told)?.[1]);
+  check(Math.abs(recall - 0.21) < 0.06, `a point of the curve is read off by touch: ${told}`);
+  const below = `[...document.querySelectorAll("button, select")].filter((one) => {
+    const { width, height } = one.getBoundingClientRect();
+    return width > 0 && height < 44;
+  }).length`;
+  check((await browser.evaluate(below)) === 0, "what is touched is large enough");
+}
