@@ -47,7 +47,7 @@ const KEYS = [
   [["+", "="], "closer", "zoom", 1.25],
   [["-"], "further away", "zoom", 0.8],
   [["0"], "all of the image", "fit"],
-  [["Escape"], "give up a drag; choose no box; close", "escape"],
+  [["Escape"], "give up a drag, or leaving; choose no box; close", "escape"],
 ];
 
 /** What may be done while a text is written, too. */

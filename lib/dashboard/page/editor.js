@@ -356,6 +356,10 @@ class Editor {
 
   escape() {
     if (this.#stage.cancel()) return;
+    if (!$("editor-ask").hidden) {
+      void this.answer(0);
+      return;
+    }
     const { model } = this.#session ?? {};
     if (model && (model.selected !== null || this.#found !== null)) this.#select(null);
     else this.close();
