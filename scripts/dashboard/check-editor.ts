@@ -281,8 +281,15 @@ export async function checkEditor({ browser, root, out, jpeg, check }: EditorChe
   ];
   const list = join(root, "findings.jsonl");
   await Bun.write(list, findings.map((one) => `${JSON.stringify(one)}\n`).join(""));
-  await browser.choose("#label-list", [list]);
+  const lost = join(root, "lost.txt");
+  await Bun.write(lost, "/elsewhere/none.jpg\n/elsewhere/d.jpg\n");
+  await browser.choose("#label-list", [lost]);
+  await page.said('the data set has no "none.jpg"');
+  for (const key of ["]", "n", "PageDown"]) await browser.press(key);
   await page.shows("train/d.jpg");
+  await browser.press("Escape");
+  await page.until("!document.getElementById('editor').open");
+  await browser.choose("#label-list", [list]);
   await page.said("missing: cell 0.94; loose: cell 0.70");
   await browser.press("PageDown");
   await page.said('the data set has no "train/none.jpg"');

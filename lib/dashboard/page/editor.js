@@ -46,7 +46,7 @@ class Editor {
     $("editor-keys").replaceChildren(...keyRows());
     for (const button of dialog.querySelectorAll("button[data-action]")) {
       const [name, ...values] = button.dataset.action.split(" ");
-      button.addEventListener("click", () => void this[name](...values.map(Number)));
+      button.addEventListener("click", () => this.#do(name, values.map(Number)));
     }
     $("editor-class").addEventListener("change", () => this.relabel(Number($("editor-class").value)));
     $("editor-class").addEventListener("keydown", ({ key }) => key === "Enter" && $("editor-stage").focus());
@@ -77,11 +77,23 @@ class Editor {
     this.#list = list;
     if (score !== undefined) $("editor-score").value = String(score);
     if (!$("editor").open) {
+      this.#clear();
       $("editor").showModal();
       $("editor-stage").focus();
       this.#watching = setInterval(() => void this.#look(), LOOK_MS);
     }
     await this.#load(place);
+  }
+
+  /** Shows nothing: what was shown before is not what is asked for. */
+  #clear() {
+    this.#session = null;
+    this.#stage.editable = false;
+    this.#stage.setImage(null, { width: 1, height: 1 });
+    this.#stage.show([], null);
+    listBoxes([], null);
+    for (const id of ["editor-title", "editor-place", "editor-found", "editor-into"]) $(id).textContent = "";
+    delete $("editor").dataset.shown;
   }
 
   async #load(place) {
@@ -143,6 +155,7 @@ class Editor {
         const file = await api.image(run, `image?${new URLSearchParams({ key: image })}`);
         return await createImageBitmap(file, { imageOrientation: "from-image" });
       } catch {
+        this.#bitmaps.delete(key); // it may be had the next time
         return null;
       }
     };
@@ -238,6 +251,7 @@ class Editor {
   }
 
   #select(key) {
+    if (!this.#session) return;
     const found = typeof key === "string";
     this.#found = found ? key : null;
     this.#session.model.select(found ? null : key);
@@ -267,7 +281,12 @@ class Editor {
     if (!found) return;
     event.preventDefault();
     const [name, ...values] = found.action;
-    void this[name](...values, found.fast);
+    this.#do(name, [...values, found.fast]);
+  }
+
+  /** What keys and buttons ask for; while no image is shown, as the first one cannot be had, only to leave it. */
+  #do(name, values) {
+    if (this.#session || ["go", "close", "escape", "answer"].includes(name)) void this[name](...values);
   }
 
   // What keys and buttons do.
@@ -386,6 +405,7 @@ class Editor {
     await this.#leaving(() => {
       $("editor").close();
       this.#drop();
+      this.#session = null;
       this.#tellUnwritten();
     });
   }
