@@ -29,8 +29,10 @@ export function regionOf(
   config: LabelConfig,
   id: string,
 ) {
-  const [x1, y1, x2, y2] = box;
-  const percent = (value: number, side: number) => (100 * value) / side;
+  // Label Studio refuses all tasks of a request for one box that is a rounding beyond its image.
+  const percent = (value: number, side: number) => Math.min(100, Math.max(0, (100 * value) / side));
+  const [x1, y1] = [percent(box[0], width), percent(box[1], height)];
+  const [x2, y2] = [percent(box[2], width), percent(box[3], height)];
   return {
     id: `${PROPOSED}${id}`,
     from_name: config.fromName,
@@ -40,12 +42,7 @@ export function regionOf(
     original_height: height,
     image_rotation: 0,
     value: {
-      ...{
-        x: percent(x1, width),
-        y: percent(y1, height),
-        width: percent(x2 - x1, width),
-        height: percent(y2 - y1, height),
-      },
+      ...{ x: x1, y: y1, width: x2 - x1, height: y2 - y1 },
       ...{ rotation: 0, rectanglelabels: [label] },
     },
     ...(score !== undefined && { score }),

@@ -5,7 +5,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { LocalDataSource, SQLiteAnnStore } from "../../lib/data";
 import type { LabelMessage } from "../../lib/formats";
-import { type DetectedImage, Retraining, StudioBackend, type StudioBackendOptions, TaskImages } from "../../lib/label";
+import {
+  type DetectedImage,
+  Retraining,
+  regionOf,
+  StudioBackend,
+  type StudioBackendOptions,
+  TaskImages,
+} from "../../lib/label";
 import { DlfsError, ErrorCode } from "../../lib/native";
 
 const folder = mkdtempSync(join(tmpdir(), "dlfs-studio-"));
@@ -168,6 +175,36 @@ describe("images", () => {
     expect(detector.asked.at(-1)).toEqual([1, 2, 2]);
   });
 
+  test("come from buckets, with what their own tools are told of credentials", async () => {
+    const paths: string[] = [];
+    const server = Bun.serve({
+      ...{ port: 0, hostname: "127.0.0.1" },
+      fetch(request) {
+        const { pathname, searchParams } = new URL(request.url);
+        paths.push(decodeURIComponent(pathname));
+        if (pathname.endsWith("4.jpg")) return new Response("", { status: 404 });
+        if (searchParams.get("alt") === "media") return new Response(Uint8Array.of(3));
+        return Response.json({ name: "set/3.jpg", size: "1", updated: "2026-01-02T03:04:05Z", generation: "1" });
+      },
+    });
+    const before = { ...process.env };
+    Object.assign(process.env, { STORAGE_EMULATOR_HOST: server.url.origin, DLFS_CACHE: join(folder, "cache") });
+    try {
+      const { post, said } = start();
+      const answer = await post("/predict", predict("gs://bucket/set/3.jpg", "gs://bucket/set/4.jpg"));
+      expect(resultsOf(answer).map(({ result }) => result.length)).toEqual([2, 0]);
+      expect(detector.asked.at(-1)).toEqual([3]);
+      expect(paths.every((path) => /bucket\/.*set\/[34]\.jpg$/.test(path))).toBe(true);
+      expect(said).toEqual([expect.stringContaining("gs://bucket/set/4.jpg: no such object")]);
+    } finally {
+      for (const name of ["STORAGE_EMULATOR_HOST", "DLFS_CACHE"]) {
+        if (before[name] === undefined) delete process.env[name];
+        else process.env[name] = before[name];
+      }
+      await server.stop(true);
+    }
+  });
+
   test("come from the folder of local files, and from nowhere above it", async () => {
     const { post, said } = start({}, { localFiles: join(folder, "train") });
     const answer = await post(
@@ -227,6 +264,13 @@ const webhook = (result: unknown[], annotation: object = {}, action = "ANNOTATIO
     result,
     ...annotation,
   },
+});
+
+test("a box that is a rounding beyond its image is within it", () => {
+  const config = { fromName: "box", toName: "img", field: "photo", labels: [] };
+  const box = [-1e-6, 0, 200.0000001, 100.1] as const;
+  const { value } = regionOf({ label: "Car", box }, { width: 200, height: 100 }, config, "1");
+  expect(value).toMatchObject({ x: 0, y: 0, width: 100, height: 100 });
 });
 
 describe("a webhook", () => {
