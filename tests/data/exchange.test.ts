@@ -204,6 +204,28 @@ describe("what is exported is imported as it was", () => {
     });
   });
 
+  test("XML for CVAT names the task's labels and what their boxes may say, which other readers of it ask for", async () => {
+    await inFolder(async (folder) => {
+      using store = filled();
+      const path = join(folder, "x.xml");
+      await exportDataset(store, "cvat-xml", path, { split: "train", progress: quiet });
+      const { annotations } = Bun.XML.parse(readFileSync(path, "utf8")) as { annotations: Record<string, unknown> };
+      const attribute = {
+        name: "crowd",
+        input_type: "checkbox",
+        mutable: "False",
+        values: "false",
+        default_value: "false",
+      };
+      const label = ["traffic light", 'a "b", <c> & d'].map((name) => ({
+        name,
+        type: "rectangle",
+        attributes: { attribute },
+      }));
+      expect(annotations.meta).toEqual({ task: { name: "train", size: "3", mode: "annotation", labels: { label } } });
+    });
+  });
+
   test("Label Studio gets percent of the image, VOC pixels from 1, YOLO parts of it", async () => {
     await inFolder(async (folder) => {
       using store = filled();

@@ -15,6 +15,10 @@ type Element = Readonly<Record<string, unknown>>;
 /** An attribute of boxes that says that one is around a group: CVAT keeps it where the label has it (cvatLabels). */
 export const CROWD = "crowd";
 
+/** As labels have it, in its editor and in its files. */
+const CROWD_LABEL = { name: CROWD, input_type: "checkbox", mutable: false, values: ["false"], default_value: "false" };
+const CROWD_XML = { ...CROWD_LABEL, mutable: "False", values: "false" };
+
 /** What CVAT has besides boxes: an image with one of these is not all there. */
 const OTHER_SHAPES = ["polygon", "polyline", "points", "ellipse", "cuboid", "mask", "skeleton"] as const;
 
@@ -99,10 +103,17 @@ const textOf = (of: Element): string => String(of["#text"] ?? "").trim();
 
 /** Writes a split as a file that CVAT takes for a task with these images ("CVAT 1.1"). */
 export function exportCvatXml(store: AnnotationStore, path: string, options: ExportOptions): ExportReport {
+  const { split, unusable = false } = options;
   const report = { images: 0, annotations: 0, leftOut: 0, paths: [path] };
   const names = new Map(store.categories().map(({ id, name }) => [id, name]));
   using writer = new TextWriter(path);
   writer.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n');
+  const label = store
+    .categories()
+    .map(({ name }) => ({ name, type: "rectangle", attributes: { attribute: CROWD_XML } }));
+  const size = String(store.countImages(unusable ? { split } : { split, usable: true }));
+  const task = { name: split, size, mode: "annotation", labels: { label } };
+  writer.write(`${Bun.XML.stringify({ meta: { task } }, null, 1)}\n`);
   for (const { image, boxes } of walkImages(store, options, "writing images")) {
     const { width, height } = sizeOf(image);
     const box = boxes.map(({ categoryId, bbox, isCrowd, source }) => {
@@ -132,8 +143,5 @@ function withAt(of: Readonly<Record<string, unknown>>): Element {
 
 /** The labels of a task for CVAT's editor of labels ("Raw"): the data set's classes, with what their boxes may say. */
 export function cvatLabels(store: AnnotationStore): unknown[] {
-  const crowd = {
-    ...{ name: CROWD, input_type: "checkbox", mutable: false, values: ["false"], default_value: "false" },
-  };
-  return store.categories().map(({ name }) => ({ name, type: "rectangle", attributes: [crowd] }));
+  return store.categories().map(({ name }) => ({ name, type: "rectangle", attributes: [CROWD_LABEL] }));
 }

@@ -97,8 +97,9 @@ export class StudioClient {
       if (error instanceof RefusedError) return [];
       throw error;
     });
-    if (!Array.isArray(users)) throw unexpected("api/users/", "a list");
-    return new Map(users.flatMap((one) => (isObject(one) ? [[Number(one.id), String(one.email ?? "")] as const] : [])));
+    const list = isObject(users) ? users.results : users;
+    if (!Array.isArray(list)) throw unexpected("api/users/", "a list");
+    return new Map(list.flatMap((one) => (isObject(one) ? [[Number(one.id), String(one.email ?? "")] as const] : [])));
   }
 
   /** Uploads an image into a project; the address that a task has for it. */
