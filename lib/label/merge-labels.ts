@@ -89,7 +89,8 @@ export function editsFor(
   };
   const untouched = (old: Named, now: Named) => old.category === now.category && isSameBox(old.bbox, now.bbox);
   const sameId = (old: Named, now: Named) => old.sourceId === now.sourceId;
-  for (const isSame of exact ? [untouched, sameId] : [untouched]) {
+  const both = (old: Named, now: Named) => sameId(old, now) && untouched(old, now);
+  for (const isSame of exact ? [both, untouched, sameId] : [untouched]) {
     for (const p of left) {
       const g = [...open].find((g) => isSame(present[p] as Named, given[g] as Named));
       if (g !== undefined) pair(p, g);

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { type AnnotationRecord, type ExportFormat, exportDataset, SQLiteAnnStore } from "../../lib/data";
 import { addClasses, editsFor, importLabels, intoDataset, type MergeOptions, mergeLabels } from "../../lib/label";
 import { inFolder, quiet } from "../data/fakes";
+import { zipOf } from "../support/zip";
 
 const DAY = 86_400_000;
 
@@ -133,6 +134,10 @@ describe("edits", () => {
     const change = { action: "change", annotationId: 1, box: [100, 100, 120, 120] } as const;
     expect(editsFor(before, after, { exact: true }).edits).toEqual([change]);
     expect(editsFor(before, after).edits.map(({ action }) => action)).toEqual(["add", "delete"]);
+    // Also where the others lie where it was.
+    const [others, left] = [[own(2, [0, 0, 20, 20])], [named([0, 0, 20, 20], { sourceId: 2 })]];
+    const both = editsFor([...before, ...others], [...after, ...left], { exact: true });
+    expect(both).toMatchObject({ same: 1, edits: [change] });
   });
 
   test("of two equal boxes leave one, where one is given", () => {
@@ -292,6 +297,38 @@ describe("what was changed in CVAT", () => {
       expect(deleted.map(({ source, author }) => [source, author])).toEqual(Array(4).fill(["human", "carl"]));
     },
   );
+});
+
+test("CVAT's archives are taken as they are: its labels of each subset, and nothing else in them", async () => {
+  await inFolder(async (folder) => {
+    const file = (id: number, name: string) => {
+      const images = [{ id: 1, file_name: name, width: 300, height: 200 }];
+      const annotations = [{ id, image_id: 1, category_id: 1, bbox: [1, 2, 30, 40], area: 1200, iscrowd: 0 }];
+      return JSON.stringify({ images, annotations, categories: [{ id: 1, name: "cell" }], licenses: [], info: {} });
+    };
+    const path = join(folder, "task.zip");
+    const turned = file(2, "b.jpg").replace(
+      '"iscrowd":0',
+      '"iscrowd":0,"attributes":{"rotation":20.0,"occluded":false}',
+    );
+    const files = {
+      "annotations/instances_a.json": file(1, "a.jpg"),
+      "annotations/instances_b.json": turned,
+      "images/a/a.json": "{",
+    };
+    writeFileSync(path, zipOf(files));
+    using labels = await importLabels(path, { progress: quiet });
+    const images = labels.store.findImages({});
+    expect(images.map(({ fileName }) => fileName)).toEqual(["a.jpg", "b.jpg"]);
+    expect([...labels.inexact]).toEqual([
+      [images[1]!.id, "annotations[0].attributes.rotation: expected 0, got 20: boxes are upright"],
+    ]);
+    expect(labels.isExplicit).toBe(false);
+    writeFileSync(path, zipOf({ "readme.txt": "nothing" }));
+    await expect(importLabels(path, { progress: quiet })).rejects.toThrow(
+      "expected annotations/*.json or annotations.xml in it",
+    );
+  });
 });
 
 test("new classes get new ids; a try says what is refused, and changes nothing", async () => {
