@@ -193,11 +193,13 @@ export class ProcessGroup implements AsyncDisposable {
     this.#tell({ kind: "send", message: { kind: "ask", what: "meet" } });
   }
 
-  /** Whether the ranks meet before a step, which mayBegin() has let begin: true once for each meeting, on all of them. */
+  /** Whether the ranks meet before a step, which mayBegin() has let begin: true on all of them, once for what was asked till then. */
   meetsBefore(step: number): boolean {
-    if (!this.#meetings.delete(step)) return false;
-    this.#meeting = false;
-    return true;
+    // Before their first step, which need not be that of number 0, ranks agree on one that none of them does.
+    const met = [...this.#meetings].filter((agreed) => agreed <= step);
+    for (const agreed of met) this.#meetings.delete(agreed);
+    if (met.length > 0) this.#meeting = false;
+    return met.length > 0;
   }
 
   /**

@@ -29,7 +29,7 @@ async function loop(steps: number, before: (step: number) => Promise<void> | voi
   const communicator = await group.connect(device);
   using x = Tensor.full(device, [4], 1);
   group.phase = "steps";
-  let step = 0;
+  let step = what === "meet" ? 20 : 0; // as one that goes on
   for (; step < steps; step++) {
     await before(step);
     if (!(await group.mayBegin(step))) break;
@@ -106,15 +106,16 @@ switch (what) {
     break;
   }
   case "meet": {
-    // Rank 0 asks again and again, also while they meet; rank 1 asks for the end meanwhile.
+    // Rank 0 asks before the first step, then again and again, also while they meet; rank 1 asks for the end meanwhile.
     const met: string[] = [];
     meet = async (step) => {
       if (rank === 0 && met.length === 3) group.requestMeeting();
       met.push((await group.exchangeJson("meeting", { rank, step })).map((one) => one.step).join(" "));
       if (rank === 0 && met.length < 9) group.requestMeeting();
     };
-    const steps = await train(100_000, (step) => {
-      if (rank === 0 && step === 4) group.requestMeeting();
+    const steps = await train(100_000, async (step) => {
+      if (rank === 0 && step === 20) group.requestMeeting();
+      if (step === 20) await Bun.sleep(100); // they have agreed by then, on a step that none of them does
       if (rank === 1 && met.length === 6) group.requestStop();
     });
     print({ steps, met });

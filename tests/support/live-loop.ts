@@ -66,7 +66,7 @@ export function withholdLabels(whole: string, folder: string, split = "train2017
 export interface Trained {
   /** The run's folder. */
   run: string;
-  /** Of the last evaluation. */
+  /** Of the last evaluation; NaN before the first. */
   ap: number;
   /** A hash of each tensor of the last checkpoint, by name. */
   tensors: Record<string, string>;
@@ -135,10 +135,10 @@ export class TrainingProcess {
   async result(): Promise<Trained> {
     const said = await this.said();
     const status = await this.#child.exited;
-    const run = /^run folder: (.+)$/m.exec(said)?.[1];
+    const run = (/^run folder: (.+)$/m.exec(said) ?? /^continue with: .* --resume (.+)$/m.exec(said))?.[1];
     if (status !== 0 || run === undefined) throw new Error(`ended with ${status}:\n${said}`);
     const lines = readMetrics(join(run, "metrics.jsonl"));
-    const evaluation = lines.findLast(({ kind }) => kind === "evaluation") as unknown as { AP: number };
+    const ap = lines.findLast(({ kind }) => kind === "evaluation")?.AP;
     const last = [...new Bun.Glob("checkpoints/checkpoint-*.dlck").scanSync(run)].sort().at(-1) as string;
     await using checkpoint = await readCheckpoint(join(run, last));
     const tensors: Trained["tensors"] = {};
@@ -146,7 +146,7 @@ export class TrainingProcess {
     const steps = lines.flatMap(({ kind, iteration, classification, boxRegression, learningRate }) =>
       kind === "train" ? [[iteration, classification, boxRegression, learningRate].join(" ")] : [],
     );
-    return { run, ap: evaluation.AP, tensors, steps };
+    return { run, ap: typeof ap === "number" ? ap : Number.NaN, tensors, steps };
   }
 }
 
@@ -156,14 +156,16 @@ export class Annotator implements Disposable {
   /** The last step that a figure was heard of. */
   iteration = 0;
   readonly #socket: WebSocket;
+  /** All that the training has said, once it has ended. */
+  #ended: string | null = null;
   readonly #waiting = new Set<{ what: string; holds: () => boolean; done: () => void; fail: (error: Error) => void }>();
 
   private constructor(socket: WebSocket, training: TrainingProcess) {
     this.#socket = socket;
     socket.onmessage = ({ data }) => this.#hear(new Uint8Array(data as ArrayBuffer));
     socket.onclose = async () => {
-      const said = await training.said();
-      for (const { fail, what } of this.#waiting) fail(new Error(`the training has ended before ${what}:\n${said}`));
+      this.#ended = await training.said();
+      for (const { fail, what } of this.#waiting) fail(this.#failure(what));
     };
   }
 
@@ -191,6 +193,10 @@ export class Annotator implements Disposable {
     }
   }
 
+  #failure(what: string): Error {
+    return new Error(`the training has ended before ${what}:\n${this.#ended}`);
+  }
+
   tell(...messages: readonly Message[]): void {
     for (const message of messages) this.#socket.send(encodeMessage(message));
   }
@@ -198,6 +204,7 @@ export class Annotator implements Disposable {
   /** Waits until something holds of what was heard. */
   until(what: string, holds: () => boolean): Promise<void> {
     if (holds()) return Promise.resolve();
+    if (this.#ended !== null) return Promise.reject(this.#failure(what));
     return new Promise((done, fail) => this.#waiting.add({ what, holds, done, fail }));
   }
 
@@ -224,11 +231,20 @@ export class Annotator implements Disposable {
   }
 }
 
+let commands = 0;
+const command = (what: ControlCommand, value?: number): Message => {
+  const about = { id: `${what} ${commands++}`, author: "annotator", time: 1, command: what };
+  return { type: "control", value: { ...about, ...(value !== undefined && { value }) } };
+};
+
 export interface LiveLoopOptions {
   /** How trainings are launched: "--gpus 2". */
   launch?: readonly string[];
-  /** Whether there is one that is told nothing, too. Default true. */
-  frozen?: boolean;
+  /**
+   * The live training has more steps than it will do, and is told to stop: however busy the machine is, it does not end before it was
+   * told all. There is none that is told nothing then. Default false.
+   */
+  endless?: boolean;
 }
 
 export interface LiveLoop {
@@ -258,13 +274,13 @@ export async function playLiveLoop(
   whole: string,
   work: string,
   settings: readonly string[],
-  { launch = [], frozen: withFrozen = true }: LiveLoopOptions = {},
+  { launch = [], endless = false }: LiveLoopOptions = {},
 ): Promise<LiveLoop> {
   const data = join(work, "data");
   const messages = withholdLabels(whole, data);
   const common = [...launch, "--data", data, "--out", join(work, "runs"), "--deterministic", ...settings];
   const caches = ["frozen", "live", "again"].map((name) => join(work, `cache-${name}`)) as [string, string, string];
-  const frozen = withFrozen ? new TrainingProcess(common, caches[0]).result() : Promise.resolve(null);
+  const frozen = endless ? Promise.resolve(null) : new TrainingProcess(common, caches[0]).result();
   frozen.catch(() => {}); // told below, where it is waited for
 
   const start = [...common, "--live", "--dashboard"];
@@ -280,9 +296,8 @@ export async function playLiveLoop(
     refused.push(...(await annotator.told(...portion(0))));
     await annotator.until("its first checkpoint", () => annotator.events.some(({ kind }) => kind === "checkpoint"));
     // What is in hand counts before anything else does, however slow the annotator is.
-    const pause = { id: "pause", author: "annotator", time: 1, command: "pause" } as const;
-    refused.push(...(await annotator.told({ type: "control", value: pause }, ...portion(1))));
-    annotator.tell({ type: "control", value: { ...pause, id: "resume", command: "resume" } });
+    refused.push(...(await annotator.told(command("pause"), ...portion(1))));
+    annotator.tell(command("resume"));
     const paused = annotator.iteration;
     await annotator.until("some steps later", () => annotator.iteration > paused + 3);
     // Nobody knows what becomes of these: they are told again.
@@ -299,15 +314,18 @@ export async function playLiveLoop(
   {
     using annotator = await Annotator.connect(second);
     resumedFrom = (await annotator.started()).iteration;
-    const command = (id: string, more: { command: ControlCommand; value?: number }): Message => ({
-      ...{ type: "control", value: { id, author: "annotator", time: 2, ...more } },
-    });
-    const rate = command("rate", { command: "learningRate", value: 0.9 });
-    const evaluate = command("evaluate", { command: "evaluate" });
-    refused.push(...(await annotator.told(...portion(2), ...portion(3), rate, evaluate)));
+    const more = [...portion(2), ...portion(3), command("learningRate", 0.9), command("evaluate")];
+    refused.push(...(await annotator.told(command("pause"), ...more)));
     shown = (await second.ask<{ runs: { name: string }[] }>("api/runs")).runs.map(({ name }) => name);
+    annotator.tell(command("resume"));
+    if (endless) {
+      const paused = annotator.iteration;
+      await annotator.until("some steps later", () => annotator.iteration > paused + 5);
+      refused.push(...(await annotator.told(command("stop"))));
+    }
   }
   const live = await second.result();
-  const again = await new TrainingProcess([...common, "--replay", path], caches[2]).result();
+  const length = endless ? ["--iterations", String(live.steps.length)] : [];
+  const again = await new TrainingProcess([...common, ...length, "--replay", path], caches[2]).result();
   return { frozen: await frozen, live, again, refused, killedAt, resumedFrom, shown };
 }
