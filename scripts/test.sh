@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up what is missing, checks the sources, then runs the tests: all but the benches, or those whose path contains
-# one of the arguments, which go to `bun test`. Ends with one line: N passed, N failed, N skipped.
+# Sets up what is missing, checks the sources, then runs the tests: all but the benches, DLFS_TEST_JOBS files at a time
+# (by default as many as there are processors, 4 at most), or one after the other those whose path contains one of the
+# arguments, which go to `bun test`. Ends with one line: N passed, N failed, N skipped.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 bash "$root/scripts/setup.sh" --quiet
@@ -12,7 +13,11 @@ bash scripts/check.sh || status=1
 
 report="build/test-report.xml"
 rm -f "$report"
-"$bun" test --timeout 30000 --reporter=junit --reporter-outfile="$report" "$@" || status=$?
+processors=$(getconf _NPROCESSORS_ONLN)
+jobs=${DLFS_TEST_JOBS:-$((processors < 4 ? processors : 4))}
+parallel=()
+if [ $# -eq 0 ] && [ "$jobs" -gt 1 ]; then parallel=("--parallel=$jobs"); fi
+"$bun" test "${parallel[@]}" --timeout 60000 --reporter=junit --reporter-outfile="$report" "$@" || status=$?
 
 # Prints an attribute of the report's root element. A crash of the test process leaves no report.
 total() {

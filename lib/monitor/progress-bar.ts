@@ -11,6 +11,22 @@ export interface ProgressStream {
   columns?: number;
 }
 
+/** Streams that have told that they are closed; one listener for each, whatever number of bars it shows. */
+const closedStreams = new WeakMap<ProgressStream, { closed: boolean }>();
+
+function closingOf(stream: ProgressStream): { closed: boolean } {
+  let closing = closedStreams.get(stream);
+  if (!closing) {
+    const made = { closed: false };
+    stream.on?.("error", () => {
+      made.closed = true;
+    });
+    closedStreams.set(stream, made);
+    closing = made;
+  }
+  return closing;
+}
+
 export interface ProgressBarOptions {
   /** Iterations in all. */
   total: number;
@@ -97,7 +113,7 @@ export class ProgressBar {
   /** Whether the cursor stands behind a line that is to be rewritten. */
   private open = false;
   private finished = false;
-  private lost = false;
+  private readonly closing: { closed: boolean };
 
   constructor(options: ProgressBarOptions) {
     this.total = options.total;
@@ -106,9 +122,7 @@ export class ProgressBar {
     this.terminal = options.terminal ?? (this.stream.isTTY === true && process.env.TERM !== "dumb");
     this.clock = options.clock ?? (() => performance.now());
     this.interval = this.terminal ? (options.refreshSeconds ?? 0.1) : (options.lineSeconds ?? 5);
-    this.stream.on?.("error", () => {
-      this.lost = true;
-    });
+    this.closing = closingOf(this.stream);
     this.sample();
     this.lastDrawn = this.now();
   }
@@ -204,11 +218,11 @@ export class ProgressBar {
 
   /** Writes to the stream; one that is closed, a terminal that is gone say, is written to no more, and ends nothing. */
   private write(text: string): void {
-    if (this.lost) return;
+    if (this.closing.closed) return;
     try {
       this.stream.write(text);
     } catch {
-      this.lost = true;
+      this.closing.closed = true;
     }
   }
 
