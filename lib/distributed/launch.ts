@@ -113,6 +113,7 @@ async function start(
           ? `[${rendezvous.host}]:${rendezvous.port}`
           : `${rendezvous.host}:${rendezvous.port}`,
         DLFS_LAUNCHER: "dlfs launch",
+        DLFS_LAUNCHER_PID: String(process.pid),
         DLFS_RESTARTS: String(attempt),
         DLFS_RESTART_FILE: restartFile,
       },

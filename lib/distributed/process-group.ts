@@ -1,5 +1,5 @@
 import packageJson from "../../package.json";
-import { DlfsError, ErrorCode, firstError, headerHash, listDevices, loadLibrary } from "../native";
+import { DlfsError, ErrorCode, endWithParent, firstError, headerHash, listDevices, loadLibrary } from "../native";
 import { Communicator, type Device, type DeviceOptions } from "../tensor";
 import { differences, listed } from "./differences";
 import { type Ranks, ranksFromEnvironment } from "./environment";
@@ -70,6 +70,9 @@ export class ProcessGroup implements AsyncDisposable {
     this.#onFailure = onFailure ?? ((error) => this.#exit(error));
     const shared = new SharedArrayBuffer(4);
     this.#steps = new Int32Array(shared);
+    // A launcher that is killed leaves nobody behind who trains on. Programs between it and this process end by themselves.
+    const launcher = Number(process.env.DLFS_LAUNCHER_PID);
+    if (launcher === process.ppid) endWithParent(launcher, "SIGTERM");
     this.#worker = new Worker(new URL("./agent.ts", import.meta.url).href);
     this.#worker.onmessage = ({ data }: MessageEvent<FromAgent>) => this.#hear(data);
     this.#worker.onerror = ({ message }) => this.#end(`the thread that speaks with the other ranks failed: ${message}`);

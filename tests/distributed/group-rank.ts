@@ -52,6 +52,11 @@ switch (what) {
     print({ lengths: parts.map(({ text }) => text.length), again, root: root.map((bytes) => [...bytes]), steps });
     break;
   }
+  case "forever":
+    await train(1000, (step) => {
+      if (step === 3) print({ pid: process.pid });
+    });
+    break;
   case "die":
     await train(1000, (step) => {
       if (rank === 1 && step === 7) process.kill(process.pid, "SIGKILL");

@@ -1,5 +1,6 @@
 /** Ranks as real processes: what they exchange, and that all of them end, with the reason, when one does not do its part. */
 import { describe, expect, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { missing, mostRanks, testDevice } from "../support/device";
 
@@ -14,6 +15,14 @@ interface Run {
   seconds: number;
   /** What the ranks printed, by rank. */
   found: Record<string, unknown>[];
+}
+
+function statusOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/status`, "utf8");
+  } catch {
+    return "State: Z"; // it has just gone
+  }
 }
 
 async function run(ranks: number, what: string[], options: string[] = []): Promise<Run> {
@@ -89,6 +98,31 @@ describe.skipIf(reason !== null)(`ranks${reason ? ` (${reason})` : ""}`, () => {
     },
     60_000,
   );
+
+  test("end with a launcher that is killed", async () => {
+    const launch = ["lib/cli/main.ts", "launch", "--gpus", "2", "--", "tests/distributed/group-rank.ts", "forever"];
+    const env = { ...process.env, DLFS_BACKEND: process.env.DLFS_BACKEND ?? "cpu" };
+    const launcher = Bun.spawn([process.execPath, "run", ...launch], {
+      cwd: root,
+      env,
+      stdout: "pipe",
+      stderr: "ignore",
+    });
+    const pids = new Set<number>();
+    let text = "";
+    const decoder = new TextDecoder();
+    for await (const part of launcher.stdout) {
+      text += decoder.decode(part, { stream: true });
+      for (const [, pid] of text.matchAll(/"pid":(\d+)/g)) pids.add(Number(pid));
+      if (pids.size === 2) break;
+    }
+    launcher.kill("SIGKILL");
+    await launcher.exited;
+    // Without a parent they are the system's to reap, which may take its time.
+    const alive = (pid: number) => existsSync(`/proc/${pid}`) && !/^State:\s+Z/m.test(statusOf(pid));
+    while ([...pids].some(alive)) await Bun.sleep(20);
+    expect(pids.size).toBe(2);
+  });
 
   test("may take their time in a phase that is no step", async () => {
     const { exitCode, stderr, found } = await run(2, ["busy"]);
