@@ -1,7 +1,7 @@
 /** What the dashboard answers: its page, and what the page shows of runs. */
 import type { AccessGate } from "../live";
 import { denied, failure } from "../live";
-import { PAGE_HEADERS, PICTURE_HEADERS } from "../monitor";
+import { PAGE_HEADERS, PAGE_STYLE, PICTURE_HEADERS } from "../monitor";
 import { DlfsError, ErrorCode } from "../native/error";
 import { ControlRoutes } from "./control-routes";
 import { EditRoutes } from "./edit-routes";
@@ -34,6 +34,7 @@ const EDITOR_FILES = [
 /** Paths of the page's files, which anybody may see: they tell nothing. */
 const FILES: Readonly<Record<string, { path: () => string; type: string }>> = {
   "/": { path: () => page("index.html"), type: "text/html; charset=utf-8" },
+  "/base.css": { path: () => PAGE_STYLE.pathname, type: "text/css; charset=utf-8" },
   "/page.css": { path: () => page("page.css"), type: "text/css; charset=utf-8" },
   "/editor.css": { path: () => page("editor.css"), type: "text/css; charset=utf-8" },
   "/uplot.css": { path: () => plot("uPlot.min.css"), type: "text/css; charset=utf-8" },

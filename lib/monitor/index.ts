@@ -21,7 +21,7 @@ export {
 } from "./prometheus";
 export type { MetricsLine, RunFolderOptions } from "./run-folder";
 export { evaluationOf, parseMetrics, RunFolder, readMetrics } from "./run-folder";
-export { PAGE_HEADERS, PICTURE_HEADERS } from "./static-page";
+export { PAGE_HEADERS, PAGE_STYLE, PICTURE_HEADERS } from "./static-page";
 export {
   type EncodedPicture,
   type Histogram,

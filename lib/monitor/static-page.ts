@@ -11,6 +11,9 @@ export const PAGE_HEADERS: Readonly<Record<string, string>> = {
   "X-Frame-Options": "DENY",
 };
 
+/** The style sheet that such pages begin with. */
+export const PAGE_STYLE = new URL("base.css", import.meta.url);
+
 /** Of pictures that are shown on such a page; one that is opened by itself, an SVG say, runs nothing. */
 export const PICTURE_HEADERS: Readonly<Record<string, string>> = {
   ...PAGE_HEADERS,
