@@ -41,11 +41,7 @@ async function jpegOf(browser: Browser): Promise<Uint8Array> {
 
 const root = await mkdtemp(join(tmpdir(), "dlfs-dashboard-"));
 try {
-  await using browser = await Browser.start();
-  if (browser === null) {
-    console.log("skipped: no Chromium is installed here (apt-get install chromium)");
-    process.exit(0);
-  }
+  await using browser = await Browser.startOrSkip();
   await mkdir(args.out, { recursive: true });
   (await writeRun(root, "long", 100_000, 0.001)).close();
   const going = await writeRun(root, "going", 200, 0.05);

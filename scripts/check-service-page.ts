@@ -31,11 +31,7 @@ function check(good: boolean, what: string): void {
 const KEY = "a-key-for-the-page";
 const folder = await mkdtemp(join(tmpdir(), "dlfs-page-"));
 try {
-  await using browser = await Browser.start();
-  if (browser === null) {
-    console.log("skipped: no Chromium is installed here (apt-get install chromium)");
-    process.exit(0);
-  }
+  await using browser = await Browser.startOrSkip();
   await mkdir(args.out, { recursive: true });
   const model = args.model ? resolve(args.model) : await writeTinyModel(folder);
   const [first] = loadImages(undefined) as [string];

@@ -1,7 +1,7 @@
 /** Labels from elsewhere into a data set: what is different is changed, as the work of who did it, and all else stays as it is. */
 import { type AnnotationRecord, type AnnotationStore, type ImageRecord, isSameBox } from "../data";
 import type { LabelEdit, LabelMessage } from "../formats";
-import { seenOf } from "../live";
+import { latestOf, seenOf } from "../live";
 import { DlfsError } from "../native/error";
 import { ImageFinder } from "./find-image";
 import type { LabelTarget } from "./label-targets";
@@ -202,8 +202,7 @@ async function give(
   nobody: string,
 ): Promise<string | null> {
   if (width === null || height === null) return "its size is not known; dlfs data check --fix reads it from the file";
-  const people = by.filter(({ source }) => source === "human").sort((a, b) => b.modified - a.modified);
-  const [newest] = people;
+  const newest = latestOf(by.filter(({ source }) => source === "human"));
   const author = newest?.author || nobody;
   const time = newest && newest.modified > 0 ? newest.modified : Date.now();
   const content = JSON.stringify([author, newest?.modified, edits]);

@@ -1,7 +1,7 @@
 /** What others have made of images while a training that had taken them in stood still. */
 import { type ImageBoxes, type ImageRecord, targetsOf } from "../data";
 import type { JournalEntry } from "./journal";
-import { type LabelledData, seenOf } from "./label-edits";
+import { type LabelledData, latestOf, seenOf } from "./label-edits";
 
 /** An image whose boxes in the store are not those that the training took in last. */
 export interface ChangedImage {
@@ -27,7 +27,7 @@ export function changedMeanwhile(
     const present = store.annotationsOf(id);
     const boxes = targetsOf(present, image, (category) => classes.indexOf(category));
     if (same(boxes.boxes, before.boxes) && same(boxes.labels, before.labels)) return [];
-    const [last] = [...present].sort((a, b) => b.modified - a.modified);
+    const last = latestOf(present);
     return [{ image, boxes, seen: seenOf(present), author: last?.author ?? "", time: last?.modified ?? 0 }];
   });
 }

@@ -4,7 +4,7 @@ export { askPredictions, type FoundBoxes, postMessage } from "./client";
 export { type CollectOptions, CollectSink } from "./collect-sink";
 export { HttpSink, type HttpSinkOptions } from "./http-sink";
 export { decodeEntries, encodeEntries, Journal, type JournalEntry } from "./journal";
-export { applyEdits, imageOf, type LabelledData, seenOf } from "./label-edits";
+export { applyEdits, imageOf, type LabelledData, latestOf, seenOf } from "./label-edits";
 export { findLiveAddress, type LiveAddress, removeLiveAddress, writeLiveAddress } from "./live-address";
 export { FileSink, LiveFileReader, writeLiveFile } from "./live-file";
 export { RateReplay } from "./rate-replay";

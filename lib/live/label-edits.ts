@@ -58,6 +58,11 @@ export function seenOf(
   return hash.digest("hex").slice(0, 16);
 }
 
+/** The annotation that was changed last; undefined of none. */
+export function latestOf<T extends Pick<AnnotationRecord, "modified">>(annotations: readonly T[]): T | undefined {
+  return annotations.toSorted((a, b) => b.modified - a.modified)[0];
+}
+
 /**
  * Does what a message says to the annotations of an image, as the work of its author.
  *
@@ -70,7 +75,7 @@ export function applyEdits(data: LabelledData, image: ImageRecord, message: Labe
   return store.transaction(() => {
     const present = store.annotationsOf(image.id);
     if (message.seen !== undefined && message.seen !== seenOf(present)) {
-      const [last] = [...present].sort((a, b) => b.modified - a.modified);
+      const last = latestOf(present);
       const whose = last?.author ? `, the last one by ${last.author}` : "";
       refuse("seen", `${image.key} has been changed since it was looked at: boxes now: ${present.length}${whose}`);
     }

@@ -38,6 +38,14 @@ export class Browser implements AsyncDisposable {
     socket.addEventListener("message", ({ data }) => this.#receive(JSON.parse(String(data)) as Json));
   }
 
+  /** Ends the process, saying why, where no Chromium is installed. */
+  static async startOrSkip(): Promise<Browser> {
+    const browser = await Browser.start();
+    if (browser) return browser;
+    console.log("skipped: no Chromium is installed here (apt-get install chromium)");
+    process.exit(0);
+  }
+
   /** null where no Chromium is installed. */
   static async start(): Promise<Browser | null> {
     const program = PROGRAMS.map((name) => Bun.which(name)).find((path) => path !== null);
